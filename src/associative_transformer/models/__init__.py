@@ -1,0 +1,53 @@
+"""The models: one file each, built from their configuration by `build_model`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from associative_transformer.layers import PretrainedModel
+from associative_transformer.models.ait import (
+    AIT_BASE,
+    AIT_MEDIUM,
+    AIT_SMALL,
+    AiT,
+    AiTConfig,
+    load_official,
+)
+from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
+
+__all__ = [
+    "AIT_BASE",
+    "AIT_MEDIUM",
+    "AIT_SMALL",
+    "VIT_BASE",
+    "VIT_MEDIUM",
+    "VIT_SMALL",
+    "AiT",
+    "AiTConfig",
+    "ModelConfig",
+    "ViT",
+    "ViTConfig",
+    "build_model",
+    "load_model",
+    "load_official",
+]
+
+ModelConfig = Annotated[AiTConfig | ViTConfig, Field(discriminator="kind")]
+
+_CLASSES: dict[type, type[PretrainedModel]] = {AiTConfig: AiT, ViTConfig: ViT}
+
+
+def build_model(config: AiTConfig | ViTConfig) -> PretrainedModel:
+    """Build the model that the configuration describes, freshly initialized."""
+    return _CLASSES[type(config)](config)
+
+
+def load_model(path: str | Path) -> PretrainedModel:
+    """Load any model of this package from a folder with `config.json` and `model.safetensors`.
+
+    Raises FileNotFoundError where the folder has none, ValueError where it is of no known kind.
+    """
+    text = (Path(path) / "config.json").read_text()
+    config: AiTConfig | ViTConfig = TypeAdapter(ModelConfig).validate_json(text)
+    return _CLASSES[type(config)].from_pretrained(path)

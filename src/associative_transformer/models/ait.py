@@ -1,0 +1,249 @@
+"""The Associative Transformer (Sun et al. 2024, arXiv 2309.12862).
+
+Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
+Sizes    AiT-Small 2, AiT-Medium 6, AiT-Base 12 layers at E 768, 12 heads of width 64
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Literal, NamedTuple, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from pydantic import ConfigDict, with_config
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from associative_transformer.functional import bottleneck_attention
+from associative_transformer.interface import ModelOutput
+from associative_transformer.layers import (
+    CrossAttention,
+    FeedForward,
+    FlattenHead,
+    Positions,
+    PretrainedModel,
+    SelfAttention,
+    TokenEmbed,
+    check_sizes,
+)
+from associative_transformer.workspace import Attend, GlobalWorkspace, WorkspaceConfig
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class AiTConfig:
+    """Sizes and ablations of an Associative Transformer; the defaults are AiT-Small."""
+
+    kind: Literal["ait"] = "ait"
+    """Tells the model configurations apart."""
+    image_size: int = 32
+    """Height and width of the images in pixels."""
+    patch_size: int = 4
+    """Height and width of a patch in pixels; divides image_size."""
+    num_channels: int = 3
+    """C: channels of the images."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    question_dim: int = 0
+    """Q: features of a question about the image, which becomes the first token; 0: none."""
+    pos: Positions = "none"
+    """Position embedding; the paper's model has none before its head."""
+    embed_dim: int = 768
+    """E: token width."""
+    depth: int = 2
+    """L: number of blocks."""
+    num_heads: int = 12
+    """Heads of the self-attention."""
+    head_dim: int = 64
+    """Width of one of these heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward per token width."""
+    use_self_attention: bool = True
+    """False: the ablation without self-attention; its weights are not registered."""
+    read: Literal["hopfield", "cross_attention"] = "hopfield"
+    """How tokens read the memory; cross_attention: the ablation without Hopfield network."""
+    workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
+    """The memory of each block."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+class BlockOutput(NamedTuple):
+    """What a block passes on."""
+
+    tokens: Float[Tensor, "B N E"]
+    balance_loss: Float[Tensor, ""]
+
+
+class Block(nn.Module):
+    """Self-attention, feed-forward, then the workspace: write, remember, broadcast."""
+
+    def __init__(self, config: AiTConfig, attend: Attend) -> None:
+        super().__init__()
+        c, dim = config, config.embed_dim
+        self.norm1 = nn.LayerNorm(dim) if c.use_self_attention else None
+        self.attention = (
+            SelfAttention(dim, c.num_heads, c.head_dim) if c.use_self_attention else None
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+        self.norm3 = nn.LayerNorm(dim)
+        by_attention = c.read == "cross_attention"
+        reader = CrossAttention(dim, dim, c.num_heads, c.head_dim) if by_attention else None
+        self.workspace = GlobalWorkspace(dim, c.workspace, attend, reader)
+        self.recompute = False
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
+        if self.recompute and torch.is_grad_enabled():
+            x, u = checkpoint(self.think, x, use_reentrant=False)
+        else:
+            x, u = self.think(x)
+        retrieved, balance_loss = self.workspace(u)  # outside: the memory must move only once
+        return BlockOutput(x + u + retrieved, balance_loss)
+
+    def think(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the tokens after self-attention, and u, what they hand to the workspace."""
+        if self.attention is not None and self.norm1 is not None:
+            x = x + self.attention(self.norm1(x))
+        return x, self.norm3(self.feed_forward(self.norm2(x)))
+
+
+class AiT(PretrainedModel, tags=["associative-transformer"]):
+    """Classify images with tokens that share one associative memory per layer."""
+
+    def __init__(self, config: AiTConfig, attend: Attend = bottleneck_attention) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embed = TokenEmbed(
+            c.image_size, c.patch_size, c.num_channels, c.embed_dim, c.question_dim, c.pos
+        )
+        self.blocks = nn.ModuleList(Block(c, attend) for _ in range(c.depth))
+        self.head = FlattenHead(self.embed.num_tokens, c.embed_dim, c.num_classes)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> ModelOutput:
+        x = self.embed(images, questions)
+        aux_loss = torch.zeros((), device=x.device)
+        for block in self.blocks:
+            x, balance_loss = block(x)
+            aux_loss = aux_loss + balance_loss
+        return ModelOutput(self.head(x), aux_loss)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute attention and feed-forward in the backward pass."""
+        for block in self.blocks:
+            cast(Block, block).recompute = enable
+
+    def reference_parameters(self) -> int:
+        """Count as the paper's table does.
+
+        Beside our parameters: a 5x5 convolution stem, a class token and positions, which the
+        official code registers and never uses, and the memories.
+        """
+        c = self.config
+        stem = (25 * c.num_channels + 1) * c.embed_dim
+        class_token_and_positions = (1 + self.embed.num_tokens + 1) * c.embed_dim
+        memories = sum(buffer.numel() for buffer in self.buffers())
+        live = sum(parameter.numel() for parameter in self.parameters())
+        return live + stem + class_token_and_positions + memories
+
+
+AIT_SMALL = AiTConfig()
+AIT_MEDIUM = AiTConfig(depth=6)
+AIT_BASE = AiTConfig(depth=12)
+
+
+def load_official(
+    state_dict: Mapping[str, Tensor], bottleneck: int = 512, beta: float = 1.0
+) -> AiT:
+    """Turn a checkpoint of the official code (yuweisunn/associative-transformer) into our AiT.
+
+    All sizes follow from the shapes; `bottleneck` and `beta` are not in a state dict. The write
+    is detached, as there. Raises ValueError on a key that the official model does not have.
+    """
+    model = AiT(_official_config(state_dict, bottleneck, beta))
+    heads = model.config.workspace.num_heads
+    renamed = {}
+    for key, value in state_dict.items():
+        name = _official_name(key)
+        if name is None:
+            continue
+        if name.endswith("workspace.to_prior.weight"):  # they merge heads as (D, S), we as (S, D)
+            value = rearrange(value, "o (d s) -> o (s d)", s=heads)
+        renamed[name] = value
+    model.load_state_dict(renamed)
+    return model
+
+
+def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: float) -> AiTConfig:
+    shape = {key: tuple(value.shape) for key, value in state_dict.items()}
+    block, head_dim = "transformer.layers.0.1.fn.", 64
+    num_classes, width = shape["mlp_head.1.weight"]
+    embed_dim, patch = shape["to_patch_embedding.2.weight"]
+    num_channels = 3 if patch % 3 == 0 and isqrt(patch // 3) ** 2 == patch // 3 else 1
+    patch_size = isqrt(patch // num_channels)
+    num_priors, prior_dim = shape[block + "memoryupdate.memory"]
+    kept = float(state_dict[block + "memoryupdate.beta"])
+    return AiTConfig(
+        image_size=isqrt(width // embed_dim) * patch_size,
+        patch_size=patch_size,
+        num_channels=num_channels,
+        num_classes=num_classes,
+        embed_dim=embed_dim,
+        depth=len({key.split(".")[2] for key in shape if key.startswith("transformer.layers.")}),
+        num_heads=shape["transformer.layers.0.0.fn.to_qkv.weight"][0] // (3 * head_dim),
+        mlp_ratio=shape[block + "fc1.weight"][0] / embed_dim,
+        workspace=WorkspaceConfig(
+            num_priors=num_priors,
+            prior_dim=prior_dim,
+            num_heads=shape[block + "memoryupdate.mha.w_qs.weight"][0] // prior_dim,
+            bottleneck=bottleneck,
+            beta=beta,
+            smoothing=round(1 - kept, 6),
+            differentiable_write=False,
+        ),
+    )
+
+
+_OFFICIAL_BLOCK = {
+    "0.norm": "norm1",
+    "0.fn.to_qkv": "attention.to_qkv",
+    "0.fn.to_out.0": "attention.to_out",
+    "1.norm": "norm2",
+    "1.fn.fc1": "feed_forward.0",
+    "1.fn.fc2": "feed_forward.2",
+    "1.fn.norm": "norm3",
+    "1.fn.memoryupdate.mha.w_qs": "workspace.to_q",
+    "1.fn.memoryupdate.mha.w_ks": "workspace.to_k",
+    "1.fn.memoryupdate.mha.w_vs": "workspace.to_v",
+    "1.fn.memoryupdate.mha.fc": "workspace.to_prior",
+    "1.fn.memoryupdate.mha.layer_norm": "workspace.norm",
+    "1.fn.memoryupdate": "workspace",
+    "1.fn.fc3": "workspace.to_attractor",
+}
+
+
+def _official_name(key: str) -> str | None:
+    """Translate a key of the official state dict; None where the official code never uses it."""
+    module, _, leaf = key.rpartition(".")
+    if key in ("pos_embedding", "cls_token") or module == "to_patch_embedding_cnn.0":
+        return None
+    top = {f"to_patch_embedding.{i}": f"embed.patches.{i - 1}" for i in (1, 2, 3)}
+    top |= {f"mlp_head.{i}": f"head.{i + 1}" for i in (0, 1)}
+    if module in top:
+        return f"{top[module]}.{leaf}"
+    if module.startswith("transformer.layers."):
+        layer, _, part = module.removeprefix("transformer.layers.").partition(".")
+        if part == "1.fn.memoryupdate":
+            if leaf == "beta":  # in the configuration
+                return None
+            leaf = {"memory": "priors"}.get(leaf, leaf)
+        if part in _OFFICIAL_BLOCK:
+            return f"blocks.{layer}.{_OFFICIAL_BLOCK[part]}.{leaf}"
+    raise ValueError(f"{key!r} is no weight of the official Associative Transformer")

@@ -1,0 +1,150 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), as the paper compares with it.
+
+Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
+Sizes    ViT-Small 2, ViT-Medium 6, ViT-Base 12 layers at E 768, 12 heads of width 64
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import ConfigDict, with_config
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from associative_transformer.interface import ModelOutput
+from associative_transformer.layers import (
+    FeedForward,
+    FlattenHead,
+    Positions,
+    PretrainedModel,
+    SelfAttention,
+    TokenEmbed,
+    check_sizes,
+)
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a Vision Transformer; the defaults are the paper's ViT-Small.
+
+    The paper's ViT has a flattened head and no positions, a weaker model than usual. The usual
+    one is `head="cls", pos="learned"`.
+    """
+
+    kind: Literal["vit"] = "vit"
+    """Tells the model configurations apart."""
+    image_size: int = 32
+    """Height and width of the images in pixels."""
+    patch_size: int = 4
+    """Height and width of a patch in pixels; divides image_size."""
+    num_channels: int = 3
+    """C: channels of the images."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    question_dim: int = 0
+    """Q: features of a question about the image, which becomes a token; 0: none."""
+    pos: Positions = "none"
+    """Position embedding."""
+    embed_dim: int = 768
+    """E: token width."""
+    depth: int = 2
+    """L: number of blocks."""
+    num_heads: int = 12
+    """Heads of the self-attention."""
+    head_dim: int = 64
+    """Width of one of these heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward per token width."""
+    head: Literal["flatten", "cls"] = "flatten"
+    """Classify from all tokens at once, or from a class token."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+class Block(nn.Module):
+    """Self-attention, then feed-forward, both pre-norm and residual."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        c, dim = config, config.embed_dim
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, c.num_heads, c.head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
+
+
+class ClassTokenHead(nn.Module):
+    """Classify from the first token."""
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.to_logits = nn.Linear(embed_dim, num_classes)
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B O"]:
+        return self.to_logits(self.norm(x[:, 0]))
+
+
+class ViT(PretrainedModel, tags=["vision-transformer"]):
+    """Classify images with tokens that attend to each other."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        by_class_token = c.head == "cls"
+        self.embed = TokenEmbed(
+            c.image_size,
+            c.patch_size,
+            c.num_channels,
+            c.embed_dim,
+            c.question_dim,
+            c.pos,
+            use_class_token=by_class_token,
+        )
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.head = (
+            ClassTokenHead(c.embed_dim, c.num_classes)
+            if by_class_token
+            else FlattenHead(self.embed.num_tokens, c.embed_dim, c.num_classes)
+        )
+        self.recompute = False
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> ModelOutput:
+        x = self.embed(images, questions)
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return ModelOutput(self.head(x), torch.zeros((), device=x.device))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each block in the backward pass."""
+        self.recompute = enable
+
+    def reference_parameters(self) -> int:
+        """Count as the paper's table does, with the class token and positions it never uses."""
+        c = self.config
+        live = sum(parameter.numel() for parameter in self.parameters())
+        unused_class_token = 0 if c.head == "cls" else c.embed_dim
+        unused_positions = (
+            0 if c.pos == "learned" else c.embed_dim * (self.embed.num_tokens + (c.head != "cls"))
+        )
+        return live + unused_class_token + unused_positions
+
+
+VIT_SMALL = ViTConfig()
+VIT_MEDIUM = ViTConfig(depth=6)
+VIT_BASE = ViTConfig(depth=12)

@@ -1,0 +1,169 @@
+"""The shared global workspace: tokens compete to write a small memory, then read it back.
+
+Dims     B batch   N tokens per image   T = B * N pooled tokens   E token width
+         M priors  D prior width        S heads of the bottleneck attention
+Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smoothing` alpha
+         `beta` inverse temperature              `bottleneck` k             `balance_weight` sigma
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from associative_transformer.functional import (
+    Selection,
+    balance_loss,
+    bottleneck_attention,
+    hopfield_retrieve,
+    update_priors,
+)
+
+Attend = Callable[[Tensor, Tensor, Tensor, int | None], Selection]
+
+
+@dataclass(frozen=True)
+class WorkspaceConfig:
+    """The memory and the two attentions that write and read it."""
+
+    num_priors: int = 32
+    """M: rows of the explicit memory."""
+    prior_dim: int = 32
+    """D: width of a prior, and of a head of the bottleneck attention."""
+    num_heads: int = 8
+    """S: heads of the bottleneck attention."""
+    bottleneck: int | None = 512
+    """k: tokens of the pooled batch that one prior of one head attends to; None: all of them."""
+    smoothing: float = 0.1
+    """alpha: share of the new write in the moving average of the memory."""
+    beta: float = 1.0
+    """Inverse temperature of the Hopfield retrieval."""
+    num_steps: int = 1
+    """Retrieval steps of one read."""
+    balance_weight: float = 0.01
+    """sigma: weight of the balance loss; 0 switches it off."""
+    dropout: float = 0.0
+    """Dropout of what is written, before it is added to the priors."""
+    differentiable_write: bool = True
+    """Let gradients flow through the memory into the write; False is the official code."""
+    reset_each_epoch: bool = False
+    """Ask the training loop to draw the memory anew at the start of each epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.bottleneck is not None and self.bottleneck < 1:
+            raise ValueError(f"bottleneck must be at least 1 (or None), not {self.bottleneck}")
+        if not 0 < self.smoothing <= 1:
+            raise ValueError(f"smoothing must be in (0, 1], not {self.smoothing}")
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, not {self.beta}")
+        if not self.balance_weight >= 0:
+            raise ValueError(f"balance_weight must not be negative, not {self.balance_weight}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+
+
+class Write(NamedTuple):
+    """What one pool of tokens writes."""
+
+    priors: Float[Tensor, "M D"]  # gamma-hat, before the moving average
+    balance_loss: Float[Tensor, ""]  # weighted; zero without a balance loss
+    selection: Selection
+
+
+class WorkspaceOutput(NamedTuple):
+    """What the workspace gives back to the tokens."""
+
+    read: Float[Tensor, "B N E"]  # add it to the tokens
+    balance_loss: Float[Tensor, ""]  # add it to the loss; zero in evaluation
+
+
+class GlobalWorkspace(nn.Module):
+    """Write the batch into a few priors through a bottleneck, then read the priors back.
+
+    In training the tokens of all images form one pool and the memory moves once per forward. In
+    evaluation the memory is frozen and the answer for an image does not depend on the others.
+
+    `attend` is the bottleneck attention, `functional.bottleneck_attention` or a faster twin.
+    `reader`, called with the tokens and the attractors of each image, replaces the Hopfield
+    retrieval.
+
+    Under activation checkpointing keep this module outside the recomputed region: a second
+    forward would move the memory twice.
+    """
+
+    priors: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        config: WorkspaceConfig | None = None,
+        attend: Attend = bottleneck_attention,
+        reader: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        c = self.config = config or WorkspaceConfig()
+        self.attend = attend
+        self.reader = reader
+        heads_dim = c.num_heads * c.prior_dim
+        self.to_q = nn.Linear(c.prior_dim, heads_dim, bias=False)  # W^Q
+        self.to_k = nn.Linear(embed_dim, heads_dim, bias=False)  # W^K
+        self.to_v = nn.Linear(embed_dim, heads_dim, bias=False)  # W^V
+        self.to_prior = nn.Linear(heads_dim, c.prior_dim, bias=False)  # W^O
+        self.dropout = nn.Dropout(c.dropout)
+        self.norm = nn.LayerNorm(c.prior_dim, eps=1e-6)
+        self.to_attractor = nn.Linear(c.prior_dim, embed_dim)  # f_LT
+        self.register_buffer("priors", torch.randn(c.num_priors, c.prior_dim))  # gamma
+
+    def forward(self, u: Float[Tensor, "B N E"]) -> WorkspaceOutput:
+        if not self.training:  # the memory is frozen: nothing competes, nothing is written
+            return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
+        written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
+        priors = self.remember(written.priors)
+        return WorkspaceOutput(self.read(u, priors), written.balance_loss)
+
+    def write(self, pool: Float[Tensor, "T E"]) -> Write:
+        """Let the priors compete for the tokens of the pool."""
+        c = self.config
+        priors = self.priors.clone()  # `remember` moves the buffer before backward needs it
+        q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
+        k = rearrange(self.to_k(pool), "t (s d) -> s t d", s=c.num_heads)
+        v = rearrange(self.to_v(pool), "t (s d) -> s t d", s=c.num_heads)
+        selection = self.attend(q, k, v, c.bottleneck)
+        taken = self.to_prior(rearrange(selection.value, "s m d -> m (s d)"))
+        written = self.norm(priors + self.dropout(taken))
+        if c.balance_weight == 0:
+            return Write(written, priors.new_zeros(()), selection)
+        unevenness = balance_loss(selection.score, selection.chosen, len(pool))
+        return Write(written, c.balance_weight * unevenness, selection)
+
+    def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """Move the memory: gamma^t -> gamma^{t+1}. A write that is not finite changes nothing."""
+        if not self.config.differentiable_write:
+            written = written.detach()
+        old = self.priors.clone()
+        priors = update_priors(old, written, self.config.smoothing)
+        priors = torch.where(priors.isfinite().all(), priors, old)
+        with torch.no_grad():
+            self.priors.copy_(priors)
+        return priors
+
+    def read(
+        self, u: Float[Tensor, "B N E"], priors: Float[Tensor, "M D"]
+    ) -> Float[Tensor, "B N E"]:
+        """Retrieve each token from the attractors f_LT(priors)."""
+        attractors = self.to_attractor(priors)
+        if self.reader is not None:
+            return self.reader(u, attractors.expand(len(u), -1, -1))
+        return hopfield_retrieve(u, attractors, self.config.beta, self.config.num_steps)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draw the memory anew from N(0, 1)."""
+        self.priors.normal_()
