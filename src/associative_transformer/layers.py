@@ -146,6 +146,10 @@ class PretrainedModel(
         with contextlib.redirect_stdout(sys.stderr):  # the mixin prints to stdout
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
 
+    def reference_parameters(self) -> int:
+        """Count as the paper's table does: with what the reference code never uses."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
 
 def check_sizes(config: object) -> None:
     """Check the sizes that every model of images has.

@@ -150,7 +150,7 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         stem = (25 * c.num_channels + 1) * c.embed_dim
         class_token_and_positions = (1 + self.embed.num_tokens + 1) * c.embed_dim
         memories = sum(buffer.numel() for buffer in self.buffers())
-        live = sum(parameter.numel() for parameter in self.parameters())
+        live = super().reference_parameters()
         return live + stem + class_token_and_positions + memories
 
 

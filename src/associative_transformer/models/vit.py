@@ -137,7 +137,7 @@ class ViT(PretrainedModel, tags=["vision-transformer"]):
     def reference_parameters(self) -> int:
         """Count as the paper's table does, with the class token and positions it never uses."""
         c = self.config
-        live = sum(parameter.numel() for parameter in self.parameters())
+        live = super().reference_parameters()
         unused_class_token = 0 if c.head == "cls" else c.embed_dim
         unused_positions = (
             0 if c.pos == "learned" else c.embed_dim * (self.embed.num_tokens + (c.head != "cls"))

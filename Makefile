@@ -1,0 +1,34 @@
+# The two set-up commands are `make demo` and `make test`; `make check` is the quick part.
+# Use another Python with `make demo PYTHON=python3.12`; it needs 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q
+SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
+
+.PHONY: demo test check lint
+
+demo: .venv/installed
+	$(BIN)/ait train triangle-ait-tiny --runs runs/demo --overwrite
+
+test: check
+	$(PYTEST) -m "slow and not gpu"
+
+# torch.compile can't trace functions whose shapes are checked, hence two calls.
+check: lint
+	$(PYTEST) -m "not slow and not gpu and not compiled" $(SHAPES)
+	$(PYTEST) -m "compiled and not slow and not gpu"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch .venv/installed $@

@@ -1,0 +1,109 @@
+"""Save and restore a run, so that stopping and resuming gives what an undisturbed run gives.
+
+A checkpoint is a folder: `model.safetensors` (weights and memory), `optimizer.pt` (read with
+`weights_only=True`) and `state.json` (position, running sums, and the digest of the other two).
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from associative_transformer.experiment import write_file
+from associative_transformer.interface import UserError
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Make `folder/last` this checkpoint and `folder/previous` the one that was last.
+
+    A crash at any moment leaves at least one of the two whole. Raises UserError where the disk
+    is full; the checkpoints that stood before still stand then.
+    """
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    files = {WEIGHTS: save(_contiguous(model.state_dict())), OPTIMIZER: buffer.getvalue()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[STATE] = json.dumps({**state, "digests": digests}, indent=2).encode()
+
+    last, previous, partial = folder / "last", folder / "previous", folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    _make_folder(partial)
+    try:
+        for name, content in files.items():
+            write_file(partial / name, content)
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if last.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        last.rename(previous)
+    partial.rename(last)
+
+
+def restore_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint and return its state; None where there is none.
+
+    A damaged `last` is passed over for `previous`, with a line on stderr. Raises UserError where
+    both are damaged.
+    """
+    damaged = []
+    for path in (folder / "last", folder / "previous"):
+        if not path.exists():
+            continue
+        try:
+            state, weights, moments = _read(path)
+        except (OSError, ValueError, KeyError) as error:
+            damaged.append(path)
+            print(f"{path} is damaged ({error}), so it is passed over", file=sys.stderr)
+            continue
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        return {key: value for key, value in state.items() if key != "digests"}
+    if damaged:
+        raise UserError(f"every checkpoint in {folder} is damaged: start again with --overwrite")
+    return None
+
+
+def save_best(folder: Path, model: nn.Module) -> None:
+    """Keep the weights of the best validation epoch."""
+    _make_folder(folder / "best")
+    write_file(folder / "best" / WEIGHTS, save(_contiguous(model.state_dict())))
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Put the weights of the best validation epoch into the model."""
+    model.load_state_dict(load((folder / "best" / WEIGHTS).read_bytes()))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
+    state = json.loads((path / STATE).read_text())
+    content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
+    for name, data in content.items():
+        if hashlib.sha256(data).hexdigest() != state["digests"][name]:
+            raise ValueError(f"{name} is not what was written")
+    moments = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
+    return state, load(content[WEIGHTS]), moments
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make {path}: {error.strerror}") from error

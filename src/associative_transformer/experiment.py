@@ -1,0 +1,215 @@
+"""One experiment: what is trained on what and how; saved beside its results as YAML.
+
+An experiment that is not its recipe any more carries the fingerprint of its fields in its name.
+"""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from associative_transformer.data import IMAGE_SIZE, DataConfig, TriangleConfig
+from associative_transformer.interface import UserError
+from associative_transformer.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate per epoch: linear warm-up, then a cosine."""
+
+    warmup_epochs: int = 5
+    """Epochs of the linear warm-up."""
+    warmup_lr: float = 1e-5
+    """Learning rate of the first epoch of the warm-up."""
+    min_lr: float = 1e-6
+    """Floor of the cosine."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the paper's recipe."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images per optimizer step, over all devices and accumulation steps."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on all parameters."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """Learning rate over the epochs."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; None: no clipping."""
+    accumulation_steps: int = 1
+    """Micro-batches per optimizer step; each is a pool of its own and moves the memory once."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 is autocast; auto takes it on a GPU that supports it."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints, beside the one after each epoch."""
+    log_every: int = 50
+    """Optimizer steps between updates of progress and tracker."""
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Experiment tracker; it has to be installed."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.lr > 0, "lr", "positive", self.lr)
+        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
+        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(
+            self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive", self.clip_norm
+        )
+        every = self.checkpoint_every
+        _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
+        _require(self.schedule.warmup_epochs >= 0, "warmup_epochs", "0 or more", self.schedule)
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} can't be split into accumulation_steps "
+                f"{self.accumulation_steps} equal micro-batches"
+            )
+
+    def learning_rate(self, epoch: int) -> float:
+        """Give the learning rate of an epoch, counted from 0: linear warm-up, then a cosine.
+
+        The cosine is as long as all epochs, as in the official code, so that the warm-up cuts
+        off its end.
+        """
+        s = self.schedule
+        if epoch < s.warmup_epochs:
+            return s.warmup_lr + epoch * (self.lr - s.warmup_lr) / s.warmup_epochs
+        angle = math.pi * (epoch - s.warmup_epochs) / self.epochs
+        return s.min_lr + (self.lr - s.min_lr) * (1 + math.cos(angle)) / 2
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what and how."""
+
+    name: str
+    """Name of the recipe, and of the run folder."""
+    data: DataConfig
+    """The data set."""
+    model: ModelConfig
+    """The model."""
+    train: TrainConfig
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name must be usable as a folder name, not {self.name!r}")
+        data, model = self.data, self.model
+        if isinstance(data, TriangleConfig):
+            size, channels = IMAGE_SIZE, data.channels
+        else:
+            size, channels = data.image_size, 3
+        if (size, channels) != (model.image_size, model.num_channels):
+            raise ValueError(
+                f"the images have {channels} channels of {size}x{size} pixels but the model wants "
+                f"{model.num_channels} of {model.image_size}x{model.image_size}: change "
+                "data or model so that they agree"
+            )
+
+
+# Where the data lies and how fast the machine works: no part of what the experiment is.
+_CIRCUMSTANCES = {
+    "data": {"source", "num_workers", "memory_budget"},
+    "train": {"seed", "checkpoint_every", "log_every", "tracker", "device"},
+}
+
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
+
+
+def fields_of(experiment: Experiment) -> dict[str, object]:
+    """List the fields that make the experiment what it is, by dotted name."""
+    saved = _ADAPTER.dump_python(experiment, mode="json")
+    for part, names in _CIRCUMSTANCES.items():
+        saved[part] = {key: value for key, value in saved[part].items() if key not in names}
+    return _flatten(saved)
+
+
+def differences(mine: Experiment, theirs: Experiment) -> list[str]:
+    """Name the fields in which two experiments differ, with both values."""
+    a, b = fields_of(mine), fields_of(theirs)
+    return [
+        f"{name} ({a.get(name)} here, {b.get(name)} there)"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    ]
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Give eight characters that change whenever the experiment does."""
+    fields = json.dumps(fields_of(experiment), sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()[:8]
+
+
+def save_experiment(experiment: Experiment, path: Path) -> None:
+    """Write the experiment as YAML."""
+    saved = _ADAPTER.dump_python(experiment, mode="json")
+    write_file(path, yaml.safe_dump(saved, sort_keys=False).encode())
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment back, strictly.
+
+    Raises UserError where the file is missing, or has an unknown field or a wrong value.
+    """
+    try:
+        return _ADAPTER.validate_python(yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} is no run folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: an interrupted write leaves the old one.
+
+    Raises UserError where the disk is full or the folder can't be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise UserError(f"can't write {path}: {reason}; nothing was replaced") from error
+
+
+def _require(holds: bool, name: str, wanted: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

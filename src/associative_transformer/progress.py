@@ -1,0 +1,80 @@
+"""What a training run shows while it runs: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30.0
+"""How often a run without a terminal says where it stands inside an epoch."""
+
+
+class Standing(NamedTuple):
+    """Where a run stands in the epoch under way; the numbers are means over it so far."""
+
+    epoch: int  # from 1
+    step: int  # optimizer steps of this epoch
+    loss: float  # cross-entropy in nats
+    balance_loss: float
+    accuracy: float  # percent of the training images
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.3f}  balance {self.balance_loss:.4f}  "
+            f"accuracy {self.accuracy:5.2f} %  {self.images_per_second:,.0f} images/s"
+        )
+
+
+class TrainingProgress:
+    """Show epoch, loss, balance loss, accuracy, images per second and time left, on stderr."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        total = epochs * steps_per_epoch
+        self.task = self.bar.add_task("first step", total=total, completed=steps_done)
+        self.started, self.first_step = time.monotonic(), steps_done
+        self.last_line = self.started
+
+    def __enter__(self) -> Self:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.__exit__(kind, error, trace)
+
+    def show(self, standing: Standing) -> None:
+        """Update the bar; without a terminal write a line now and then."""
+        done = (standing.epoch - 1) * self.steps_per_epoch + standing.step
+        label = f"epoch {standing.epoch}/{self.epochs}  {standing}"
+        self.bar.update(self.task, completed=done, description=label)
+        now = time.monotonic()
+        if self.bar.disable and now - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            share = f"step {standing.step}/{self.steps_per_epoch}"
+            self.write(f"{label}  {share}  {self._left(done, now)} left")
+
+    def write(self, line: str) -> None:
+        """Write one line, above the bar where there is one."""
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
+
+    def _left(self, done: int, now: float) -> str:
+        rate = (now - self.started) / max(done - self.first_step, 1)
+        seconds = round(rate * (self.epochs * self.steps_per_epoch - done))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

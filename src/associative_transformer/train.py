@@ -1,0 +1,263 @@
+"""The training loop: one run of an experiment, from nothing or from its last checkpoint.
+
+A run folder holds all that tables, figures and reports read; `result.json` is written last and
+only when the run is complete. On a CPU a run that was stopped and resumed gives the weights,
+memory, metrics and result of an undisturbed one, bit for bit; what depends on the clock stands
+under the key `timing`.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
+
+from associative_transformer.checkpoint import (
+    load_best,
+    restore_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from associative_transformer.data import DataSet, Split, load_data
+from associative_transformer.evaluate import Evaluation, evaluate
+from associative_transformer.experiment import Experiment, fields_of, write_file
+from associative_transformer.interface import UserError
+from associative_transformer.interruption import Interrupted, StopSignals
+from associative_transformer.models import build_model
+from associative_transformer.progress import Standing, TrainingProgress
+from associative_transformer.run_folder import History, check_folder, open_folder
+from associative_transformer.step import Sums, TrainingStep, make_accelerator
+
+Result = dict[str, Any]
+
+
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch_end: Callable[[Path], None] | None = None,
+) -> Result:
+    """Train in `folder` and return what its `result.json` says.
+
+    `on_epoch_end` is called with the folder after each epoch. Raises UserError for what the user
+    can mend, and Interrupted when a signal stopped the run and it has saved itself.
+    """
+    check_folder(folder, experiment, resume, overwrite)
+    if resume and (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text())
+    run = Run(experiment, folder)  # finds what is wrong before anything is written
+    open_folder(folder, experiment, run.device, resume)
+    return run(on_epoch_end)
+
+
+@dataclass
+class State:
+    """Where a run stands; saved in every checkpoint."""
+
+    epoch: int = 0  # the epoch under way, from 0
+    step: int = 0  # optimizer steps done in it
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(Sums._fields))  # over it so far
+    skipped_steps: int = 0
+    bad_steps: int = 0  # skipped in a row
+    best_epoch: int | None = None  # from 1
+    best_accuracy: float = -1.0  # percent of the validation images
+    timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
+
+
+class Run:
+    """The data, the model, its training step, and where they stand."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment, self.folder, self.config = experiment, folder, experiment.train
+        project = ProjectConfiguration(str(folder), logging_dir=str(folder / "tracker"))
+        self.accelerator = make_accelerator(self.config, project)
+        self.device = self.accelerator.device
+        self.data = load_data(experiment.data, self.device)
+        _check_classes(experiment, self.data)
+        self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
+        torch.manual_seed(self.config.seed)
+        self.model = build_model(experiment.model)
+        self.take_step = TrainingStep(self.model, self.config, self.accelerator)
+        self.state, self.history = State(), History()
+        self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.device)
+        self.since = 0.0
+
+    def __call__(self, on_epoch_end: Callable[[Path], None] | None = None) -> Result:
+        """Train to the end and write the result."""
+        self._restore()
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("associative_transformer", fields_of(self.experiment))
+        epochs, state = self.config.epochs, self.state
+        done = state.epoch * self.steps_per_epoch + state.step
+        with StopSignals() as stop, TrainingProgress(epochs, self.steps_per_epoch, done) as bar:
+            while state.epoch < epochs:
+                self._train_epoch(stop, bar)
+                self._end_epoch(bar)
+                if on_epoch_end:
+                    on_epoch_end(self.folder)
+                self._stop_if_asked(stop)
+        return self._finish()
+
+    def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
+        c, state = self.config, self.state
+        for group in self.take_step.optimizer.param_groups:
+            group["lr"] = c.learning_rate(state.epoch)
+        if state.step == 0:
+            self._reset_memories()
+        self.sums.copy_(torch.tensor(state.sums))
+        self.since = time.perf_counter() - state.timing["epoch"]
+        self.model.train()
+        batches = self.data.train.train_batches(c.batch_size, c.seed, state.epoch, state.step)
+        for batch in batches:
+            _seed(c.seed, state.epoch, state.step)  # of dropout: the same when resumed
+            self.sums += self.take_step(batch)
+            state.step += 1
+            is_last = state.step == self.steps_per_epoch
+            if is_last or state.step % c.log_every == 0:
+                self._log(bar)
+            if not is_last:  # the end of an epoch saves by itself
+                if c.checkpoint_every and state.step % c.checkpoint_every == 0:
+                    self._save()
+                self._stop_if_asked(stop)
+
+    def _end_epoch(self, bar: TrainingProgress) -> None:
+        state, standing, seconds = self.state, self._standing(), self._seconds()
+        row: dict[str, Any] = {
+            "epoch": standing.epoch,
+            "lr": self.config.learning_rate(state.epoch),
+            "loss": standing.loss,
+            "balance_loss": standing.balance_loss,
+            "accuracy": standing.accuracy,
+            "skipped_steps": self.take_step.num_skipped,
+            "timing": {"seconds": seconds, "images_per_second": standing.images_per_second},
+        }
+        line = f"epoch {standing.epoch}/{self.config.epochs}  {standing}"
+        if self.data.validation is not None:
+            scored = self._evaluate(self.data.validation)
+            row["validation"] = {"accuracy": scored.accuracy, "loss": scored.loss}
+            line += f"  validation {scored.accuracy:.2f} %"
+            if scored.accuracy > state.best_accuracy:
+                state.best_epoch, state.best_accuracy = standing.epoch, scored.accuracy
+                save_best(self.folder / "checkpoint", self.model)
+        bar.write(line)
+        priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
+        self.history.metrics.append(row)
+        self.history.memory.append(np.array(priors))
+        self.history.write(self.folder)
+        self.sums.zero_()
+        state.epoch, state.step = state.epoch + 1, 0
+        state.timing = {"epoch": 0.0, "run": state.timing["run"] + seconds}
+        self._save()
+
+    def _finish(self) -> Result:
+        """Score the test images, save the model, and write the result last of all."""
+        state, c = self.state, self.config
+        last = self._evaluate(self.data.test)
+        best: dict[str, Any] | None = None
+        if state.best_epoch is not None:
+            load_best(self.folder / "checkpoint", self.model)
+            accuracy = self._evaluate(self.data.test).accuracy
+            best = {"epoch": state.best_epoch, "validation_accuracy": state.best_accuracy}
+            best["test_accuracy"] = accuracy
+        try:
+            self.model.save_pretrained(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"can't write the model to {self.folder}: {error}") from error
+        seconds = state.timing["run"]
+        images = c.epochs * self.steps_per_epoch * c.batch_size
+        result = {
+            "name": self.experiment.name,
+            "seed": c.seed,
+            "test_accuracy": last.accuracy,  # percent, of the last epoch
+            "test_loss": last.loss,
+            "test_images": int(last.confusion.sum()),
+            "best_validation": best,
+            "model": "last epoch" if best is None else "best validation epoch",
+            "epochs": c.epochs,
+            "skipped_steps": state.skipped_steps,
+            "skipped_images": self.data.num_skipped,
+            "live_parameters": sum(p.numel() for p in self.model.parameters()),
+            "total_parameters": self.model.reference_parameters(),
+            "classes": list(self.data.class_names),
+            "timing": {"seconds": seconds, "images_per_second": images / seconds},
+        }
+        write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
+        self.accelerator.end_training()
+        return result
+
+    def _standing(self) -> Standing:
+        loss, balance_loss, correct, images = self.sums.tolist()
+        images = max(images, 1.0)
+        return Standing(
+            epoch=self.state.epoch + 1,
+            step=self.state.step,
+            loss=loss / images,
+            balance_loss=balance_loss / images,
+            accuracy=100 * correct / images,
+            images_per_second=self.state.step * self.config.batch_size / self._seconds(),
+        )
+
+    def _seconds(self) -> float:
+        """Seconds of training in the epoch under way, those before a resumption included."""
+        return time.perf_counter() - self.since
+
+    def _log(self, bar: TrainingProgress) -> None:
+        standing = self._standing()
+        bar.show(standing)
+        step = self.state.epoch * self.steps_per_epoch + self.state.step
+        self.accelerator.log({f"train/{k}": v for k, v in standing._asdict().items()}, step)
+
+    def _evaluate(self, split: Split) -> Evaluation:
+        batches = split.eval_batches(self.config.batch_size)
+        with self.accelerator.autocast():
+            return evaluate(self.model, batches, self.experiment.model.num_classes)
+
+    def _reset_memories(self) -> None:
+        _seed(self.config.seed, self.state.epoch)
+        for workspace in self.take_step.workspaces:
+            if workspace.config.reset_each_epoch:
+                workspace.reset()
+
+    def _stop_if_asked(self, stop: StopSignals) -> None:
+        if stop.signum is not None:
+            self._save()
+            raise Interrupted(stop.signum)
+
+    def _save(self) -> None:
+        state, step = self.state, self.take_step
+        state.sums = self.sums.tolist()
+        state.skipped_steps, state.bad_steps = step.num_skipped, step.num_bad
+        if state.step:
+            state.timing["epoch"] = self._seconds()
+        save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
+
+    def _restore(self) -> None:
+        """Take up the last checkpoint, where there is one."""
+        step = self.take_step
+        saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
+        if saved is not None:
+            self.state = State(**saved)
+            self.history = History.read(self.folder, self.state.epoch)
+            step.num_skipped, step.num_bad = self.state.skipped_steps, self.state.bad_steps
+
+
+def _seed(*key: int) -> None:
+    """Seed torch from the position in the run, so that nothing depends on what came before."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def _check_classes(experiment: Experiment, data: DataSet) -> None:
+    found, wanted = len(data.class_names), experiment.model.num_classes
+    if found != wanted:
+        raise UserError(
+            f"the data has {found} classes but model.num_classes is {wanted}: "
+            f"pass --model.num-classes {found}"
+        )
