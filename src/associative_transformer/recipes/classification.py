@@ -40,16 +40,24 @@ def triangle(model: Model) -> Model:
     return model
 
 
-AIT_TINY = AiTConfig(
-    embed_dim=192,
-    num_heads=3,
-    mlp_ratio=2.0,
-    pos="learned",
-    workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=64),
+TINY_MEMORY = WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256)
+CIFAR10_TINY = AiTConfig(
+    pos="learned", embed_dim=192, num_heads=3, mlp_ratio=2.0, workspace=TINY_MEMORY
 )
-TRIANGLE_TINY = replace(AIT_TINY, image_size=64, patch_size=8, num_classes=2)
+TRIANGLE_TINY = AiTConfig(
+    image_size=64,
+    patch_size=32,
+    num_channels=1,
+    num_classes=2,
+    pos="learned",
+    embed_dim=256,
+    num_heads=4,
+    mlp_ratio=2.0,
+    workspace=replace(TINY_MEMORY, bottleneck=64),
+)
+GRAY_TRIANGLE = TriangleConfig(channels=1)
 FAST = TrainConfig(
-    epochs=8,
+    epochs=6,
     batch_size=128,
     lr=1e-3,
     weight_decay=0.05,
@@ -59,8 +67,8 @@ FAST = TrainConfig(
 
 # fmt: off
 EXPERIMENTS = [
-    Experiment("triangle-ait-tiny",   TRIANGLE, TRIANGLE_TINY,        FAST),
-    Experiment("cifar10-ait-tiny",    CIFAR10,  AIT_TINY,             FAST),
+    Experiment("triangle-ait-tiny", GRAY_TRIANGLE, TRIANGLE_TINY, replace(FAST, epochs=8, lr=5e-4)),
+    Experiment("cifar10-ait-tiny",    CIFAR10,  CIFAR10_TINY,         FAST),
     Experiment("cifar10-ait-small",   CIFAR10,  AIT_SMALL,            STANDARD),
     Experiment("cifar10-ait-medium",  CIFAR10,  AIT_MEDIUM,           STANDARD),
     Experiment("cifar10-ait-base",    CIFAR10,  AIT_BASE,             STANDARD),

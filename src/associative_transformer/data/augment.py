@@ -1,0 +1,191 @@
+"""From decoded images to network input: crop, flip, normalize a whole batch at a time.
+
+Dims     N images of the data set   S steps   B batch   C channels   H height   W width
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset
+
+from associative_transformer.interface import UserError
+
+Read = Callable[[int, int | None], Tensor]
+"""Decodes the image of a row, (C, H, W) in uint8; the seed, if any, draws its random crop."""
+
+DECODE_CHUNK = 256  # images that a worker hands over at once
+
+
+def draw_crops(num_images: int, padding: int, seed: np.random.SeedSequence) -> Int[Tensor, "N 3"]:
+    """Draw (top, left, is_flipped) for every image of a data set, row by row."""
+    bounds = [2 * padding + 1, 2 * padding + 1, 2]
+    return torch.from_numpy(np.random.default_rng(seed).integers(bounds, size=(num_images, 3)))
+
+
+def crop_and_flip(
+    images: UInt8[Tensor, "B C H W"], crops: Int[Tensor, "B 3"], padding: int
+) -> UInt8[Tensor, "B C H W"]:
+    """Cut each image out of its black-padded self at its own place, and mirror it where drawn."""
+    _, _, height, width = images.shape
+    padded = pad(images, (padding,) * 4)
+    top, left, is_flipped = crops.T[..., None]  # each (B, 1)
+    column = torch.arange(width, device=images.device)
+    y = top + torch.arange(height, device=images.device)  # (B, H)
+    x = left + torch.where(is_flipped.bool(), width - 1 - column, column)  # (B, W)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    cut = padded.movedim(1, -1)[image, y[:, :, None], x[:, None]]  # (B, H, W, C)
+    return cut.movedim(-1, 1).contiguous()
+
+
+class Preparation:
+    """The last steps before the network, the same in training, evaluation and prediction."""
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_padding: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """`crop_padding` is None for no augmentation, 0 for flips alone."""
+        in_pixels = 255 * torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
+        self.mean, self.std = in_pixels.to(device, torch.float32)  # each (C, 1, 1)
+        self.crop_padding = crop_padding
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def normalize(self, images: UInt8[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
+        """Scale to [0, 1], then normalize; a single channel is repeated for each `mean`."""
+        return (images - self.mean) / self.std
+
+    def batches(
+        self,
+        images: Iterable[UInt8[Tensor, "B _ H W"]],
+        rows: Int[Tensor, "S B"],
+        num_images: int,
+        seed: np.random.SeedSequence | None,
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Prepare the batches of one epoch; augment them if there is a seed."""
+        crops = None
+        if seed is not None and self.crop_padding is not None:
+            crops = draw_crops(num_images, self.crop_padding, seed)[rows].to(self.device)
+        for step, batch in enumerate(images):
+            batch = batch.to(self.device, non_blocking=True)
+            if crops is not None and self.crop_padding is not None:
+                batch = crop_and_flip(batch, crops[step], self.crop_padding)
+            yield self.normalize(batch)
+
+
+class ResidentLoader:
+    """Images that stay decoded on the training device."""
+
+    def __init__(self, images: UInt8[Tensor, "N _ H W"], preparation: Preparation) -> None:
+        self.device = preparation.device
+        self.images = images.to(self.device)
+        self.preparation = preparation
+
+    def load(
+        self, rows: Int[Tensor, "S B"], seed: np.random.SeedSequence | None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Yield the batches of these rows, augmented if there is a seed."""
+        images = (self.images[batch] for batch in rows.to(self.device))
+        return self.preparation.batches(images, rows, len(self.images), seed)
+
+
+class StreamingLoader:
+    """Images that workers decode anew for every batch."""
+
+    def __init__(
+        self, read: Read, num_images: int, num_workers: int, preparation: Preparation
+    ) -> None:
+        self.device = preparation.device
+        self.read = read
+        self.num_images = num_images
+        self.num_workers = num_workers
+        self.preparation = preparation
+
+    def load(
+        self, rows: Int[Tensor, "S B"], seed: np.random.SeedSequence | None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Yield the batches of these rows, augmented if there is a seed."""
+        seeds = None if seed is None else seed.generate_state(self.num_images, np.uint64)
+        chunks = _read(
+            _Rows(self.read, seeds), rows.tolist(), self.num_workers, "stop", self.device
+        )
+        images = (chunk.images for chunk in chunks)
+        return self.preparation.batches(images, rows, self.num_images, seed)
+
+
+def read_once(
+    read: Read,
+    num_images: int,
+    num_workers: int,
+    on_error: Literal["stop", "skip"],
+    images: UInt8[Tensor, "N C H W"] | None = None,
+) -> Int[Tensor, " M"]:
+    """Decode a whole data set, into `images` if given; return the rows that can be read.
+
+    An image that cannot raises its `UserError`, or is left out with "skip".
+    """
+    starts = range(0, num_images, DECODE_CHUNK)
+    rows = [list(range(start, min(start + DECODE_CHUNK, num_images))) for start in starts]
+    readable = [torch.arange(0)]
+    chunks = _read(_Rows(read), rows, num_workers, on_error)
+    for row, chunk in zip(rows, chunks, strict=True):
+        is_readable = torch.tensor([error is None for error in chunk.errors])
+        readable.append(torch.tensor(row)[is_readable])
+        if images is not None and len(readable[-1]):
+            images[readable[-1]] = chunk.images
+    return torch.cat(readable)
+
+
+class _Chunk(NamedTuple):
+    images: Tensor  # of the readable ones
+    errors: list[UserError | None]  # one per row
+
+
+class _Rows(Dataset[Tensor | UserError]):
+    def __init__(self, read: Read, seeds: np.ndarray | None = None) -> None:
+        self.read = read
+        self.seeds = seeds
+
+    def __getitem__(self, row: int) -> Tensor | UserError:
+        try:
+            return self.read(row, None if self.seeds is None else int(self.seeds[row]))
+        except UserError as error:  # raised here, it would arrive wrapped in a worker's traceback
+            return error
+
+
+def _read(
+    rows: _Rows,
+    batches: list[list[int]],
+    num_workers: int,
+    on_error: Literal["stop", "skip"],
+    device: torch.device | None = None,
+) -> Iterator[_Chunk]:
+    loader = DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=device is not None and device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw from the generator of the training loop
+    )
+    for chunk in loader:  # raised in here, an error also ends the workers at once
+        error = next((error for error in chunk.errors if error is not None), None)
+        if error is not None and on_error == "stop":
+            raise error
+        yield chunk
+
+
+def _collate(items: list[Tensor | UserError]) -> _Chunk:
+    images = [item for item in items if isinstance(item, Tensor)]
+    errors = [item if isinstance(item, UserError) else None for item in items]
+    return _Chunk(torch.stack(images) if images else torch.empty(0), errors)

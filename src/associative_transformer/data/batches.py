@@ -1,0 +1,134 @@
+"""Batches of a data set: their order, their last one, and each rank's share of them.
+
+Dims     N items   Q question features   S steps   B batch   C channels   H height   W width
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from associative_transformer.interface import PADDING, Batch, UserError
+
+CARVE_SEED = 0  # which items validate belongs to the data set, so no run's seed changes it
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """Where the images of a split come from."""
+
+    device: torch.device
+
+    def load(
+        self, rows: Int[Tensor, "S B"], seed: np.random.SeedSequence | None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Yield one batch of images per line of `rows`, augmented unless `seed` is None.
+
+        The augmentation of an image may depend on `seed` and its row, and on nothing else.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set, cut into batches the same way wherever its images live."""
+
+    labels: Int[Tensor, " N"]
+    rows: Int[Tensor, " N"]  # where the loader finds the image of each item
+    loader: Loader
+    questions: Float[Tensor, "N Q"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count the full batches; raise a `UserError` if there is none."""
+        if len(self) < batch_size:
+            raise UserError(
+                f"the training set has {len(self)} images, fewer than one batch of {batch_size}: "
+                f"pass --train.batch_size {len(self)} or less"
+            )
+        return len(self) // batch_size
+
+    def train_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        first_step: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield one shuffled, augmented epoch, without its incomplete last batch.
+
+        Order and augmentation depend on `seed` and `epoch` alone: a run resumed at `first_step`
+        sees the batches that it would have seen. `batch_size` is that of all ranks together, and
+        each rank loads its own slice only.
+        """
+        num_steps = self.steps_per_epoch(batch_size)
+        order_seed, augment_seed = np.random.SeedSequence((seed, epoch)).spawn(2)
+        order = np.random.default_rng(order_seed).permutation(len(self))
+        items = torch.from_numpy(order[: num_steps * batch_size]).view(num_steps, batch_size)
+        items = items[first_step:, _share(batch_size, rank, num_ranks)]
+        return self._load(items, self.labels[items], augment_seed)
+
+    def eval_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+        """Yield every item once, in order and as it is.
+
+        The last batch is filled up with copies of the last item under the label `PADDING`.
+        """
+        num_steps = -(-len(self) // batch_size)
+        places = torch.arange(num_steps * batch_size).view(num_steps, batch_size)
+        places = places[:, _share(batch_size, rank, num_ranks)]
+        items = places.clamp(max=len(self) - 1)
+        labels = self.labels[items].masked_fill(places >= len(self), PADDING)
+        return self._load(items, labels, seed=None)
+
+    def take(self, items: Int[Tensor, " M"]) -> "Split":
+        """Return the split of these items only; they keep their images and augmentation."""
+        questions = None if self.questions is None else self.questions[items]
+        return Split(self.labels[items], self.rows[items], self.loader, questions)
+
+    def carve(self, fraction: float) -> "tuple[Split, Split | None]":
+        """Part the items into training and validation, always the same way.
+
+        Raises a `UserError` if `fraction` is above zero and leaves one of the two empty.
+        """
+        if fraction == 0:
+            return self, None
+        num_validation = round(fraction * len(self))
+        if not 0 < num_validation < len(self):
+            raise UserError(
+                f"a validation split of {fraction} x {len(self)} images leaves nothing to train "
+                "or to validate on: change --data.val_fraction"
+            )
+        order = torch.from_numpy(np.random.default_rng(CARVE_SEED).permutation(len(self)))
+        validation, train = order.tensor_split([num_validation])
+        return self.take(train.sort().values), self.take(validation.sort().values)
+
+    def _load(
+        self,
+        items: Int[Tensor, "S B"],
+        labels: Int[Tensor, "S B"],
+        seed: np.random.SeedSequence | None,
+    ) -> Iterator[Batch]:
+        labels = labels.to(self.loader.device)
+        questions = None
+        if self.questions is not None:
+            questions = self.questions[items].to(self.loader.device)  # (S, B, Q)
+        for step, images in enumerate(self.loader.load(self.rows[items], seed)):
+            asked = None if questions is None else questions[step]
+            yield Batch(images, asked, labels[step])
+
+
+def _share(batch_size: int, rank: int, num_ranks: int) -> slice:
+    if batch_size % num_ranks:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared by {num_ranks} ranks: "
+            f"pass a --train.batch_size that {num_ranks} divides"
+        )
+    size = batch_size // num_ranks
+    return slice(rank * size, (rank + 1) * size)

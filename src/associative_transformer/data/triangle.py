@@ -1,0 +1,160 @@
+"""Triangle (Goyal et al. 2021, arXiv 2103.01197): do three dot clusters form an equilateral one?
+
+Array operations in place of the source's loops, and a fixed data set in place of its endless
+stream: an item depends on the seed, its split and its index, and on nothing else.
+
+Dims     N items
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from numpy.random import Generator, default_rng
+
+IMAGE_SIZE = 64
+CLASS_NAMES = ("equilateral", "other")
+EQUILATERAL, OTHER = 0, 1
+TRAIN, TEST = 0, 1  # split ids
+
+BLOCK = 1024  # items that share a generator
+NUM_PAIRS = 4  # pairs of points around a vertex
+NEAR_EQUILATERAL = 1.1  # longest over shortest side
+MAX_MIN_SIDE = 32.0
+
+RADIUS = 2
+REACH = range(-RADIUS, RADIUS + 1)
+DISC = np.array([(x, y) for x in REACH for y in REACH if abs(x) + abs(y) <= RADIUS])  # OpenCV's
+MARGIN = RADIUS + 1  # a point may lie 1 outside the image
+
+
+@dataclass(frozen=True)
+class TriangleConfig:
+    """Generated images of 64x64 pixels, half of them with an equilateral triangle."""
+
+    kind: Literal["triangle"] = "triangle"
+    """Tells the data sets apart in a saved experiment."""
+    num_train: int = 50_000
+    """Training images."""
+    num_test: int = 10_000
+    """Test images."""
+    channels: int = 3
+    """How often the one channel is repeated."""
+    seed: int = 0
+    """Seed of the generation; it is not the seed of the training run."""
+    val_fraction: float = 0.0
+    """Share of the training images set aside for validation."""
+    reject_near_equilateral: bool = False
+    """Redraw random triangles with a longest side of at most 1.1 times the shortest, or that the
+    rounding rule of the equilateral ones could have made."""
+    min_side: float = 0.0
+    """Redraw triangles with a side shorter than this, in pixels (at most 32)."""
+    raw: bool = False
+    """Give pixels as 0 and 255 instead of 0 and 1."""
+
+    def __post_init__(self) -> None:
+        counts = (self.num_train, self.num_test, self.channels)
+        if min(counts) < 1:
+            raise ValueError(f"num_train, num_test, channels must be at least 1, got {counts}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction}")
+        if not 0 <= self.min_side <= MAX_MIN_SIDE:
+            raise ValueError(f"min_side must lie in [0, {MAX_MIN_SIDE}], got {self.min_side}")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """One zero per channel: pixels are scaled, not normalized."""
+        return (0.0,) * self.channels
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """One per channel; 1/255 takes the scaling to [0, 1] back."""
+        return (1 / 255 if self.raw else 1.0,) * self.channels
+
+
+class Triangles(NamedTuple):
+    """Generated items."""
+
+    images: UInt8[np.ndarray, "N 64 64"]  # 0 and 255
+    labels: Int[np.ndarray, " N"]  # EQUILATERAL or OTHER
+    vertices: Int[np.ndarray, "N 3 2"]  # (column, row)
+
+
+def generate_triangles(config: TriangleConfig, split: int, num_items: int) -> Triangles:
+    """Generate the first `num_items` of a split."""
+    items = Triangles(
+        np.empty((num_items, IMAGE_SIZE, IMAGE_SIZE), np.uint8),
+        np.empty(num_items, np.int64),
+        np.empty((num_items, 3, 2), np.int64),
+    )
+    for block, start in enumerate(range(0, num_items, BLOCK)):
+        made = _generate_block(config, default_rng((config.seed, split, block)))
+        for array, new in zip(items, made, strict=True):
+            array[start : start + BLOCK] = new[: num_items - start]
+    return items
+
+
+def third_vertex(
+    first: Int[np.ndarray, "N 2"], second: Int[np.ndarray, "N 2"]
+) -> Int[np.ndarray, "N 2"]:
+    """Complete an equilateral triangle, truncated to whole pixels."""
+    x, y = first.T
+    dx, dy = (second - first).T
+    height = np.sqrt(3) / 2
+    third = np.stack([x + dx / 2 + height * dy, y - height * dx + dy / 2], axis=-1)
+    return np.trunc(third).astype(np.int64)
+
+
+def draw_points(points: Int[np.ndarray, "N P 2"]) -> UInt8[np.ndarray, "N 64 64"]:
+    """Draw a white disc of 13 pixels at every (column, row), clipped at the border."""
+    size = IMAGE_SIZE + 2 * MARGIN
+    canvas = np.zeros((len(points), size, size), np.uint8)
+    x, y = np.moveaxis(points[:, :, None] + DISC + MARGIN, -1, 0)  # each (N, P, 13)
+    canvas[np.arange(len(points))[:, None, None], y, x] = 255
+    return canvas[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+def _generate_block(config: TriangleConfig, rng: Generator) -> Triangles:
+    """Make all items of a block, so that each is the same however many are asked for."""
+    labels = rng.integers(2, size=BLOCK)
+    vertices = _draw_vertices(config, labels, rng)
+    offsets = rng.integers(-1, 2, size=(BLOCK, 3, NUM_PAIRS, 2))
+    center = vertices[:, :, None]
+    points = np.concatenate([center + offsets, center - offsets], axis=2)  # (BLOCK, 3, 8, 2)
+    return Triangles(draw_points(points.reshape(BLOCK, -1, 2)), labels, vertices)
+
+
+def _draw_vertices(
+    config: TriangleConfig, labels: Int[np.ndarray, " N"], rng: Generator
+) -> Int[np.ndarray, "N 3 2"]:
+    vertices = np.empty((len(labels), 3, 2), np.int64)
+    pending = np.arange(len(labels))
+    while len(pending):
+        drawn = rng.integers(1, IMAGE_SIZE, size=(len(pending), 3, 2))
+        is_equilateral = labels[pending] == EQUILATERAL
+        made = third_vertex(drawn[:, 0], drawn[:, 1])
+        drawn[:, 2] = np.where(is_equilateral[:, None], made, drawn[:, 2])
+        vertices[pending] = drawn
+        pending = pending[~_is_accepted(config, drawn, is_equilateral)]
+    return vertices
+
+
+def _is_accepted(
+    config: TriangleConfig,
+    vertices: Int[np.ndarray, "N 3 2"],
+    is_equilateral: Bool[np.ndarray, " N"],
+) -> Bool[np.ndarray, " N"]:
+    third = vertices[:, 2]
+    is_inside = ((third >= 1) & (third < IMAGE_SIZE)).all(axis=-1)
+    sides = np.linalg.norm(vertices - np.roll(vertices, 1, axis=1), axis=-1)
+    is_accepted: Bool[np.ndarray, " N"] = is_inside & (sides.min(axis=-1) >= config.min_side)
+    if config.reject_near_equilateral:
+        is_near = sides.max(axis=-1) <= NEAR_EQUILATERAL * sides.min(axis=-1)
+        for i, j, k in permutations(range(3)):
+            is_near |= (third_vertex(vertices[:, i], vertices[:, j]) == vertices[:, k]).all(-1)
+        is_accepted &= is_equilateral | ~is_near
+    return is_accepted

@@ -1,0 +1,427 @@
+"""Image sets from class folders and parquet files, the decoding of an image, and what can fail."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
+
+from associative_transformer.data import (
+    DataConfig,
+    DataSet,
+    ImagesConfig,
+    TriangleConfig,
+    decode_image,
+    load_data,
+    load_image,
+)
+from associative_transformer.interface import PADDING, Batch, UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def random_image(width: int = 8, height: int = 8, mode: str = "RGB") -> Image.Image:
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.randint(256, size=shape, dtype=np.uint8))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
+
+
+def encoded(image: Image.Image, suffix: str = "png") -> bytes:
+    file = io.BytesIO()
+    image.save(file, suffix)
+    return file.getvalue()
+
+
+def make_folder(root: Path, **counts: dict[str, int]) -> Path:
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                random_image(8 + i % 3).save(root / split / name / f"{i}.png")
+    return root
+
+
+def make_parquet(root: Path, split: str, rows: dict[str, list[Any]], **features: object) -> None:
+    root.mkdir(exist_ok=True)
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(root / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "set", train={"cat": 13, "dog": 12}, test={"cat": 4, "dog": 3})
+
+
+def config(source: Path, **changes: object) -> ImagesConfig:
+    return ImagesConfig(
+        "mine", source=str(source), **{"image_size": 8, "num_workers": 0} | changes
+    )
+
+
+def load(source: Path, **changes: object) -> DataSet:
+    return load_data(config(source, **changes), CPU)
+
+
+def images(batches: Iterator[Batch]) -> Tensor:
+    return torch.cat([batch.images[batch.labels != PADDING] for batch in batches])
+
+
+def test_an_image_of_the_right_size_is_decoded_as_it_is(tmp_path: Path) -> None:
+    image = random_image()
+    image.save(tmp_path / "a.png")
+    assert torch.equal(decode_image(tmp_path / "a.png", 8), pixels(image))
+    assert torch.equal(decode_image(encoded(image), 8), pixels(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 20), (32, 20), (20, 32), (5, 5)])
+def test_other_images_are_resized_and_center_cropped_as_torchvision_does(
+    width: int, height: int
+) -> None:
+    gradient = np.linspace(0, 255, width * height * 3).reshape(height, width, 3)
+    image = Image.fromarray(gradient.astype(np.uint8))
+    made = decode_image(encoded(image), 10)
+    twin = v2.resize(pixels(image), [10], v2.InterpolationMode.BICUBIC, antialias=True)
+    expected = v2.center_crop(twin, [10, 10])
+    assert (made.int() - expected.int()).abs().max() <= 2
+
+
+def test_rotation_stored_in_exif_is_applied() -> None:
+    image, file = random_image(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(file, "png", exif=exif)
+    assert torch.equal(decode_image(file.getvalue(), 8), pixels(image).rot90(-1, (1, 2)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_mode_becomes_three_channels(mode: str) -> None:
+    image = random_image().convert(mode)
+    made = decode_image(encoded(image, "tiff" if mode == "CMYK" else "png"), 8)
+    assert torch.equal(made, pixels(image))
+
+
+@pytest.mark.filterwarnings("error")
+def test_alpha_is_dropped_without_a_warning() -> None:
+    image = random_image()
+    palette, file = image.convert("P"), io.BytesIO()
+    palette.save(file, "png", transparency=bytes(range(256)))
+    assert torch.equal(decode_image(file.getvalue(), 8), pixels(palette))
+    clear = image.copy()
+    clear.putalpha(0)
+    assert torch.equal(decode_image(encoded(clear), 8), pixels(image))
+
+
+def test_sixteen_bits_keep_their_upper_half() -> None:
+    values = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    made = decode_image(encoded(Image.fromarray(values)), 8)
+    assert torch.equal(made[1], torch.from_numpy((values >> 8).astype(np.uint8)))
+
+
+def test_unreadable_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(random_image(64, 64))
+    files = {"empty": b"", "text": b"hello", "cut": content[:-2000], "float": None, "gone": None}
+    files["bomb"] = encoded(random_image(200, 200))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    for name, data in files.items():
+        path = tmp_path / f"{name}.tif"
+        if data is not None:
+            path.write_bytes(data)
+        elif name == "float":
+            Image.fromarray(np.zeros((8, 8), np.float32)).save(path)
+        with pytest.raises(UserError, match=rf"\Acannot read the image {re.escape(str(path))} \("):
+            decode_image(path, 8)
+
+
+def test_a_folder_of_class_folders_loads(folder: Path) -> None:
+    data = load(folder)
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.test), data.validation, data.num_skipped) == (25, 7, None, 0)
+    batches = list(data.test.eval_batches(4))
+    assert [batch.labels.tolist() for batch in batches] == [[0, 0, 0, 0], [1, 1, 1, PADDING]]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (config(folder).mean, config(folder).std))
+    expected = (decode_image(folder / "test/cat/0.png", 8) / 255 - mean) / std
+    torch.testing.assert_close(batches[0].images[0], expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_sets_equal_resident_ones_bit_for_bit(folder: Path, num_workers: int) -> None:
+    resident = load(folder)
+    streaming = load(folder, memory_budget=0.0, num_workers=num_workers)
+    assert type(resident.train.loader) is not type(streaming.train.loader)
+    for ours, theirs in (
+        (resident.test.eval_batches(4), streaming.test.eval_batches(4)),
+        (resident.train.train_batches(8, 0, 1), streaming.train.train_batches(8, 0, 1)),
+    ):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+
+
+def test_the_memory_budget_counts_the_decoded_bytes_of_both_splits(folder: Path) -> None:
+    gib = 32 * 3 * 8 * 8 / 2**30
+    inside, outside = (load(folder, memory_budget=gib * x) for x in (1.0, 0.99))
+    assert hasattr(inside.train.loader, "images")
+    assert not hasattr(outside.train.loader, "images")
+
+
+def test_resized_crops_stream_and_depend_on_neither_workers_nor_the_past(folder: Path) -> None:
+    alone = load(folder, augment="resized_crop")
+    shared = load(folder, augment="resized_crop", num_workers=2)
+    before = torch.get_rng_state()
+    reference = images(alone.train.train_batches(8, 3, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(5)
+    assert torch.equal(reference, images(shared.train.train_batches(8, 3, 1)))
+    assert torch.equal(reference[8:], images(alone.train.train_batches(8, 3, 1, first_step=1)))
+    assert not torch.equal(reference, images(alone.train.train_batches(8, 4, 1)))
+    assert not torch.equal(reference, images(alone.train.train_batches(8, 3, 2)))
+    resident = load(folder)
+    mirrored = [*images(alone.train.eval_batches(8)), *images(alone.train.eval_batches(8)).flip(3)]
+    assert not any(torch.equal(a, b) for a in reference for b in mirrored)
+    for split in ("train", "test"):  # evaluation crops nothing
+        ours, theirs = getattr(alone, split), getattr(resident, split)
+        assert torch.equal(images(ours.eval_batches(8)), images(theirs.eval_batches(8)))
+
+
+def test_without_augmentation_training_shows_the_stored_images(folder: Path) -> None:
+    data = load(folder, augment="none")
+    stored = {tuple(image.flatten().tolist()) for image in images(data.train.eval_batches(25))}
+    trained = {tuple(i.flatten().tolist()) for i in images(data.train.train_batches(25, 0, 0))}
+    assert stored == trained
+    moved = {
+        tuple(i.flatten().tolist()) for i in images(load(folder).train.train_batches(25, 0, 0))
+    }
+    assert not stored & moved
+
+
+def test_validation_is_carved_from_training_alone_and_never_augmented(folder: Path) -> None:
+    data, whole = load(folder, val_fraction=0.2), load(folder)
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 5, 7)
+    assert not set(data.train.rows.tolist()) & set(data.validation.rows.tolist())
+    stored = images(whole.train.eval_batches(25))
+    assert torch.equal(images(data.validation.eval_batches(2)), stored[data.validation.rows])
+    assert torch.equal(images(data.test.eval_batches(7)), images(whole.test.eval_batches(7)))
+
+
+def test_a_parquet_folder_loads_through_its_image_and_class_columns(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["x", "y", "z"])
+    stored = [random_image() for _ in range(3)]
+    for split in ("train", "validation"):
+        rows = {"id": [7, 8, 9], "picture": stored, "kind": [0, 1, 2]}
+        features = {"id": datasets.Value("int64"), "picture": datasets.Image(), "kind": names}
+        make_parquet(tmp_path / "p", split, rows, **features)
+    data = load(tmp_path / "p", mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert data.class_names == ("x", "y", "z")
+    (batch,) = data.test.eval_batches(3)
+    assert torch.equal(batch.images, torch.stack([pixels(image) for image in stored]) / 255)
+
+
+@pytest.fixture
+def two_columns(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        rows = {"img": [random_image(), random_image()], "fine_label": [2, 0]}
+        rows |= {"coarse_label": [0, 1], "thumb": [random_image(2, 2), random_image(2, 2)]}
+        features = {"img": datasets.Image(), "thumb": datasets.Image()}
+        features["fine_label"] = datasets.ClassLabel(names=["a", "b", "c"])
+        features["coarse_label"] = datasets.ClassLabel(names=["A", "B"])
+        make_parquet(tmp_path / "two", split, rows, **features)
+    return tmp_path / "two"
+
+
+def test_a_short_name_says_which_of_several_columns_count(two_columns: Path) -> None:
+    data = load_data(ImagesConfig("cifar100", source=str(two_columns), num_workers=0), CPU)
+    assert data.class_names == ("a", "b", "c")
+    assert data.train.labels.tolist() == [2, 0]
+    chosen = load(two_columns, image_column="thumb", label_column="coarse_label")
+    assert chosen.class_names == ("A", "B")
+    with pytest.raises(UserError, match=r"2 columns of type Image, img, thumb: .*image_column"):
+        load(two_columns)
+    with pytest.raises(
+        UserError, match=r"2 columns of type ClassLabel, fine_label, .*label_column"
+    ):
+        load(two_columns, image_column="img")
+    with pytest.raises(UserError, match=r"has no column img of type ClassLabel, only .*img \(Im"):
+        load(two_columns, image_column="img", label_column="img")
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("cifar10", "uoft-cs/cifar10"),
+        ("cifar100", "uoft-cs/cifar100"),
+        ("pets", "timm/oxford-iiit-pet"),
+        ("imagenet100", "clane9/imagenet-100"),
+        ("someone/else", "someone/else"),
+    ],
+)
+def test_without_a_source_the_hub_is_asked(
+    name: str, hub_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(asked: str) -> None:
+        raise ConnectionError(f"asked for {asked}")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=rf"cannot get {hub_id} .*\(asked for {hub_id}\)"):
+        load_data(ImagesConfig(name), CPU)
+
+
+def test_a_hub_set_loads_like_a_local_one(
+    two_columns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = datasets.load_dataset("parquet", data_dir=str(two_columns))
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id: local)
+    assert load_data(ImagesConfig("cifar100", num_workers=0), CPU).class_names == ("a", "b", "c")
+
+
+def test_sets_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+    cases = {
+        "one": ({"train": {"a": 2}, "test": {"a": 1}}, r"train split of .*one has one class, a:"),
+        "new": (
+            {"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1, "d": 1}},
+            r"test split of .*new has classes that training never sees, c, d: add",
+        ),
+        "untested": ({"train": {"a": 1, "b": 1}}, r"untested has no test split, only train: add"),
+        "untrained": ({"test": {"a": 1}}, r"untrained has no training split, only test: add"),
+    }
+    for name, (counts, message) in cases.items():
+        make_folder(tmp_path / name, **counts)
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / name)
+
+
+def test_columns_labels_and_class_names_are_checked(tmp_path: Path) -> None:
+    picture, number = datasets.Image(), datasets.Value("int64")
+    ab, ba = datasets.ClassLabel(names=["a", "b"]), datasets.ClassLabel(names=["b", "a"])
+    two = [random_image(), random_image()]
+    cases: dict[str, tuple[list[Any], Any, Any, str]] = {
+        "plain": (
+            [0, 1],
+            picture,
+            number,
+            r"no column of type ClassLabel, only x \(Image\), y \(V",
+        ),
+        "blind": (
+            [0, 1],
+            None,
+            ab,
+            r"no column of type Image, only x \(Value\), y \(ClassLabel\)",
+        ),
+        "hidden": (
+            [0, -1],
+            picture,
+            ab,
+            r"row 1 of the train split of .*label -1, outside 0 to 1",
+        ),
+        "unlabeled": ([None, 1], picture, ab, r"row 0 of the train split .* label None, outside"),
+        "empty": ([], picture, ab, r"cannot read .*empty \(.*\): they are damaged or empty"),
+        "swapped": ([0, 1], picture, ba, r"train and test .*swapped name their classes differ"),
+    }
+    for name, (labels, image_type, label_type, message) in cases.items():
+        kind = image_type or number
+        make_parquet(tmp_path / name, "test", {"x": two, "y": [0, 1]}, x=picture, y=ab)
+        rows = two[: len(labels)] if image_type else labels
+        make_parquet(tmp_path / name, "train", {"x": rows, "y": labels}, x=kind, y=label_type)
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / name)
+
+
+@pytest.mark.parametrize("memory_budget", [4.0, 0.0])
+def test_an_unreadable_file_stops_or_is_skipped_and_counted(
+    folder: Path, memory_budget: float
+) -> None:
+    broken = [folder / "train/cat/3.png", folder / "train/dog/0.png", folder / "test/dog/1.png"]
+    reference = load(folder)
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"3\.png \(.*\): .* or pass --data\.on_error skip\Z"):
+        stopping = load(folder, memory_budget=memory_budget, num_workers=2)
+        images(stopping.train.train_batches(25, 0, 0))
+    data = load(folder, memory_budget=memory_budget, on_error="skip")
+    assert (len(data.train), len(data.test), data.num_skipped) == (23, 6, 3)
+    kept = [row for row in range(25) if row not in (6, 13)]  # 10, 11 and 12 sort before 3
+    assert torch.equal(data.train.labels, reference.train.labels[kept])
+    ours, theirs = images(data.train.eval_batches(5)), images(reference.train.eval_batches(5))
+    assert torch.equal(ours, theirs[kept])
+    for path in folder.glob("test/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"test split of .*set is empty: add images"):
+        load(folder, memory_budget=memory_budget, on_error="skip")
+
+
+@pytest.mark.parametrize("cell", [b"junk", b"", None])
+def test_an_unreadable_parquet_image_is_named_by_split_and_row(
+    tmp_path: Path, cell: bytes | None
+) -> None:
+    good = {"bytes": encoded(random_image()), "path": "a.png"}
+    bad = None if cell is None else {"bytes": cell, "path": "a.png"}
+    for split, rows in (("train", [good, bad]), ("test", [good, good])):
+        features = {"x": datasets.Image(), "y": datasets.ClassLabel(names=["a", "b"])}
+        make_parquet(tmp_path / "p", split, {"x": rows, "y": [0, 1]}, **features)
+    with pytest.raises(
+        UserError, match=r"image in row 1 of the train split of .*p \(not an image"
+    ):
+        load(tmp_path / "p")
+    with pytest.raises(UserError, match=r"train split of .*p has one class, a"):
+        load(tmp_path / "p", on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 0),
+        ("crop_padding", -1),
+        ("std", (0.1, 0.0, 0.1)),
+        ("val_fraction", 1.0),
+        ("memory_budget", -1.0),
+        ("num_workers", -1),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{field}.*{re.escape(str(value))}"):
+        ImagesConfig("cifar10", **{field: value})
+
+
+def test_a_saved_configuration_is_told_apart_by_its_kind() -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(DataConfig)
+    for saved in (TriangleConfig(seed=3), ImagesConfig("pets", image_size=224)):
+        assert adapter.validate_json(adapter.dump_json(saved)) == saved
+    with pytest.raises(ValidationError):
+        adapter.validate_python({"kind": "sounds", "name": "x"})
+
+
+def test_a_single_image_is_prepared_as_in_evaluation(folder: Path) -> None:
+    batch = next(load(folder).test.eval_batches(4))
+    single = load_image(folder / "test/cat/2.png", config(folder))
+    assert torch.equal(single, batch.images[2])
+
+
+def test_a_drawn_triangle_is_prepared_as_a_generated_one(tmp_path: Path) -> None:
+    drawn = TriangleConfig(num_train=1, num_test=1)
+    (batch,) = load_data(drawn, CPU).test.eval_batches(1)
+    pixel = (batch.images[0, 0] * 255).byte().numpy()
+    for mode in ("L", "RGB"):
+        Image.fromarray(pixel).convert(mode).save(tmp_path / f"{mode}.png")
+        assert torch.equal(load_image(tmp_path / f"{mode}.png", drawn), batch.images[0])
+    random_image(90, 70).save(tmp_path / "color.png")
+    for channels in (1, 3):
+        made = load_image(tmp_path / "color.png", TriangleConfig(channels=channels))
+        assert made.shape == (channels, 64, 64)
+        assert (made == made[:1]).all()
