@@ -20,6 +20,21 @@ from torch.nn.functional import scaled_dot_product_attention
 
 Positions = Literal["none", "learned"]
 
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An image classifier of the Python package `associative_transformer`, a reference implementation of
+the [Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
+
+```python
+from associative_transformer import load_model
+
+model = load_model("PATH")  # this folder, or its name on the hub; in evaluation mode
+logits, _ = model(images)   # images (batch, channels, height, width), normalized as in training
+```
+"""
+
 
 class TokenEmbed(nn.Module):
     """Turn an image, and a question where there is one, into tokens.
@@ -123,6 +138,7 @@ class PretrainedModel(
     paper_url="https://arxiv.org/abs/2309.12862",
     license="mit",
     pipeline_tag="image-classification",
+    model_card_template=MODEL_CARD,
 ):
     """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
 
@@ -134,21 +150,27 @@ class PretrainedModel(
         is read strictly, nested fields included, and every weight must be there: the mixin alone
         leaves nested fields as dictionaries and ignores missing weights.
         """
-        path = Path(pretrained_model_name_or_path)
-        if path.is_dir():
-            config_file = path / CONFIG_NAME
-        else:
-            where = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
-            options = {key: value for key, value in kwargs.items() if key in where}
-            config_file = Path(hf_hub_download(str(path), CONFIG_NAME, **options))
+        path = pretrained_model_name_or_path
         config_type = get_type_hints(cls.__init__)["config"]
-        config = TypeAdapter(config_type).validate_json(config_file.read_text())
+        config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
         with contextlib.redirect_stdout(sys.stderr):  # the mixin prints to stdout
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
 
     def reference_parameters(self) -> int:
         """Count as the paper's table does: with what the reference code never uses."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
+    """Read `config.json` from a folder, or from the hub with `from_pretrained`'s options.
+
+    Raises FileNotFoundError, or what the hub's client raises, where there is none.
+    """
+    if Path(path).is_dir():
+        return (Path(path) / CONFIG_NAME).read_text()
+    where = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+    given = {key: value for key, value in options.items() if key in where}
+    return Path(hf_hub_download(str(path), CONFIG_NAME, **given)).read_text()
 
 
 def check_sizes(config: object) -> None:

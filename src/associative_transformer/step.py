@@ -48,7 +48,7 @@ class TrainingStep:
             train.lr,
             train.betas,
             weight_decay=train.weight_decay,
-            fused=accelerator.device.type == "cuda",
+            fused=True,
         )
         self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
         self.num_skipped = 0

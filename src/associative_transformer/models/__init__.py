@@ -1,11 +1,11 @@
 """The models: one file each, built from their configuration by `build_model`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from associative_transformer.layers import PretrainedModel
+from associative_transformer.layers import PretrainedModel, read_config
 from associative_transformer.models.ait import (
     AIT_BASE,
     AIT_MEDIUM,
@@ -43,11 +43,12 @@ def build_model(config: AiTConfig | ViTConfig) -> PretrainedModel:
     return _CLASSES[type(config)](config)
 
 
-def load_model(path: str | Path) -> PretrainedModel:
-    """Load any model of this package from a folder with `config.json` and `model.safetensors`.
+def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: ANN401
+    """Load any model of this package from a folder or from the hub, in evaluation mode.
 
-    Raises FileNotFoundError where the folder has none, ValueError where it is of no known kind.
+    Takes the options of `PretrainedModel.from_pretrained`. Raises ValueError where the
+    configuration is of no known kind.
     """
-    text = (Path(path) / "config.json").read_text()
+    text = read_config(path, **options)
     config: AiTConfig | ViTConfig = TypeAdapter(ModelConfig).validate_json(text)
-    return _CLASSES[type(config)].from_pretrained(path)
+    return _CLASSES[type(config)].from_pretrained(path, **options)

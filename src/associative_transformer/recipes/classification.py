@@ -57,7 +57,7 @@ TRIANGLE_TINY = AiTConfig(
 )
 GRAY = TriangleConfig(channels=1)
 FAST = TrainConfig(
-    epochs=6,
+    epochs=5,
     batch_size=128,
     lr=1e-3,
     weight_decay=0.05,

@@ -1,0 +1,111 @@
+"""Every command and every Python block of the README and the docs does what it says.
+
+Commands run at reduced size on generated images; those that would download are parsed.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from associative_transformer import cli, train
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = (
+    "--train.epochs 1 --train.batch-size 8 --model.embed-dim 16 --model.depth 1 --train.device cpu"
+)
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path, program: str) -> list[str]:
+    lines = "\n".join(blocks(page, "sh")).splitlines()
+    found = [line.partition("#")[0].strip() for line in lines]
+    return [line for line in found if line.split()[:1] == [program]]
+
+
+def write_images(folder: Path, names: list[str], each: int) -> None:
+    random = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+PYTHON = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_a_python_block_runs(block: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_has_blocks_and_commands_to_run() -> None:
+    assert len(blocks(PAGES[0], "python")) >= 2
+    assert len(commands(PAGES[0], "ait")) >= 6
+    assert [line.split()[1] for line in commands(PAGES[0], "make")] == ["demo", "test"]
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check"])
+def test_the_makefile_knows_the_set_up_commands(target: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    return cli.main()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_training_command_is_understood(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = {"test_accuracy": 0.0, "test_images": 1}
+    asked = []
+    monkeypatch.setattr(train, "train", lambda *args, **options: asked.append(args) or result)
+    lines = [line for line in commands(page, "ait") if line.startswith("ait train")]
+    assert [run(line, monkeypatch) for line in lines] == [0] * len(lines)
+    assert len(asked) == len(lines)
+
+
+def test_the_quick_start_works_from_training_to_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"class {i}" for i in range(10)]
+    write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
+    write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
+    write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
+    for line in commands(PAGES[0], "ait"):
+        if line.startswith("ait train"):
+            if "--data.source" not in line:  # it would download
+                continue
+            assert run(f"{line} {SMALL}", monkeypatch) == 0
+            (trained,) = (tmp_path / "runs").iterdir()
+            trained.rename(tmp_path / "runs/cifar10-ait-tiny")  # as if it were the whole recipe
+        else:
+            assert run(line, monkeypatch) == 0, line
+    assert (tmp_path / "runs/cifar10-ait-tiny/0/confusion.csv").exists()
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 3
+    assert "class_1,probability_1" in capsys.readouterr().out
