@@ -2,7 +2,6 @@
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
 
 
 class Interrupted(Exception):
@@ -19,7 +18,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.signum: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         self.former = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

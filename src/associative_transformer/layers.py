@@ -7,7 +7,7 @@ Dims     B batch   C channels   H W image side   P pixels of a patch times chann
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 Positions = Literal["none", "learned"]
+Model = TypeVar("Model", bound="PretrainedModel")
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -56,7 +57,8 @@ class TokenEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.num_tokens = (image_size // patch_size) ** 2 + bool(question_dim) + use_class_token
+        self.num_patches = (image_size // patch_size) ** 2
+        self.num_tokens = self.num_patches + bool(question_dim) + use_class_token
         self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
         self.question = _normalized_linear(question_dim, embed_dim) if question_dim else None
         self.class_token = _small_normal(1, embed_dim) if use_class_token else None
@@ -70,9 +72,10 @@ class TokenEmbed(nn.Module):
         p = self.patch_size
         patches = rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)  # (B, N, P)
         tokens = [self.patches(patches)]
+        if (self.question is None) != (questions is None):
+            takes = "no questions" if self.question is None else "a question beside each image"
+            raise ValueError(f"this model takes {takes}")
         if self.question is not None:
-            if questions is None:
-                raise ValueError("this model answers questions: pass them beside the images")
             tokens.insert(0, self.question(questions)[:, None])
         if self.class_token is not None:
             tokens.insert(0, self.class_token.expand(len(images), 1, -1))
@@ -143,7 +146,11 @@ class PretrainedModel(
     """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Model:
         """Load a model from a folder or from the hub, in evaluation mode.
 
         Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration

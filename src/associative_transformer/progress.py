@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,7 +47,7 @@ class TrainingProgress:
         self.started, self.first_step = time.monotonic(), steps_done
         self.last_line = self.started
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         self.bar.__enter__()
         return self
 

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class History:
     """Priors of all layers after the epoch, in `memory.npz`."""
 
     @classmethod
-    def read(cls, folder: Path, epochs: int) -> Self:
+    def read(cls, folder: Path, epochs: int) -> "History":
         """Read the first `epochs` entries."""
         rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
         with np.load(folder / "memory.npz") as saved:

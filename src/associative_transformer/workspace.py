@@ -84,6 +84,23 @@ class WorkspaceOutput(NamedTuple):
     balance_loss: Float[Tensor, ""]  # add it to the loss; zero in evaluation
 
 
+@torch.library.custom_op(
+    "associative_transformer::snapshot", mutates_args=(), schema="(Tensor memory) -> Tensor"
+)
+def snapshot(memory: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+    """Copy the memory in a way that the compiler can't undo.
+
+    torch.compile (inductor, torch 2.14) takes a plain `clone` of a buffer for a no-op, keeps the
+    buffer itself for backward, and so computes gradients with the memory after its move.
+    """
+    return memory.clone()
+
+
+@snapshot.register_fake
+def _(memory: Tensor) -> Tensor:
+    return torch.empty_like(memory)
+
+
 class GlobalWorkspace(nn.Module):
     """Write the batch into a few priors through a bottleneck, then read the priors back.
 
@@ -131,7 +148,7 @@ class GlobalWorkspace(nn.Module):
     def write(self, pool: Float[Tensor, "T E"]) -> Write:
         """Let the priors compete for the tokens of the pool."""
         c = self.config
-        priors = self.priors.clone()  # `remember` moves the buffer before backward needs it
+        priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
         k = rearrange(self.to_k(pool), "t (s d) -> s t d", s=c.num_heads)
         v = rearrange(self.to_v(pool), "t (s d) -> s t d", s=c.num_heads)
@@ -147,9 +164,9 @@ class GlobalWorkspace(nn.Module):
         """Move the memory: gamma^t -> gamma^{t+1}. A write that is not finite changes nothing."""
         if not self.config.differentiable_write:
             written = written.detach()
-        old = self.priors.clone()
+        old = snapshot(self.priors)
         priors = update_priors(old, written, self.config.smoothing)
-        priors = torch.where(priors.isfinite().all(), priors, old)
+        priors = torch.where(priors.isfinite().all(), priors, old).to(old.dtype)
         with torch.no_grad():
             self.priors.copy_(priors)
         return priors

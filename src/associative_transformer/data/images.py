@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
 
 from associative_transformer.interface import UserError
 
@@ -231,9 +232,6 @@ def _pick_column(
 
 
 def _random_crop(image_size: int) -> Callable[[Image.Image], Image.Image]:
-    # imported here because it takes 1.2 s, which only this one augmentation need pay
-    from torchvision.transforms import InterpolationMode, v2
-
     return v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC)
 
 

@@ -104,7 +104,9 @@ class Block(nn.Module):
         retrieved, balance_loss = self.workspace(u)  # outside: the memory must move only once
         return BlockOutput(x + u + retrieved, balance_loss)
 
-    def think(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def think(
+        self, x: Float[Tensor, "B N E"]
+    ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
         """Give the tokens after self-attention, and u, what they hand to the workspace."""
         if self.attention is not None and self.norm1 is not None:
             x = x + self.attention(self.norm1(x))
@@ -148,7 +150,7 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         """
         c = self.config
         stem = (25 * c.num_channels + 1) * c.embed_dim
-        class_token_and_positions = (1 + self.embed.num_tokens + 1) * c.embed_dim
+        class_token_and_positions = (1 + self.embed.num_patches + 1) * c.embed_dim
         memories = sum(buffer.numel() for buffer in self.buffers())
         live = super().reference_parameters()
         return live + stem + class_token_and_positions + memories
@@ -165,18 +167,27 @@ def load_official(
     """Turn a checkpoint of the official code (yuweisunn/associative-transformer) into our AiT.
 
     All sizes follow from the shapes; `bottleneck` and `beta` are not in a state dict. The write
-    is detached, as there. Raises ValueError on a key that the official model does not have.
+    is detached, as there. Raises ValueError on a key too many or too few.
     """
-    model = AiT(_official_config(state_dict, bottleneck, beta))
-    heads = model.config.workspace.num_heads
-    renamed = {}
+    try:
+        model = AiT(_official_config(state_dict, bottleneck, beta))
+    except KeyError as error:
+        raise ValueError(f"the official checkpoint lacks {error}") from None
+    wanted = model.state_dict().keys()
+    renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         name = _official_name(key)
-        if name is None:
+        if name is None:  # the official code never uses it
             continue
+        if name not in wanted:
+            raise ValueError(f"{key!r} is no weight of the official Associative Transformer")
         if name.endswith("workspace.to_prior.weight"):  # they merge heads as (D, S), we as (S, D)
-            value = rearrange(value, "o (d s) -> o (s d)", s=heads)
+            value = rearrange(value, "o (d s) -> o (s d)", s=model.config.workspace.num_heads)
         renamed[name] = value
+    if missing := wanted - renamed.keys():
+        raise ValueError(
+            f"the official checkpoint lacks what becomes {', '.join(sorted(missing))}"
+        )
     model.load_state_dict(renamed)
     return model
 
@@ -211,6 +222,13 @@ def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: fl
     )
 
 
+_OFFICIAL_ENDS = {
+    "to_patch_embedding.1": "embed.patches.0",
+    "to_patch_embedding.2": "embed.patches.1",
+    "to_patch_embedding.3": "embed.patches.2",
+    "mlp_head.0": "head.1",
+    "mlp_head.1": "head.2",
+}
 _OFFICIAL_BLOCK = {
     "0.norm": "norm1",
     "0.fn.to_qkv": "attention.to_qkv",
@@ -234,16 +252,11 @@ def _official_name(key: str) -> str | None:
     module, _, leaf = key.rpartition(".")
     if key in ("pos_embedding", "cls_token") or module == "to_patch_embedding_cnn.0":
         return None
-    top = {f"to_patch_embedding.{i}": f"embed.patches.{i - 1}" for i in (1, 2, 3)}
-    top |= {f"mlp_head.{i}": f"head.{i + 1}" for i in (0, 1)}
-    if module in top:
-        return f"{top[module]}.{leaf}"
-    if module.startswith("transformer.layers."):
-        layer, _, part = module.removeprefix("transformer.layers.").partition(".")
-        if part == "1.fn.memoryupdate":
-            if leaf == "beta":  # in the configuration
-                return None
-            leaf = {"memory": "priors"}.get(leaf, leaf)
-        if part in _OFFICIAL_BLOCK:
-            return f"blocks.{layer}.{_OFFICIAL_BLOCK[part]}.{leaf}"
-    raise ValueError(f"{key!r} is no weight of the official Associative Transformer")
+    if module in _OFFICIAL_ENDS:
+        return f"{_OFFICIAL_ENDS[module]}.{leaf}"
+    layer, _, part = module.removeprefix("transformer.layers.").partition(".")
+    if part == "1.fn.memoryupdate":
+        if leaf == "beta":  # the share of the old memory, which is in the configuration
+            return None
+        leaf = {"memory": "priors"}.get(leaf, leaf)
+    return f"blocks.{layer}.{_OFFICIAL_BLOCK.get(part, part)}.{leaf}"

@@ -137,12 +137,8 @@ class ViT(PretrainedModel, tags=["vision-transformer"]):
     def reference_parameters(self) -> int:
         """Count as the paper's table does, with the class token and positions it never uses."""
         c = self.config
-        live = super().reference_parameters()
-        unused_class_token = 0 if c.head == "cls" else c.embed_dim
-        unused_positions = (
-            0 if c.pos == "learned" else c.embed_dim * (self.embed.num_tokens + (c.head != "cls"))
-        )
-        return live + unused_class_token + unused_positions
+        unused_rows = (c.head != "cls") + (c.pos == "none") * (self.embed.num_patches + 1)
+        return super().reference_parameters() + unused_rows * c.embed_dim
 
 
 VIT_SMALL = ViTConfig()

@@ -1,0 +1,227 @@
+"""The equations once more, as slow loops written from the paper, without a look at the package.
+
+Loops run over heads, priors and tokens; only the sum along a vector is left to torch, so that
+autograd gives an independent gradient. Meant for float64 and small sizes.
+
+Dims     S heads   M priors   T tokens   D prior width   E token width   K tokens a prior takes
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Taken(NamedTuple):
+    value: Tensor  # (S, M, D)
+    gates: Tensor  # (S, M, T), zero for tokens that were not taken
+    score: Tensor  # (S, M, K), largest first
+    chosen: Tensor  # (S, M, K)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum()
+
+
+def softmax(logits: list[Tensor]) -> list[Tensor]:
+    largest = max(x.item() for x in logits)
+    exponentials = [torch.exp(x - largest) for x in logits]
+    total = sum(exponentials, torch.zeros_like(exponentials[0]))
+    return [e / total for e in exponentials]
+
+
+def weighted_sum(weights: list[Tensor], vectors: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(vectors[0])
+    for weight, vector in zip(weights, vectors, strict=True):
+        total = total + weight * vector
+    return total
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`weight` (out, in) times each row of `x` (rows, in)."""
+    rows = []
+    for vector in x:
+        row = torch.stack([dot(w, vector) for w in weight])
+        rows.append(row if bias is None else row + bias)
+    return torch.stack(rows)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    rows = []
+    for vector in x:
+        mean = vector.sum() / len(vector)
+        variance = ((vector - mean) ** 2).sum() / len(vector)
+        rows.append((vector - mean) / torch.sqrt(variance + eps) * weight + bias)
+    return torch.stack(rows)
+
+
+def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Taken:
+    """Section 2, step 3: a softmax over the k largest logits of each row, all others exactly 0."""
+    num_heads, num_priors, width = q.shape
+    num_tokens = k.shape[1]
+    limit = num_tokens if bottleneck is None else min(bottleneck, num_tokens)
+    values, gates, scores, chosen = [], [], [], []
+    for head in range(num_heads):
+        for prior in range(num_priors):
+            logits = [
+                dot(q[head, prior], k[head, t]) / math.sqrt(width) for t in range(num_tokens)
+            ]
+            ranked = sorted(((-x.item(), t) for t, x in enumerate(logits)))
+            winners = [t for _, t in ranked[:limit]]
+            weights = softmax([logits[t] for t in winners])
+            row = [torch.zeros_like(logits[0])] * num_tokens
+            for weight, t in zip(weights, winners, strict=True):
+                row[t] = weight
+            values.append(weighted_sum(weights, [v[head, t] for t in winners]))
+            gates.append(torch.stack(row))
+            scores.append(torch.stack(weights))
+            chosen.append(torch.tensor(winners))
+    lead = (num_heads, num_priors)
+    return Taken(
+        torch.stack(values).reshape(*lead, -1),
+        torch.stack(gates).reshape(*lead, -1),
+        torch.stack(scores).reshape(*lead, -1),
+        torch.stack(chosen).reshape(*lead, -1),
+    )
+
+
+def squared_variation(z: list[Tensor]) -> Tensor:
+    """CV^2 with the unbiased variance: var(z) / (mean(z)^2 + 1e-10)."""
+    mean = sum(z, torch.zeros_like(z[0])) / len(z)
+    squares = [(x - mean) ** 2 for x in z]
+    variance = sum(squares, torch.zeros_like(mean)) / (len(z) - 1)
+    return variance / (mean**2 + 1e-10)
+
+
+def balance_loss(score: Tensor, chosen: Tensor, num_tokens: int) -> Tensor:
+    """Section 2, step 5, without the weight sigma."""
+    num_heads, num_priors, limit = score.shape
+    total = score.new_zeros(())
+    for head in range(num_heads):
+        importance = [score.new_zeros(()) for _ in range(num_tokens)]
+        load = [score.new_zeros(()) for _ in range(num_tokens)]
+        for prior in range(num_priors):
+            for place in range(limit):
+                token = int(chosen[head, prior, place])
+                importance[token] = importance[token] + score[head, prior, place]
+                load[token] = load[token] + 1
+        total = total + squared_variation(importance) + squared_variation(load)
+    return total
+
+
+def update_priors(priors: Tensor, written: Tensor, smoothing: float) -> Tensor:
+    """Section 2, step 4."""
+    rows = []
+    for old, new in zip(priors, written, strict=True):
+        mixed = (1 - smoothing) * old + smoothing * new
+        rows.append(mixed / torch.sqrt(dot(mixed, mixed)))
+    return torch.stack(rows)
+
+
+def hopfield_retrieve(
+    state: Tensor, attractors: Tensor, beta: float, num_steps: int = 1
+) -> Tensor:
+    """Section 2, step 6: r = softmax(beta x Y^T) Y, fed back `num_steps` times."""
+    rows = []
+    for token in state.reshape(-1, state.shape[-1]):
+        for _ in range(num_steps):
+            weights = softmax([beta * dot(token, attractor) for attractor in attractors])
+            token = weighted_sum(weights, list(attractors))
+        rows.append(token)
+    return torch.stack(rows).reshape(state.shape)
+
+
+def hopfield_energy(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
+    """Section 2, the energy: zeta is the largest norm of an attractor."""
+    squared_zeta = max((dot(y, y) for y in attractors), key=lambda x: x.item())
+    energies = []
+    for token in state.reshape(-1, state.shape[-1]):
+        logits = [beta * dot(token, attractor) for attractor in attractors]
+        largest = max(x.item() for x in logits)
+        total = sum((torch.exp(x - largest) for x in logits), torch.zeros_like(logits[0]))
+        energies.append(
+            -(largest + torch.log(total)) / beta
+            + dot(token, token) / 2
+            + math.log(len(attractors)) / beta
+            + squared_zeta / 2
+        )
+    return torch.stack(energies).reshape(state.shape[:-1])
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(rows, S*D) to (S, rows, D): head i owns the i-th run of D columns."""
+    width = x.shape[1] // num_heads
+    return torch.stack([x[:, i * width : (i + 1) * width] for i in range(num_heads)])
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(S, rows, D) to (rows, S*D)."""
+    return torch.stack([torch.cat([head[row] for head in x]) for row in range(x.shape[1])])
+
+
+class WorkspaceWeights(NamedTuple):
+    q: Tensor  # (S*D, D)
+    k: Tensor  # (S*D, E)
+    v: Tensor  # (S*D, E)
+    out: Tensor  # (D, S*D)
+    norm_weight: Tensor  # (D,)
+    norm_bias: Tensor  # (D,)
+    attractor_weight: Tensor  # (E, D), f_LT
+    attractor_bias: Tensor  # (E,)
+
+
+class WorkspaceStep(NamedTuple):
+    written: Tensor  # (M, D), gamma hat
+    priors: Tensor  # (M, D), gamma^{t+1}
+    retrieved: Tensor  # (B, N, E)
+    balance: Tensor  # unweighted
+    taken: Taken
+
+
+def workspace_write(
+    pool: Tensor, priors: Tensor, weights: WorkspaceWeights, num_heads: int, bottleneck: int | None
+) -> tuple[Tensor, Taken]:
+    """Section 2, step 3, without dropout."""
+    q = split_heads(linear(priors, weights.q), num_heads)
+    k = split_heads(linear(pool, weights.k), num_heads)
+    v = split_heads(linear(pool, weights.v), num_heads)
+    taken = bottleneck_attention(q, k, v, bottleneck)
+    mixed = priors + linear(merge_heads(taken.value), weights.out)
+    return layer_norm(mixed, weights.norm_weight, weights.norm_bias, 1e-6), taken
+
+
+def workspace_step(
+    u: Tensor,
+    priors: Tensor,
+    weights: WorkspaceWeights,
+    num_heads: int,
+    bottleneck: int | None,
+    smoothing: float,
+    beta: float,
+    num_steps: int = 1,
+    differentiable_write: bool = True,
+) -> WorkspaceStep:
+    """Write, remember and read in training mode: `u` is (B, N, E)."""
+    pool = torch.cat(list(u))
+    written, taken = workspace_write(pool, priors, weights, num_heads, bottleneck)
+    updated = update_priors(
+        priors, written if differentiable_write else written.detach(), smoothing
+    )
+    attractors = linear(updated, weights.attractor_weight, weights.attractor_bias)
+    retrieved = hopfield_retrieve(u, attractors, beta, num_steps)
+    balance = balance_loss(taken.score, taken.chosen, len(pool))
+    return WorkspaceStep(written, updated, retrieved, balance, taken)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of one image: (S, N, D), (S, T, D), (S, T, D) to (S, N, D)."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    heads = []
+    for head in range(len(q)):
+        rows = []
+        for query in q[head]:
+            weights = softmax([dot(query, key) * scale for key in k[head]])
+            rows.append(weighted_sum(weights, list(v[head])))
+        heads.append(torch.stack(rows))
+    return torch.stack(heads)

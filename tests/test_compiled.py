@@ -1,0 +1,152 @@
+"""The models under torch.compile: one graph, the same numbers, compiled once.
+
+These tests run without the shape checks of the other ones, which torch.compile can't trace.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from associative_transformer.models import AiTConfig, ViTConfig, build_model
+from associative_transformer.workspace import WorkspaceConfig
+
+pytestmark = pytest.mark.compiled
+
+MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8)
+AIT = AiTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+    workspace=MEMORY,
+)
+VIT = ViTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+)
+CONFIGS = {
+    "ait": AIT,
+    "ait-two-blocks": replace(AIT, depth=2),
+    "ait-cross-attention": replace(AIT, read="cross_attention"),
+    "ait-dense": replace(AIT, workspace=replace(MEMORY, bottleneck=None, num_steps=2)),
+    "ait-detached": replace(AIT, workspace=replace(MEMORY, differentiable_write=False)),
+    "vit": VIT,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(model: nn.Module, backend: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(model, fullgraph=True, backend=backend)
+
+
+def batch(config: AiTConfig | ViTConfig) -> tuple[Tensor, Tensor]:
+    shape = (4, config.num_channels, config.image_size, config.image_size)
+    return torch.randn(shape), torch.randint(config.num_classes, (4,))
+
+
+def assert_close(ours: Tensor, theirs: Tensor, name: str = "") -> None:
+    torch.testing.assert_close(
+        ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}"
+    )
+
+
+def assert_same_training(
+    eager: nn.Module, other: nn.Module, fast: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """Take two optimizer steps; the second one must reuse the graph of the first."""
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (eager, other)]
+    for step in range(2):
+        images, labels = batch(eager.config)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            losses = []
+            for run, optimizer in zip((eager, fast), optimizers, strict=True):
+                optimizer.zero_grad()
+                logits, aux_loss = run(images)
+                losses.append(cross_entropy(logits, labels) + aux_loss)
+                losses[-1].backward()
+        assert_close(losses[1], losses[0], "loss")
+        for (name, ours), theirs in zip(other.named_parameters(), eager.parameters(), strict=True):
+            assert (ours.grad is None) == (theirs.grad is None), name
+            if ours.grad is not None and theirs.grad is not None:
+                assert_close(ours.grad, theirs.grad, name)
+        for (name, ours), theirs in zip(other.named_buffers(), eager.buffers(), strict=True):
+            assert_close(ours, theirs, name)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("ait", "inductor"),  # 40 s of C++ compiler where nothing is cached
+        ("ait-cross-attention", "aot_eager"),
+        ("ait-dense", "aot_eager"),
+        ("ait-detached", "aot_eager"),
+    ],
+)
+def test_two_compiled_training_steps_equal_eager_ones(name: str, backend: str) -> None:
+    eager = build_model(CONFIGS[name])
+    other = copy.deepcopy(eager)
+    addresses = [buffer.data_ptr() for buffer in other.buffers()]
+    before = [buffer.clone() for buffer in other.buffers()]
+    assert_same_training(eager, other, compiled(other, backend))
+    assert [buffer.data_ptr() for buffer in other.buffers()] == addresses
+    assert not any(map(torch.equal, other.buffers(), before))
+
+
+@pytest.mark.parametrize("name", ["ait-two-blocks", "vit"])
+def test_compiled_evaluation_equals_eager_and_leaves_the_memory(name: str) -> None:
+    model = build_model(CONFIGS[name]).eval()
+    fast, before = compiled(model, "aot_eager"), [buffer.clone() for buffer in model.buffers()]
+    for repetition in range(2):
+        images, _ = batch(model.config)
+        stance = "default" if repetition == 0 else "fail_on_recompile"
+        with torch.no_grad(), torch.compiler.set_stance(stance):
+            logits, aux_loss = fast(images)
+            assert_close(logits, model(images).logits)
+        assert aux_loss == 0
+    assert all(map(torch.equal, model.buffers(), before))
+
+
+@pytest.mark.parametrize("name", ["ait-two-blocks", "vit"])
+def test_activation_checkpointing_survives_compilation(name: str) -> None:
+    eager = build_model(CONFIGS[name])
+    other = copy.deepcopy(eager)
+    other.set_grad_checkpointing()
+    assert_same_training(eager, other, compiled(other, "aot_eager"))
+
+
+def test_a_compiled_model_goes_from_training_to_evaluation_and_back() -> None:
+    eager = build_model(AIT)
+    other = copy.deepcopy(eager)
+    fast = compiled(other, "aot_eager")
+    images, _ = batch(AIT)
+    for training in (True, False, True, False):
+        eager.train(training)
+        other.train(training)
+        expected, (logits, aux_loss) = eager(images), fast(images)
+        assert_close(logits, expected.logits)
+        assert_close(aux_loss, expected.aux_loss)
+        for ours, theirs in zip(other.buffers(), eager.buffers(), strict=True):
+            assert_close(ours, theirs)

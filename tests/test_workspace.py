@@ -1,0 +1,401 @@
+"""The workspace against its naive twin, and what happens to the memory, when and how often."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import naive
+from associative_transformer.functional import Selection, bottleneck_attention
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+
+SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
+EMBED_DIM = 6
+WRITE_ONLY = {"to_v.weight", "to_prior.weight", "norm.weight", "norm.bias"}
+
+TWINS = [
+    SMALL,
+    replace(SMALL, bottleneck=None),
+    replace(SMALL, bottleneck=1, num_heads=1, num_priors=1, prior_dim=3),
+    replace(SMALL, bottleneck=100, smoothing=0.6, beta=2.5, balance_weight=0.3),
+    replace(SMALL, num_steps=3, beta=0.5, smoothing=1.0),
+    replace(SMALL, differentiable_write=False),
+]
+
+
+def workspace(config: WorkspaceConfig = SMALL, **kwargs: Any) -> GlobalWorkspace:  # noqa: ANN401
+    built = GlobalWorkspace(EMBED_DIM, config, **kwargs).double()
+    with torch.no_grad():  # an affine map at its start would hide a forgotten weight
+        built.norm.weight.normal_()
+        built.norm.bias.normal_()
+    return built
+
+
+def tokens(batch: int = 3, count: int = 4) -> Tensor:
+    return torch.randn(batch, count, EMBED_DIM, dtype=torch.float64, requires_grad=True)
+
+
+def weights_of(module: GlobalWorkspace) -> naive.WorkspaceWeights:
+    own = (
+        module.to_q.weight,
+        module.to_k.weight,
+        module.to_v.weight,
+        module.to_prior.weight,
+        module.norm.weight,
+        module.norm.bias,
+        module.to_attractor.weight,
+        module.to_attractor.bias,
+    )
+    return naive.WorkspaceWeights(*(w.detach().clone().requires_grad_() for w in own))
+
+
+def twin_step(
+    u: Tensor, priors: Tensor, weights: naive.WorkspaceWeights, config: WorkspaceConfig
+) -> naive.WorkspaceStep:
+    return naive.workspace_step(
+        u,
+        priors,
+        weights,
+        config.num_heads,
+        config.bottleneck,
+        config.smoothing,
+        config.beta,
+        config.num_steps,
+        config.differentiable_write,
+    )
+
+
+def by_name(weights: naive.WorkspaceWeights) -> dict[str, Tensor]:
+    names = (
+        "to_q.weight",
+        "to_k.weight",
+        "to_v.weight",
+        "to_prior.weight",
+        "norm.weight",
+        "norm.bias",
+        "to_attractor.weight",
+        "to_attractor.bias",
+    )
+    return dict(zip(names, weights, strict=True))
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("config", TWINS)
+def test_two_training_steps_equal_the_naive_twin(config: WorkspaceConfig) -> None:
+    module, pools = workspace(config), (tokens(), tokens(2, 5))
+    weights, priors = weights_of(module), module.priors.clone()
+    loss, twin_loss = torch.zeros(()).double(), torch.zeros(()).double()
+    for u in pools:
+        output, twin = module(u), twin_step(u, priors, weights, config)
+        assert_close(output.read, twin.retrieved)
+        assert_close(output.balance_loss, config.balance_weight * twin.balance)
+        assert_close(module.priors, twin.priors)
+        cotangent = torch.randn_like(output.read)
+        loss = loss + (output.read * cotangent).sum() + output.balance_loss
+        twin_loss = twin_loss + (twin.retrieved * cotangent).sum()
+        twin_loss = twin_loss + config.balance_weight * twin.balance
+        priors = twin.priors.detach()
+
+    # backward comes after the memory has moved twice
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss, (*pools, *parameters), allow_unused=True)
+    expected = torch.autograd.grad(
+        twin_loss, (*pools, *(by_name(weights)[name] for name in names)), allow_unused=True
+    )
+    for name, mine, theirs in zip(("u0", "u1", *names), ours, expected, strict=True):
+        if not config.differentiable_write and name in WRITE_ONLY:
+            assert mine is None and theirs is None, name
+            continue
+        assert mine is not None and theirs is not None, name
+        assert_close(mine, theirs)
+
+
+def test_write_gives_what_the_twin_writes_and_leaves_the_memory_alone() -> None:
+    module, u = workspace(), tokens()
+    before = module.priors.clone()
+    written = module.write(u.flatten(0, 1))
+    theirs, taken = naive.workspace_write(
+        u.flatten(0, 1), before, weights_of(module), SMALL.num_heads, SMALL.bottleneck
+    )
+    assert_close(written.priors, theirs)
+    assert_close(written.selection.score, taken.score)
+    assert torch.equal(written.selection.chosen, taken.chosen)
+    assert torch.equal(module.priors, before)
+
+
+def test_a_detached_write_gives_no_gradient_to_values_output_and_norm() -> None:
+    module = workspace(replace(SMALL, differentiable_write=False))
+    output = module(tokens())
+    (output.read.sum() + output.balance_loss).backward()
+    without = {name for name, p in module.named_parameters() if p.grad is None}
+    assert without == WRITE_ONLY
+
+
+def test_a_detached_write_trains_queries_and_keys_by_the_balance_loss_alone() -> None:
+    module = workspace(replace(SMALL, differentiable_write=False, balance_weight=0.0))
+    module(tokens()).read.sum().backward()
+    without = {name for name, p in module.named_parameters() if p.grad is None}
+    assert without == WRITE_ONLY | {"to_q.weight", "to_k.weight"}
+
+
+def test_a_differentiable_write_trains_every_weight() -> None:
+    module = workspace(replace(SMALL, balance_weight=0.0))
+    module(tokens()).read.square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_evaluation_leaves_the_memory_as_it_is() -> None:
+    module = workspace().eval()
+    before = module.priors.clone()
+    for _ in range(3):
+        output = module(tokens())
+        assert output.balance_loss == 0
+    assert torch.equal(module.priors, before)
+
+
+def test_evaluation_writes_nothing() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Selection:
+        raise AssertionError("the priors compete in evaluation")
+
+    module = workspace(attend=attend).eval()
+    module(tokens())
+    with pytest.raises(AssertionError, match="compete"):
+        module.train()(tokens())
+
+
+def test_in_evaluation_the_answer_for_an_image_does_not_depend_on_its_neighbours() -> None:
+    module, u = workspace().eval(), tokens(5)
+    together = module(u).read
+    for i in range(5):
+        assert_close(module(u[i : i + 1]).read, together[i : i + 1])
+
+
+def test_evaluation_reads_the_memory_with_the_formula() -> None:
+    module, u = workspace(replace(SMALL, beta=2.0, num_steps=2)).eval(), tokens()
+    w = weights_of(module)
+    attractors = naive.linear(module.priors, w.attractor_weight, w.attractor_bias)
+    assert_close(module(u).read, naive.hopfield_retrieve(u, attractors, 2.0, 2))
+
+
+def test_in_training_the_neighbours_count() -> None:
+    u = tokens(5)
+    module = workspace()
+    alone = copy.deepcopy(module)(u[:1]).read
+    assert not torch.allclose(module(u).read[:1], alone)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_training_moves_the_memory_once_per_forward(with_grad: bool) -> None:
+    module = workspace()
+    for _ in range(3):
+        before, u = module.priors.clone(), tokens()
+        written = module.write(u.flatten(0, 1)).priors
+        with torch.set_grad_enabled(with_grad):
+            module(u)
+        assert_close(module.priors, naive.update_priors(before, written, SMALL.smoothing))
+        assert not torch.equal(module.priors, before)
+
+
+def test_the_first_write_gives_the_priors_unit_length() -> None:
+    module = workspace()
+    assert not torch.allclose(module.priors.norm(dim=-1), torch.ones(5).double())
+    module(tokens())
+    assert_close(module.priors.norm(dim=-1), torch.ones(5).double())
+
+
+def test_backward_does_not_move_the_memory() -> None:
+    module = workspace()
+    output = module(tokens())
+    before = module.priors.clone()
+    (output.read.sum() + output.balance_loss).backward()
+    assert torch.equal(module.priors, before)
+
+
+def test_reordering_the_images_reorders_the_output() -> None:
+    module, u, order = workspace(), tokens(5), torch.tensor([3, 0, 4, 1, 2])
+    other = copy.deepcopy(module)
+    output, reordered = module(u), other(u[order])
+    assert_close(reordered.read, output.read[order])
+    assert_close(reordered.balance_loss, output.balance_loss)
+    assert_close(other.priors, module.priors)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_write_that_is_not_finite_leaves_the_memory_as_it_is(poison: float) -> None:
+    module, u = workspace(), tokens().detach()
+    before = module.priors.clone()
+    u[1, 2, 3] = poison
+    output = module(u)
+    assert torch.equal(module.priors, before)
+    assert output.read[0].isfinite().all() and output.read[2].isfinite().all()
+    module(tokens())
+    assert module.priors.isfinite().all() and not torch.equal(module.priors, before)
+
+
+def test_the_memory_keeps_its_storage() -> None:
+    module = workspace()
+    buffer, address = module.priors, module.priors.data_ptr()
+    module(tokens())
+    module.reset()
+    module.load_state_dict(workspace().state_dict())
+    module.eval()(tokens())
+    assert module.priors is buffer and module.priors.data_ptr() == address
+    assert not module.priors.requires_grad and module.priors.grad_fn is None
+
+
+def test_the_memory_is_saved_and_is_no_parameter() -> None:
+    module = workspace()
+    assert "priors" in module.state_dict()
+    assert "priors" not in dict(module.named_parameters())
+    assert module.priors.shape == (SMALL.num_priors, SMALL.prior_dim)
+
+
+def test_the_state_dict_restores_memory_and_answers() -> None:
+    module, other, u = workspace(), workspace(), tokens()
+    module(tokens())
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(u).read, module(u).read)
+    assert torch.equal(other.priors, module.priors)
+
+
+def test_the_memory_starts_and_restarts_from_a_standard_normal() -> None:
+    config = WorkspaceConfig(num_priors=128, prior_dim=64)
+    module = GlobalWorkspace(8, config)
+    drawn = [module.priors.clone()]
+    for _ in range(2):
+        module.reset()
+        drawn.append(module.priors.clone())
+    for priors in drawn:
+        assert abs(priors.mean()) < 0.05 and abs(priors.std() - 1) < 0.05
+        assert priors.norm(dim=-1).std() > 0.1  # not normalized
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_priors", 0),
+        ("prior_dim", -1),
+        ("num_heads", 0),
+        ("num_steps", 0),
+        ("bottleneck", 0),
+        ("bottleneck", -7),
+        ("smoothing", 0.0),
+        ("smoothing", 1.5),
+        ("smoothing", math.nan),
+        ("beta", 0.0),
+        ("beta", -1.0),
+        ("beta", math.nan),
+        ("balance_weight", -0.01),
+        ("balance_weight", math.nan),
+        ("dropout", -0.1),
+        ("dropout", 1.0),
+        ("dropout", math.nan),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(name: str, value: float) -> None:
+    with pytest.raises(ValueError) as caught:
+        WorkspaceConfig(**{name: value})
+    assert name in str(caught.value) and str(value) in str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    c = WorkspaceConfig()
+    assert (c.num_priors, c.prior_dim, c.num_heads, c.bottleneck) == (32, 32, 8, 512)
+    assert (c.smoothing, c.beta, c.num_steps, c.balance_weight) == (0.1, 1.0, 1, 0.01)
+    assert (c.dropout, c.differentiable_write, c.reset_each_epoch) == (0.0, True, False)
+
+
+def test_a_balance_weight_of_zero_switches_the_balance_loss_off() -> None:
+    module = workspace(replace(SMALL, balance_weight=0.0))
+    output = module(tokens())
+    assert output.balance_loss == 0 and not output.balance_loss.requires_grad
+
+
+def test_the_balance_weight_scales_the_balance_loss() -> None:
+    light, u = workspace(), tokens()
+    heavy = workspace(replace(SMALL, balance_weight=1.0))
+    heavy.load_state_dict(light.state_dict())
+    assert_close(light(u).balance_loss, 0.01 * heavy(u).balance_loss)
+
+
+class _Reader(nn.Module):
+    def forward(self, u: Tensor, attractors: Tensor) -> Tensor:
+        self.seen = attractors
+        return u + attractors.sum(dim=1, keepdim=True)
+
+
+def test_a_reader_takes_the_place_of_the_hopfield_network() -> None:
+    reader = _Reader()
+    module, u = workspace(reader=reader), tokens()
+    output = module(u)
+    attractors = module.to_attractor(module.priors)
+    assert_close(reader.seen, attractors.expand(len(u), -1, -1))
+    assert_close(output.read, u + attractors.sum(dim=0))
+
+
+def test_another_attention_takes_the_place_of_the_plain_one() -> None:
+    seen = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Selection:
+        seen.append((q.shape, k.shape, v.shape, bottleneck))
+        return bottleneck_attention(q, k, v, bottleneck)
+
+    workspace(attend=attend)(tokens())
+    assert seen == [((3, 5, 4), (3, 12, 4), (3, 12, 4), 4)]
+
+
+def test_dropout_drops_from_the_write_before_it_is_added_to_the_priors() -> None:
+    rate = 0.25
+    config = WorkspaceConfig(num_priors=64, prior_dim=32, num_heads=2, dropout=rate)
+    module, pool = GlobalWorkspace(EMBED_DIM, config), torch.randn(40, EMBED_DIM)
+    sums = []
+    module.norm.register_forward_pre_hook(lambda _, args: sums.append(args[0]))
+    module.write(pool)
+    module.dropout.p = 0.0
+    module.write(pool)
+    taken, kept = sums[1] - module.priors, sums[0] - module.priors
+    dropped = kept.abs() < 1e-6
+    assert abs(dropped.float().mean() - rate) < 0.05
+    torch.testing.assert_close(kept[~dropped], taken[~dropped] / (1 - rate), rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_autocast_keeps_memory_scores_and_balance_loss_in_float32() -> None:
+    config = replace(SMALL, bottleneck=7)
+    module = GlobalWorkspace(EMBED_DIM, config)
+    exact, u = copy.deepcopy(module), torch.randn(3, 4, EMBED_DIM, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        selection = module.write(u.flatten(0, 1)).selection
+        output = module(u)
+        (output.read.float().square().sum() + output.balance_loss).backward()
+    assert module.priors.dtype == torch.float32
+    assert selection.score.dtype == output.balance_loss.dtype == torch.float32
+    torch.testing.assert_close(module.priors.norm(dim=-1), torch.ones(5))
+    expected = exact(u)
+    torch.testing.assert_close(output.read.float(), expected.read, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(module.priors, exact.priors, rtol=0.05, atol=0.05)
+    for parameter in module.parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+def test_double_precision_reaches_memory_and_output() -> None:
+    module = GlobalWorkspace(EMBED_DIM, SMALL).double()
+    output = module(tokens())
+    assert {x.dtype for x in (*output, module.priors)} == {torch.float64}
+
+
+def test_a_batch_smaller_than_the_bottleneck_is_written_whole() -> None:
+    module = workspace(replace(SMALL, bottleneck=512))
+    written = module.write(tokens(1, 1).flatten(0, 1))
+    assert written.selection.score.shape == (3, 5, 1)
+    assert written.balance_loss == 0
+    assert module(tokens(1, 1)).read.isfinite().all()
