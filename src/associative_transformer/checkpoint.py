@@ -1,7 +1,7 @@
 """Save and restore a run, so that stopping and resuming gives what an undisturbed run gives.
 
 A checkpoint is a folder: `model.safetensors` (weights and memory), `optimizer.pt` (read with
-`weights_only=True`) and `state.json` (position, running sums, and the digest of the other two).
+`weights_only=True`) and `state.json` (position, running sums, and the digests of all three).
 """
 
 import hashlib
@@ -10,9 +10,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -34,7 +36,8 @@ def save_checkpoint(
     torch.save(optimizer.state_dict(), buffer)
     files = {WEIGHTS: save(_contiguous(model.state_dict())), OPTIMIZER: buffer.getvalue()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[STATE] = json.dumps({**state, "digests": digests}, indent=2).encode()
+    state = {**state, "digests": digests}
+    files[STATE] = json.dumps({**state, "digest": _digest(state)}, indent=2).encode()
 
     last, previous, partial = folder / "last", folder / "previous", folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -65,7 +68,14 @@ def restore_checkpoint(
             continue
         try:
             state, weights, moments = _read(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            UnpicklingError,
+            SafetensorError,
+        ) as error:
             damaged.append(path)
             print(f"{path} is damaged ({error}), so it is passed over", file=sys.stderr)
             continue
@@ -84,18 +94,31 @@ def save_best(folder: Path, model: nn.Module) -> None:
 
 
 def load_best(folder: Path, model: nn.Module) -> None:
-    """Put the weights of the best validation epoch into the model."""
-    model.load_state_dict(load((folder / "best" / WEIGHTS).read_bytes()))
+    """Put the weights of the best validation epoch into the model.
+
+    Raises UserError where they are damaged.
+    """
+    path = folder / "best" / WEIGHTS
+    try:
+        model.load_state_dict(load(path.read_bytes()))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}): start again with --overwrite") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
     state = json.loads((path / STATE).read_text())
+    if state.pop("digest") != _digest(state):
+        raise ValueError(f"{STATE} is not what was written")
     content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != state["digests"][name]:
             raise ValueError(f"{name} is not what was written")
     moments = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
     return state, load(content[WEIGHTS]), moments
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -36,6 +36,9 @@ class EvalOptions:
     device: str = "auto"
     """auto, cpu, cuda, or another device that torch knows."""
 
+    def __post_init__(self) -> None:
+        _check_counts(batch_size=self.batch_size)
+
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -57,6 +60,15 @@ class PredictOptions:
     """Images at a time."""
     device: str = "auto"
     """auto, cpu, cuda, or another device that torch knows."""
+
+    def __post_init__(self) -> None:
+        _check_counts(top=self.top, batch_size=self.batch_size)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
 
 
 def main() -> int:
@@ -87,9 +99,8 @@ def _guarded(command: "Command", arguments: list[str]) -> int:
         print(f"ait: {error}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
-        print(
-            f"ait: {stopped} and saved; go on with the same command and --resume", file=sys.stderr
-        )
+        how = "--resume" + " in place of --overwrite" * ("--overwrite" in arguments)
+        print(f"ait: {stopped} and saved; go on with the same command and {how}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
@@ -183,6 +194,11 @@ def evaluate_run(arguments: list[str]) -> None:
             raise UserError("Triangle is generated and has no source: leave --source out")
         config = replace(config, source=options.source)
     data = load_data(config, device)
+    if data.class_names != run.classes:
+        raise UserError(
+            f"the run knows the classes {', '.join(run.classes)} but the data has the classes "
+            f"{', '.join(data.class_names)}: pass a --source with those of the run"
+        )
     batches = data.test.eval_batches(options.batch_size)
     scored = evaluate(run.model.to(device), batches, len(run.classes))
     save_evaluation(scored, run.classes, options.run)
@@ -229,10 +245,15 @@ def _parse(
 ) -> Options:
     import tyro
 
+    from associative_transformer.interface import UserError
+
     # A field without default is a positional argument; a union keeps the kind of its default.
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     given: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"ait {command}", args=arguments, config=config, **given)
+    try:
+        return tyro.cli(kind, prog=f"ait {command}", args=arguments, config=config, **given)
+    except ValueError as error:  # tyro reports those of nested configurations itself
+        raise UserError(str(error)) from error
 
 
 def _device(name: str) -> "torch.device":

@@ -14,11 +14,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.data import ImagesConfig, TriangleConfig, load_image
+from associative_transformer.data import SUFFIXES, ImagesConfig, TriangleConfig, load_image
 from associative_transformer.experiment import write_file
 from associative_transformer.interface import PADDING, Batch, UserError
 
@@ -97,23 +96,34 @@ def predict_files(
     a folder without images, and on an unreadable image unless it is to be skipped; how many were
     skipped is said on stderr.
     """
+    return _predict(model, _image_files(paths), data, batch_size, on_error)
+
+
+def _predict(
+    model: nn.Module,
+    files: list[Path],
+    data: TriangleConfig | ImagesConfig,
+    batch_size: int,
+    on_error: Literal["stop", "skip"],
+) -> Iterator[Prediction]:
     model.eval()
     device = next(model.parameters()).device
     num_skipped = 0
-    for chunk in _chunks(_image_files(paths), batch_size):
-        images = {}
-        for path in chunk:
+    for start in range(0, len(files), batch_size):
+        readable, images = [], []
+        for path in files[start : start + batch_size]:
             try:
-                images[path] = load_image(path, data)
+                images.append(load_image(path, data))
+                readable.append(path)
             except UserError:
                 if on_error == "stop":
                     raise
                 num_skipped += 1
         if images:
             with torch.inference_mode():
-                batch = torch.stack(list(images.values())).to(device)
-                probabilities = model(batch, None).logits.float().softmax(dim=-1).cpu()
-            yield from map(Prediction, images, probabilities)
+                logits = model(torch.stack(images).to(device), None).logits
+                probabilities = logits.float().softmax(dim=-1).cpu()
+            yield from map(Prediction, readable, probabilities)
     if num_skipped:
         print(f"{num_skipped} unreadable images were skipped", file=sys.stderr)
 
@@ -123,7 +133,9 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path)))
+            inside = sorted(
+                p for p in path.rglob("*") if p.is_file() and _is_image(p.relative_to(path))
+            )
             if not inside:
                 raise UserError(f"there is no image in {path}")
             found += inside
@@ -136,8 +148,4 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in Image.registered_extensions()
-
-
-def _chunks(paths: list[Path], size: int) -> Iterator[list[Path]]:
-    return (paths[i : i + size] for i in range(0, len(paths), size))
+    return not hidden and path.suffix.lower() in SUFFIXES

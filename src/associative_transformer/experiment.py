@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,11 @@ class Schedule:
     """Learning rate of the first epoch of the warm-up."""
     min_lr: float = 1e-6
     """Floor of the cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, name, "0 or more", value)
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.lr > 0, "lr", "positive", self.lr)
+        _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
         _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
-        _require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
         _require(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive", self.clip_norm
         )
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
-        _require(self.schedule.warmup_epochs >= 0, "warmup_epochs", "0 or more", self.schedule)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} can't be split into accumulation_steps "
@@ -125,6 +130,11 @@ class Experiment:
                 f"the images have {channels} channels of {size}x{size} pixels but the model wants "
                 f"{model.num_channels} of {model.image_size}x{model.image_size}: change "
                 "data or model so that they agree"
+            )
+        if model.question_dim:
+            raise ValueError(
+                f"question_dim is {model.question_dim} but the images come without questions: "
+                "set it to 0"
             )
 
 
@@ -174,8 +184,12 @@ def load_experiment(path: Path) -> Experiment:
     """
     try:
         return _ADAPTER.validate_python(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing: {path.parent} is no run folder") from None
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {error}") from None
     except ValidationError as error:
@@ -189,7 +203,7 @@ def write_file(path: Path, content: bytes) -> None:
 
     Raises UserError where the disk is full or the folder can't be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.parent / f".{path.name}.partial"
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -197,7 +211,8 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         reason = error.strerror or error
         raise UserError(f"can't write {path}: {reason}; nothing was replaced") from error
 

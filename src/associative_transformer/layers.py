@@ -5,7 +5,6 @@ Dims     B batch   C channels   H W image side   P pixels of a patch times chann
 """
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -160,7 +159,7 @@ class PretrainedModel(
         path = pretrained_model_name_or_path
         config_type = get_type_hints(cls.__init__)["config"]
         config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
-        with contextlib.redirect_stdout(sys.stderr):  # the mixin prints to stdout
+        with contextlib.redirect_stdout(None):  # the mixin prints what it does
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
 
     def reference_parameters(self) -> int:

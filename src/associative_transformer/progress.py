@@ -72,7 +72,7 @@ class TrainingProgress:
 
     def write(self, line: str) -> None:
         """Write one line, above the bar where there is one."""
-        self.bar.console.print(line, highlight=False, soft_wrap=True)
+        self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _left(self, done: int, now: float) -> str:
         rate = (now - self.started) / max(done - self.first_step, 1)

@@ -34,12 +34,14 @@ class History:
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """Rows of `metrics.jsonl`; what depends on the clock stands under `timing`."""
-    memory: list[Float[np.ndarray, "L M D"]] = field(default_factory=list)
-    """Priors of all layers after the epoch, in `memory.npz`."""
+    memory: list[Float[np.ndarray, "..."]] = field(default_factory=list)
+    """Priors (L, M, D) of all layers after the epoch, in `memory.npz`; empty without any."""
 
     @classmethod
     def read(cls, folder: Path, epochs: int) -> "History":
         """Read the first `epochs` entries."""
+        if epochs == 0:  # there may be no files yet
+            return cls()
         rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
         with np.load(folder / "memory.npz") as saved:
             return cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
@@ -66,15 +68,20 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
     if resume:
         if not is_run:
             raise UserError(f"there is no run in {folder} to resume: leave --resume out")
-        changed = differences(experiment, load_experiment(folder / "experiment.yaml"))
+        saved = load_experiment(folder / "experiment.yaml")
+        changed = differences(experiment, saved)
+        if experiment.train.seed != saved.train.seed:
+            changed.append(f"train.seed ({experiment.train.seed} here, {saved.train.seed} there)")
         if changed:
             raise UserError(
                 f"the run in {folder} has another configuration: {', '.join(changed)}; "
                 "repeat its fields, or choose another --name"
             )
-    elif folder.exists() and not overwrite:
+    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    elif not overwrite:
         raise UserError(f"{folder} exists: go on with --resume or start again with --overwrite")
-    elif folder.exists() and not is_run:
+    elif not is_run:
         raise UserError(f"{folder} is no run folder, so --overwrite leaves it alone: move it away")
 
 
@@ -85,7 +92,9 @@ def open_folder(folder: Path, experiment: Experiment, device: torch.device, resu
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't make the run folder {folder}: {error.strerror}") from error
+        raise UserError(
+            f"can't make the run folder {folder}: {error.strerror or error}"
+        ) from error
     save_experiment(experiment, folder / "experiment.yaml")
     environment = json.dumps(describe_environment(device), indent=2)
     write_file(folder / "environment.json", environment.encode())
@@ -110,7 +119,7 @@ def load_run(folder: Path) -> SavedRun:
     try:
         classes = json.loads((folder / "result.json").read_text())["classes"]
         return SavedRun(experiment, load_model(folder), tuple(classes))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}") from error
 
 

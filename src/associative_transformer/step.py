@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 from jaxtyping import Float
@@ -91,9 +92,8 @@ class TrainingStep:
         self.num_bad += 1
         if self.num_bad == MAX_BAD_STEPS:
             raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: go back to the last "
-                "checkpoint with --resume and a lower --train.lr, or start with "
-                "--train.clip-norm 1.0"
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: start again with "
+                "a lower --train.lr, or with --train.clip-norm 1.0"
             )
 
 
@@ -107,6 +107,7 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     tracker = None if train.tracker == "none" else train.tracker
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
+    AcceleratorState._reset_state()  # or an earlier run in this process would fix the precision
     accelerator = Accelerator(
         cpu=train.device == "cpu",
         mixed_precision="bf16" if precision == "bfloat16" else "no",

@@ -94,7 +94,11 @@ class Run:
         """Train to the end and write the result."""
         self._restore()
         if self.config.tracker != "none":
-            self.accelerator.init_trackers("associative_transformer", fields_of(self.experiment))
+            fields = {  # TensorBoard takes neither lists nor None
+                name: value if isinstance(value, int | float | str) else str(value)
+                for name, value in fields_of(self.experiment).items()
+            }
+            self.accelerator.init_trackers("associative_transformer", fields)
         epochs, state = self.config.epochs, self.state
         done = state.epoch * self.steps_per_epoch + state.step
         with StopSignals() as stop, TrainingProgress(epochs, self.steps_per_epoch, done) as bar:
@@ -104,7 +108,9 @@ class Run:
                 if on_epoch_end:
                     on_epoch_end(self.folder)
                 self._stop_if_asked(stop)
-        return self._finish()
+            result = self._finish(stop)
+        self.accelerator.end_training()
+        return result
 
     def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
         c, state = self.config, self.state
@@ -112,7 +118,7 @@ class Run:
             group["lr"] = c.learning_rate(state.epoch)
         if state.step == 0:
             self._reset_memories()
-        self.sums.copy_(torch.tensor(state.sums))
+        self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64))
         self.since = time.perf_counter() - state.timing["epoch"]
         self.model.train()
         batches = self.data.train.train_batches(c.batch_size, c.seed, state.epoch, state.step)
@@ -157,10 +163,11 @@ class Run:
         state.timing = {"epoch": 0.0, "run": state.timing["run"] + seconds}
         self._save()
 
-    def _finish(self) -> Result:
+    def _finish(self, stop: StopSignals) -> Result:
         """Score the test images, save the model, and write the result last of all."""
         state, c = self.state, self.config
         last = self._evaluate(self.data.test)
+        self._stop_if_asked(stop)
         best: dict[str, Any] | None = None
         if state.best_epoch is not None:
             load_best(self.folder / "checkpoint", self.model)
@@ -190,7 +197,6 @@ class Run:
             "timing": {"seconds": seconds, "images_per_second": images / seconds},
         }
         write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
-        self.accelerator.end_training()
         return result
 
     def _standing(self) -> Standing:

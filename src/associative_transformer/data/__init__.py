@@ -25,7 +25,7 @@ from associative_transformer.data.images import (
     decode_image,
     open_images,
 )
-from associative_transformer.data.sources import open_folder, open_hub
+from associative_transformer.data.sources import SUFFIXES, open_folder, open_hub
 from associative_transformer.data.triangle import (
     CLASS_NAMES,
     IMAGE_SIZE,
@@ -37,6 +37,7 @@ from associative_transformer.data.triangle import (
 
 __all__ = [
     "IMAGE_SIZE",
+    "SUFFIXES",
     "DataConfig",
     "DataSet",
     "ImagesConfig",

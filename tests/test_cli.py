@@ -1,0 +1,720 @@
+"""The command line: what it does, and what it says where something is wrong."""
+
+import csv
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+import associative_transformer.train as train_module
+from associative_transformer import __version__, step
+from associative_transformer.cli import COMMANDS, main
+from associative_transformer.experiment import Experiment, load_experiment
+from associative_transformer.interruption import Interrupted
+from associative_transformer.recipes import PUBLISHED, RECIPES
+
+MODEL = (
+    "--model.embed-dim 16 --model.depth 1 --model.num-heads 2 --model.head-dim 8 "
+    "--model.workspace.num-priors 4 --model.workspace.prior-dim 8 "
+    "--model.workspace.num-heads 2 --model.workspace.bottleneck 16 --train.device cpu"
+)
+OF_TRIANGLE = "--data.num-train 64 --data.num-test 20 --train.batch-size 16 --train.epochs 2"
+OF_IMAGES = (
+    "--data.num-workers 0 --data.image-size 16 --model.image-size 16 --model.patch-size 8 "
+    "--model.num-classes 2 --train.batch-size 8 --train.epochs 2"
+)
+TRIANGLE = f"triangle-ait-tiny {OF_TRIANGLE} {MODEL}".split()
+IMAGES = f"cifar10-ait-tiny {OF_IMAGES} {MODEL}".split()
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str  # in one line, without the boxes around it
+
+
+Ait = Callable[..., Said]
+
+
+@pytest.fixture
+def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ait", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            code = main()
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capfd.readouterr()
+        err = re.sub(r"[\s─│╭╮╰╯]+", " ", said.err)
+        assert "Traceback" not in said.err
+        assert isinstance(code, int)
+        return Said(code, said.out, err)
+
+    return call
+
+
+def assert_refused(said: Said, *words: object) -> None:
+    assert said.code == 2
+    assert said.out == ""
+    assert [word for word in words if str(word) not in said.err] == []
+
+
+def make_images(
+    root: Path, train: tuple[str, ...] = ("blue", "red"), test: tuple[str, ...] = ("blue", "red")
+) -> Path:
+    """Write images under SPLIT/CLASS whose color is that of their class."""
+    colors = {"blue": 2, "red": 0, "green": 1}
+    noise = np.random.default_rng(0)
+    for split, classes, count in (("train", train, 12), ("test", test, 5)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 60, size=(16, 16, 3), dtype=np.uint8)
+                pixels[..., colors[name]] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `images` and the complete runs `triangle/0` and `colors/0`."""
+    root = tmp_path_factory.mktemp("trained")
+    images = make_images(root / "images")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, recipe in (
+            ("triangle", TRIANGLE),
+            ("colors", [*IMAGES, "--data.source", str(images)]),
+        ):
+            arguments = ["ait", "train", *recipe, "--name", name, "--runs", str(root)]
+            patch.setattr(sys, "argv", arguments)
+            assert main() == 0
+    return root
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` to write into."""
+    return shutil.copytree(trained, tmp_path / "trained")
+
+
+# --- before any work ---
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train"], []], ids=str)
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    heavy = ("torch", "numpy", "datasets", "accelerate", "tyro")
+    expected = () if arguments == ["train"] else heavy  # listing the recipes needs all of them
+    out = run_python(
+        "import sys\n"
+        f"sys.argv = ['ait', *{arguments}]\n"
+        "from associative_transformer.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"assert not [name for name in {expected} if name in sys.modules]"
+    )
+    if arguments == ["--help"]:
+        assert all(f"  {name}" in out for name in COMMANDS)
+        assert all(command.summary in out for command in COMMANDS.values())
+    if arguments == ["--version"]:
+        assert out.strip() == __version__
+    if arguments == ["train"]:
+        assert set(out.split()) >= set(RECIPES)
+
+
+def test_importing_the_package_does_not_wait_for_torch() -> None:
+    run_python("import sys, associative_transformer; assert 'torch' not in sys.modules")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "associative_transformer", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, ait: Ait) -> None:
+    said = ait(command, "--help")
+    assert said.code == 0
+    assert said.out
+
+
+def test_the_help_of_a_recipe_names_its_fields_with_their_meaning(ait: Ait) -> None:
+    said = ait("train", "triangle-ait-tiny", "--help")
+    assert said.code == 0
+    for words in ("--train.lr", "--model.workspace.bottleneck", "--data.num-train", "--resume"):
+        assert words in said.out
+    assert "Training images." in said.out
+
+
+def test_a_misspelt_command_is_refused_with_all_commands(ait: Ait) -> None:
+    assert_refused(ait("tarin"), "tarin", *COMMANDS)
+    assert_refused(ait(), "COMMAND")
+
+
+# --- list ---
+
+
+def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) -> None:
+    said = ait("list")
+    assert said.code == 0
+    rows = {line.split()[1]: line for line in said.out.splitlines() if line.startswith("│")}
+    assert list(rows) == list(RECIPES)
+    for words in ("cifar10 ", "ait, 2 layers of 768", " 100 ", "15,673,322", "83.34 %"):
+        assert words in rows["cifar10-ait-small"]
+    for name, row in rows.items():
+        assert ("%" in row) == (name in PUBLISHED)
+    assert_refused(ait("list", "--all"), "--all")
+
+
+# --- train ---
+
+
+def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> None:
+    said = ait("train", *TRIANGLE)
+    assert said.code == 0
+    (folder,) = Path("runs").glob("triangle-ait-tiny+*/0")
+    result = json.loads((folder / "result.json").read_text())
+    assert f"test accuracy {result['test_accuracy']:.2f} % of 20 images" in said.out
+    assert f"run folder    {folder}" in said.out
+    assert f"ait eval {folder}" in said.out
+    assert "epoch 2/2" in said.err
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
+    """What would be trained, without training it."""
+    calls: list[tuple[Experiment, Path, dict[str, Any]]] = []
+
+    def note(experiment: Experiment, folder: Path, **options: object) -> dict[str, Any]:
+        calls.append((experiment, folder, options))
+        return {"test_accuracy": 50.0, "test_images": 20}
+
+    monkeypatch.setattr(train_module, "train", note)
+    return calls
+
+
+def test_a_recipe_goes_to_its_name_and_seed_and_one_with_overrides_to_name_and_hash(
+    ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
+) -> None:
+    recipe = "cifar10-vit-small"
+    for flags in (
+        "",
+        "--train.seed 3 --train.device cpu --data.source x --train.log-every 1",
+        "--train.lr 3e-4",
+        "--train.lr 0.0003 --train.seed 1 --runs elsewhere",
+        "--train.lr 3e-4 --model.head cls",
+        "--train.lr 3e-4 --name mine",
+    ):
+        assert ait("train", recipe, *flags.split()).code == 0
+    folders = [folder for _, folder, _ in started]
+    assert folders[0] == Path("runs", recipe, "0")
+    assert folders[1] == Path("runs", recipe, "3")
+    assert re.fullmatch(rf"runs/{recipe}\+[0-9a-f]{{8}}/0", str(folders[2]))
+    assert folders[3] == Path("elsewhere", folders[2].parent.name, "1")
+    assert folders[4].parent != folders[2].parent
+    assert folders[5] == Path("runs", "mine", "0")
+    for experiment, folder, _ in started:
+        assert experiment.name == folder.parent.name
+    assert started[0][0] == RECIPES[recipe]
+    assert started[4][0].model.head == "cls"
+    assert started[4][0].train.lr == 3e-4
+
+
+def test_every_recipe_can_be_started_and_flags_may_have_underscores(
+    ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
+) -> None:
+    for name in RECIPES:
+        assert ait("train", name, "--train.batch_size", 8, "--resume").code == 0
+    assert [experiment.train.batch_size for experiment, _, _ in started] == [8] * len(RECIPES)
+    assert {tuple(options.values()) for _, _, options in started} == {(True, False)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.depht 3", ["--model.depht", "--model.depth"]),
+        ("--train.learning-rate 1", ["--train.learning-rate"]),
+        ("--train.epochs two", ["--train.epochs", "two"]),
+        ("--train.epochs 0", ["epochs", "at least 1", "0"]),
+        ("--train.lr -1", ["lr", "positive", "-1"]),
+        ("--train.precision float16", ["--train.precision", "float16", "bfloat16"]),
+        ("--train.seed -1", ["seed", "-1"]),
+        (f"--train.seed {2**64}", ["seed", str(2**64)]),
+        ("--train.accumulation-steps 3", ["16", "3", "accumulation_steps"]),
+        ("--train.schedule.warmup-epochs -1", ["warmup_epochs", "-1"]),
+        ("--model.depth -1", ["depth", "at least 1", "-1"]),
+        ("--model.patch-size 30", ["30", "64", "divide"]),
+        ("--model.workspace.bottleneck 0", ["bottleneck", "at least 1", "0"]),
+        ("--model.num-channels 2", ["1 channels", "2 of"]),
+        ("--model.image-size 32", ["64x64", "32x32"]),
+        ("--model.num-classes 3", ["2 classes", "3", "--model.num-classes 2"]),
+        ("--model.question-dim 4", ["question_dim"]),
+        ("--data.num-train 0", ["num_train", "0"]),
+        ("--data.val-fraction 1.5", ["val_fraction", "1.5"]),
+        ("--data.source x", ["--data.source"]),
+        ("--train.batch-size 128", ["64 images", "128"]),
+        ("--name a/b", ["a/b", "folder name"]),
+        ("--resume", ["no run in", "leave --resume out"]),
+        ("--resume --overwrite", ["--resume and --overwrite"]),
+        ("--train.device quantum", ["--train.device", "quantum"]),
+        ("surplus", ["surplus"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_value_is_refused_before_anything_is_written(
+    flags: str, words: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    assert_refused(ait("train", *TRIANGLE, *flags.split()), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_recipe_is_refused_with_all_recipes_closest_first(ait: Ait) -> None:
+    said = ait("train", "cifar10-ait-smal")
+    assert_refused(said, "cifar10-ait-smal", *RECIPES)
+    assert min(RECIPES, key=lambda name: said.err.rindex(f"{name}")) == "cifar10-ait-small"
+
+
+def test_a_folder_that_exists_is_refused_with_both_ways_out(ait: Ait, runs: Path) -> None:
+    command = ["train", *TRIANGLE, "--name", "triangle", "--runs", runs]
+    assert_refused(ait(*command), runs / "triangle" / "0", "--resume", "--overwrite")
+    assert ait(*command, "--resume").code == 0  # it is complete
+    assert ait(*command, "--overwrite").code == 0
+
+
+def test_overwrite_leaves_a_folder_alone_that_is_no_run(ait: Ait, tmp_path: Path) -> None:
+    thesis = tmp_path / "runs" / "mine" / "0" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.touch()
+    said = ait("train", *TRIANGLE, "--name", "mine", "--overwrite")
+    assert_refused(said, "runs/mine/0 is no run folder")
+    assert thesis.exists()
+
+
+def test_the_checkpoint_of_another_configuration_is_refused_with_the_fields(
+    ait: Ait, runs: Path
+) -> None:
+    changes = ["--train.lr", 0.125, "--model.workspace.beta", 2.0]
+    said = ait("train", *TRIANGLE, *changes, "--resume", "--name", "triangle", "--runs", runs)
+    assert_refused(said, "train.lr (0.125 here, 0.0005 there)", "model.workspace.beta", "--name")
+
+
+def test_runs_in_the_place_of_a_file_are_refused(ait: Ait, tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    assert_refused(ait("train", *TRIANGLE), "can't make the run folder", "runs/triangle-ait-tiny")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "get_available_trackers", list)
+    said = ait("train", *TRIANGLE, "--train.tracker", "mlflow")
+    assert_refused(said, "mlflow is not installed", "pip install mlflow")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_the_same_command_works_once_there_is_space(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fill_up)
+        assert_refused(ait("train", *TRIANGLE), "No space left on device")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert ait("train", *TRIANGLE).code == 0
+
+
+# --- data sources ---
+
+
+def nothing(root: Path) -> list[str]:
+    return [f"{root} does not exist", "--data.source"]
+
+
+def a_file(root: Path) -> list[str]:
+    root.touch()
+    return [f"{root} is a file"]
+
+
+def an_empty_folder(root: Path) -> list[str]:
+    root.mkdir()
+    return [f"{root} is empty", "parquet", "train/CLASS/"]
+
+
+def one_class(root: Path) -> list[str]:
+    make_images(root, ("red",), ("red",))
+    return [f"{root} has one class, red"]
+
+
+def an_unseen_class(root: Path) -> list[str]:
+    make_images(root, ("red", "blue"), ("red", "green"))
+    return [f"the test split of {root}", "training never sees", "green"]
+
+
+def no_test_images(root: Path) -> list[str]:
+    make_images(root, ("red", "blue"), ())
+    return [f"{root} has no test split"]
+
+
+def three_classes(root: Path) -> list[str]:
+    make_images(root, ("red", "blue", "green"), ("red",))
+    return ["3 classes", "--model.num-classes 3"]
+
+
+def a_broken_image(root: Path) -> list[str]:
+    (make_images(root) / "train" / "red" / "3.png").write_bytes(b"no image")
+    return [str(root / "train" / "red" / "3.png"), "--data.on_error skip"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nothing,
+        a_file,
+        an_empty_folder,
+        one_class,
+        an_unseen_class,
+        no_test_images,
+        three_classes,
+        a_broken_image,
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused(
+    make: Callable[[Path], list[str]], ait: Ait, tmp_path: Path
+) -> None:
+    words = make(tmp_path / "images")
+    said = ait("train", *IMAGES, "--data.source", tmp_path / "images")
+    assert_refused(said, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_image_can_be_skipped_and_is_counted(ait: Ait, tmp_path: Path) -> None:
+    a_broken_image(tmp_path / "images")
+    flags = ["--data.source", tmp_path / "images", "--data.on_error", "skip"]
+    assert ait("train", *IMAGES, *flags).code == 0
+    (result,) = tmp_path.glob("runs/*/0/result.json")
+    assert json.loads(result.read_text())["skipped_images"] == 1
+
+
+def test_without_the_hub_the_message_says_which_files_to_put_where(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("Network is unreachable")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    said = ait("train", "cifar10-ait-tiny")
+    assert_refused(said, "uoft-cs/cifar10", "Network is unreachable", "*.parquet")
+    assert "--data.source FOLDER" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- eval ---
+
+
+def test_eval_scores_every_test_image_and_writes_classes_and_confusion(
+    ait: Ait, runs: Path
+) -> None:
+    for name, count, classes in (
+        ("triangle", 20, ["equilateral", "other"]),
+        ("colors", 10, ["blue", "red"]),
+    ):
+        folder = runs / name / "0"
+        said = ait("eval", folder, "--batch-size", 7, "--device", "cpu")
+        assert said.code == 0
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        assert evaluation["images"] == count
+        assert evaluation["accuracy"] == pytest.approx(result["test_accuracy"])
+        assert list(evaluation["class_accuracy"]) == classes
+        with (folder / "confusion.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header[1:] == [row[0] for row in rows] == classes
+        assert sum(int(cell) for row in rows for cell in row[1:]) == count
+        assert f"{evaluation['accuracy']:6.2f} %  of all {count} test images" in said.out
+        assert str(folder / "evaluation.json") in said.out
+
+
+def test_eval_takes_images_that_were_moved(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    config = runs / "colors" / "0" / "experiment.yaml"
+    config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
+    assert load_experiment(config).data.source == "gone"
+    assert_refused(ait("eval", runs / "colors" / "0"), "gone does not exist")
+    moved = shutil.move(runs / "images", tmp_path / "moved")
+    assert ait("eval", runs / "colors" / "0", "--source", moved).code == 0
+
+
+def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    for i, names in enumerate([("red", "green"), ("red", "green", "blue")]):
+        other = make_images(tmp_path / f"other{i}", names, names)
+        said = ait("eval", runs / "colors" / "0", "--source", other)
+        assert_refused(said, "classes", "green")
+    assert not (runs / "colors" / "0" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("nowhere", ["nowhere is no run folder"]),
+        ("RUN/result.json", ["result.json is no run folder"]),
+        ("", ["run", "required"]),
+        ("RUN --batch-size 0", ["batch", "at least 1", "0"]),
+        ("RUN --batch-size -3", ["batch", "at least 1", "-3"]),
+        ("RUN --batch-size many", ["--batch-size", "many"]),
+        ("RUN --device quantum", ["no device 'quantum'"]),
+        ("RUN --source x", ["--source"]),
+        ("RUN --sauce x", ["--sauce", "--source"]),
+    ],
+    ids=str,
+)
+def test_eval_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
+    folder = runs / "triangle" / "0"
+    before = sorted(folder.iterdir())
+    said = ait("eval", *flags.replace("RUN", str(folder)).split())
+    assert_refused(said, *words)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_run_that_is_not_complete_or_is_damaged_is_refused(
+    command: str, ait: Ait, runs: Path
+) -> None:
+    folder = runs / "triangle" / "0"
+    arguments = [command, folder, *["x.png"] * (command == "predict")]
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert_refused(ait(*arguments), f"the run in {folder} is damaged")
+    (folder / "result.json").unlink()
+    assert_refused(ait(*arguments), f"the run in {folder} is not complete", "--resume")
+
+
+# --- predict ---
+
+
+def test_predict_writes_a_table_with_the_most_probable_classes_first(ait: Ait, runs: Path) -> None:
+    images = runs / "images" / "test"
+    said = ait("predict", runs / "colors" / "0", images, images / "red" / "0.png")
+    assert said.code == 0
+    header, *rows = csv.reader(said.out.splitlines())
+    assert header == ["path", "class_1", "probability_1", "class_2", "probability_2"]
+    expected = [str(images / name / f"{i}.png") for name in ("blue", "red") for i in range(5)]
+    assert [row[0] for row in rows] == [*expected, str(images / "red" / "0.png")]
+    for _, first, p, second, q in rows:
+        assert {first, second} == {"blue", "red"}
+        assert float(p) >= float(q)
+        assert float(p) + float(q) == pytest.approx(1, abs=2e-6)
+
+
+def test_predict_writes_json_lines_with_the_same_numbers(ait: Ait, runs: Path) -> None:
+    command = ["predict", runs / "colors" / "0", runs / "images" / "test", "--top", 1]
+    table = list(csv.DictReader(ait(*command).out.splitlines()))
+    lines = [json.loads(line) for line in ait(*command, "--format", "jsonl").out.splitlines()]
+    assert len(lines) == len(table) == 10
+    for line, row in zip(lines, table, strict=True):
+        (best,) = line["predictions"]
+        assert (line["path"], best["class"]) == (row["path"], row["class_1"])
+        assert f"{best['probability']:.6f}" == row["probability_1"]
+
+
+def test_predict_agrees_with_eval(ait: Ait, runs: Path) -> None:
+    ait("eval", runs / "colors" / "0")
+    accuracy = json.loads((runs / "colors" / "0" / "evaluation.json").read_text())["accuracy"]
+    said = ait("predict", runs / "colors" / "0", runs / "images" / "test")
+    rows = list(csv.DictReader(said.out.splitlines()))
+    right = [Path(row["path"]).parent.name == row["class_1"] for row in rows]
+    assert 100 * sum(right) / len(right) == pytest.approx(accuracy)
+
+
+def test_predict_reads_triangles_and_writes_a_file(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[10:20, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    said = ait("predict", runs / "triangle" / "0", "a.png", "--output", "out.csv")
+    assert (said.code, said.out) == (0, "")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == "a.png"
+    assert {row["class_1"], row["class_2"]} == {"equilateral", "other"}
+
+
+def test_predict_skips_unreadable_images_where_asked_to(
+    ait: Ait, runs: Path, tmp_path: Path
+) -> None:
+    images = runs / "images" / "test"
+    (images / "red" / "2.png").write_bytes(b"no image")
+    command = ["predict", runs / "colors" / "0", images, "--output", "out.csv"]
+    assert_refused(ait(*command), images / "red" / "2.png")
+    assert not (tmp_path / "out.csv").exists()
+    said = ait(*command, "--on-error", "skip")
+    assert said.code == 0
+    assert "1 unreadable images were skipped" in said.err
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("RUN", ["image files or folders"]),
+        ("", ["run", "required"]),
+        ("nowhere IMAGE", ["nowhere is no run folder"]),
+        ("IMAGE RUN", ["is no run folder"]),
+        ("RUN nothing.png", ["no file nothing.png"]),
+        ("RUN IMAGE nothing.png", ["no file nothing.png"]),
+        ("RUN EMPTY", ["no image in"]),
+        ("RUN IMAGE --top 0", ["top", "at least 1", "0"]),
+        ("RUN IMAGE --top -2", ["top", "at least 1", "-2"]),
+        ("RUN IMAGE --batch-size 0", ["batch", "at least 1", "0"]),
+        ("RUN IMAGE --format xml", ["--format", "xml", "csv"]),
+        ("RUN IMAGE --on-error ignore", ["--on-error", "ignore", "skip"]),
+        ("RUN IMAGE --device quantum", ["no device 'quantum'"]),
+        ("RUN IMAGE --output missing/out.csv", ["missing/out.csv", "No such file"]),
+        ("RUN IMAGE --output IMAGE/out.csv", ["out.csv", "Not a directory"]),
+        ("RUN IMAGE --output EMPTY", ["can't write"]),
+        ("RUN IMAGE --output .", ["can't write"]),
+    ],
+    ids=str,
+)
+def test_predict_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
+    (runs / "empty").mkdir()
+    places = {
+        "RUN": runs / "colors" / "0",
+        "IMAGE": runs / "images" / "test" / "red" / "0.png",
+        "EMPTY": runs / "empty",
+    }
+    for name, place in places.items():
+        flags = flags.replace(name, str(place))
+    before = sorted(runs.rglob("*"))
+    assert_refused(ait("predict", *flags.split()), *words)
+    assert sorted(runs.rglob("*")) == before
+
+
+# --- stopping ---
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_stopped_run_says_how_to_go_on(
+    signum: int, code: int, ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signum)
+
+    monkeypatch.setattr(train_module, "train", stop)
+    said = ait("train", *TRIANGLE)
+    assert (said.code, said.out) == (code, "")
+    assert "saved" in said.err
+    assert "--resume" in said.err
+    said = ait("train", *TRIANGLE, "--overwrite")
+    assert "in place of --overwrite" in said.err  # the two exclude each other
+
+
+def test_an_interrupted_command_ends_without_traceback(
+    ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "train", stop)
+    assert ait("train", *TRIANGLE).code == 130
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "associative_transformer", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if list(folder.glob(pattern)):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail(f"no {pattern} after 30 seconds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code", "source"),
+    [(signal.SIGINT, 130, "images from workers"), (signal.SIGTERM, 143, "triangle")],
+    ids=["int", "term"],
+)
+def test_a_signal_to_all_processes_of_a_run_saves_it_and_resume_completes_it(
+    signum: int, code: int, source: str, tmp_path: Path
+) -> None:
+    flags = ["--train.epochs", "60"]
+    if source == "triangle":
+        arguments = ["train", *TRIANGLE, *flags]
+    else:
+        images = make_images(tmp_path / "images")
+        flags = ["--train.epochs", "8", "--data.memory-budget", "0", "--data.num-workers", "1"]
+        arguments = ["train", *IMAGES, *flags, "--data.source", str(images)]
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path, "runs/*/0/checkpoint/previous", process)
+    os.killpg(process.pid, signum)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("go on with the same command and --resume")
+    (folder,) = tmp_path.glob("runs/*/0")
+    assert not (folder / "result.json").exists()
+
+    resumed = start([*arguments, "--resume"], tmp_path)
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert "test accuracy" in out
+    epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
+    assert epochs == list(range(1, int(flags[1]) + 1))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_once_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    arguments = ["train", *TRIANGLE, "--train.epochs", "25", "--train.checkpoint-every", "1"]
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path, "runs/*/0/checkpoint/previous", process)
+    process.kill()
+    process.communicate(timeout=60)
+    resumed = start([*arguments, "--resume"], tmp_path)
+    _, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    undisturbed = start([*arguments, "--runs", "undisturbed"], tmp_path)
+    _, err = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, err
+    (ours,), (theirs,) = tmp_path.glob("runs/*/0"), tmp_path.glob("undisturbed/*/0")
+    name = "model.safetensors"
+    assert (ours / name).read_bytes() == (theirs / name).read_bytes()

@@ -1,0 +1,302 @@
+"""One training step against the same step written by hand, and the steps that must change nothing.
+
+Dims     B batch   C channels   H W image side
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType, ProjectConfiguration
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from associative_transformer import step as step_module
+from associative_transformer.experiment import TrainConfig
+from associative_transformer.interface import Batch, UserError
+from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.step import MAX_BAD_STEPS, Sums, TrainingStep, make_accelerator
+from associative_transformer.workspace import WorkspaceConfig
+
+CONFIG = AiTConfig(
+    image_size=64,
+    patch_size=32,
+    embed_dim=16,
+    depth=2,
+    num_heads=2,
+    head_dim=8,
+    num_classes=2,
+    workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16),
+)
+PROJECT = ProjectConfiguration("unused")
+
+
+@pytest.fixture(autouse=True)
+def forget_the_precision() -> Iterator[None]:
+    """Accelerate keeps the precision of a process; tests need several."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def make_step(model: nn.Module | None = None, **train: Any) -> TrainingStep:  # noqa: ANN401
+    config = TrainConfig(**{"batch_size": 8, "lr": 0.01, "device": "cpu", **train})
+    return TrainingStep(model or AiT(CONFIG), config, make_accelerator(config, PROJECT))
+
+
+def make_batch(num_images: int = 8) -> Batch:
+    images = torch.randn(num_images, 3, 64, 64)
+    return Batch(images, None, torch.randint(2, (num_images,)))
+
+
+def memories(model: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+def everything(step: TrainingStep) -> list[Tensor]:
+    moments = step.optimizer.state_dict()["state"].values()
+    tensors = [*step.model.state_dict().values(), *(t for m in moments for t in m.values())]
+    return [tensor.clone() for tensor in tensors]
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+class HandWritten:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), after clipping."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
+        self.model, self.config = model, train
+        self.m = [torch.zeros_like(p) for p in model.parameters()]
+        self.v = [torch.zeros_like(p) for p in model.parameters()]
+        self.t = 0
+        self.norm = 0.0
+
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """Mean over the micro-batches of the gradient of cross-entropy and auxiliary loss."""
+        parts = self.config.accumulation_steps
+        micro = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
+        total = [torch.zeros_like(p) for p in self.model.parameters()]
+        for images, labels in micro:
+            logits, aux_loss = self.model(images)
+            loss = cross_entropy(logits, labels) + aux_loss
+            found = torch.autograd.grad(loss, list(self.model.parameters()))
+            total = [a + g / parts for a, g in zip(total, found, strict=True)]
+        return total
+
+    def __call__(self, batch: Batch) -> None:
+        c, (beta1, beta2), self.t = self.config, self.config.betas, self.t + 1
+        gradients = self.gradients(batch)
+        self.norm = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
+        if c.clip_norm is not None:
+            gradients = [g * min(1.0, c.clip_norm / self.norm) for g in gradients]
+        with torch.no_grad():
+            for i, (p, g) in enumerate(zip(self.model.parameters(), gradients, strict=True)):
+                self.m[i] = beta1 * self.m[i] + (1 - beta1) * g
+                self.v[i] = beta2 * self.v[i] + (1 - beta2) * g.square()
+                m = self.m[i] / (1 - beta1**self.t)
+                v = self.v[i] / (1 - beta2**self.t)
+                p -= c.lr * (m / (v.sqrt() + 1e-8) + c.weight_decay * p)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"clip_norm": 0.1},
+        {"clip_norm": 1e4},
+        {"accumulation_steps": 4},
+        {"accumulation_steps": 2, "clip_norm": 0.1, "betas": (0.7, 0.9), "weight_decay": 0.3},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None:
+    step = make_step(**train)
+    by_hand = HandWritten(deepcopy(step.model), step.train)
+    start = deepcopy(step.model.state_dict())
+    for _ in range(3):
+        batch = make_batch()
+        step(batch)
+        by_hand(batch)
+    if (limit := step.train.clip_norm) is not None:
+        assert (by_hand.norm > limit) == (limit < 1)  # the small limit clips, the large one not
+    theirs = by_hand.model.state_dict()
+    for name, ours in step.model.state_dict().items():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4, msg=name)
+        assert (ours - start[name]).abs().max() > 5e-4  # so the tolerance is far below a step
+
+
+def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -> None:
+    step = make_step(accumulation_steps=4)
+    by_hand = HandWritten(deepcopy(step.model), step.train)
+    seen: list[Tensor] = []
+    step.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in step.model.parameters())
+    )
+    batch = make_batch()
+    step(batch)
+    for ours, theirs in zip(seen, by_hand.gradients(batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_memory_moves_once_per_micro_batch(parts: int) -> None:
+    step = make_step(accumulation_steps=parts)
+    by_hand = deepcopy(step.model)
+    forwards: list[int] = []
+    step.model.register_forward_pre_hook(lambda _, inputs: forwards.append(len(inputs[0])))
+    batch = make_batch()
+    step(batch)
+    for images in batch.images.chunk(parts):
+        by_hand(images)
+    assert forwards == [8 // parts] * parts
+    assert same(memories(step.model), memories(by_hand))
+
+
+def test_a_step_returns_the_sums_over_its_images() -> None:
+    step = make_step(accumulation_steps=2)
+    by_hand, batch = deepcopy(step.model), make_batch()
+    sums = Sums(*step(batch))
+    loss, balance_loss, correct = 0.0, 0.0, 0
+    for images, labels in zip(batch.images.chunk(2), batch.labels.chunk(2), strict=True):
+        logits, aux_loss = by_hand(images)
+        loss += cross_entropy(logits, labels, reduction="sum").item()
+        balance_loss += 4 * aux_loss.item()
+        correct += int((logits.argmax(dim=-1) == labels).sum())
+    assert float(sums.loss) == pytest.approx(loss, rel=1e-6)
+    assert float(sums.balance_loss) == pytest.approx(balance_loss, rel=1e-6)
+    assert balance_loss > 0
+    assert sums.correct == correct
+    assert sums.images == 8
+
+
+# --- steps that are not finite ---
+
+
+def spoil(batch: Batch) -> Batch:
+    """Make the last image unusable."""
+    images = batch.images.clone()
+    images[-1] = torch.inf
+    return batch._replace(images=images)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) -> None:
+    step = make_step(accumulation_steps=parts)
+    step(make_batch())
+    before = everything(step)
+    sums = step(spoil(make_batch()))
+    assert same(everything(step), before)
+    assert step.num_skipped == step.num_bad == 1
+    assert not sums.any()
+    assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
+
+
+def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> None:
+    step = make_step()
+    step(make_batch())
+    before = everything(step)
+    handle = step.model.head[2].weight.register_hook(lambda gradient: gradient * torch.inf)
+    sums = step(make_batch())
+    handle.remove()
+    assert same(everything(step), before)
+    assert step.num_skipped == 1
+    assert not sums.any()
+
+
+def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:
+    ours = make_step()
+    theirs = make_step(deepcopy(ours.model))
+    first, second = make_batch(), make_batch()
+    for batch in (first, spoil(first), second):
+        ours(batch)
+    for batch in (first, second):
+        theirs(batch)
+    assert same(everything(ours), everything(theirs))
+    assert (ours.num_skipped, ours.num_bad) == (1, 0)
+
+
+def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
+    step = make_step()
+    assert MAX_BAD_STEPS == 10
+    for _ in range(2):
+        for _ in range(9):
+            step(spoil(make_batch()))
+        step(make_batch())
+    assert step.num_skipped == 18
+    before = everything(step)
+    for _ in range(9):
+        step(spoil(make_batch()))
+    with pytest.raises(UserError, match="not finite 10 steps in a row"):
+        step(spoil(make_batch()))
+    assert same(everything(step), before)
+
+
+def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
+    step = make_step()
+    with pytest.raises(UserError) as error:
+        for _ in range(10):
+            step(spoil(make_batch()))
+    assert "--train.lr" in str(error.value)
+    # a run goes on with its own learning rate only: see check_folder
+    assert "--resume" not in str(error.value)
+
+
+# --- precision ---
+
+
+def test_bfloat16_is_autocast_and_leaves_weights_moments_and_memory_in_float32() -> None:
+    step = make_step(precision="bfloat16")
+    seen: list[torch.dtype] = []
+    step.model.blocks[0].feed_forward.register_forward_hook(
+        lambda _, inputs, output: seen.append(output.dtype)
+    )
+    before = memories(step.model)
+    sums = step(make_batch())
+    assert seen == [torch.bfloat16]
+    assert sums.isfinite().all()
+    assert step.num_skipped == 0
+    assert {tensor.dtype for tensor in everything(step)} == {torch.float32}
+    assert all(not torch.equal(a, b) for a, b in zip(before, memories(step.model), strict=True))
+
+
+def test_on_a_cpu_precision_auto_is_float32() -> None:
+    step = make_step(precision="auto")
+    seen: list[torch.dtype] = []
+    step.model.register_forward_hook(lambda _, inputs, output: seen.append(output.logits.dtype))
+    step(make_batch())
+    assert seen == [torch.float32]
+
+
+def test_runs_of_different_precision_can_follow_each_other_in_one_process() -> None:
+    for precision in ("float32", "bfloat16", "float32"):
+        make_step(precision=precision)(make_batch())
+
+
+# --- what is not to be had ---
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
+    tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [t for t in LoggerType if t.value != tracker]
+    monkeypatch.setattr(step_module, "get_available_trackers", lambda: others)
+    with pytest.raises(UserError, match=f"{tracker} is not installed: pip install {tracker}"):
+        make_accelerator(TrainConfig(tracker=tracker, device="cpu"), PROJECT)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
+    with pytest.raises(UserError, match="several processes"):
+        make_accelerator(TrainConfig(device="cpu"), PROJECT)
+
+
+def test_the_device_cpu_is_a_cpu() -> None:
+    assert make_accelerator(TrainConfig(device="cpu"), PROJECT).device == torch.device("cpu")
