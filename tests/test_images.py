@@ -23,6 +23,7 @@ from associative_transformer.data import (
     decode_image,
     load_data,
     load_image,
+    load_test,
 )
 from associative_transformer.interface import PADDING, Batch, UserError
 
@@ -425,3 +426,17 @@ def test_a_drawn_triangle_is_prepared_as_a_generated_one(tmp_path: Path) -> None
         made = load_image(tmp_path / "color.png", TriangleConfig(channels=channels))
         assert made.shape == (channels, 64, 64)
         assert (made == made[:1]).all()
+
+
+def test_the_test_split_alone_is_the_same_and_reads_no_training_image(folder: Path) -> None:
+    whole = images(load(folder).test.eval_batches(4))
+    next((folder / "train").rglob("*.png")).write_bytes(b"broken")
+    held_out = load_test(config(folder), CPU)
+    assert torch.equal(images(held_out.test.eval_batches(4)), whole)
+    assert (held_out.class_names, held_out.num_skipped) == (("cat", "dog"), 0)
+
+
+def test_the_test_triangles_alone_are_the_same() -> None:
+    triangles = TriangleConfig(num_train=4, num_test=12)
+    whole = images(load_data(triangles, CPU).test.eval_batches(5))
+    assert torch.equal(images(load_test(triangles, CPU).test.eval_batches(5)), whole)

@@ -180,7 +180,7 @@ def train_recipe(arguments: list[str]) -> None:
 
 def evaluate_run(arguments: list[str]) -> None:
     """Score the model of a run and write what came out beside it."""
-    from associative_transformer.data import TriangleConfig, load_data
+    from associative_transformer.data import TriangleConfig, load_test
     from associative_transformer.evaluate import evaluate, save_evaluation
     from associative_transformer.interface import UserError
     from associative_transformer.run_folder import load_run
@@ -193,7 +193,7 @@ def evaluate_run(arguments: list[str]) -> None:
         if isinstance(config, TriangleConfig):
             raise UserError("Triangle is generated and has no source: leave --source out")
         config = replace(config, source=options.source)
-    data = load_data(config, device)
+    data = load_test(config, device)
     if data.class_names != run.classes:
         raise UserError(
             f"the run knows the classes {', '.join(run.classes)} but the data has the classes "

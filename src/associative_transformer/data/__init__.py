@@ -20,6 +20,7 @@ from associative_transformer.data.augment import (
 from associative_transformer.data.batches import Split
 from associative_transformer.data.images import (
     ImagesConfig,
+    ImageSet,
     ImageTable,
     check_classes,
     decode_image,
@@ -40,12 +41,14 @@ __all__ = [
     "SUFFIXES",
     "DataConfig",
     "DataSet",
+    "HeldOut",
     "ImagesConfig",
     "Split",
     "TriangleConfig",
     "decode_image",
     "load_data",
     "load_image",
+    "load_test",
 ]
 
 DataConfig = Annotated[TriangleConfig | ImagesConfig, Field(discriminator="kind")]
@@ -61,14 +64,36 @@ class DataSet(NamedTuple):
     num_skipped: int  # unreadable images left out
 
 
+class HeldOut(NamedTuple):
+    """The test split alone, for a model that is trained already."""
+
+    test: Split
+    class_names: tuple[str, ...]
+    num_skipped: int
+
+
 def load_data(config: DataConfig, device: torch.device) -> DataSet:
     """Generate or open a data set whose batches lie on `device`.
 
     Raises a `UserError` where the data set is missing or cannot be used.
     """
     if isinstance(config, TriangleConfig):
-        return _load_triangles(config, device)
+        train, validation = _triangles(config, TRAIN, device).carve(config.val_fraction)
+        test = _triangles(config, TEST, device)
+        return DataSet(train, validation, test, CLASS_NAMES, num_skipped=0)
     return _load_images(config, device)
+
+
+def load_test(config: DataConfig, device: torch.device) -> HeldOut:
+    """Generate or open the test split only, without decoding a training image.
+
+    Raises a `UserError` where the data set is missing or cannot be used.
+    """
+    if isinstance(config, TriangleConfig):
+        return HeldOut(_triangles(config, TEST, device), CLASS_NAMES, num_skipped=0)
+    found = _open(config)
+    test = _split(found.test, config, device, _fits(config, len(found.test)))
+    return HeldOut(test, found.test.class_names, len(found.test) - len(test))
 
 
 def load_image(path: Path, config: DataConfig) -> Float[Tensor, "C H W"]:
@@ -80,25 +105,17 @@ def load_image(path: Path, config: DataConfig) -> Float[Tensor, "C H W"]:
     return Preparation(config.mean, config.std).normalize(image[None])[0]
 
 
-def _load_triangles(config: TriangleConfig, device: torch.device) -> DataSet:
-    def generate(split: int, num_items: int) -> Split:
-        images, labels, _ = generate_triangles(config, split, num_items)
-        preparation = Preparation(config.mean, config.std, device=device)
-        loader = ResidentLoader(torch.from_numpy(images)[:, None], preparation)
-        return Split(torch.from_numpy(labels), torch.arange(num_items), loader)
-
-    train, validation = generate(TRAIN, config.num_train).carve(config.val_fraction)
-    return DataSet(train, validation, generate(TEST, config.num_test), CLASS_NAMES, num_skipped=0)
+def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Split:
+    num_items = config.num_train if split == TRAIN else config.num_test
+    images, labels, _ = generate_triangles(config, split, num_items)
+    preparation = Preparation(config.mean, config.std, device=device)
+    loader = ResidentLoader(torch.from_numpy(images)[:, None], preparation)
+    return Split(torch.from_numpy(labels), torch.arange(num_items), loader)
 
 
 def _load_images(config: ImagesConfig, device: torch.device) -> DataSet:
-    if config.source is None:
-        splits = open_hub(config.hub_id)
-    else:
-        splits = open_folder(Path(config.source).expanduser())
-    found = open_images(splits, config)
-    num_bytes = sum(len(table) for table in found) * 3 * config.image_size**2
-    fits = num_bytes <= config.memory_budget * 2**30
+    found = _open(config)
+    fits = _fits(config, sum(len(table) for table in found))
     train = _split(found.train, config, device, fits and config.augment != "resized_crop")
     test = _split(found.test, config, device, fits)
     num_skipped = sum(len(table) for table in found) - len(train) - len(test)
@@ -106,6 +123,16 @@ def _load_images(config: ImagesConfig, device: torch.device) -> DataSet:
         check_classes(found, train.labels, test.labels)
     train, validation = train.carve(config.val_fraction)
     return DataSet(train, validation, test, found.train.class_names, num_skipped)
+
+
+def _open(config: ImagesConfig) -> ImageSet:
+    if config.source is None:
+        return open_images(open_hub(config.hub_id), config)
+    return open_images(open_folder(Path(config.source).expanduser()), config)
+
+
+def _fits(config: ImagesConfig, num_images: int) -> bool:
+    return num_images * 3 * config.image_size**2 <= config.memory_budget * 2**30
 
 
 def _split(

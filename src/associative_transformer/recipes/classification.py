@@ -40,21 +40,14 @@ def triangle(model: Model) -> Model:
     return model
 
 
-TINY_MEMORY = WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256)
 CIFAR10_TINY = AiTConfig(
-    pos="learned", embed_dim=192, num_heads=3, mlp_ratio=2.0, workspace=TINY_MEMORY
-)
-TRIANGLE_TINY = AiTConfig(
-    image_size=64,
-    patch_size=32,
-    num_channels=1,
-    num_classes=2,
     pos="learned",
-    embed_dim=256,
-    num_heads=4,
+    embed_dim=192,
+    num_heads=3,
     mlp_ratio=2.0,
-    workspace=replace(TINY_MEMORY, bottleneck=64),
+    workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
 )
+TRIANGLE_TINY = replace(triangle(CIFAR10_TINY), num_channels=1)
 GRAY = TriangleConfig(channels=1)
 FAST = TrainConfig(
     epochs=5,
@@ -64,7 +57,7 @@ FAST = TrainConfig(
     clip_norm=1.0,
     schedule=Schedule(warmup_epochs=1, warmup_lr=1e-4),
 )
-FAST_TRIANGLE = replace(FAST, epochs=8, lr=5e-4)
+FAST_TRIANGLE = replace(FAST, epochs=9)
 
 # fmt: off
 EXPERIMENTS = [
