@@ -320,7 +320,7 @@ def test_the_checkpoint_of_another_configuration_is_refused_with_the_fields(
 ) -> None:
     changes = ["--train.lr", 0.125, "--model.workspace.beta", 2.0]
     said = ait("train", *TRIANGLE, *changes, "--resume", "--name", "triangle", "--runs", runs)
-    assert_refused(said, "train.lr (0.125 here, 0.0005 there)", "model.workspace.beta", "--name")
+    assert_refused(said, "train.lr (0.125 here, 0.001 there)", "model.workspace.beta", "--name")
 
 
 def test_runs_in_the_place_of_a_file_are_refused(ait: Ait, tmp_path: Path) -> None:
