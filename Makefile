@@ -25,6 +25,7 @@ lint: .venv/installed-dev
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
+	@echo "installing into .venv; PyTorch takes a few minutes"
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

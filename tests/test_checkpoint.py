@@ -358,11 +358,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_the_best_weights_come_back_and_rotation_leaves_them_alone(tmp_path: Path) -> None:
     trainee = Trainee(num_steps=1)
     best = {name: tensor.clone() for name, tensor in trainee.model.state_dict().items()}
-    save_best(tmp_path, trainee.model)
+    digest = save_best(tmp_path, trainee.model)
     for step in range(3):
         trainee.step()
         trainee.save(tmp_path, step)
     assert not torch.equal(trainee.model.head[2].weight, best["head.2.weight"])
-    load_best(tmp_path, trainee.model)
+    load_best(tmp_path, trainee.model, digest)
     loaded = trainee.model.state_dict()
     assert all(torch.equal(loaded[name], best[name]) for name in best)
+
+
+def test_best_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -> None:
+    model = AiT(CONFIG)
+    digest = save_best(tmp_path, model)
+    save_best(tmp_path, AiT(CONFIG))
+    with pytest.raises(UserError, match="is damaged"):
+        load_best(tmp_path, model, digest)

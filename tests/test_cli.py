@@ -593,8 +593,8 @@ def test_predict_skips_unreadable_images_where_asked_to(
         ("RUN IMAGE --format xml", ["--format", "xml", "csv"]),
         ("RUN IMAGE --on-error ignore", ["--on-error", "ignore", "skip"]),
         ("RUN IMAGE --device quantum", ["no device 'quantum'"]),
-        ("RUN IMAGE --output missing/out.csv", ["missing/out.csv", "No such file"]),
-        ("RUN IMAGE --output IMAGE/out.csv", ["out.csv", "Not a directory"]),
+        ("RUN IMAGE --output missing/out.csv", ["no folder missing", "--output"]),
+        ("RUN IMAGE --output IMAGE/out.csv", ["no folder", "--output"]),
         ("RUN IMAGE --output EMPTY", ["can't write"]),
         ("RUN IMAGE --output .", ["can't write"]),
     ],
@@ -632,7 +632,8 @@ def test_a_stopped_run_says_how_to_go_on(
     assert "saved" in said.err
     assert "--resume" in said.err
     said = ait("train", *TRIANGLE, "--overwrite")
-    assert "in place of --overwrite" in said.err  # the two exclude each other
+    assert "--resume" in said.err
+    assert "--overwrite" not in said.err  # the two exclude each other
 
 
 def test_an_interrupted_command_ends_without_traceback(

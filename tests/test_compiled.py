@@ -6,6 +6,7 @@ These tests run without the shape checks of the other ones, which torch.compile 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from shutil import which
 
 import pytest
 import torch
@@ -99,7 +100,11 @@ def assert_same_training(
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("ait", "inductor"),  # 40 s of C++ compiler where nothing is cached
+        pytest.param(
+            "ait",
+            "inductor",  # 40 s of C++ compiler where nothing is cached
+            marks=pytest.mark.skipif(not which("g++"), reason="inductor needs a C++ compiler"),
+        ),
         ("ait-cross-attention", "aot_eager"),
         ("ait-dense", "aot_eager"),
         ("ait-detached", "aot_eager"),

@@ -536,3 +536,12 @@ def test_a_model_is_uploaded_with_card_configuration_and_weights(
 
 def test_every_model_is_a_pretrained_model() -> None:
     assert all(isinstance(build_model(config), PretrainedModel) for config in CONFIGS.values())
+
+
+@pytest.mark.parametrize("config", [AIT_SMALL, VIT_SMALL], ids=lambda config: config.kind)
+def test_the_paper_counts_positions_once_whether_they_are_used_or_not(
+    config: AiTConfig | ViTConfig,
+) -> None:
+    with torch.device("meta"):
+        unused, used = build_model(config), build_model(replace(config, pos="learned"))
+    assert unused.reference_parameters() == used.reference_parameters() + 768

@@ -111,7 +111,7 @@ def load(golden: dict[str, np.ndarray]) -> AiT:
         for key, value in golden.items()
         if key.startswith("weight/")
     }
-    return load_official(weights, bottleneck=BOTTLENECK, beta=BETA)
+    return load_official(weights, bottleneck=BOTTLENECK, beta=BETA).train()
 
 
 def dense_gates(selection: Selection, num_tokens: int) -> Tensor:
@@ -363,7 +363,6 @@ def test_what_the_official_code_never_uses_is_ignored() -> None:
     "key",
     [
         "no_such_weight",
-        "module.cls_token",
         "mlp_head.2.weight",
         "mlp_head.1.scale",
         "to_patch_embedding.0.weight",
@@ -390,6 +389,13 @@ def test_a_missing_weight_is_an_error() -> None:
         del state[key]
         with pytest.raises(ValueError, match="the official checkpoint lacks"):
             load_official(state)
+
+
+def test_a_checkpoint_of_several_devices_loads_too_in_evaluation_mode() -> None:
+    state = to_official(AiT(SOME))
+    loaded = load_official({f"module.{key}": value for key, value in state.items()})
+    assert not loaded.training
+    assert torch.equal(to_official(loaded)["mlp_head.1.weight"], state["mlp_head.1.weight"])
 
 
 def test_the_heads_are_merged_in_our_order() -> None:

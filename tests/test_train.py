@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load, load_file
 
 from associative_transformer import train as train_module
-from associative_transformer.data import ImagesConfig, TriangleConfig, load_data
+from associative_transformer.data import DataSet, ImagesConfig, TriangleConfig, load_data
 from associative_transformer.evaluate import Evaluation, evaluate
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig, load_experiment
 from associative_transformer.interface import Batch, UserError
@@ -25,7 +26,7 @@ from associative_transformer.interruption import Interrupted
 from associative_transformer.models import AiTConfig, ViTConfig, load_model
 from associative_transformer.run_folder import History
 from associative_transformer.step import TrainingStep
-from associative_transformer.train import train
+from associative_transformer.train import Run, train
 from associative_transformer.workspace import WorkspaceConfig
 
 CPU = torch.device("cpu")
@@ -192,6 +193,8 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
         "epochs",
         "skipped_steps",
         "skipped_images",
+        "data",
+        "precision",
         "live_parameters",
         "total_parameters",
         "classes",
@@ -349,6 +352,27 @@ def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) ->
 
 
 # --- stopping and resuming ---
+
+
+def test_a_run_is_not_resumed_on_other_data_or_in_another_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(EXPERIMENT, train=replace(EXPERIMENT.train, epochs=2))
+
+    def stop(run: Run, signals: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Run, "_finish", stop)
+        train(first, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"same --data\.source"):
+        patch.setattr(DataSet, "digest", "of another set")
+        train(first, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="float32 but bfloat16"):
+        patch.setattr(Accelerator, "mixed_precision", "bf16")
+        train(first, tmp_path / "run", resume=True)
+    assert train(first, tmp_path / "run", resume=True)["epochs"] == 2
+
 
 VARIATIONS = {
     "plain": EXPERIMENT,

@@ -87,21 +87,26 @@ def restore_checkpoint(
     return None
 
 
-def save_best(folder: Path, model: nn.Module) -> None:
-    """Keep the weights of the best validation epoch."""
+def save_best(folder: Path, model: nn.Module) -> str:
+    """Keep the weights of the best validation epoch and return their digest."""
     _make_folder(folder / "best")
-    write_file(folder / "best" / WEIGHTS, save(_contiguous(model.state_dict())))
+    content = save(_contiguous(model.state_dict()))
+    write_file(folder / "best" / WEIGHTS, content)
+    return hashlib.sha256(content).hexdigest()
 
 
-def load_best(folder: Path, model: nn.Module) -> None:
+def load_best(folder: Path, model: nn.Module, digest: str) -> None:
     """Put the weights of the best validation epoch into the model.
 
-    Raises UserError where they are damaged.
+    Raises UserError where they are not those of `digest`.
     """
     path = folder / "best" / WEIGHTS
     try:
-        model.load_state_dict(load(path.read_bytes()))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError("it is not what was written")
+        model.load_state_dict(load(content))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): start again with --overwrite") from error
 
 

@@ -4,16 +4,17 @@ Nothing heavy is imported before a command needs it: `ait --help` does not wait 
 """
 
 import argparse
-import csv
 import io
-import json
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TextIO, TypeVar
+from shutil import which
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 from associative_transformer import __version__
 
@@ -99,11 +100,19 @@ def _guarded(command: "Command", arguments: list[str]) -> int:
         print(f"ait: {error}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
-        how = "--resume" + " in place of --overwrite" * ("--overwrite" in arguments)
-        print(f"ait: {stopped} and saved; go on with the same command and {how}", file=sys.stderr)
+        again = [word for word in arguments if word not in ("--overwrite", "--resume")]
+        how = _command("train", *again, "--resume")
+        print(f"ait: {stopped} and saved; go on with {how}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads on: `ait list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, RuntimeError) as error:
+        if "out of memory" not in str(error) and "DefaultCPUAllocator" not in str(error):
+            raise
+        print("ait: out of memory: lower --train.batch-size or --batch-size", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -162,9 +171,7 @@ def train_recipe(arguments: list[str]) -> None:
         return
     if name not in RECIPES:
         close = get_close_matches(name, RECIPES, n=len(RECIPES), cutoff=0.0)
-        raise UserError(
-            f"there is no recipe {name!r}; there are, closest first: {', '.join(close)}"
-        )
+        raise UserError(f"there is no recipe {name!r}; closest first: {', '.join(close)}")
     recipe = RECIPES[name]
     options = _parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
     experiment = options.experiment
@@ -174,8 +181,8 @@ def train_recipe(arguments: list[str]) -> None:
     result = train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
     print(f"test accuracy {result['test_accuracy']:.2f} % of {result['test_images']:,} images")
     print(f"run folder    {folder}")
-    print(f"next          ait eval {folder}")
-    print(f"              ait predict {folder} PATH/TO/IMAGES")
+    print(f"next          {_command('eval', str(folder))}")
+    print(f"              {_command('predict', str(folder))} PATH/TO/IMAGES")
 
 
 def evaluate_run(arguments: list[str]) -> None:
@@ -201,7 +208,8 @@ def evaluate_run(arguments: list[str]) -> None:
         )
     batches = data.test.eval_batches(options.batch_size)
     scored = evaluate(run.model.to(device), batches, len(run.classes))
-    save_evaluation(scored, run.classes, options.run)
+    context = {"source": getattr(config, "source", None), "skipped_images": data.num_skipped}
+    save_evaluation(scored, run.classes, options.run, **context)
     for name, accuracy in zip(run.classes, scored.class_accuracy, strict=True):
         print(f"{accuracy:6.2f} %  {name}")
     print(f"{scored.accuracy:6.2f} %  of all {int(scored.confusion.sum()):,} test images")
@@ -210,34 +218,21 @@ def evaluate_run(arguments: list[str]) -> None:
 
 def predict_images(arguments: list[str]) -> None:
     """Classify image files and write the most probable classes of each."""
-    from associative_transformer.evaluate import predict_files
+    from associative_transformer.evaluate import predict_files, write_predictions
     from associative_transformer.interface import UserError
     from associative_transformer.run_folder import load_run
 
     options = _parse(PredictOptions, arguments, "predict")
     if not options.paths:
         raise UserError("ait predict needs image files or folders behind the run")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise UserError(f"there is no folder {options.output.parent} for --output: make it first")
     device = _device(options.device)
     run = load_run(options.run)
     model, data = run.model.to(device), run.experiment.data
     found = predict_files(model, options.paths, data, options.batch_size, options.on_error)
-    top = min(options.top, len(run.classes))
     with _writer(options.output) as file:
-        table = csv.writer(file)
-        if options.format == "csv":
-            ranks = range(1, top + 1)
-            table.writerow(
-                ["path", *(f"{c}_{i}" for i in ranks for c in ("class", "probability"))]
-            )
-        for path, probabilities in found:
-            best = [
-                (run.classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices
-            ]
-            if options.format == "csv":
-                table.writerow([path, *(x for name, p in best for x in (name, f"{p:.6f}"))])
-            else:
-                classes = [{"class": name, "probability": p} for name, p in best]
-                print(json.dumps({"path": str(path), "predictions": classes}), file=file)
+        write_predictions(found, run.classes, options.top, options.format, file)
 
 
 def _parse(
@@ -254,6 +249,11 @@ def _parse(
         return tyro.cli(kind, prog=f"ait {command}", args=arguments, config=config, **given)
     except ValueError as error:  # tyro reports those of nested configurations itself
         raise UserError(str(error)) from error
+
+
+def _command(*words: str) -> str:
+    """Write a command of `ait` that can be copied as it is."""
+    return shlex.join(["ait" if which("ait") else os.path.relpath(sys.argv[0]), *words])
 
 
 def _device(name: str) -> "torch.device":
@@ -273,16 +273,15 @@ def _device(name: str) -> "torch.device":
 
 
 @contextmanager
-def _writer(path: Path | None) -> Iterator[TextIO]:
+def _writer(path: Path | None) -> Iterator[io.TextIOBase]:
     """Write to a file, whole or not at all, or to the terminal."""
     from associative_transformer.experiment import write_file
 
     if path is None:
-        yield sys.stdout
+        yield cast(io.TextIOBase, sys.stdout)
     else:
-        buffer = io.StringIO()
-        yield buffer
-        write_file(path, buffer.getvalue().encode())
+        yield (buffer := io.StringIO())
+        write_file(path, buffer.getvalue().encode(errors="surrogateescape"))  # odd file names
 
 
 class Command(NamedTuple):

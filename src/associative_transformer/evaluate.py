@@ -58,18 +58,24 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
     return Evaluation(accuracy, float(loss) / total, confusion)
 
 
-def save_evaluation(evaluation: Evaluation, classes: Sequence[str], folder: Path) -> None:
-    """Write `evaluation.json` and `confusion.csv`, rows true and columns predicted classes."""
+def save_evaluation(
+    evaluation: Evaluation, classes: Sequence[str], folder: Path, **context: object
+) -> None:
+    """Write `evaluation.json` and `confusion.csv`, rows true and columns predicted classes.
+
+    The context, such as where the images came from, goes into the former as it is.
+    """
     shares = dict(zip(classes, evaluation.class_accuracy, strict=True))
     summary = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
         "images": int(evaluation.confusion.sum()),
+        **context,
         "class_accuracy": {name: None if isnan(x) else x for name, x in shares.items()},
     }
     write_file(folder / "evaluation.json", json.dumps(summary, indent=2).encode())
     buffer = io.StringIO()
-    table = csv.writer(buffer)
+    table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["true \\ predicted", *classes])
     for name, row in zip(classes, evaluation.confusion.tolist(), strict=True):
         table.writerow([name, *row])
@@ -115,9 +121,9 @@ def _predict(
             try:
                 images.append(load_image(path, data))
                 readable.append(path)
-            except UserError:
+            except UserError as error:
                 if on_error == "stop":
-                    raise
+                    raise UserError(f"{error}, or pass --on-error skip") from error
                 num_skipped += 1
         if images:
             with torch.inference_mode():
@@ -126,6 +132,28 @@ def _predict(
             yield from map(Prediction, readable, probabilities)
     if num_skipped:
         print(f"{num_skipped} unreadable images were skipped", file=sys.stderr)
+
+
+def write_predictions(
+    predictions: Iterable[Prediction],
+    classes: Sequence[str],
+    top: int,
+    form: Literal["csv", "jsonl"],
+    file: io.TextIOBase,
+) -> None:
+    """Write the `top` classes of each image, as a row of CSV or a line of JSON."""
+    top = min(top, len(classes))
+    table = csv.writer(file, lineterminator="\n")
+    if form == "csv":
+        columns = [f"{name}_{i}" for i in range(1, top + 1) for name in ("class", "probability")]
+        table.writerow(["path", *columns])
+    for path, probabilities in predictions:
+        best = [(classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices]
+        if form == "csv":
+            table.writerow([path, *(x for name, p in best for x in (name, f"{p:.6f}"))])
+        else:
+            found = [{"class": name, "probability": p} for name, p in best]
+            print(json.dumps({"path": str(path), "predictions": found}), file=file)
 
 
 def _image_files(paths: Iterable[Path]) -> list[Path]:

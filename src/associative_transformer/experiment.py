@@ -3,6 +3,7 @@
 An experiment that is not its recipe any more carries the fingerprint of its fields in its name.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -214,7 +215,10 @@ def write_file(path: Path, content: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         reason = error.strerror or error
-        raise UserError(f"can't write {path}: {reason}; nothing was replaced") from error
+        hint = (
+            "free some space and try again" if error.errno == errno.ENOSPC else "nothing changed"
+        )
+        raise UserError(f"can't write {path}: {reason}; {hint}") from error
 
 
 def _require(holds: bool, name: str, wanted: str, value: object) -> None:

@@ -2,7 +2,7 @@
 
 Dims     B batch   N tokens per image   T = B * N pooled tokens   E token width
          M priors  D prior width        S heads of the bottleneck attention, K its bottleneck
-Source   Sun et al., Associative Transformer, arXiv 2309.12862; Hopfield retrieval and energy:
+Source   Sun et al., CVPR 2025, arXiv 2309.12862; Hopfield retrieval and energy:
          Ramsauer et al. 2021, arXiv 2008.02217.
 
 Softmax, moving average and balance loss are computed in float32 at least, also under autocast.

@@ -1,7 +1,9 @@
 """Stop a run where it can save itself, not in the middle of a step."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -17,9 +19,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self.former = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread():
+            signals = ()  # Python gives signals to the main thread only
+        self.former = {s: signal.signal(s, self._note) for s in signals}
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ Dims     B batch   C channels   H W image side   P pixels of a patch times chann
 """
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -55,7 +56,7 @@ class TokenEmbed(nn.Module):
         use_class_token: bool = False,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.image_size, self.patch_size = image_size, patch_size
         self.num_patches = (image_size // patch_size) ** 2
         self.num_tokens = self.num_patches + bool(question_dim) + use_class_token
         self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
@@ -68,7 +69,10 @@ class TokenEmbed(nn.Module):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        p = self.patch_size
+        size, p = self.image_size, self.patch_size
+        if images.shape[-2:] != (size, size):
+            height, width = images.shape[-2:]
+            raise ValueError(f"images are {height}x{width} but the model takes {size}x{size}")
         patches = rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)  # (B, N, P)
         tokens = [self.patches(patches)]
         if (self.question is None) != (questions is None):
@@ -126,7 +130,7 @@ class FeedForward(nn.Sequential):
 
 
 class FlattenHead(nn.Sequential):
-    """Classify all tokens at once; its weights are the only ones that know positions."""
+    """Classify all tokens at once, each at its own place."""
 
     def __init__(self, num_tokens: int, embed_dim: int, num_classes: int) -> None:
         width = num_tokens * embed_dim
@@ -191,7 +195,7 @@ def check_sizes(config: object) -> None:
             raise ValueError(f"{name} must be at least 1, not {value}")
     if vars(config)["question_dim"] < 0:
         raise ValueError(f"question_dim must not be negative, not {vars(config)['question_dim']}")
-    if not vars(config)["mlp_ratio"] > 0:
+    if not 0 < vars(config)["mlp_ratio"] < math.inf:
         raise ValueError(f"mlp_ratio must be positive, not {vars(config)['mlp_ratio']}")
     if sizes["image_size"] % sizes["patch_size"]:
         raise ValueError(

@@ -39,12 +39,18 @@ class History:
 
     @classmethod
     def read(cls, folder: Path, epochs: int) -> "History":
-        """Read the first `epochs` entries."""
+        """Read the first `epochs` entries. Raises UserError where the files are damaged."""
         if epochs == 0:  # there may be no files yet
             return cls()
-        rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
-        with np.load(folder / "memory.npz") as saved:
-            return cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
+        try:
+            rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
+            with np.load(folder / "memory.npz") as saved:
+                return cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the history of the run in {folder} is damaged ({error}): "
+                "start again with --overwrite"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write both files whole."""
@@ -113,6 +119,9 @@ def load_run(folder: Path) -> SavedRun:
 
     Raises UserError where the folder holds no run, or one that is not complete or damaged.
     """
+    seeds = sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
+    if seeds:
+        raise UserError(f"{folder} holds the runs {', '.join(seeds)}: pass {folder / seeds[0]}")
     experiment = load_experiment(folder / "experiment.yaml")
     if not (folder / "result.json").exists():
         raise UserError(f"the run in {folder} is not complete: finish it with --resume")
@@ -120,7 +129,10 @@ def load_run(folder: Path) -> SavedRun:
         classes = json.loads((folder / "result.json").read_text())["classes"]
         return SavedRun(experiment, load_model(folder), tuple(classes))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the run in {folder} is damaged: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
+        ) from error
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:

@@ -102,14 +102,14 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     has_gpu = train.device == "auto" and torch.cuda.is_available()
     precision = train.precision
     if precision == "auto":
-        is_fast = has_gpu and torch.cuda.is_bf16_supported()
+        is_fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if is_fast else "float32"
     tracker = None if train.tracker == "none" else train.tracker
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
-    AcceleratorState._reset_state()  # or an earlier run in this process would fix the precision
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier run here has fixed
     accelerator = Accelerator(
-        cpu=train.device == "cpu",
+        cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bfloat16" else "no",
         log_with=tracker,
         project_config=project,

@@ -69,6 +69,9 @@ class State:
     bad_steps: int = 0  # skipped in a row
     best_epoch: int | None = None  # from 1
     best_accuracy: float = -1.0  # percent of the validation images
+    best_digest: str = ""  # of the weights in checkpoint/best
+    data: str = ""  # digest of the data set
+    precision: str = ""  # float32 or bfloat16
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
 
@@ -86,7 +89,9 @@ class Run:
         torch.manual_seed(self.config.seed)
         self.model = build_model(experiment.model)
         self.take_step = TrainingStep(self.model, self.config, self.accelerator)
-        self.state, self.history = State(), History()
+        self.history = History()
+        precision = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
+        self.state = State(data=self.data.digest, precision=precision)
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.device)
         self.since = 0.0
 
@@ -101,16 +106,20 @@ class Run:
             self.accelerator.init_trackers("associative_transformer", fields)
         epochs, state = self.config.epochs, self.state
         done = state.epoch * self.steps_per_epoch + state.step
-        with StopSignals() as stop, TrainingProgress(epochs, self.steps_per_epoch, done) as bar:
-            while state.epoch < epochs:
-                self._train_epoch(stop, bar)
-                self._end_epoch(bar)
-                if on_epoch_end:
-                    on_epoch_end(self.folder)
-                self._stop_if_asked(stop)
-            result = self._finish(stop)
-        self.accelerator.end_training()
-        return result
+        try:
+            with (
+                StopSignals() as stop,
+                TrainingProgress(epochs, self.steps_per_epoch, done) as bar,
+            ):
+                while state.epoch < epochs:
+                    self._train_epoch(stop, bar)
+                    self._end_epoch(bar)
+                    if on_epoch_end:
+                        on_epoch_end(self.folder)
+                    self._stop_if_asked(stop)
+                return self._finish(stop)
+        finally:
+            self.accelerator.end_training()  # closes the tracker
 
     def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
         c, state = self.config, self.state
@@ -123,12 +132,14 @@ class Run:
         self.model.train()
         batches = self.data.train.train_batches(c.batch_size, c.seed, state.epoch, state.step)
         for batch in batches:
-            _seed(c.seed, state.epoch, state.step)  # of dropout: the same when resumed
+            _seed(c.seed, state.epoch, state.step + 1)  # of dropout: the same when resumed
             self.sums += self.take_step(batch)
             state.step += 1
             is_last = state.step == self.steps_per_epoch
             if is_last or state.step % c.log_every == 0:
                 self._log(bar)
+            elif state.step == 1:
+                bar.show(self._standing())
             if not is_last:  # the end of an epoch saves by itself
                 if c.checkpoint_every and state.step % c.checkpoint_every == 0:
                     self._save()
@@ -149,10 +160,11 @@ class Run:
         if self.data.validation is not None:
             scored = self._evaluate(self.data.validation)
             row["validation"] = {"accuracy": scored.accuracy, "loss": scored.loss}
+            self._track("validation", row["validation"])
             line += f"  validation {scored.accuracy:.2f} %"
             if scored.accuracy > state.best_accuracy:
                 state.best_epoch, state.best_accuracy = standing.epoch, scored.accuracy
-                save_best(self.folder / "checkpoint", self.model)
+                state.best_digest = save_best(self.folder / "checkpoint", self.model)
         bar.write(line)
         priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
         self.history.metrics.append(row)
@@ -167,10 +179,11 @@ class Run:
         """Score the test images, save the model, and write the result last of all."""
         state, c = self.state, self.config
         last = self._evaluate(self.data.test)
+        self._track("test", {"accuracy": last.accuracy, "loss": last.loss})
         self._stop_if_asked(stop)
         best: dict[str, Any] | None = None
         if state.best_epoch is not None:
-            load_best(self.folder / "checkpoint", self.model)
+            load_best(self.folder / "checkpoint", self.model, state.best_digest)
             accuracy = self._evaluate(self.data.test).accuracy
             best = {"epoch": state.best_epoch, "validation_accuracy": state.best_accuracy}
             best["test_accuracy"] = accuracy
@@ -191,6 +204,8 @@ class Run:
             "epochs": c.epochs,
             "skipped_steps": state.skipped_steps,
             "skipped_images": self.data.num_skipped,
+            "data": state.data,
+            "precision": state.precision,
             "live_parameters": sum(p.numel() for p in self.model.parameters()),
             "total_parameters": self.model.reference_parameters(),
             "classes": list(self.data.class_names),
@@ -218,16 +233,21 @@ class Run:
     def _log(self, bar: TrainingProgress) -> None:
         standing = self._standing()
         bar.show(standing)
+        self._track(
+            "train", {**standing._asdict(), "lr": self.config.learning_rate(self.state.epoch)}
+        )
+
+    def _track(self, part: str, values: dict[str, int | float]) -> None:
         step = self.state.epoch * self.steps_per_epoch + self.state.step
-        self.accelerator.log({f"train/{k}": v for k, v in standing._asdict().items()}, step)
+        self.accelerator.log({f"{part}/{name}": value for name, value in values.items()}, step)
 
     def _evaluate(self, split: Split) -> Evaluation:
+        """Score in float32, as `ait eval` does."""
         batches = split.eval_batches(self.config.batch_size)
-        with self.accelerator.autocast():
-            return evaluate(self.model, batches, self.experiment.model.num_classes)
+        return evaluate(self.model, batches, self.experiment.model.num_classes)
 
     def _reset_memories(self) -> None:
-        _seed(self.config.seed, self.state.epoch)
+        _seed(self.config.seed, self.state.epoch, 0)
         for workspace in self.take_step.workspaces:
             if workspace.config.reset_each_epoch:
                 workspace.reset()
@@ -250,7 +270,17 @@ class Run:
         step = self.take_step
         saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
         if saved is not None:
-            self.state = State(**saved)
+            here, self.state = self.state, State(**saved)
+            if self.state.data != here.data:
+                raise UserError(
+                    f"the run in {self.folder} was trained on other data under the same name: "
+                    "pass the same --data.source as before"
+                )
+            if self.state.precision != here.precision:
+                raise UserError(
+                    f"the run in {self.folder} has the precision {self.state.precision} but "
+                    f"{here.precision} is what this device takes: resume it on one like before"
+                )
             self.history = History.read(self.folder, self.state.epoch)
             step.num_skipped, step.num_bad = self.state.skipped_steps, self.state.bad_steps
 

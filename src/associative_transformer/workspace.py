@@ -6,6 +6,7 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
          `beta` inverse temperature              `bottleneck` k             `balance_weight` sigma
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,9 +62,9 @@ class WorkspaceConfig:
             raise ValueError(f"bottleneck must be at least 1 (or None), not {self.bottleneck}")
         if not 0 < self.smoothing <= 1:
             raise ValueError(f"smoothing must be in (0, 1], not {self.smoothing}")
-        if not self.beta > 0:
+        if not 0 < self.beta < math.inf:
             raise ValueError(f"beta must be positive, not {self.beta}")
-        if not self.balance_weight >= 0:
+        if not 0 <= self.balance_weight < math.inf:
             raise ValueError(f"balance_weight must not be negative, not {self.balance_weight}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
@@ -112,7 +113,8 @@ class GlobalWorkspace(nn.Module):
     retrieval.
 
     Under activation checkpointing keep this module outside the recomputed region: a second
-    forward would move the memory twice.
+    forward would move the memory twice. Several processes would each hold a pool of their own,
+    and DistributedDataParallel would keep the memory of rank 0 alone.
     """
 
     priors: Tensor

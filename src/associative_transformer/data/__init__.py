@@ -3,6 +3,7 @@
 Dims     C channels   H height   W width
 """
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -63,6 +64,14 @@ class DataSet(NamedTuple):
     class_names: tuple[str, ...]
     num_skipped: int  # unreadable images left out
 
+    @property
+    def digest(self) -> str:
+        """Tell this data from other data under the same name: its classes and all its labels."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(b"|" if split is None else split.labels.numpy().tobytes())
+        return digest.hexdigest()
+
 
 class HeldOut(NamedTuple):
     """The test split alone, for a model that is trained already."""
@@ -119,9 +128,8 @@ def _load_images(config: ImagesConfig, device: torch.device) -> DataSet:
     train = _split(found.train, config, device, fits and config.augment != "resized_crop")
     test = _split(found.test, config, device, fits)
     num_skipped = sum(len(table) for table in found) - len(train) - len(test)
-    if num_skipped:
-        check_classes(found, train.labels, test.labels)
     train, validation = train.carve(config.val_fraction)
+    check_classes(found, train.labels, test.labels)  # again: some may be skipped or carved out
     return DataSet(train, validation, test, found.train.class_names, num_skipped)
 
 

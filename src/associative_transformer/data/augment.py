@@ -3,6 +3,7 @@
 Dims     N images of the data set   S steps   B batch   C channels   H height   W width
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -176,6 +177,7 @@ def _read(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=device is not None and device.type == "cuda",
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # or it would draw from the generator of the training loop
     )
     for chunk in loader:  # raised in here, an error also ends the workers at once
@@ -183,6 +185,11 @@ def _read(
         if error is not None and on_error == "stop":
             raise error
         yield chunk
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C to the process that saves the run; it ends its workers by itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: list[Tensor | UserError]) -> _Chunk:

@@ -33,7 +33,10 @@ def open_folder(root: Path) -> dict[str, datasets.Dataset]:
     """Open the parquet files anywhere below a folder or, if there are none, its class folders."""
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"the data source {root} {state}: pass a folder with --data.source")
+        raise UserError(
+            f"the data source {root} {state}: "
+            "pass a folder with --data.source, or --source of ait eval"
+        )
     # unlike Path.rglob, this follows links and leaves hidden files out
     visible = glob.glob("**", root_dir=root, recursive=True)  # noqa: PTH207
     files = [Path(name) for name in sorted(visible) if (root / name).is_file()]

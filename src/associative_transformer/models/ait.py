@@ -1,4 +1,4 @@
-"""The Associative Transformer (Sun et al. 2024, arXiv 2309.12862).
+"""The Associative Transformer (Sun et al., CVPR 2025, arXiv 2309.12862).
 
 Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
 Sizes    AiT-Small 2, AiT-Medium 6, AiT-Base 12 layers at E 768, 12 heads of width 64
@@ -150,10 +150,10 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         """
         c = self.config
         stem = (25 * c.num_channels + 1) * c.embed_dim
-        class_token_and_positions = (1 + self.embed.num_patches + 1) * c.embed_dim
+        unused_rows = 1 + (c.pos == "none") * (self.embed.num_patches + 1)
         memories = sum(buffer.numel() for buffer in self.buffers())
         live = super().reference_parameters()
-        return live + stem + class_token_and_positions + memories
+        return live + stem + unused_rows * c.embed_dim + memories
 
 
 AIT_SMALL = AiTConfig()
@@ -167,8 +167,10 @@ def load_official(
     """Turn a checkpoint of the official code (yuweisunn/associative-transformer) into our AiT.
 
     All sizes follow from the shapes; `bottleneck` and `beta` are not in a state dict. The write
-    is detached, as there. Raises ValueError on a key too many or too few.
+    is detached, as there, and the model is in evaluation mode. Raises ValueError on a key too
+    many or too few.
     """
+    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     try:
         model = AiT(_official_config(state_dict, bottleneck, beta))
     except KeyError as error:
@@ -189,7 +191,7 @@ def load_official(
             f"the official checkpoint lacks what becomes {', '.join(sorted(missing))}"
         )
     model.load_state_dict(renamed)
-    return model
+    return model.eval()
 
 
 def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: float) -> AiTConfig:

@@ -27,12 +27,12 @@ CIFAR10, CIFAR100, TRIANGLE = ImagesConfig("cifar10"), ImagesConfig("cifar100"),
 STANDARD = TrainConfig()
 
 
-def hundred(model: Model) -> Model:
+def for_cifar100(model: Model) -> Model:
     """Give the model of CIFAR-100."""
     return replace(model, num_classes=100)
 
 
-def triangle(model: Model) -> Model:
+def for_triangle(model: Model) -> Model:
     """Give the model of Triangle: four patches an image, and with AiT a bottleneck of 64."""
     model = replace(model, image_size=64, patch_size=32, num_classes=2)
     if isinstance(model, AiTConfig):
@@ -47,7 +47,7 @@ CIFAR10_TINY = AiTConfig(
     mlp_ratio=2.0,
     workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
 )
-TRIANGLE_TINY = replace(triangle(CIFAR10_TINY), num_channels=1)
+TRIANGLE_TINY = replace(for_triangle(CIFAR10_TINY), num_channels=1)
 GRAY = TriangleConfig(channels=1)
 FAST = TrainConfig(
     epochs=5,
@@ -61,26 +61,26 @@ FAST_TRIANGLE = replace(FAST, epochs=9)
 
 # fmt: off
 EXPERIMENTS = [
-    Experiment("triangle-ait-tiny",   GRAY,     TRIANGLE_TINY,        FAST_TRIANGLE),
-    Experiment("cifar10-ait-tiny",    CIFAR10,  CIFAR10_TINY,         FAST),
-    Experiment("cifar10-ait-small",   CIFAR10,  AIT_SMALL,            STANDARD),
-    Experiment("cifar10-ait-medium",  CIFAR10,  AIT_MEDIUM,           STANDARD),
-    Experiment("cifar10-ait-base",    CIFAR10,  AIT_BASE,             STANDARD),
-    Experiment("cifar10-vit-small",   CIFAR10,  VIT_SMALL,            STANDARD),
-    Experiment("cifar10-vit-medium",  CIFAR10,  VIT_MEDIUM,           STANDARD),
-    Experiment("cifar10-vit-base",    CIFAR10,  VIT_BASE,             STANDARD),
-    Experiment("cifar100-ait-small",  CIFAR100, hundred(AIT_SMALL),   STANDARD),
-    Experiment("cifar100-ait-medium", CIFAR100, hundred(AIT_MEDIUM),  STANDARD),
-    Experiment("cifar100-ait-base",   CIFAR100, hundred(AIT_BASE),    STANDARD),
-    Experiment("cifar100-vit-small",  CIFAR100, hundred(VIT_SMALL),   STANDARD),
-    Experiment("cifar100-vit-medium", CIFAR100, hundred(VIT_MEDIUM),  STANDARD),
-    Experiment("cifar100-vit-base",   CIFAR100, hundred(VIT_BASE),    STANDARD),
-    Experiment("triangle-ait-small",  TRIANGLE, triangle(AIT_SMALL),  STANDARD),
-    Experiment("triangle-ait-medium", TRIANGLE, triangle(AIT_MEDIUM), STANDARD),
-    Experiment("triangle-ait-base",   TRIANGLE, triangle(AIT_BASE),   STANDARD),
-    Experiment("triangle-vit-small",  TRIANGLE, triangle(VIT_SMALL),  STANDARD),
-    Experiment("triangle-vit-medium", TRIANGLE, triangle(VIT_MEDIUM), STANDARD),
-    Experiment("triangle-vit-base",   TRIANGLE, triangle(VIT_BASE),   STANDARD),
+    Experiment("triangle-ait-tiny",  GRAY,     TRIANGLE_TINY,            FAST_TRIANGLE),
+    Experiment("cifar10-ait-tiny",   CIFAR10,  CIFAR10_TINY,             FAST),
+    Experiment("cifar10-ait-small",  CIFAR10,  AIT_SMALL,                STANDARD),
+    Experiment("cifar10-ait-medium", CIFAR10,  AIT_MEDIUM,               STANDARD),
+    Experiment("cifar10-ait-base",   CIFAR10,  AIT_BASE,                 STANDARD),
+    Experiment("cifar10-vit-small",  CIFAR10,  VIT_SMALL,                STANDARD),
+    Experiment("cifar10-vit-medium", CIFAR10,  VIT_MEDIUM,               STANDARD),
+    Experiment("cifar10-vit-base",   CIFAR10,  VIT_BASE,                 STANDARD),
+    Experiment("cifar100-ait-small", CIFAR100, for_cifar100(AIT_SMALL),  STANDARD),
+    Experiment("cifar100-ait-medium",CIFAR100, for_cifar100(AIT_MEDIUM), STANDARD),
+    Experiment("cifar100-ait-base",  CIFAR100, for_cifar100(AIT_BASE),   STANDARD),
+    Experiment("cifar100-vit-small", CIFAR100, for_cifar100(VIT_SMALL),  STANDARD),
+    Experiment("cifar100-vit-medium",CIFAR100, for_cifar100(VIT_MEDIUM), STANDARD),
+    Experiment("cifar100-vit-base",  CIFAR100, for_cifar100(VIT_BASE),   STANDARD),
+    Experiment("triangle-ait-small", TRIANGLE, for_triangle(AIT_SMALL),  STANDARD),
+    Experiment("triangle-ait-medium",TRIANGLE, for_triangle(AIT_MEDIUM), STANDARD),
+    Experiment("triangle-ait-base",  TRIANGLE, for_triangle(AIT_BASE),   STANDARD),
+    Experiment("triangle-vit-small", TRIANGLE, for_triangle(VIT_SMALL),  STANDARD),
+    Experiment("triangle-vit-medium",TRIANGLE, for_triangle(VIT_MEDIUM), STANDARD),
+    Experiment("triangle-vit-base",  TRIANGLE, for_triangle(VIT_BASE),   STANDARD),
 ]
 
 PUBLISHED = {  # percent; slides and, for ViT-Medium, the CVPR version
