@@ -27,6 +27,13 @@ class Standing(NamedTuple):
             f"accuracy {self.accuracy:5.2f} %  {self.images_per_second:,.0f} images/s"
         )
 
+    def in_short(self) -> str:
+        """Give the same numbers such that a bar of 80 columns has room for them."""
+        return (
+            f"loss {self.loss:.3f} balance {self.balance_loss:.3f} "
+            f"acc {self.accuracy:.1f} % {self.images_per_second:,.0f}/s"
+        )
+
 
 class TrainingProgress:
     """Show epoch, loss, balance loss, accuracy, images per second and time left, on stderr."""
@@ -36,14 +43,15 @@ class TrainingProgress:
         console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=8),
             TextColumn("{task.percentage:3.0f} %"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),  # last: what a narrow terminal may cut
             console=console,
             disable=not console.is_terminal,
         )
         total = epochs * steps_per_epoch
-        self.task = self.bar.add_task("first step", total=total, completed=steps_done)
+        self.task = self.bar.add_task("first step", total=total, completed=steps_done, numbers="")
         self.started, self.first_step = time.monotonic(), steps_done
         self.last_line = self.started
 
@@ -62,13 +70,14 @@ class TrainingProgress:
     def show(self, standing: Standing) -> None:
         """Update the bar; without a terminal write a line now and then."""
         done = (standing.epoch - 1) * self.steps_per_epoch + standing.step
-        label = f"epoch {standing.epoch}/{self.epochs}  {standing}"
-        self.bar.update(self.task, completed=done, description=label)
+        epoch = f"epoch {standing.epoch}/{self.epochs}"
+        numbers = standing.in_short()
+        self.bar.update(self.task, completed=done, description=epoch, numbers=numbers)
         now = time.monotonic()
         if self.bar.disable and now - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = now
             share = f"step {standing.step}/{self.steps_per_epoch}"
-            self.write(f"{label}  {share}  {self._left(done, now)} left")
+            self.write(f"{epoch}  {standing}  {share}  {self._left(done, now)} left")
 
     def write(self, line: str) -> None:
         """Write one line, above the bar where there is one."""
