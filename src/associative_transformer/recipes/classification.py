@@ -50,7 +50,7 @@ CIFAR10_TINY = AiTConfig(
 TRIANGLE_TINY = replace(for_triangle(CIFAR10_TINY), num_channels=1)
 GRAY = TriangleConfig(channels=1)
 FAST = TrainConfig(
-    epochs=5,
+    epochs=4,
     batch_size=128,
     lr=1e-3,
     weight_decay=0.05,
