@@ -691,7 +691,8 @@ def test_a_signal_to_all_processes_of_a_run_saves_it_and_resume_completes_it(
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1].endswith("go on with the same command and --resume")
+    assert "saved; go on with python -m associative_transformer train" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("--resume")
     (folder,) = tmp_path.glob("runs/*/0")
     assert not (folder / "result.json").exists()
 

@@ -253,6 +253,8 @@ def _parse(
 
 def _command(*words: str) -> str:
     """Write a command of `ait` that can be copied as it is."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return shlex.join(["python", "-m", "associative_transformer", *words])
     return shlex.join(["ait" if which("ait") else os.path.relpath(sys.argv[0]), *words])
 
 
@@ -267,8 +269,7 @@ def _device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"there is no device {name!r} here: {reason}") from error
+        raise UserError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
     return device
 
 
