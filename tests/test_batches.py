@@ -106,21 +106,6 @@ def test_evaluation_shows_every_image_once_in_order_and_fills_the_last_batch(
     assert (labels != PADDING).tolist() == [i < num_items for i in range(len(seen))]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_the_shares_of_all_ranks_make_up_the_batch(num_ranks: int) -> None:
-    split = make_split(23)
-    for method, arguments in ((split.train_batches, (6, 0, 1, 1)), (split.eval_batches, (6,))):
-        whole = list(method(*arguments))
-        shares = [
-            list(method(*arguments, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)
-        ]
-        for batch, *parts in zip(whole, *shares, strict=True):
-            assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
-            assert torch.equal(batch.labels, torch.cat([part.labels for part in parts]))
-    with pytest.raises(UserError, match=r"batch of 6 cannot be shared by 4 ranks"):
-        split.train_batches(6, 0, 0, num_ranks=4)
-
-
 def test_a_set_smaller_than_a_batch_is_refused_at_once_with_both_numbers() -> None:
     with pytest.raises(UserError, match=r"has 23 images, fewer than one batch of 24"):
         make_split(23).train_batches(24, seed=0, epoch=0)

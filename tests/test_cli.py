@@ -147,7 +147,8 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
 
 
 def test_importing_the_package_does_not_wait_for_torch() -> None:
-    run_python("import sys, associative_transformer; assert 'torch' not in sys.modules")
+    out = run_python("import sys, associative_transformer; print('torch' in sys.modules)")
+    assert out.strip() == "False"
 
 
 def test_the_package_runs_as_a_module() -> None:

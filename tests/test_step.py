@@ -275,8 +275,10 @@ def test_on_a_cpu_precision_auto_is_float32() -> None:
 
 
 def test_runs_of_different_precision_can_follow_each_other_in_one_process() -> None:
-    for precision in ("float32", "bfloat16", "float32"):
-        make_step(precision=precision)(make_batch())
+    for precision, used in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
+        step = make_step(precision=precision)
+        step(make_batch())
+        assert step.accelerator.mixed_precision == used
 
 
 # --- what is not to be had ---

@@ -132,6 +132,14 @@ def test_the_longest_side_alone_tells_three_quarters_apart(many: Triangles) -> N
     assert max(accuracy) == pytest.approx(0.738, abs=0.015)
 
 
+def test_the_exact_ratio_of_the_sides_tells_nearly_all_apart(many: Triangles) -> None:
+    lengths = sides(many.vertices)
+    ratio = lengths.max(axis=1) / np.maximum(lengths.min(axis=1), 1e-9)
+    bounds = np.linspace(1.0, 1.5, 501)
+    accuracy = [((ratio > bound) == (many.labels == OTHER)).mean() for bound in bounds]
+    assert max(accuracy) == pytest.approx(0.977, abs=0.005)
+
+
 def test_an_item_depends_on_seed_split_and_index_alone() -> None:
     few = generate_triangles(TriangleConfig(num_train=10), TRAIN, 10)
     some = generate_triangles(TriangleConfig(num_train=99), TRAIN, BLOCK + 1)

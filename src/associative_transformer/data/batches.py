@@ -1,4 +1,4 @@
-"""Batches of a data set: their order, their last one, and each rank's share of them.
+"""Batches of a data set: their order and their last one.
 
 Dims     N items   Q question features   S steps   B batch   C channels   H height   W width
 """
@@ -59,30 +59,26 @@ class Split:
         seed: int,
         epoch: int,
         first_step: int = 0,
-        rank: int = 0,
-        num_ranks: int = 1,
     ) -> Iterator[Batch]:
         """Yield one shuffled, augmented epoch, without its incomplete last batch.
 
         Order and augmentation depend on `seed` and `epoch` alone: a run resumed at `first_step`
-        sees the batches that it would have seen. `batch_size` is that of all ranks together, and
-        each rank loads its own slice only.
+        sees the batches that it would have seen.
         """
         num_steps = self.steps_per_epoch(batch_size)
         order_seed, augment_seed = np.random.SeedSequence((seed, epoch)).spawn(2)
         order = np.random.default_rng(order_seed).permutation(len(self))
         items = torch.from_numpy(order[: num_steps * batch_size]).view(num_steps, batch_size)
-        items = items[first_step:, _share(batch_size, rank, num_ranks)]
+        items = items[first_step:]
         return self._load(items, self.labels[items], augment_seed)
 
-    def eval_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield every item once, in order and as it is.
 
         The last batch is filled up with copies of the last item under the label `PADDING`.
         """
         num_steps = -(-len(self) // batch_size)
         places = torch.arange(num_steps * batch_size).view(num_steps, batch_size)
-        places = places[:, _share(batch_size, rank, num_ranks)]
         items = places.clamp(max=len(self) - 1)
         labels = self.labels[items].masked_fill(places >= len(self), PADDING)
         return self._load(items, labels, seed=None)
@@ -122,13 +118,3 @@ class Split:
         for step, images in enumerate(self.loader.load(self.rows[items], seed)):
             asked = None if questions is None else questions[step]
             yield Batch(images, asked, labels[step])
-
-
-def _share(batch_size: int, rank: int, num_ranks: int) -> slice:
-    if batch_size % num_ranks:
-        raise UserError(
-            f"a batch of {batch_size} cannot be shared by {num_ranks} ranks: "
-            f"pass a --train.batch_size that {num_ranks} divides"
-        )
-    size = batch_size // num_ranks
-    return slice(rank * size, (rank + 1) * size)
