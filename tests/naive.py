@@ -225,3 +225,140 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             rows.append(weighted_sum(weights, list(v[head])))
         heads.append(torch.stack(rows))
     return torch.stack(heads)
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+class Affine(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+class ConvLayer(NamedTuple):
+    conv: Affine  # (D, C, 3, 3), (D,)
+    norm: Affine  # (D,), (D,)
+    mean: Tensor  # (D,), what BatchNorm has gathered in training
+    variance: Tensor  # (D,)
+
+
+def convolution(image: Tensor, conv: Affine) -> Tensor:
+    """Baselines, section 8.2: 3 by 3, stride 2, one row and column of zeros around the image."""
+    channels, height, width = image.shape
+    planes = []
+    for kernel, bias in zip(*conv, strict=True):
+        plane = []
+        for top in range(-1, height - 1, 2):
+            for left in range(-1, width - 1, 2):
+                total = bias
+                for c in range(channels):
+                    for i in range(3):
+                        for j in range(3):
+                            if 0 <= top + i < height and 0 <= left + j < width:
+                                pixel = image[c, top + i, left + j]
+                                total = total + kernel[c, i, j] * pixel
+                plane.append(total)
+        planes.append(torch.stack(plane).reshape((height + 1) // 2, (width + 1) // 2))
+    return torch.stack(planes)
+
+
+def batch_norm(grids: Tensor, layer: ConvLayer, training: bool) -> Tensor:
+    """Each channel over all places of all images, or by what was gathered in training."""
+    channels = []
+    for c in range(grids.shape[1]):
+        values = grids[:, c]
+        mean, variance = layer.mean[c], layer.variance[c]
+        if training:
+            mean = values.sum() / values.numel()
+            variance = ((values - mean) ** 2).sum() / values.numel()
+        normalized = (values - mean) / torch.sqrt(variance + 1e-5)
+        channels.append(normalized * layer.norm.weight[c] + layer.norm.bias[c])
+    return torch.stack(channels, dim=1)
+
+
+def conv_stem(images: Tensor, layers: list[ConvLayer], training: bool) -> Tensor:
+    """Baselines, section 8.2, step 1: convolution, ReLU, BatchNorm, in this order."""
+    for layer in layers:
+        seen = torch.stack([relu(convolution(image, layer.conv)) for image in images])
+        images = batch_norm(seen, layer, training)
+    return images
+
+
+def mlp(x: Tensor, layers: list[Affine], last_relu: bool) -> Tensor:
+    for place, layer in enumerate(layers):
+        x = linear(x[None], *layer)[0]
+        if last_relu or place < len(layers) - 1:
+            x = relu(x)
+    return x
+
+
+def objects_of(grid: Tensor) -> list[Tensor]:
+    """Baselines, section 8.2, step 2: features, then row and column between -1 and 1."""
+    _, height, width = grid.shape
+    objects = []
+    for row in range(height):
+        for column in range(width):
+            place = [
+                2 * index / (size - 1) - 1 if size > 1 else 0.0
+                for index, size in ((row, height), (column, width))
+            ]
+            objects.append(torch.cat([grid[:, row, column], grid.new_tensor(place)]))
+    return objects
+
+
+def relation_network(
+    images: Tensor,
+    questions: Tensor,
+    stem: list[ConvLayer],
+    g: list[Affine],
+    f: list[Affine],
+    num_objects: int,
+    training: bool,
+) -> Tensor:
+    """Baselines, section 8.2, step 2, without dropout and log-softmax."""
+    answers = []
+    for grid, question in zip(conv_stem(images, stem, training), questions, strict=True):
+        objects = objects_of(grid)
+        total = torch.zeros_like(g[-1].bias)
+        for first in objects:
+            for second in objects:
+                if num_objects == 2:
+                    total = total + mlp(torch.cat([first, second, question]), g, True)
+                    continue
+                for third in objects:
+                    relation = torch.cat([first, second, third, question])
+                    total = total + mlp(relation, g, True)
+        answers.append(mlp(total, f, False))
+    return torch.stack(answers)
+
+
+def conv_mlp(
+    images: Tensor,
+    questions: Tensor,
+    stem: list[ConvLayer],
+    layers: list[Affine],
+    training: bool,
+) -> Tensor:
+    """Baselines, section 8.2, step 3, without dropout."""
+    answers = []
+    for grid, question in zip(conv_stem(images, stem, training), questions, strict=True):
+        features = [pixel for plane in grid for row in plane for pixel in row]
+        answers.append(mlp(torch.cat([torch.stack(features), question]), layers, False))
+    return torch.stack(answers)
+
+
+def dense(tokens: Tensor, blocks: list[tuple[Affine, Affine, Affine]]) -> Tensor:
+    """Baselines, section 9: x + MLP(LN(x)) for each token by itself, (N, E) to (N, E)."""
+    rows = []
+    for token in tokens:
+        x = token[None]
+        for norm, into, out in blocks:
+            hidden = gelu(linear(layer_norm(x, *norm, 1e-5), *into))
+            x = x + linear(hidden, *out)
+        rows.append(x[0])
+    return torch.stack(rows)

@@ -18,23 +18,26 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 FLOORS = {  # a file imports from lower floors only; a folder is one floor
     0: {"functional", "interface"},
-    1: {"layers", "workspace", "kernels", "distributed"},
+    1: {"layers", "workspace", "kernels", "distributed", "questions"},
     2: {"models", "data"},
     3: {"experiment"},
     4: {
         "recipes",
         "checkpoint",
         "evaluate",
+        "predict",
         "run_folder",  # this one and the next three are what `train` is made of
         "step",
         "progress",
         "interruption",
+        "command_line",
     },
     5: {"train", "analysis"},
     6: {"tables", "figures", "bench", "doctor"},
     7: {"report"},
-    8: {"cli"},
-    9: {"__main__"},
+    8: {"commands"},
+    9: {"cli"},
+    10: {"__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use: above all floors

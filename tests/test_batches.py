@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from associative_transformer.data import TriangleConfig, load_data
+from associative_transformer.data import SortOfClevrConfig, TriangleConfig, load_data
 from associative_transformer.data.batches import Split
+from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
 from associative_transformer.interface import PADDING, Batch, UserError
+from associative_transformer.questions import encode
 
 CPU = torch.device("cpu")
 
@@ -33,6 +35,13 @@ def make_split(num_items: int, has_questions: bool = False) -> Split:
     questions = torch.arange(2.0 * num_items).view(-1, 2) if has_questions else None
     labels = torch.arange(num_items) % 7
     return Split(labels, torch.arange(num_items) + 100, RowLoader(), questions)
+
+
+def make_asked(num_images: int, each: int = 3) -> Split:
+    """Ask each image several questions, each of which names its image and itself."""
+    asked = torch.arange(num_images * each)
+    questions = torch.stack([(asked // each).float(), asked.float()], dim=1)
+    return Split(asked % 7, asked // each + 100, RowLoader(), questions)
 
 
 def items(batches: Iterable[Batch]) -> list[int]:
@@ -111,6 +120,24 @@ def test_a_set_smaller_than_a_batch_is_refused_at_once_with_both_numbers() -> No
         make_split(23).train_batches(24, seed=0, epoch=0)
 
 
+def test_too_few_questions_for_a_batch_are_called_questions() -> None:
+    with pytest.raises(UserError, match=r"has 24 questions, fewer than one batch of 25"):
+        make_asked(8).train_batches(25, seed=0, epoch=0)
+
+
+def test_every_question_comes_once_an_epoch_with_its_own_image() -> None:
+    split = make_asked(10)
+    for batches in (split.train_batches(5, 0, 0), split.eval_batches(5)):
+        seen = []
+        for batch in batches:
+            assert batch.questions is not None
+            shown = batch.images.flatten().floor() - 100
+            assert torch.equal(batch.questions[:, 0], shown)
+            assert torch.equal(batch.questions[:, 1].long() % 7, batch.labels)
+            seen += batch.questions[:, 1].tolist()
+        assert sorted(seen) == list(range(30))
+
+
 def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
     split = make_split(50, has_questions=True)
     train, validation = split.carve(0.2)
@@ -124,12 +151,40 @@ def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
     assert torch.equal(validation.rows, again.rows)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: float) -> None:
+    split = make_asked(30)
+    train, validation = split.carve(fraction)
+    assert validation is not None
+    ours, theirs = set(train.rows.tolist()), set(validation.rows.tolist())
+    assert not ours & theirs
+    assert len(theirs) == round(fraction * 30)
+    for part in (train, validation):
+        assert part.questions is not None
+        assert len(part) == 3 * len(set(part.rows.tolist()))
+        assert part.questions[:, 1].tolist() == sorted(part.questions[:, 1].tolist())
+        assert torch.equal(part.questions[:, 0] + 100, part.rows.float())
+        assert torch.equal(part.labels, part.questions[:, 1].long() % 7)
+    assert theirs != set(range(100, 100 + len(theirs)))
+
+
+def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have() -> None:
+    few, many = make_asked(30, each=1).carve(0.2)[1], make_asked(30, each=5).carve(0.2)[1]
+    plain = Split(torch.zeros(30).long(), torch.arange(30) + 100, RowLoader()).carve(0.2)[1]
+    assert few is not None
+    assert many is not None
+    assert plain is not None
+    assert set(few.rows.tolist()) == set(many.rows.tolist()) == set(plain.rows.tolist())
+
+
 def test_nothing_is_carved_without_a_fraction_and_too_small_a_one_is_refused() -> None:
     split = make_split(50)
     assert split.carve(0.0) == (split, None)
     for fraction in (0.001, 0.999):
         with pytest.raises(UserError, match=rf"{fraction} x 50 images"):
             split.carve(fraction)
+    with pytest.raises(UserError, match=r"0\.01 x 30 images"):
+        make_asked(30).carve(0.01)  # 90 questions
 
 
 def test_carving_leaves_the_augmentation_of_the_other_images_alone() -> None:
@@ -170,3 +225,30 @@ def test_triangles_are_never_augmented_and_the_test_set_is_fixed() -> None:
     trained = torch.cat([batch.images for batch in data.train.train_batches(16, 0, 0)])
     stored = torch.cat([batch.images for batch in data.train.eval_batches(16)])
     assert torch.equal(trained.flatten(1).sum(1).sort()[0], stored.flatten(1).sum(1).sort()[0])
+
+
+def test_generated_questions_load_with_their_pictures_and_answers() -> None:
+    types = ("ternary", "binary")
+    config = SortOfClevrConfig(
+        num_train=10, num_test=4, num_questions=3, question_types=types, val_fraction=0.2
+    )
+    data = load_data(config, CPU)
+    assert data.validation is not None
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [48, 12, 24]
+    assert len(data.class_names) == 10
+    assert data.guesses is not None
+    assert data.guesses.shape == (9,)
+    made = generate_items(config, TEST)
+    pictures = torch.from_numpy(draw_pictures(made.scenes)).float() / 255
+    vectors = torch.from_numpy(encode(made.questions))
+    start = 0
+    for batch in data.test.eval_batches(6):
+        here = slice(start, start + 6)
+        torch.testing.assert_close(batch.images, pictures[made.picture[here]])
+        assert batch.questions is not None
+        assert torch.equal(batch.questions, vectors[here])
+        assert batch.labels.tolist() == made.answers[here].tolist()
+        start += 6
+    for batch in data.train.train_batches(48, 0, 0):  # pictures are never augmented
+        assert batch.images.max() == 1
+        assert batch.images.unique().numel() <= 4 + 1  # 0, 1, and shades of orange and gray

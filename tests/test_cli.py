@@ -5,26 +5,40 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
-import associative_transformer.train as train_module
 from associative_transformer import __version__, step
 from associative_transformer.cli import COMMANDS, main
+from associative_transformer.data import SortOfClevrConfig, load_test
+from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interruption import Interrupted
+from associative_transformer.questions import (
+    CLASS_NAMES,
+    KINDS,
+    TYPES,
+    answer_words,
+    decode,
+    describe,
+)
 from associative_transformer.recipes import PUBLISHED, RECIPES
+from associative_transformer.run_folder import load_run
 
 MODEL = (
     "--model.embed-dim 16 --model.depth 1 --model.num-heads 2 --model.head-dim 8 "
@@ -38,6 +52,16 @@ OF_IMAGES = (
 )
 TRIANGLE = f"triangle-ait-tiny {OF_TRIANGLE} {MODEL}".split()
 IMAGES = f"cifar10-ait-tiny {OF_IMAGES} {MODEL}".split()
+OF_PICTURES = (
+    "--data.num-train 16 --data.num-test 6 --data.num-questions 4 --train.batch-size 16 "
+    "--train.epochs 1"
+)
+QUESTIONS = f"sort-of-clevr-ait-tiny {OF_PICTURES} --model.patch-size 25 {MODEL}".split()
+TERNARY = (
+    f"sort-of-clevr-cnn-mlp-tiny {OF_PICTURES} --data.question-types ternary "
+    "--model.conv-dim 4 --model.hidden-dim 8 --train.device cpu"
+).split()
+TRAIN = "associative_transformer.commands.train.train"
 
 
 class Said(NamedTuple):
@@ -95,13 +119,14 @@ def make_images(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `images` and the complete runs `triangle/0` and `colors/0`."""
+    """A folder with `images` and the complete runs `triangle/0`, `colors/0` and `asked/0`."""
     root = tmp_path_factory.mktemp("trained")
     images = make_images(root / "images")
     with pytest.MonkeyPatch.context() as patch:
         for name, recipe in (
             ("triangle", TRIANGLE),
             ("colors", [*IMAGES, "--data.source", str(images)]),
+            ("asked", QUESTIONS),
         ):
             arguments = ["ait", "train", *recipe, "--name", name, "--runs", str(root)]
             patch.setattr(sys, "argv", arguments)
@@ -139,7 +164,7 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     )
     if arguments == ["--help"]:
         assert all(f"  {name}" in out for name in COMMANDS)
-        assert all(command.summary in out for command in COMMANDS.values())
+        assert all(summary in out for summary in COMMANDS.values())
     if arguments == ["--version"]:
         assert out.strip() == __version__
     if arguments == ["train"]:
@@ -206,6 +231,51 @@ def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> 
     assert "epoch 2/2" in said.err
 
 
+def kinds_in(text: str) -> dict[str, str]:
+    """Take the lines that give the score of a kind of questions, by its name."""
+    names = {kind.type for kind in KINDS} | {kind.name for kind in KINDS}
+    lines = [line for line in text.splitlines() if line.split()[-1:] and line.split()[-1] in names]
+    return {line.split()[-1]: line for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("flags", "types"),
+    [
+        ("", "non-relational and binary questions together"),
+        ("--data.question-types binary", "binary questions"),
+    ],
+)
+def test_training_on_questions_says_on_which_and_how_each_kind_is_answered(
+    flags: str, types: str, ait: Ait
+) -> None:
+    said = ait("train", *QUESTIONS, *flags.split(), "--name", "mine")
+    assert said.code == 0
+    assert f"trained on    {types}\n" in said.out
+    result = json.loads(Path("runs/mine/0/result.json").read_text())
+    lines, scores = kinds_in(said.out), result["test_kinds"]
+    assert list(lines) == [kind["name"] for kind in scores]
+    for kind in scores:
+        assert f"{kind['accuracy']:.2f} %" in lines[kind["name"]]
+        assert f"{kind['guess']:.2f} %" in lines[kind["name"]]
+    total = f"{result['test_accuracy']:.2f} % of {result['test_questions']} questions about 6"
+    assert f"test accuracy {total} images" in said.out
+
+
+@pytest.mark.parametrize("flags", ["", "--data.question-types binary"])
+def test_the_commands_that_come_next_can_be_copied(
+    flags: str, ait: Ait, trained: Path, tmp_path: Path
+) -> None:
+    said = ait("train", *QUESTIONS, *flags.split())
+    lines = said.out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("next "))
+    for line in lines[start:]:
+        command = shlex.split(line.removeprefix("next"))
+        images = trained / "images" / "test" / "red"
+        words = [str(images) if word == "PATH/TO/IMAGES" else word for word in command[1:]]
+        assert ait(*words).code == 0, line
+    assert len(lines[start:]) == 2
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
     """What would be trained, without training it."""
@@ -215,7 +285,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dic
         calls.append((experiment, folder, options))
         return {"test_accuracy": 50.0, "test_images": 20}
 
-    monkeypatch.setattr(train_module, "train", note)
+    monkeypatch.setattr(TRAIN, note)
     return calls
 
 
@@ -291,6 +361,28 @@ def test_a_bad_value_is_refused_before_anything_is_written(
     flags: str, words: list[str], ait: Ait, tmp_path: Path
 ) -> None:
     assert_refused(ait("train", *TRIANGLE, *flags.split()), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.question-dim 0", ["question_dim is 0", "18"]),
+        ("--model.image-size 70 --model.patch-size 14", ["75x75", "70x70"]),
+        ("--data.question-types", ["question_types", "got ()"]),
+        ("--data.question-types unary", ["unary", "non-relational", "binary", "ternary"]),
+        ("--data.question-types binary binary", ["question_types", "binary"]),
+        ("--data.num-questions 0", ["num_questions", "0"]),
+        ("--data.val-fraction 0.01", ["0.01 x 16 images", "--data.val_fraction"]),
+        ("--train.batch-size 200", ["128 questions", "200"]),
+        ("--data.seed -1", ["seed", "-1"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_value_for_questions_is_refused_before_anything_is_written(
+    flags: str, words: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    assert_refused(ait("train", *QUESTIONS, *flags.split()), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -462,6 +554,24 @@ def test_eval_scores_every_test_image_and_writes_classes_and_confusion(
         assert str(folder / "evaluation.json") in said.out
 
 
+def test_eval_scores_every_question_and_says_what_training_said(ait: Ait, runs: Path) -> None:
+    folder = runs / "asked" / "0"
+    told = ait("train", *QUESTIONS, "--name", "asked", "--runs", runs, "--resume")  # complete
+    said = ait("eval", folder, "--device", "cpu")
+    assert said.code == 0
+    assert kinds_in(said.out) == kinds_in(told.out)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    for name in ("accuracy", "images", "questions", "kinds"):
+        assert evaluation[name] == result[f"test_{name}"]
+    assert evaluation["loss"] == pytest.approx(result["test_loss"], rel=1e-5)
+    assert list(evaluation["class_accuracy"]) == list(CLASS_NAMES)
+    assert f"{evaluation['accuracy']:6.2f} %  of all 48 test questions" in said.out
+    with (folder / "confusion.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    assert sum(int(cell) for row in rows for cell in row[1:]) == 48
+
+
 def test_eval_takes_images_that_were_moved(ait: Ait, runs: Path, tmp_path: Path) -> None:
     config = runs / "colors" / "0" / "experiment.yaml"
     config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
@@ -490,6 +600,7 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
         ("RUN --batch-size many", ["--batch-size", "many"]),
         ("RUN --device quantum", ["no device 'quantum'"]),
         ("RUN --source x", ["--source"]),
+        ("ASKED --source x", ["sort-of-clevr is generated", "--source"]),
         ("RUN --sauce x", ["--sauce", "--source"]),
     ],
     ids=str,
@@ -497,6 +608,7 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
 def test_eval_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
     folder = runs / "triangle" / "0"
     before = sorted(folder.iterdir())
+    flags = flags.replace("ASKED", str(runs / "asked" / "0"))
     said = ait("eval", *flags.replace("RUN", str(folder)).split())
     assert_refused(said, *words)
     assert sorted(folder.iterdir()) == before
@@ -615,6 +727,265 @@ def test_predict_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs:
     assert sorted(runs.rglob("*")) == before
 
 
+# --- questions about a picture ---
+
+
+@pytest.fixture
+def picture(trained: Path, tmp_path: Path) -> Path:
+    """The third test picture of the run `asked`, as a file."""
+    config = load_experiment(trained / "asked" / "0" / "experiment.yaml").data
+    drawn = draw_pictures(generate_items(config, TEST).scenes)[2]
+    Image.fromarray(drawn.transpose(1, 2, 0)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_a_question_is_answered_in_words_beside_the_picture(
+    ait: Ait, trained: Path, picture: Path
+) -> None:
+    command = ["predict", trained / "asked" / "0", picture, picture, "--top", 10]
+    asked = ["--question", "What is the SHAPE of a red object?"]
+    said = ait(*command, *asked)
+    assert said.code == 0
+    header, *rows = csv.reader(said.out.splitlines())
+    assert header[:4] == ["path", "question", "class_1", "probability_1"]
+    assert len(header) == 2 + 2 * 10
+    assert len(rows) == 2
+    for path, question, *best in rows:
+        assert (path, question) == (str(picture), "shape of the red object")
+        assert set(best[::2]) == set(CLASS_NAMES)
+        assert sum(map(float, best[1::2])) == pytest.approx(1, abs=1e-5)
+    lines = [json.loads(line) for line in ait(*command, *asked, "--format=jsonl").out.splitlines()]
+    for line, row in zip(lines, rows, strict=True):
+        assert list(line) == ["path", "question", "predictions"]
+        assert (line["path"], line["question"]) == tuple(row[:2])
+        assert [found["class"] for found in line["predictions"]] == row[2::2]
+
+
+def test_an_answer_is_that_of_the_same_question_in_the_test_set(
+    ait: Ait, trained: Path, picture: Path
+) -> None:
+    saved = load_run(trained / "asked" / "0")
+    test = load_test(saved.experiment.data, torch.device("cpu")).test
+    (batch,) = test.eval_batches(len(test))
+    with torch.no_grad():
+        expected = saved.model(batch.images, batch.questions).logits.softmax(dim=-1)
+    questions = decode(test.questions.numpy())
+    words, answers = describe(questions), set()
+    for item in (test.rows == 2).nonzero()[:, 0].tolist():
+        said = ait(
+            *("predict", trained / "asked" / "0", picture, "--question", words[item]),
+            *("--format", "jsonl", "--top", 10),
+        )
+        found = {
+            best["class"]: best["probability"] for best in json.loads(said.out)["predictions"]
+        }
+        names = answer_words(int(questions.kind[item]))
+        assert [found[name] for name in names] == pytest.approx(expected[item].tolist(), rel=1e-5)
+        answers.add(tuple(found.values()))
+    assert len(answers) > 1
+
+
+def test_counts_of_ternary_questions_start_at_zero_in_words(
+    ait: Ait, picture: Path, tmp_path: Path
+) -> None:
+    told = ait("train", *TERNARY, "--name", "ternary")
+    assert "trained on    ternary questions\n" in told.out
+    command = ["predict", tmp_path / "runs/ternary/0", picture, "--top", 10, "--question"]
+    said = ait(*command, "number of other objects in the box from the red to the blue one")
+    (row,) = csv.reader(said.out.splitlines()[1:])
+    assert set(row[2::2]) == {"yes", "no", "square", "circle", *"012345"}
+    assert_refused(ait(*command, "shape of the red object"), "can't be asked", "in the box")
+    assert_refused(ait(*command, "number of other objects in the box from the red to the red one"))
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("color of the closest object", ["can't be asked", "object closest to the A one"]),
+        ("", ["can't be asked", "shape of the A object"]),
+        ("shape of the pink object", ["can't be asked", "with A in red, green", "did you mean"]),
+        (
+            "number of other objects in the box from the red to the blue one",
+            ["can't be asked", "shape of the A object"],
+        ),
+        (None, ["--question", "is the A object in the left half"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused_with_what_can(
+    question: str | None, words: list[str], ait: Ait, trained: Path, picture: Path
+) -> None:
+    asked = [] if question is None else ["--question", question]
+    said = ait("predict", trained / "asked" / "0", picture, *asked, "--output", "out.csv")
+    assert_refused(said, *words)
+    if question is None or "number of other" not in question:
+        assert "in the box" not in said.err  # this run is not trained on it
+    assert not Path("out.csv").exists()
+
+
+def test_a_run_without_questions_cannot_be_asked(ait: Ait, trained: Path) -> None:
+    image = trained / "images" / "test" / "red" / "0.png"
+    said = ait("predict", trained / "colors" / "0", image, "--question", "shape of the red object")
+    assert_refused(said, "without questions", "leave --question out")
+
+
+# --- show ---
+
+FEW = ["--data.num-train", 4, "--data.num-test", 5]
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[str], Path]]:
+    """What would be drawn, without drawing it."""
+    drawn: list[tuple[Tensor, list[str], Path]] = []
+
+    def note(images: Tensor, captions: list[str], path: Path, title: str) -> None:
+        drawn.append((images, captions, path))
+
+    monkeypatch.setattr("associative_transformer.commands.show.draw_sheet", note)
+    return drawn
+
+
+@pytest.mark.parametrize("name", ["sort-of-clevr", "triangle"])
+def test_show_draws_a_sheet_of_images(name: str, ait: Ait, tmp_path: Path) -> None:
+    said = ait("show", name, *FEW, "--num-images", 2, "--output", "x.png")
+    assert (said.code, said.out) == (0, "written: x.png\n")
+    with Image.open("x.png") as image:
+        colors = set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))
+    assert len(colors) > 2
+    assert {(255, 0, 0), (0, 0, 255)} <= colors or name == "triangle"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_show_writes_the_file_that_it_names(ait: Ait, tmp_path: Path) -> None:
+    said = ait("show", "triangle", *FEW, "--num-images", 1, "--output", "sheet")
+    written = [path.name for path in tmp_path.iterdir()]
+    assert said.out == "".join(f"written: {name}\n" for name in written)  # or it is refused
+
+
+def test_show_writes_the_first_questions_of_each_type_with_their_answers(
+    ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
+) -> None:
+    said = ait("show", "sort-of-clevr", *FEW, "--num-images", 3)
+    assert (said.code, said.out) == (0, "written: sort-of-clevr.png\n")
+    ((images, captions, path),) = sheets
+    assert path == Path("sort-of-clevr.png")
+    config = replace(SortOfClevrConfig(num_train=4, num_test=5), question_types=TYPES)
+    made = generate_items(config, TEST)
+    expected = torch.from_numpy(draw_pictures(made.scenes)[:3]).float() / 255
+    torch.testing.assert_close(images, expected)
+    words, kinds = describe(made.questions), made.questions.kind.tolist()
+    for i, caption in enumerate(captions):
+        shown = [30 * i + 10 * type_ + place for type_ in range(3) for place in range(2)]
+        answers = [answer_words(kinds[item])[made.answers[item]] for item in shown]
+        lines = [f"{words[item]}: {a}" for item, a in zip(shown, answers, strict=True)]
+        assert caption.splitlines() == lines
+
+
+def test_show_takes_fields_of_the_data_set_and_no_more_images_than_there_are(
+    ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
+) -> None:
+    flags = [*FEW, "--data.question-types", "binary", "--num-images", 9]
+    assert ait("show", "sort-of-clevr", *flags).code == 0
+    ((images, captions, _),) = sheets
+    assert (len(images), len(captions)) == (5, 5)
+    assert all("the A" not in caption and len(caption.splitlines()) == 2 for caption in captions)
+
+
+def test_show_names_the_class_of_an_image_and_undoes_its_normalization(
+    ait: Ait, sheets: list[tuple[Tensor, list[str], Path]], trained: Path
+) -> None:
+    flags = ["--data.source", trained / "images", "--data.image-size", 16]
+    assert ait("show", "cifar10", *flags, "--data.num-workers", 0, "--num-images", 10).code == 0
+    assert ait("show", "triangle", *FEW).code == 0
+    (images, captions, _), (triangles, names, _) = sheets
+    assert sorted(captions) == ["blue"] * 5 + ["red"] * 5
+    for image, caption in zip(images, captions, strict=True):
+        assert 150 / 255 <= image[2 if caption == "blue" else 0].min() <= image.max() <= 1
+        assert 0 <= image.min() < 60 / 255
+    assert triangles.unique().tolist() == [0, 1]
+    assert set(names) <= {"equilateral", "other"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("clevr", ["no data set 'clevr'", "sort-of-clevr", "triangle", "cifar10"]),
+        ("triangle --num-images 0", ["num_images", "at least 1", "0"]),
+        ("triangle --num-images -1", ["num_images", "at least 1", "-1"]),
+        ("triangle --data.num-test 0", ["num_test", "0"]),
+        ("triangle --output missing/x.png", ["no folder missing", "--output"]),
+        ("triangle --data.num-test 2 --output x.txt", ["can't write x.txt", "png"]),
+        ("triangle --data.num-test 2 --output .", ["can't write"]),
+        ("sort-of-clevr --data.question-types unary", ["unary", "binary"]),
+        ("cifar10 --data.source gone", ["gone does not exist"]),
+        ("triangle surplus", ["surplus"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_show_refuses_bad_input(flags: str, words: list[str], ait: Ait, tmp_path: Path) -> None:
+    assert_refused(ait("show", *flags.split()), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_without_a_name_lists_the_data_sets(ait: Ait) -> None:
+    for arguments in ([], ["--help"]):
+        said = ait("show", *arguments)
+        assert said.code == 0
+        assert set(said.out.split()) >= {"sort-of-clevr", "triangle", "cifar10", "cifar100"}
+    assert "--data.num-questions" in ait("show", "sort-of-clevr", "--help").out
+
+
+# --- table ---
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
+def test_the_table_is_written_to_the_terminal_or_to_a_file(form: str, ait: Ait) -> None:
+    said = ait("table", "relational", "--format", form)
+    assert said.code == 0
+    for words in ("ait-small", "76.82", "99.85", "not run", "Set Transformer"):
+        assert words in said.out
+    written = ait("table", "relational", "--format", form, "--output", "t.html")
+    assert (written.code, written.out) == (0, "")
+    assert Path("t.html").read_text() == said.out
+    assert ("<table>" in said.out) == (form == "html")
+    assert not re.search(r"https?:|src=|href=|@import|url\(", said.out)
+
+
+def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
+    ait: Ait, tmp_path: Path
+) -> None:
+    flags = "--data.num-train 16 --data.num-test 4 --data.num-questions 2 --train.batch-size 16"
+    flags += " --train.epochs 1 --model.conv-dim 4 --model.hidden-dim 8 --train.device cpu"
+    name = "sort-of-clevr-cnn-mlp-tiny"
+    assert ait("train", name, *flags.split()).code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    folder.rename(tmp_path / "runs" / name)
+    said = ait("table", "relational", "--format", "markdown")
+    rows = [line for line in said.out.splitlines() if line.startswith("| cnn-mlp-tiny")]
+    assert len(rows) == 2
+    assert "not run" in rows[0]
+    assert f"train.epochs (1 here, {RECIPES[name].train.epochs} there)" in rows[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("", ["table", "required"]),
+        ("classification", ["classification", "relational"]),
+        ("relational --format pdf", ["--format", "pdf", "markdown"]),
+        ("relational --runs file", ["file is no folder", "--runs"]),
+        ("relational --output missing/t.md", ["no folder missing", "--output"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_table_refuses_bad_input(
+    flags: str, words: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(ait("table", *flags.split()), *words)
+
+
 # --- stopping ---
 
 
@@ -627,7 +998,7 @@ def test_a_stopped_run_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise Interrupted(signum)
 
-    monkeypatch.setattr(train_module, "train", stop)
+    monkeypatch.setattr(TRAIN, stop)
     said = ait("train", *TRIANGLE)
     assert (said.code, said.out) == (code, "")
     assert "saved" in said.err
@@ -643,7 +1014,7 @@ def test_an_interrupted_command_ends_without_traceback(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "train", stop)
+    monkeypatch.setattr(TRAIN, stop)
     assert ait("train", *TRIANGLE).code == 130
 
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.models import AiTConfig, ViTConfig, build_model
+from associative_transformer.models import (
+    AiTConfig,
+    ConvMLPConfig,
+    DenseConfig,
+    ModelConfig,
+    RelationNetworkConfig,
+    ViTConfig,
+    build_model,
+)
 from associative_transformer.workspace import WorkspaceConfig
 
 pytestmark = pytest.mark.compiled
@@ -40,13 +48,24 @@ VIT = ViTConfig(
     head_dim=8,
     mlp_ratio=2.0,
 )
-CONFIGS = {
+DENSE = DenseConfig(image_size=8, patch_size=2, num_classes=5, embed_dim=24, mlp_ratio=2.0)
+RELATIONS = RelationNetworkConfig(
+    image_size=75, num_classes=5, conv_dim=3, num_relation_layers=2, hidden_dim=8, dropout=0.0
+)
+CONV_MLP = ConvMLPConfig(
+    image_size=16, num_classes=5, conv_dim=3, num_convs=2, hidden_dim=8, dropout=0.0
+)
+CONFIGS: dict[str, ModelConfig] = {
     "ait": AIT,
     "ait-two-blocks": replace(AIT, depth=2),
     "ait-cross-attention": replace(AIT, read="cross_attention"),
     "ait-dense": replace(AIT, workspace=replace(MEMORY, bottleneck=None, num_steps=2)),
     "ait-detached": replace(AIT, workspace=replace(MEMORY, differentiable_write=False)),
     "vit": VIT,
+    "dense": DENSE,
+    "relation-network": RELATIONS,  # several turns over the batch, the last one shorter
+    "relation-network-triples": replace(RELATIONS, image_size=33, num_objects=3),
+    "conv-mlp": CONV_MLP,
 }
 
 
@@ -57,13 +76,22 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled(model: nn.Module, backend: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def compiled(model: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(model, fullgraph=True, backend=backend)
 
 
-def batch(config: AiTConfig | ViTConfig) -> tuple[Tensor, Tensor]:
-    shape = (4, config.num_channels, config.image_size, config.image_size)
-    return torch.randn(shape), torch.randint(config.num_classes, (4,))
+def batch(config: ModelConfig, size: int = 4) -> tuple[list[Tensor], Tensor]:
+    """Give images, and questions where the model takes them, and the labels."""
+    inputs = [torch.randn(size, config.num_channels, config.image_size, config.image_size)]
+    if config.question_dim:
+        inputs.append(torch.randn(size, config.question_dim))
+    return inputs, torch.randint(config.num_classes, (size,))
+
+
+def memories(model: nn.Module) -> dict[str, Tensor]:
+    """Give the buffers that move in training."""
+    saved = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str = "") -> None:
@@ -73,17 +101,20 @@ def assert_close(ours: Tensor, theirs: Tensor, name: str = "") -> None:
 
 
 def assert_same_training(
-    eager: nn.Module, other: nn.Module, fast: Callable[[Tensor], tuple[Tensor, Tensor]]
+    eager: nn.Module,
+    other: nn.Module,
+    fast: Callable[..., tuple[Tensor, Tensor]],
+    batch_size: int = 4,
 ) -> None:
     """Take two optimizer steps; the second one must reuse the graph of the first."""
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (eager, other)]
     for step in range(2):
-        images, labels = batch(eager.config)
+        inputs, labels = batch(eager.config, batch_size)
         with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
             losses = []
             for run, optimizer in zip((eager, fast), optimizers, strict=True):
                 optimizer.zero_grad()
-                logits, aux_loss = run(images)
+                logits, aux_loss = run(*inputs)
                 losses.append(cross_entropy(logits, labels) + aux_loss)
                 losses[-1].backward()
         assert_close(losses[1], losses[0], "loss")
@@ -108,33 +139,38 @@ def assert_same_training(
         ("ait-cross-attention", "aot_eager"),
         ("ait-dense", "aot_eager"),
         ("ait-detached", "aot_eager"),
+        ("relation-network", "aot_eager"),
+        ("relation-network-triples", "aot_eager"),
+        ("conv-mlp", "aot_eager"),
     ],
 )
 def test_two_compiled_training_steps_equal_eager_ones(name: str, backend: str) -> None:
     eager = build_model(CONFIGS[name])
     other = copy.deepcopy(eager)
     addresses = [buffer.data_ptr() for buffer in other.buffers()]
-    before = [buffer.clone() for buffer in other.buffers()]
-    assert_same_training(eager, other, compiled(other, backend))
+    before = [memory.clone() for memory in memories(other).values()]
+    assert_same_training(eager, other, compiled(other, backend), batch_size=11)
     assert [buffer.data_ptr() for buffer in other.buffers()] == addresses
-    assert not any(map(torch.equal, other.buffers(), before))
+    assert not any(map(torch.equal, memories(other).values(), before))
 
 
-@pytest.mark.parametrize("name", ["ait-two-blocks", "vit"])
+@pytest.mark.parametrize(
+    "name", ["ait-two-blocks", "vit", "dense", "relation-network", "conv-mlp"]
+)
 def test_compiled_evaluation_equals_eager_and_leaves_the_memory(name: str) -> None:
     model = build_model(CONFIGS[name]).eval()
     fast, before = compiled(model, "aot_eager"), [buffer.clone() for buffer in model.buffers()]
     for repetition in range(2):
-        images, _ = batch(model.config)
+        inputs, _ = batch(model.config)
         stance = "default" if repetition == 0 else "fail_on_recompile"
         with torch.no_grad(), torch.compiler.set_stance(stance):
-            logits, aux_loss = fast(images)
-            assert_close(logits, model(images).logits)
+            logits, aux_loss = fast(*inputs)
+            assert_close(logits, model(*inputs).logits)
         assert aux_loss == 0
     assert all(map(torch.equal, model.buffers(), before))
 
 
-@pytest.mark.parametrize("name", ["ait-two-blocks", "vit"])
+@pytest.mark.parametrize("name", ["ait-two-blocks", "vit", "dense"])
 def test_activation_checkpointing_survives_compilation(name: str) -> None:
     eager = build_model(CONFIGS[name])
     other = copy.deepcopy(eager)
@@ -146,11 +182,11 @@ def test_a_compiled_model_goes_from_training_to_evaluation_and_back() -> None:
     eager = build_model(AIT)
     other = copy.deepcopy(eager)
     fast = compiled(other, "aot_eager")
-    images, _ = batch(AIT)
+    inputs, _ = batch(AIT)
     for training in (True, False, True, False):
         eager.train(training)
         other.train(training)
-        expected, (logits, aux_loss) = eager(images), fast(images)
+        expected, (logits, aux_loss) = eager(*inputs), fast(*inputs)
         assert_close(logits, expected.logits)
         assert_close(aux_loss, expected.aux_loss)
         for ours, theirs in zip(other.buffers(), eager.buffers(), strict=True):

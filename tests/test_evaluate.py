@@ -1,35 +1,34 @@
-"""Scores against a loop over single images, and predictions for files.
-
-Dims     N images   B batch   O classes
-"""
+"""Scores against loops over single images and questions."""
 
 import csv
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from associative_transformer import evaluate as evaluate_module
-from associative_transformer.data import ImagesConfig, TriangleConfig, load_image
-from associative_transformer.data.batches import Split
+from associative_transformer.data import HeldOut, Split
 from associative_transformer.evaluate import (
     Evaluation,
+    Interval,
+    describe_kinds,
     evaluate,
-    predict_files,
+    interval_by_image,
     save_evaluation,
+    score_kinds,
+    summarize,
 )
-from associative_transformer.interface import Batch, ModelOutput, UserError
+from associative_transformer.interface import Batch, ModelOutput
 from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.questions import CLASS_NAMES, KINDS, NO_COLOR, Questions, encode
 from associative_transformer.workspace import WorkspaceConfig
 
 CPU = torch.device("cpu")
-DATA = ImagesConfig("some", image_size=16)
 CONFIG = AiTConfig(
     image_size=16,
     patch_size=8,
@@ -60,20 +59,22 @@ def make_split(num_items: int, num_classes: int = 3) -> Split:
     return Split(labels, torch.arange(num_items), Images(images))
 
 
-# --- evaluation ---
+# --- accuracy ---
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 23, 24, 100])
 def test_every_image_is_scored_once_whatever_the_batch_size(batch_size: int) -> None:
     split, model = make_split(23), AiT(CONFIG).eval()
-    confusion, loss = [[0] * 3 for _ in range(3)], 0.0
+    confusion, loss, predicted = [[0] * 3 for _ in range(3)], 0.0, []
     with torch.no_grad():
         for image, label in zip(split.loader.images, split.labels.tolist(), strict=True):
             probabilities = model(image[None]).logits[0].double().softmax(dim=0)
             loss -= math.log(probabilities[label])
-            confusion[label][int(probabilities.argmax())] += 1
+            predicted.append(int(probabilities.argmax()))
+            confusion[label][predicted[-1]] += 1
     scored = evaluate(model, split.eval_batches(batch_size), 3)
     assert scored.confusion.tolist() == confusion
+    assert scored.predicted.tolist() == predicted
     correct = sum(confusion[c][c] for c in range(3))
     assert scored.accuracy == pytest.approx(100 * correct / 23)
     assert scored.loss == pytest.approx(loss / 23, rel=1e-5)
@@ -98,6 +99,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes_and_padding_is_not_scored
     batches = [batch_of([0, 1, 1], [0, 0, 2]), batch_of([1, 2, 2], [1, -1, -1])]
     scored = evaluate(Fixed(), batches, 3)
     assert scored.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert scored.predicted.tolist() == [0, 1, 1, 1]
     assert scored.accuracy == 50
     assert scored.class_accuracy == [50, 100, 0]
     right, wrong = math.log(1 + 2 * math.exp(-10)), math.log(math.exp(10) + 2)
@@ -122,14 +124,207 @@ def test_evaluation_leaves_mode_weights_and_memory_as_they_were(is_training: boo
     assert first.loss == second.loss
 
 
-def test_evaluation_is_saved_as_numbers_by_class_and_a_matrix(tmp_path: Path) -> None:
-    scored = Evaluation(50.0, 0.75, torch.tensor([[2, 1, 0], [1, 0, 0], [0, 0, 0]]))
-    save_evaluation(scored, ["cat", "a, b", "none"], tmp_path)
-    summary = json.loads((tmp_path / "evaluation.json").read_text())
-    assert summary == {
-        "accuracy": 50.0,
-        "loss": 0.75,
-        "images": 4,
+# --- intervals ---
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Give the interval in percent, as the formula stands in Wilson 1927."""
+    z = 1.959964
+    center, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
+    low, high = ((center + side * z * math.sqrt(spread)) / (1 + z * z / n) for side in (-1, 1))
+    return 100 * low, 100 * high
+
+
+def interval(answers: list[list[bool]]) -> Interval:
+    """Bound the share of right answers, given picture by picture."""
+    images = [image for image, of_image in enumerate(answers) for _ in of_image]
+    is_right = [right for of_image in answers for right in of_image]
+    return interval_by_image(torch.tensor(is_right), torch.tensor(images))
+
+
+def test_the_formula_of_this_file_gives_numbers_that_can_be_looked_up() -> None:
+    assert wilson(8 / 10, 10) == pytest.approx((49.02, 94.33), abs=0.01)
+    assert wilson(1.0, 10) == pytest.approx((72.25, 100.0), abs=0.01)
+
+
+@pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (75, 100), (1, 200)])
+def test_with_one_question_an_image_it_is_the_interval_of_independent_answers(
+    num_right: int, num_images: int
+) -> None:
+    share = num_right / num_images
+    found = interval([[i < num_right] for i in range(num_images)])
+    assert found == pytest.approx(wilson(share, num_images - 1), abs=1e-4)  # one degree of freedom
+    assert found == pytest.approx(wilson(share, num_images), abs=20 / num_images)
+
+
+@pytest.mark.parametrize("each", [2, 10])
+@pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (150, 200)])
+def test_answers_that_hang_together_count_once_an_image(
+    num_right: int, num_images: int, each: int
+) -> None:
+    found = interval([[i < num_right] * each for i in range(num_images)])
+    expected = wilson(num_right / num_images, num_images - 1)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_where_all_are_right_or_all_wrong_the_images_count(is_right: bool) -> None:
+    for num_images in (1, 7, 200):
+        found = interval([[is_right] * 10] * num_images)
+        assert found == pytest.approx(wilson(float(is_right), num_images), abs=1e-4)
+        assert found[is_right] == pytest.approx(100 * is_right)
+
+
+def test_one_image_alone_says_little() -> None:
+    low, high = interval([[True] * 6 + [False] * 2])
+    assert (low, high) == pytest.approx(wilson(0.75, 1), abs=1e-4)
+    assert high - low > 60
+
+
+def test_images_may_come_in_any_order_and_with_any_number() -> None:
+    is_right = torch.rand(60) < 0.7
+    images = torch.arange(60) // 6
+    order = torch.randperm(60)
+    found = interval_by_image(is_right[order], 5 * images[order] + 3)
+    assert found == pytest.approx(interval_by_image(is_right, images))
+
+
+def test_it_holds_the_share_lies_in_0_to_100_and_is_never_narrower_than_for_single_questions() -> (
+    None
+):
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = random.integers(1, 12, size=random.integers(1, 30))
+        shares = random.beta(0.5, 0.2, size=len(sizes))
+        answers = [(random.random(n) < p).tolist() for n, p in zip(sizes, shares, strict=True)]
+        flat = [right for of_image in answers for right in of_image]
+        share, (low, high) = sum(flat) / len(flat), interval(answers)
+        naive_low, naive_high = wilson(share, len(flat))
+        assert 0 <= low <= 100 * share + 1e-9
+        assert 100 * share - 1e-9 <= high <= 100
+        assert high - low >= naive_high - naive_low - 1e-3
+
+
+def test_it_covers_the_true_share_95_times_in_100_where_single_questions_do_not() -> None:
+    random = np.random.default_rng(0)
+    share, num_images, each, times = 0.75, 200, 10, 1500
+    covered, naively = 0, 0
+    images = torch.arange(num_images).repeat_interleave(each)
+    for _ in range(times):
+        of_image = random.beta(2 * share, 2 * (1 - share), size=(num_images, 1))
+        is_right = random.random((num_images, each)) < of_image
+        low, high = interval_by_image(torch.from_numpy(is_right.ravel()), images)
+        covered += low <= 100 * share <= high
+        low, high = wilson(float(is_right.mean()), num_images * each)
+        naively += low <= 100 * share <= high
+    assert 0.92 <= covered / times <= 0.98
+    assert naively / times < 0.8
+
+
+# --- kinds of questions ---
+
+
+def ask(kinds: list[int], each: int) -> Split:
+    """Give a split of random questions of these kinds and random answers, `each` a picture."""
+    n = len(kinds)
+    kind, first = np.array(kinds), np.random.randint(6, size=n)
+    second = np.where(kind >= 6, (first + 1) % 5, NO_COLOR)
+    vectors = torch.from_numpy(encode(Questions(kind, first, second)))
+    labels, rows = torch.randint(10, (n,)), torch.arange(n) // each + 100
+    return Split(labels, rows, Images(torch.zeros(1)), vectors)
+
+
+@pytest.mark.parametrize("kinds", [range(9), range(3, 6), (0, 4, 8)], ids=str)
+def test_scores_by_kind_are_those_of_a_loop(kinds: range) -> None:
+    asked = np.random.choice(list(kinds), 300).tolist()
+    split, guesses = ask(asked, each=4), torch.randint(10, (9,))
+    predicted = torch.where(torch.rand(300) < 0.6, split.labels, torch.randint(10, (300,)))
+    right, guessed, pictures = defaultdict(list), defaultdict(list), defaultdict(list)
+    for i, kind in enumerate(asked):
+        label = int(split.labels[i])
+        for name in (KINDS[kind].type, KINDS[kind].name):
+            right[name].append(int(predicted[i]) == label)
+            guessed[name].append(int(guesses[kind]) == label)
+            pictures[name].append(int(split.rows[i]))
+    scores = score_kinds(predicted, split, guesses)
+    assert {score.name for score in scores} == set(right)
+    for name, accuracy, bounds, guess, questions, images in scores:
+        assert accuracy == pytest.approx(100 * sum(right[name]) / len(right[name]))
+        assert guess == pytest.approx(100 * sum(guessed[name]) / len(guessed[name]))
+        assert (questions, images) == (len(right[name]), len(set(pictures[name])))
+        expected = interval_by_image(torch.tensor(right[name]), torch.tensor(pictures[name]))
+        assert bounds == pytest.approx(expected)
+
+
+def test_a_type_stands_before_its_subtypes_and_what_is_not_asked_is_left_out() -> None:
+    split = ask([5, 0, 3, 5, 0, 3], each=2)
+    names = [score.name for score in score_kinds(split.labels, split, torch.zeros(9).long())]
+    expected = ["non-relational", "non-relational/shape"]
+    assert names == [*expected, "binary", "binary/closest", "binary/count"]
+
+
+def test_each_kind_has_a_guess_of_its_own() -> None:
+    split = ask([0] * 10 + [1] * 10, each=5)
+    split.labels[:] = torch.tensor([2] * 7 + [3] * 3 + [0] * 6 + [1] * 4)
+    guesses = torch.tensor([2, 0, 9, 9, 9, 9, 9, 9, 9])
+    scores = score_kinds(torch.full((20,), 3), split, guesses)
+    assert [score.guess for score in scores] == pytest.approx([65, 70, 60])
+    assert [score.accuracy for score in scores] == pytest.approx([15, 30, 0])
+
+
+def test_images_without_questions_have_no_kinds() -> None:
+    split = make_split(5)
+    with pytest.raises(ValueError, match="no questions"):
+        score_kinds(split.labels, split, torch.zeros(9).long())
+
+
+def test_the_summary_of_images_counts_them() -> None:
+    split = make_split(12)
+    scored = evaluate(AiT(CONFIG), split.eval_batches(5), 3)
+    summary = summarize(scored, HeldOut(split, ("a", "b", "c")))
+    assert summary == {"accuracy": scored.accuracy, "loss": scored.loss, "images": 12}
+
+
+def test_the_summary_of_questions_counts_pictures_once_and_can_be_written_as_json() -> None:
+    split, guesses = ask([0, 1, 3, 4] * 5, each=4), torch.zeros(9).long()
+    scored = Evaluation(25.0, 1.5, torch.zeros(10, 10).long(), split.labels)
+    summary = summarize(scored, HeldOut(split, CLASS_NAMES, guesses=guesses))
+    assert json.loads(json.dumps(summary)) == summary
+    assert set(summary) == {"accuracy", "loss", "images", "questions", "kinds"}
+    assert (summary["images"], summary["questions"]) == (5, 20)
+    scores = score_kinds(split.labels, split, guesses)
+    for kind, score in zip(summary["kinds"], scores, strict=True):
+        assert list(kind) == ["name", "accuracy", "interval", "guess", "questions", "images"]
+        assert kind == {**score._asdict(), "interval": list(score.interval)}
+
+
+def test_the_guess_stands_beside_every_accuracy() -> None:
+    kinds = [
+        {"name": "binary", "accuracy": 76.824, "interval": [74.0, 79.5], "guess": 42.71},
+        {"name": "binary/closest", "accuracy": 100.0, "interval": [98.1, 100.0], "guess": 51.0},
+    ]
+    text = describe_kinds({**kind, "questions": 2000, "images": 200} for kind in kinds)
+    header, *lines = text.splitlines()
+    assert header.split() == ["accuracy", "95", "%", "interval", "guess", "questions", "images"]
+    assert " ".join(lines[0].split()) == "76.82 % 74.00 to 79.50 % 42.71 % 2,000 200 binary"
+    assert " ".join(lines[1].split()) == (
+        "100.00 % 98.10 to 100.00 % 51.00 % 2,000 200 binary/closest"
+    )
+    assert len({line.index("2,000") for line in lines}) == 1
+
+
+# --- files ---
+
+
+def test_a_summary_is_saved_as_it_is_with_the_accuracy_of_each_class_and_a_matrix(
+    tmp_path: Path,
+) -> None:
+    confusion = torch.tensor([[2, 1, 0], [1, 0, 0], [0, 0, 0]])
+    scored = Evaluation(50.0, 0.75, confusion, torch.tensor([0, 0, 1, 0]))
+    summary = {"accuracy": 50.0, "kinds": [{"name": "binary"}], "source": None}
+    save_evaluation(scored, summary, ["cat", "a, b", "none"], tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {
+        **summary,
         "class_accuracy": {"cat": pytest.approx(200 / 3), "a, b": 0.0, "none": None},
     }
     with (tmp_path / "confusion.csv").open(newline="") as file:
@@ -141,152 +336,3 @@ def test_evaluation_is_saved_as_numbers_by_class_and_a_matrix(tmp_path: Path) ->
         ["none", "0", "0", "0"],
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["confusion.csv", "evaluation.json"]
-
-
-# --- prediction ---
-
-
-def save_image(path: Path, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def paths_of(
-    paths: list[Path], batch_size: int = 4, on_error: str = "stop", model: nn.Module | None = None
-) -> list[Path]:
-    model = model or AiT(CONFIG)
-    return [path for path, _ in predict_files(model, paths, DATA, batch_size, on_error)]
-
-
-def test_files_are_predicted_in_the_order_given(tmp_path: Path) -> None:
-    files = [save_image(tmp_path / f"{name}.png") for name in "cab"]
-    assert paths_of(files, batch_size=2) == files
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_file_given_twice_is_predicted_twice(batch_size: int, tmp_path: Path) -> None:
-    file = save_image(tmp_path / "a.png")
-    assert paths_of([file, file, tmp_path], batch_size) == [file] * 3
-
-
-def test_a_folder_gives_its_images_sorted_and_those_below_it(tmp_path: Path) -> None:
-    names = ["b.png", "a.PNG", "sub/c.jpg", "sub/deeper/d.webp", "e.bmp"]
-    files = [save_image(tmp_path / name, seed) for seed, name in enumerate(names)]
-    assert paths_of([tmp_path]) == sorted(files)
-
-
-@pytest.mark.parametrize(
-    "name", [".hidden.png", ".cache/a.png", "notes.txt", "table.csv", "paper.pdf", "noending"]
-)
-def test_hidden_files_and_those_of_another_kind_are_ignored(name: str, tmp_path: Path) -> None:
-    image = save_image(tmp_path / "a.png")
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("no image")
-    assert paths_of([tmp_path]) == [image]
-
-
-def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
-    image = save_image(tmp_path / "album.png" / "a.png")
-    assert paths_of([tmp_path]) == [image]
-
-
-def test_a_hidden_folder_may_be_given_by_name(tmp_path: Path) -> None:
-    image = save_image(tmp_path / ".hidden" / "a.png")
-    assert paths_of([tmp_path / ".hidden"]) == [image]
-
-
-def test_a_file_given_by_name_is_read_whatever_its_ending(tmp_path: Path) -> None:
-    image = save_image(tmp_path / "a.png").rename(tmp_path / "a.download")
-    assert paths_of([image]) == [image]
-
-
-def test_a_path_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"no file {tmp_path / 'nothing.png'}"):
-        paths_of([tmp_path / "nothing.png"])
-
-
-@pytest.mark.parametrize("name", [None, "notes.txt"])
-def test_a_folder_without_images_is_named(name: str | None, tmp_path: Path) -> None:
-    if name:
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match=f"no image in {tmp_path}"):
-        paths_of([tmp_path])
-
-
-def test_an_unreadable_image_stops_or_is_skipped_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good = [save_image(tmp_path / f"{i}.png", i) for i in range(4)]
-    for name in ("0b.png", "2b.png", "2c.png"):
-        (tmp_path / name).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"0b\.png"):
-        paths_of([tmp_path], batch_size=2)
-    assert paths_of([tmp_path], batch_size=2, on_error="skip") == good  # one batch is empty
-    assert "3 unreadable images were skipped" in capsys.readouterr().err
-
-
-def test_only_the_images_of_a_batch_are_held_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[Path] = []
-    load = evaluate_module.load_image
-
-    def watched(path: Path, data: ImagesConfig) -> Tensor:
-        read.append(path)
-        return load(path, data)
-
-    monkeypatch.setattr(evaluate_module, "load_image", watched)
-    for i in range(6):
-        save_image(tmp_path / f"{i}.png", i)
-    found = predict_files(AiT(CONFIG), [tmp_path], DATA, 2)
-    next(found)
-    assert len(read) == 2
-
-
-def test_probabilities_do_not_depend_on_the_batch_an_image_is_in(tmp_path: Path) -> None:
-    for i in range(7):
-        save_image(tmp_path / f"{i}.png", i)
-    model = AiT(CONFIG)
-    alone = list(predict_files(model, [tmp_path], DATA, 1))
-    for batch_size in (2, 3, 7, 50):
-        found = list(predict_files(model, [tmp_path], DATA, batch_size))
-        assert [path for path, _ in found] == [path for path, _ in alone]
-        for (_, ours), (_, theirs) in zip(found, alone, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-            assert float(ours.sum()) == pytest.approx(1, abs=1e-5)
-    assert len({tuple(p.tolist()) for _, p in alone}) == 7
-
-
-def test_files_are_prepared_like_test_images_and_scored_in_evaluation_mode(tmp_path: Path) -> None:
-    path, model = save_image(tmp_path / "a.png"), AiT(CONFIG).train()
-    memory = [buffer.clone() for buffer in model.buffers()]
-    (found,) = predict_files(model, [path], DATA, 4)
-    with torch.no_grad():
-        logits = model.eval()(load_image(path, DATA)[None]).logits
-    torch.testing.assert_close(found.probabilities, logits[0].softmax(dim=-1))
-    assert all(map(torch.equal, memory, model.buffers()))
-
-
-def test_triangles_are_read_from_files_too(tmp_path: Path) -> None:
-    pixels = np.zeros((64, 64), np.uint8)
-    pixels[10:20, 10:20] = 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    model = AiT(
-        AiTConfig(
-            image_size=64,
-            patch_size=32,
-            embed_dim=16,
-            depth=1,
-            num_heads=2,
-            head_dim=8,
-            num_classes=2,
-            workspace=CONFIG.workspace,
-        )
-    )
-    ((_, probabilities),) = predict_files(model, [tmp_path], TriangleConfig(), 1)
-    images = torch.from_numpy(pixels / 255).float().expand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = model.eval()(images).logits[0].softmax(dim=-1)
-    torch.testing.assert_close(probabilities, expected)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from associative_transformer.data import ImagesConfig, TriangleConfig
+from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import (
     Experiment,
     Schedule,
@@ -25,7 +25,13 @@ from associative_transformer.experiment import (
     write_file,
 )
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiTConfig, ViTConfig
+from associative_transformer.models import (
+    AiTConfig,
+    ConvMLPConfig,
+    DenseConfig,
+    RelationNetworkConfig,
+    ViTConfig,
+)
 from associative_transformer.recipes import RECIPES
 from associative_transformer.workspace import WorkspaceConfig
 
@@ -45,6 +51,11 @@ TRIANGLE = Experiment(
 IMAGES = replace(
     TRIANGLE, data=ImagesConfig("cifar10"), model=ViTConfig(**SIZES, image_size=32, head_dim=8)
 )
+QUESTIONS = replace(
+    TRIANGLE, data=SortOfClevrConfig(num_train=20), model=RelationNetworkConfig(dropout=0.25)
+)
+CONVOLUTIONS = replace(QUESTIONS, model=ConvMLPConfig())
+DENSE = replace(QUESTIONS, model=DenseConfig())
 
 # Another value of every field; those of one row change together.
 WORKSPACE_CHANGES: list[dict[str, Any]] = [
@@ -109,8 +120,38 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.on_error": "skip"},
     {"model.head": "cls"},
 ]
+QUESTIONS_CHANGES: list[dict[str, Any]] = [
+    {"data.num_train": 30},
+    {"data.num_test": 65},
+    {"data.num_questions": 3},
+    {"data.question_types": ("binary",)},
+    {"data.strict": False},
+    {"data.seed": 1},
+    {"data.val_fraction": 0.25},
+]
+CONVOLUTION_CHANGES: list[dict[str, Any]] = [
+    {"model.num_classes": 7},
+    {"model.conv_dim": 8},
+    {"model.num_convs": 3},
+    {"model.hidden_dim": 16},
+    {"model.dropout": 0.125},
+]
+RELATION_CHANGES: list[dict[str, Any]] = [
+    *CONVOLUTION_CHANGES,
+    {"model.num_objects": 3},
+    {"model.num_relation_layers": 2},
+]
+DENSE_CHANGES: list[dict[str, Any]] = [
+    {"model.num_classes": 7},
+    {"model.patch_size": 25},
+    {"model.pos": "learned"},
+    {"model.embed_dim": 32},
+    {"model.depth": 3},
+    {"model.mlp_ratio": 2.5},
+]
 TRIANGLE_IDENTITY = TRIANGLE_CHANGES + MODEL_CHANGES + WORKSPACE_CHANGES + TRAIN_CHANGES
 IMAGES_IDENTITY = IMAGES_CHANGES + MODEL_CHANGES + TRAIN_CHANGES
+QUESTIONS_IDENTITY = QUESTIONS_CHANGES + RELATION_CHANGES + TRAIN_CHANGES
 CIRCUMSTANCES: list[dict[str, Any]] = [
     {"train.seed": 7},
     {"train.checkpoint_every": 3},
@@ -124,15 +165,23 @@ IMAGES_CIRCUMSTANCES: list[dict[str, Any]] = [
     {"data.num_workers": 0},
     {"data.memory_budget": 0.5},
 ]
-EVERY_CHANGE = [
-    *((TRIANGLE, change) for change in TRIANGLE_IDENTITY + CIRCUMSTANCES),
-    *((IMAGES, change) for change in IMAGES_IDENTITY + IMAGES_CIRCUMSTANCES),
+SCIENCE = [
+    *((TRIANGLE, change) for change in TRIANGLE_IDENTITY),
+    *((IMAGES, change) for change in IMAGES_IDENTITY),
+    *((QUESTIONS, change) for change in QUESTIONS_IDENTITY),
+    *((CONVOLUTIONS, change) for change in CONVOLUTION_CHANGES),
+    *((DENSE, change) for change in DENSE_CHANGES),
+]
+WORLD = [
+    *((TRIANGLE, change) for change in CIRCUMSTANCES),
+    *((IMAGES, change) for change in IMAGES_CIRCUMSTANCES),
+    *((QUESTIONS, change) for change in CIRCUMSTANCES),
 ]
 
 
 def label(parameter: object) -> str:
     if isinstance(parameter, Experiment):
-        return parameter.data.kind
+        return f"{parameter.data.kind}-{parameter.model.kind}"
     return "+".join(parameter) if isinstance(parameter, dict) else ""
 
 
@@ -201,7 +250,7 @@ def test_a_recipe_comes_back_from_yaml_as_it_was(name: str, tmp_path: Path) -> N
     assert fingerprint(loaded) == fingerprint(RECIPES[name])
 
 
-@pytest.mark.parametrize(("experiment", "values"), EVERY_CHANGE, ids=label)
+@pytest.mark.parametrize(("experiment", "values"), SCIENCE + WORLD, ids=label)
 def test_every_field_comes_back_from_yaml(
     experiment: Experiment, values: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -229,6 +278,9 @@ def test_a_number_typed_without_a_point_is_still_a_number(tmp_path: Path) -> Non
         (TRIANGLE, "data.source"),
         (IMAGES, "model.workspace"),
         (IMAGES, "data.num_train"),
+        (QUESTIONS, "data.mean"),
+        (QUESTIONS, "model.patch_size"),
+        (CONVOLUTIONS, "model.num_objects"),
     ],
 )
 def test_an_unknown_field_is_refused_by_name(
@@ -330,22 +382,18 @@ def test_the_tables_of_this_file_name_every_field() -> None:
     for experiment, rows in (
         (TRIANGLE, TRIANGLE_IDENTITY + CIRCUMSTANCES),
         (IMAGES, IMAGES_IDENTITY + IMAGES_CIRCUMSTANCES),
+        (QUESTIONS, QUESTIONS_IDENTITY + CIRCUMSTANCES),
+        (CONVOLUTIONS, QUESTIONS_CHANGES + CONVOLUTION_CHANGES + TRAIN_CHANGES + CIRCUMSTANCES),
+        (DENSE, QUESTIONS_CHANGES + DENSE_CHANGES + TRAIN_CHANGES + CIRCUMSTANCES),
     ):
         named = {field for row in rows for field in row} | {"name", "data.kind", "model.kind"}
-        # Triangle's side and the three channels of images are fixed, and neither asks questions
+        # the data fixes the sizes: the side and channels of its images, and whether it asks
         fixed = {"model.image_size", "model.num_channels", "model.question_dim"}
         assert leaves(experiment) - named <= fixed
         assert named <= leaves(experiment) | {"data.channels"}
 
 
-@pytest.mark.parametrize(
-    ("experiment", "values"),
-    [
-        *((TRIANGLE, change) for change in TRIANGLE_IDENTITY),
-        *((IMAGES, change) for change in IMAGES_IDENTITY),
-    ],
-    ids=label,
-)
+@pytest.mark.parametrize(("experiment", "values"), SCIENCE, ids=label)
 def test_every_field_of_the_science_changes_the_fingerprint_and_is_named_in_the_differences(
     experiment: Experiment, values: dict[str, Any]
 ) -> None:
@@ -357,14 +405,7 @@ def test_every_field_of_the_science_changes_the_fingerprint_and_is_named_in_the_
     ]
 
 
-@pytest.mark.parametrize(
-    ("experiment", "values"),
-    [
-        *((TRIANGLE, change) for change in CIRCUMSTANCES),
-        *((IMAGES, change) for change in IMAGES_CIRCUMSTANCES),
-    ],
-    ids=label,
-)
+@pytest.mark.parametrize(("experiment", "values"), WORLD, ids=label)
 def test_circumstances_change_neither_fingerprint_nor_configuration(
     experiment: Experiment, values: dict[str, Any]
 ) -> None:
@@ -480,6 +521,8 @@ def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
         (TRIANGLE, {"data.channels": 1}, ["1 channels", "3 of"]),
         (IMAGES, {"data.image_size": 64}, ["64x64", "32x32"]),
         (IMAGES, {"model.num_channels": 4}, ["3 channels", "4 of"]),
+        (QUESTIONS, {"model.image_size": 64}, ["75x75", "64x64"]),
+        (QUESTIONS, {"model.num_channels": 1}, ["3 channels", "1 of"]),
     ],
     ids=label,
 )
@@ -491,9 +534,28 @@ def test_images_that_do_not_fit_the_model_are_refused_with_both_sizes(
     assert all(number in str(error.value) for number in numbers)
 
 
-def test_a_model_that_answers_questions_is_refused_for_data_without_them() -> None:
-    with pytest.raises(ValueError, match="question"):
-        changed(TRIANGLE, {"model.question_dim": 4})
+@pytest.mark.parametrize(
+    ("experiment", "question_dim", "words"),
+    [
+        (TRIANGLE, 4, ["is 4", "without any", "to 0"]),
+        (IMAGES, 18, ["is 18", "without any", "to 0"]),
+        (QUESTIONS, 0, ["is 0", "questions of 18 features", "to 18"]),
+        (DENSE, 17, ["is 17", "questions of 18 features", "to 18"]),
+    ],
+    ids=label,
+)
+def test_a_model_and_data_with_other_questions_are_refused_with_both_sizes(
+    experiment: Experiment, question_dim: int, words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="question_dim") as error:
+        changed(experiment, {"model.question_dim": question_dim})
+    assert all(word in str(error.value) for word in words)
+
+
+def test_the_order_of_the_types_of_questions_is_kept_in_yaml(tmp_path: Path) -> None:
+    other = changed(QUESTIONS, {"data.question_types": ("ternary", "non-relational")})
+    save_experiment(other, tmp_path / "experiment.yaml")
+    assert load_experiment(tmp_path / "experiment.yaml") == other
 
 
 # --- files ---

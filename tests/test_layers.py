@@ -1,6 +1,7 @@
 """Token order, attention and heads against slow loops; the checks of the sizes."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from associative_transformer.layers import (
     SelfAttention,
     TokenEmbed,
 )
-from associative_transformer.models import AiTConfig, ViTConfig
+from associative_transformer.models import (
+    AiTConfig,
+    ConvMLPConfig,
+    DenseConfig,
+    RelationNetworkConfig,
+    ViTConfig,
+)
 
 
 def double(*shape: int) -> Tensor:
@@ -203,34 +210,46 @@ def test_the_flattened_head_normalizes_all_tokens_together() -> None:
     assert_same(head(x), expected, [x, *head.parameters()])
 
 
-@pytest.mark.parametrize("config", [AiTConfig, ViTConfig])
+OUT_OF_RANGE = [
+    ("image_size", 0),
+    ("patch_size", 0),
+    ("num_channels", -1),
+    ("num_classes", 0),
+    ("embed_dim", 0),
+    ("depth", 0),
+    ("num_heads", 0),
+    ("head_dim", -64),
+    ("question_dim", -1),
+    ("mlp_ratio", 0.0),
+    ("mlp_ratio", math.nan),
+    ("conv_dim", 0),
+    ("num_convs", 0),
+    ("num_relation_layers", 0),
+    ("hidden_dim", -1),
+    ("dropout", -0.1),
+    ("dropout", 1.0),
+    ("dropout", math.nan),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("config", "name", "value"),
     [
-        ("image_size", 0),
-        ("patch_size", 0),
-        ("num_channels", -1),
-        ("num_classes", 0),
-        ("embed_dim", 0),
-        ("depth", 0),
-        ("num_heads", 0),
-        ("head_dim", -64),
-        ("question_dim", -1),
-        ("mlp_ratio", 0.0),
-        ("mlp_ratio", math.nan),
+        (config, name, value)
+        for config in (AiTConfig, ViTConfig, DenseConfig, RelationNetworkConfig, ConvMLPConfig)
+        for name, value in OUT_OF_RANGE
+        if name in {field.name for field in fields(config)}
     ],
 )
 def test_a_size_out_of_range_is_named_with_its_value(
-    config: type[AiTConfig | ViTConfig], name: str, value: float
+    config: type, name: str, value: float
 ) -> None:
     with pytest.raises(ValueError) as caught:
         config(**{name: value})
     assert name in str(caught.value) and str(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [AiTConfig, ViTConfig])
-def test_a_patch_that_does_not_divide_the_image_is_an_error(
-    config: type[AiTConfig | ViTConfig],
-) -> None:
+@pytest.mark.parametrize("config", [AiTConfig, ViTConfig, DenseConfig])
+def test_a_patch_that_does_not_divide_the_image_is_an_error(config: type) -> None:
     with pytest.raises(ValueError, match=r"patch_size 5 .* image_size 32"):
         config(image_size=32, patch_size=5)

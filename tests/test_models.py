@@ -14,17 +14,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import naive
 from associative_transformer.interface import ModelOutput
 from associative_transformer.layers import PretrainedModel
 from associative_transformer.models import (
     AIT_BASE,
     AIT_MEDIUM,
     AIT_SMALL,
+    CNN_MLP,
+    CNN_RN,
+    DENSE_BASE,
+    DENSE_SMALL,
     VIT_BASE,
     VIT_MEDIUM,
     VIT_SMALL,
     AiT,
     AiTConfig,
+    ConvMLPConfig,
+    Dense,
+    DenseConfig,
+    ModelConfig,
+    RelationNetworkConfig,
     ViT,
     ViTConfig,
     build_model,
@@ -32,7 +42,7 @@ from associative_transformer.models import (
 )
 from associative_transformer.workspace import WorkspaceConfig
 
-Config = AiTConfig | ViTConfig
+Config = ModelConfig
 BATCH, QUESTION_DIM = 4, 7
 
 MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
@@ -56,6 +66,28 @@ VIT = ViTConfig(
     num_heads=2,
     head_dim=8,
     mlp_ratio=2.0,
+)
+DENSE = DenseConfig(
+    image_size=8, patch_size=2, num_classes=5, question_dim=0, embed_dim=24, mlp_ratio=2.0
+)
+RELATIONS = RelationNetworkConfig(
+    image_size=9,
+    num_classes=5,
+    question_dim=0,
+    conv_dim=6,
+    num_convs=2,
+    num_relation_layers=2,
+    hidden_dim=24,
+    dropout=0.0,
+)
+CONV_MLP = ConvMLPConfig(
+    image_size=9,
+    num_classes=5,
+    question_dim=0,
+    conv_dim=6,
+    num_convs=2,
+    hidden_dim=24,
+    dropout=0.0,
 )
 
 
@@ -82,6 +114,16 @@ CONFIGS: dict[str, Config] = {
     "vit-class-token": replace(VIT, head="cls", pos="learned"),
     "vit-question": replace(VIT, question_dim=QUESTION_DIM),
     "vit-class-token-question": replace(VIT, head="cls", question_dim=QUESTION_DIM),
+    "dense": DENSE,
+    "dense-positions": replace(DENSE, pos="learned"),
+    "dense-question": replace(DENSE, question_dim=QUESTION_DIM),
+    "relation-network": RELATIONS,
+    "relation-network-triples": replace(RELATIONS, num_objects=3),
+    "relation-network-question": replace(RELATIONS, question_dim=QUESTION_DIM),
+    "relation-network-dropout": replace(RELATIONS, dropout=0.5),
+    "conv-mlp": CONV_MLP,
+    "conv-mlp-question": replace(CONV_MLP, question_dim=QUESTION_DIM),
+    "conv-mlp-dropout": replace(CONV_MLP, dropout=0.5),
 }
 
 DETACHED = {"to_v.weight", "to_prior.weight", "norm.weight", "norm.bias"}
@@ -92,7 +134,12 @@ WITHOUT_GRADIENT = {  # leaves of `workspace` that get none, and why
 }
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
-each_kind = pytest.mark.parametrize("name", ["ait", "vit"])
+each_kind = pytest.mark.parametrize(
+    "name", ["ait", "vit", "dense", "relation-network", "conv-mlp"]
+)
+every_transformer = pytest.mark.parametrize(  # the others have no blocks to recompute
+    "name", [name for name, config in CONFIGS.items() if hasattr(config, "depth")]
+)
 
 
 @dataclass
@@ -152,7 +199,7 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
             assert gradient.any(), key
     leaves = WITHOUT_GRADIENT.get(name, set())
     assert missing == {
-        f"blocks.{i}.workspace.{leaf}" for i in range(config.depth) for leaf in leaves
+        f"blocks.{i}.workspace.{leaf}" for leaf in leaves for i in range(config.depth)
     }
 
 
@@ -198,7 +245,7 @@ def test_in_evaluation_an_image_is_answered_alike_in_any_company(name: str) -> N
         assert torch.equal(memory, before[key]), key
 
 
-@every_config
+@every_transformer
 def test_activation_checkpointing_changes_no_number(name: str) -> None:
     config = CONFIGS[name]
     plain, data = build_model(config), example(config)
@@ -222,7 +269,7 @@ def test_activation_checkpointing_changes_no_number(name: str) -> None:
             assert gradient is None or other is None or torch.equal(gradient, other), key
 
 
-@each_kind
+@pytest.mark.parametrize("name", ["ait", "vit", "dense"])
 def test_activation_checkpointing_recomputes_in_training_only(name: str) -> None:
     model, data, calls = build_model(CONFIGS[name]), example(CONFIGS[name]), []
     for module in model.modules():
@@ -245,7 +292,20 @@ def test_activation_checkpointing_recomputes_in_training_only(name: str) -> None
     assert calls_of_a_step(backward=True) == 2
 
 
-@pytest.mark.parametrize("name", ["ait", "ait-without-hopfield", "vit", "vit-class-token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ait",
+        "ait-without-hopfield",
+        "vit",
+        "vit-class-token",
+        "dense",
+        "relation-network",
+        "relation-network-question",
+        "conv-mlp",
+        "conv-mlp-question",
+    ],
+)
 def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config), example(config)
@@ -255,13 +315,26 @@ def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
     loss.backward()
     torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
     for key, memory in memories(model).items():
-        assert memory.dtype == torch.float32, key
+        if not key.endswith("num_batches_tracked"):  # BatchNorm counts in integers
+            assert memory.dtype == torch.float32, key
     for key, gradient in gradients(model).items():
         assert gradient is not None and gradient.dtype == torch.float32, key
         assert gradient.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", ["ait", "ait-detached", "vit", "vit-class-token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ait",
+        "ait-detached",
+        "vit",
+        "vit-class-token",
+        "dense",
+        "relation-network",
+        "relation-network-triples",
+        "conv-mlp",
+    ],
+)
 def test_a_model_learns_one_small_batch_by_heart(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config), example(config, 8)
@@ -288,6 +361,40 @@ def test_a_vit_adds_attention_and_feed_forward_to_normalized_tokens(name: str) -
     if name == "vit-class-token":
         expected = model.head.to_logits(model.head.norm(x[:, 0]))
     torch.testing.assert_close(model(data.images).logits, expected)
+
+
+def test_a_dense_model_feeds_each_token_forward_by_itself() -> None:
+    config = CONFIGS["dense-question"]
+    model, data = build_model(config).double(), example(config, 2)
+    assert isinstance(model, Dense) and data.questions is not None
+    blocks = [
+        tuple(
+            naive.Affine(layer.weight, layer.bias)
+            for layer in (block.norm, block.feed_forward[0], block.feed_forward[2])
+        )
+        for block in model.blocks
+    ]
+    images, questions = data.images.double(), data.questions.double()
+    tokens = [naive.dense(x, blocks) for x in model.embed(images, questions)]
+    expected = model.head(torch.stack(tokens))
+    logits = model(images, questions).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    cotangent, parameters = torch.randn_like(expected), list(model.parameters())
+    mine = torch.autograd.grad(logits, parameters, cotangent)
+    for a, b in zip(mine, torch.autograd.grad(expected, parameters, cotangent), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_tokens_of_a_dense_model_meet_only_in_its_head() -> None:
+    config = CONFIGS["dense-question"]
+    model, data = build_model(config).eval(), example(config, 1)
+    seen: list[Tensor] = []
+    model.get_submodule("head").register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    other = data.images.clone()
+    other[:, :, 2:4, 6:8] *= -1  # the patch in row 1, column 3 of 4 by 4, behind the question
+    before, after = (model(images, data.questions).logits for images in (data.images, other))
+    assert (seen[0] != seen[1]).any(dim=-1).nonzero().flatten().tolist() == [1 + 1 * 4 + 3]
+    assert not torch.allclose(before, after)
 
 
 def test_without_self_attention_a_block_feeds_its_tokens_forward_at_once() -> None:
@@ -321,8 +428,9 @@ def test_the_loss_of_a_model_adds_the_balance_losses_of_its_blocks() -> None:
     assert min(seen) > 0
 
 
-def test_a_vit_has_no_auxiliary_loss() -> None:
-    assert build_model(VIT)(example(VIT).images).aux_loss == 0
+@pytest.mark.parametrize("config", [VIT, DENSE, RELATIONS, CONV_MLP], ids=lambda c: c.kind)
+def test_only_an_ait_has_an_auxiliary_loss(config: Config) -> None:
+    assert build_model(config)(example(config).images).aux_loss == 0
 
 
 def test_the_memory_of_every_block_moves_in_training() -> None:
@@ -335,7 +443,7 @@ def test_the_memory_of_every_block_moves_in_training() -> None:
 
 
 def test_the_question_changes_the_answer() -> None:
-    for name in ("ait-question", "vit-question", "vit-class-token-question"):
+    for name in (name for name in CONFIGS if name.endswith("question")):
         config = CONFIGS[name]
         model, data = build_model(config).eval(), example(config)
         other = model(data.images, torch.randn(BATCH, QUESTION_DIM)).logits
@@ -367,7 +475,7 @@ def test_an_ablation_registers_nothing_that_it_does_not_use() -> None:
     }
 
 
-@pytest.mark.parametrize("config", [AIT, VIT])
+@pytest.mark.parametrize("config", [AIT, VIT, DENSE], ids=lambda config: config.kind)
 def test_positions_are_learned_where_the_configuration_asks_for_them(config: Config) -> None:
     names = dict(build_model(replace(config, pos="learned")).named_parameters())
     assert names["embed.positions"].shape == (16, config.embed_dim)
@@ -395,6 +503,13 @@ LIVE = [
     (VIT_MEDIUM, 43_251_562 - 58_368 - 768 - 65 * 768),
     (replace(VIT_SMALL, **RELATIONAL), 15_028_084 - 58_368 - 768 - 26 * 768),
     (replace(VIT_BASE, **RELATIONAL), 85_883_764 - 58_368 - 768 - 26 * 768),
+    (DENSE_SMALL, 10_225_780),
+    (DENSE_BASE, 57_465_460),
+    (replace(DENSE_SMALL, patch_size=5), 11_606_980),
+    (replace(DENSE_BASE, patch_size=5), 58_846_660),
+    (CNN_RN, 366_194),
+    (replace(CNN_RN, num_objects=3), 372_850),
+    (CNN_MLP, 243_314),
 ]
 PUBLISHED = [
     (AIT_SMALL, 15_784_426),

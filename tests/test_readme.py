@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from associative_transformer import cli, train
+from associative_transformer import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ def commands(page: Path, program: str) -> list[str]:
 def write_images(folder: Path, names: list[str], each: int) -> None:
     random = np.random.default_rng(0)
     for name in names:
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(each):
             pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
@@ -83,7 +83,8 @@ def test_every_training_command_is_understood(
 ) -> None:
     result = {"test_accuracy": 0.0, "test_images": 1}
     asked = []
-    monkeypatch.setattr(train, "train", lambda *args, **options: asked.append(args) or result)
+    where = "associative_transformer.commands.train.train"
+    monkeypatch.setattr(where, lambda *args, **options: asked.append(args) or result)
     lines = [line for line in commands(page, "ait") if line.startswith("ait train")]
     assert [run(line, monkeypatch) for line in lines] == [0] * len(lines)
     assert len(asked) == len(lines)
@@ -97,16 +98,22 @@ def test_the_quick_start_works_from_training_to_prediction(
     write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
     write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
     write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
+    write_images(tmp_path, ["."], 1)
+    (tmp_path / "0.png").rename(tmp_path / "picture.png")
     lines = commands(PAGES[0], "ait")
-    for line in sorted(lines, key=lambda line: "--data.source" not in line):  # train first
-        if line.startswith("ait train"):
-            if "--data.source" not in line:  # it would download
-                continue
-            assert run(f"{line} {SMALL}", monkeypatch) == 0
-            (trained,) = (tmp_path / "runs").iterdir()
-            trained.rename(tmp_path / "runs/cifar10-ait-tiny")  # as if it were the whole recipe
-        else:
+    for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
+        if not line.startswith("ait train"):
             assert run(line, monkeypatch) == 0, line
+        elif "--data.source" in line or "sort-of-clevr" in line:  # the others would download
+            few = "" if "--data.source" in line else " --data.num-train 8 --data.num-test 4"
+            before = set((tmp_path / "runs").glob("*"))
+            assert run(f"{line} {SMALL}{few}", monkeypatch) == 0, line
+            (trained,) = set((tmp_path / "runs").iterdir()) - before
+            trained.rename(tmp_path / "runs" / line.split()[2])  # as if it were the whole recipe
     assert (tmp_path / "runs/cifar10-ait-tiny/0/confusion.csv").exists()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 3
-    assert "class_1,probability_1" in capsys.readouterr().out
+    assert (tmp_path / "sort-of-clevr.png").exists()
+    said = capsys.readouterr().out
+    assert "class_1,probability_1" in said
+    assert "picture.png,shape of the object closest to the red one," in said
+    assert "Relational reasoning on Sort-of-CLEVR" in said

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from associative_transformer import step as step_module
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
 from associative_transformer.step import MAX_BAD_STEPS, Sums, TrainingStep, make_accelerator
 from associative_transformer.workspace import WorkspaceConfig
 
@@ -208,6 +208,16 @@ def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> No
     assert same(everything(step), before)
     assert step.num_skipped == 1
     assert not sums.any()
+
+
+def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> None:
+    config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
+    step = make_step(ConvMLP(config))
+    step(make_batch())
+    before = everything(step)
+    step(spoil(make_batch()))
+    assert same(everything(step), before)
+    assert step.num_skipped == 1
 
 
 def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:

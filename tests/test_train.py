@@ -18,12 +18,23 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from associative_transformer import train as train_module
-from associative_transformer.data import DataSet, ImagesConfig, TriangleConfig, load_data
-from associative_transformer.evaluate import Evaluation, evaluate
+from associative_transformer.data import (
+    DataSet,
+    ImagesConfig,
+    SortOfClevrConfig,
+    TriangleConfig,
+    load_data,
+)
+from associative_transformer.evaluate import Evaluation, evaluate, summarize
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig, load_experiment
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.interruption import Interrupted
-from associative_transformer.models import AiTConfig, ViTConfig, load_model
+from associative_transformer.models import (
+    AiTConfig,
+    RelationNetworkConfig,
+    ViTConfig,
+    load_model,
+)
 from associative_transformer.run_folder import History
 from associative_transformer.step import TrainingStep
 from associative_transformer.train import Run, train
@@ -64,6 +75,28 @@ VIT = replace(
         head_dim=8,
         num_classes=2,
     ),
+)
+
+ASKED = replace(
+    EXPERIMENT,
+    data=SortOfClevrConfig(num_train=16, num_test=6, num_questions=2),
+    model=AiTConfig(
+        image_size=75,
+        patch_size=25,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        head_dim=8,
+        num_classes=10,
+        question_dim=18,
+        workspace=WORKSPACE,
+    ),
+)
+RELATIONS = replace(
+    ASKED,
+    data=replace(ASKED.data, val_fraction=0.25),
+    model=RelationNetworkConfig(conv_dim=4, hidden_dim=8, num_relation_layers=2),
+    train=replace(EXPERIMENT.train, batch_size=12),
 )
 
 
@@ -185,6 +218,7 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
     assert set(result) == {
         "name",
         "seed",
+        "question_types",
         "test_accuracy",
         "test_loss",
         "test_images",
@@ -202,6 +236,7 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
     }
     assert set(result["timing"]) == {"seconds", "images_per_second"}
     assert result["name"] == "tiny"
+    assert result["question_types"] == []
     assert result["test_images"] == 60
     assert result["best_validation"] is None
     assert result["model"] == "last epoch"
@@ -329,6 +364,36 @@ def easy_experiment(source: Path, **data: Any) -> Experiment:  # noqa: ANN401
     return Experiment("easy", images, model, replace(EXPERIMENT.train, batch_size=16))
 
 
+def test_a_result_on_questions_states_their_types_and_the_score_of_each_kind(
+    tmp_path: Path,
+) -> None:
+    result = train(ASKED, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["question_types"] == ["non-relational", "binary"]  # together by default
+    assert (result["test_images"], result["test_questions"]) == (6, 24)
+    assert len(result["classes"]) == 10
+    kinds = {kind["name"]: kind for kind in result["test_kinds"]}
+    data, model = load_data(ASKED.data, CPU), load_model(tmp_path / "run")
+    summary = summarize(evaluate(model, data.test.eval_batches(7), 10), data)
+    assert summary["kinds"] == result["test_kinds"]
+    for name in ("non-relational", "binary"):
+        assert (kinds[name]["questions"], kinds[name]["images"]) == (12, 6)
+        parts = [kind for part, kind in kinds.items() if part.startswith(f"{name}/")]
+        assert sum(kind["questions"] for kind in parts) == 12
+        right = sum(kind["accuracy"] * kind["questions"] for kind in parts)
+        assert right == pytest.approx(12 * kinds[name]["accuracy"])
+    both = (kinds["binary"]["accuracy"] + kinds["non-relational"]["accuracy"]) / 2
+    assert result["test_accuracy"] == pytest.approx(both)
+
+
+def test_a_run_on_one_type_of_questions_says_so(tmp_path: Path) -> None:
+    data = replace(ASKED.data, question_types=("binary",), num_questions=4)
+    result = train(replace(ASKED, data=data), tmp_path / "run")
+    assert result["question_types"] == ["binary"]
+    assert {kind["name"].split("/")[0] for kind in result["test_kinds"]} == {"binary"}
+    assert result["test_accuracy"] == pytest.approx(result["test_kinds"][0]["accuracy"])
+
+
 def test_an_easy_task_is_learned(tmp_path: Path) -> None:
     result = train(easy_experiment(make_image_folder(tmp_path / "data")), tmp_path / "run")
     assert result["test_accuracy"] == 100
@@ -377,6 +442,7 @@ def test_a_run_is_not_resumed_on_other_data_or_in_another_precision(
 VARIATIONS = {
     "plain": EXPERIMENT,
     "vit": VIT,
+    "relation network with batch statistics and dropout": RELATIONS,
     "validation": vary(data={"val_fraction": 0.25}, batch_size=12),
     "dropout in the write": vary(workspace={"dropout": 0.5, "reset_each_epoch": True}),
     "accumulation": vary(accumulation_steps=4, clip_norm=0.5, checkpoint_every=1, log_every=1),
@@ -655,6 +721,18 @@ def test_validation_images_are_not_trained_on_and_each_epoch_reports_them(
         assert set(json.loads(line)["validation"]) == {"accuracy", "loss"}
 
 
+def test_questions_are_validated_on_pictures_that_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps().install(monkeypatch)
+    result = train(RELATIONS, tmp_path / "run")
+    assert steps.count == 3 * (12 * 2 * 2 // 12)
+    assert result["best_validation"]["epoch"] in (1, 2, 3)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        accuracy = json.loads(line)["validation"]["accuracy"]
+        assert accuracy * 16 / 100 == pytest.approx(round(accuracy * 16 / 100))  # 4 x 4 questions
+
+
 # --- what a run may not do ---
 
 
@@ -692,8 +770,10 @@ def test_overwrite_keeps_the_old_run_where_the_new_one_cannot_start(tmp_path: Pa
         (vary(batch_size=128), ["64", "128"]),
         (replace(EXPERIMENT, model=replace(EXPERIMENT.model, num_classes=3)), ["2 cl", "is 3"]),
         (vary(data={"val_fraction": 0.001}), ["val_fraction"]),
+        (replace(ASKED, train=replace(ASKED.train, batch_size=65)), ["64 questions", "65"]),
+        (replace(ASKED, model=replace(ASKED.model, num_classes=9)), ["10 cl", "is 9"]),
     ],
-    ids=["batch", "classes", "validation"],
+    ids=["batch", "classes", "validation", "questions", "answers"],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     experiment: Experiment, names: list[str], tmp_path: Path

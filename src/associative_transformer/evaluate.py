@@ -1,25 +1,28 @@
-"""Accuracy of a model on a split, and its predictions for images.
+"""Accuracy of a model on a split, and on each kind of question.
 
-Dims     B batch   C channels   H W image side   O classes
+Dims     N items   O classes   K kinds of questions
 """
 
 import csv
 import io
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from math import isnan
+from collections.abc import Iterable, Sequence
+from math import isnan, sqrt
 from pathlib import Path
-from typing import Literal, NamedTuple
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.data import SUFFIXES, ImagesConfig, TriangleConfig, load_image
+from associative_transformer.data import DataSet, HeldOut, Split
 from associative_transformer.experiment import write_file
-from associative_transformer.interface import PADDING, Batch, UserError
+from associative_transformer.interface import PADDING, Batch
+from associative_transformer.questions import KINDS, TYPES, decode
+
+Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
 class Evaluation(NamedTuple):
@@ -28,6 +31,7 @@ class Evaluation(NamedTuple):
     accuracy: float  # percent
     loss: float  # mean cross-entropy in nats
     confusion: Int[Tensor, "O O"]  # items by (true class, predicted class)
+    predicted: Int[Tensor, " N"]  # class of each item, in order
 
     @property
     def class_accuracy(self) -> list[float]:
@@ -45,32 +49,124 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
     model.eval()
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
+    predicted = [torch.arange(0)]
     for batch in batches:
         logits = model(batch.images, batch.questions).logits.float()
         loss += cross_entropy(logits, batch.labels, ignore_index=PADDING, reduction="sum").cpu()
         real = batch.labels != PADDING
-        pairs = batch.labels[real] * num_classes + logits[real].argmax(dim=-1)
+        best = logits[real].argmax(dim=-1)
+        predicted.append(best.cpu())
+        pairs = batch.labels[real] * num_classes + best
         confusion += pairs.bincount(minlength=num_classes * num_classes).cpu()
     model.train(was_training)
     confusion = confusion.view(num_classes, num_classes)
     total = int(confusion.sum())
     accuracy = 100 * int(confusion.diag().sum()) / total
-    return Evaluation(accuracy, float(loss) / total, confusion)
+    return Evaluation(accuracy, float(loss) / total, confusion, torch.cat(predicted))
+
+
+class Interval(NamedTuple):
+    """95 % confidence interval, in percent."""
+
+    low: float
+    high: float
+
+
+def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -> Interval:
+    """Bound the share of right answers with the image as the unit: its questions hang together.
+
+    Wilson's interval (1927) for the effective number of questions: theirs, divided by how much
+    larger the variance between images is than that of independent questions (Kish's design
+    effect, at least 1). Where all answers are right, or all wrong, it is the number of images.
+    """
+    n, share = len(is_right), is_right.double().mean().item()
+    num_images = len(torch.unique(images))
+    size = float(num_images)
+    if 0 < share < 1 and num_images > 1:
+        _, image = torch.unique(images, return_inverse=True)
+        excess = torch.zeros(num_images, dtype=torch.float64)
+        excess.index_add_(0, image, is_right.double() - share)
+        variance = num_images / (num_images - 1) * excess.square().sum().item() / n**2
+        size = n / max(variance / (share * (1 - share) / n), 1.0)
+    center = share + Z**2 / (2 * size)
+    reach = Z * sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    low, high = ((center + side * reach) / (1 + Z**2 / size) for side in (-1, 1))
+    return Interval(100 * max(low, 0.0), 100 * min(high, 1.0))
+
+
+class KindScore(NamedTuple):
+    """Accuracy on the questions of a type or, after a stroke, of one of its subtypes."""
+
+    name: str  # as in "binary" and "binary/closest"
+    accuracy: float  # percent
+    interval: Interval
+    guess: float  # percent: accuracy of the best guess without a look at the image
+    questions: int
+    images: int
+
+
+def score_kinds(
+    predicted: Int[Tensor, " N"], split: Split, guesses: Int[Tensor, " K"]
+) -> list[KindScore]:
+    """Score each type and subtype that is asked for; `guesses` is the best answer to each kind."""
+    if split.questions is None:
+        raise ValueError("this split asks no questions")
+    kind = torch.from_numpy(decode(split.questions.numpy()).kind)
+    is_right, is_guessed = predicted == split.labels, guesses[kind] == split.labels
+    groups: list[tuple[str, Tensor]] = []
+    for place, name in enumerate(TYPES):
+        groups.append((name, kind // len(TYPES) == place))
+        groups += [(k.name, kind == i) for i, k in enumerate(KINDS) if k.type == name]
+    return [
+        KindScore(
+            name,
+            100 * is_right[asked].double().mean().item(),
+            interval_by_image(is_right[asked], split.rows[asked]),
+            100 * is_guessed[asked].double().mean().item(),
+            int(asked.sum()),
+            len(torch.unique(split.rows[asked])),
+        )
+        for name, asked in groups
+        if asked.any()
+    ]
+
+
+def summarize(evaluation: Evaluation, data: DataSet | HeldOut) -> dict[str, Any]:
+    """Give what a result says about the test split, ready for JSON."""
+    images = len(torch.unique(data.test.rows))
+    summary = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "images": images}
+    if data.guesses is None:
+        return summary
+    kinds = score_kinds(evaluation.predicted, data.test, data.guesses)
+    as_dicts = [{**kind._asdict(), "interval": list(kind.interval)} for kind in kinds]
+    return {**summary, "questions": len(data.test), "kinds": as_dicts}
+
+
+def describe_kinds(kinds: Iterable[dict[str, Any]]) -> str:
+    """Write the scores of `summarize` as lines of text, the guess beside every accuracy."""
+    lines = ["accuracy   95 % interval       guess  questions  images"]
+    for kind in kinds:
+        low, high = kind["interval"]
+        lines.append(
+            f"{kind['accuracy']:6.2f} %   {low:6.2f} to {high:6.2f} %  {kind['guess']:6.2f} %  "
+            f"{kind['questions']:9,}  {kind['images']:6,}  {kind['name']}"
+        )
+    return "\n".join(lines)
 
 
 def save_evaluation(
-    evaluation: Evaluation, classes: Sequence[str], folder: Path, **context: object
+    evaluation: Evaluation,
+    summary: dict[str, Any],
+    classes: Sequence[str],
+    folder: Path,
 ) -> None:
     """Write `evaluation.json` and `confusion.csv`, rows true and columns predicted classes.
 
-    The context, such as where the images came from, goes into the former as it is.
+    The former holds the summary as it is, and the accuracy of each class.
     """
     shares = dict(zip(classes, evaluation.class_accuracy, strict=True))
     summary = {
-        "accuracy": evaluation.accuracy,
-        "loss": evaluation.loss,
-        "images": int(evaluation.confusion.sum()),
-        **context,
+        **summary,
         "class_accuracy": {name: None if isnan(x) else x for name, x in shares.items()},
     }
     write_file(folder / "evaluation.json", json.dumps(summary, indent=2).encode())
@@ -80,100 +176,3 @@ def save_evaluation(
     for name, row in zip(classes, evaluation.confusion.tolist(), strict=True):
         table.writerow([name, *row])
     write_file(folder / "confusion.csv", buffer.getvalue().encode())
-
-
-class Prediction(NamedTuple):
-    """What a model makes of one image file."""
-
-    path: Path
-    probabilities: Float[Tensor, " O"]  # on the CPU
-
-
-def predict_files(
-    model: nn.Module,
-    paths: Iterable[Path],
-    data: TriangleConfig | ImagesConfig,
-    batch_size: int,
-    on_error: Literal["stop", "skip"] = "stop",
-) -> Iterator[Prediction]:
-    """Classify image files, and all images in folders, in order, a batch at a time.
-
-    They are prepared like the test images of `data`. Raises UserError on a path that is missing,
-    a folder without images, and on an unreadable image unless it is to be skipped; how many were
-    skipped is said on stderr.
-    """
-    return _predict(model, _image_files(paths), data, batch_size, on_error)
-
-
-def _predict(
-    model: nn.Module,
-    files: list[Path],
-    data: TriangleConfig | ImagesConfig,
-    batch_size: int,
-    on_error: Literal["stop", "skip"],
-) -> Iterator[Prediction]:
-    model.eval()
-    device = next(model.parameters()).device
-    num_skipped = 0
-    for start in range(0, len(files), batch_size):
-        readable, images = [], []
-        for path in files[start : start + batch_size]:
-            try:
-                images.append(load_image(path, data))
-                readable.append(path)
-            except UserError as error:
-                if on_error == "stop":
-                    raise UserError(f"{error}, or pass --on-error skip") from error
-                num_skipped += 1
-        if images:
-            with torch.inference_mode():
-                logits = model(torch.stack(images).to(device), None).logits
-                probabilities = logits.float().softmax(dim=-1).cpu()
-            yield from map(Prediction, readable, probabilities)
-    if num_skipped:
-        print(f"{num_skipped} unreadable images were skipped", file=sys.stderr)
-
-
-def write_predictions(
-    predictions: Iterable[Prediction],
-    classes: Sequence[str],
-    top: int,
-    form: Literal["csv", "jsonl"],
-    file: io.TextIOBase,
-) -> None:
-    """Write the `top` classes of each image, as a row of CSV or a line of JSON."""
-    top = min(top, len(classes))
-    table = csv.writer(file, lineterminator="\n")
-    if form == "csv":
-        columns = [f"{name}_{i}" for i in range(1, top + 1) for name in ("class", "probability")]
-        table.writerow(["path", *columns])
-    for path, probabilities in predictions:
-        best = [(classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices]
-        if form == "csv":
-            table.writerow([path, *(x for name, p in best for x in (name, f"{p:.6f}"))])
-        else:
-            found = [{"class": name, "probability": p} for name, p in best]
-            print(json.dumps({"path": str(path), "predictions": found}), file=file)
-
-
-def _image_files(paths: Iterable[Path]) -> list[Path]:
-    """List the paths themselves, and the image files below those that are folders."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and _is_image(p.relative_to(path))
-            )
-            if not inside:
-                raise UserError(f"there is no image in {path}")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"there is no file {path}")
-    return found
-
-
-def _is_image(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.data import IMAGE_SIZE, DataConfig, TriangleConfig
+from associative_transformer.data import DataConfig, input_size
 from associative_transformer.interface import UserError
 from associative_transformer.models import ModelConfig
 
@@ -121,21 +121,19 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name must be usable as a folder name, not {self.name!r}")
-        data, model = self.data, self.model
-        if isinstance(data, TriangleConfig):
-            size, channels = IMAGE_SIZE, data.channels
-        else:
-            size, channels = data.image_size, 3
+        data, model = input_size(self.data), self.model
+        size, channels, question_dim = data
         if (size, channels) != (model.image_size, model.num_channels):
             raise ValueError(
                 f"the images have {channels} channels of {size}x{size} pixels but the model wants "
                 f"{model.num_channels} of {model.image_size}x{model.image_size}: change "
                 "data or model so that they agree"
             )
-        if model.question_dim:
+        if question_dim != model.question_dim:
+            come = f"with questions of {question_dim} features" if question_dim else "without any"
             raise ValueError(
-                f"question_dim is {model.question_dim} but the images come without questions: "
-                "set it to 0"
+                f"model.question_dim is {model.question_dim} but the images come {come}: "
+                f"set it to {question_dim}"
             )
 
 

@@ -33,6 +33,7 @@ from associative_transformer import load_model
 
 model = load_model("PATH")  # this folder, or its name on the hub; in evaluation mode
 logits, _ = model(images)   # images (batch, channels, height, width), normalized as in training
+# a model with a `question_dim` above 0 takes model(images, questions)
 ```
 """
 
@@ -69,15 +70,10 @@ class TokenEmbed(nn.Module):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        size, p = self.image_size, self.patch_size
-        if images.shape[-2:] != (size, size):
-            height, width = images.shape[-2:]
-            raise ValueError(f"images are {height}x{width} but the model takes {size}x{size}")
+        check_inputs(images, questions, self.image_size, self.question is not None)
+        p = self.patch_size
         patches = rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)  # (B, N, P)
         tokens = [self.patches(patches)]
-        if (self.question is None) != (questions is None):
-            takes = "no questions" if self.question is None else "a question beside each image"
-            raise ValueError(f"this model takes {takes}")
         if self.question is not None:
             tokens.insert(0, self.question(questions)[:, None])
         if self.class_token is not None:
@@ -183,21 +179,39 @@ def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
     return Path(hf_hub_download(str(path), CONFIG_NAME, **given)).read_text()
 
 
-def check_sizes(config: object) -> None:
-    """Check the sizes that every model of images has.
+def check_inputs(
+    images: Float[Tensor, "B C H W"],
+    questions: Float[Tensor, "B Q"] | None,
+    image_size: int,
+    takes_questions: bool,
+) -> None:
+    """Raise ValueError where images are of another size, or questions too many or missing."""
+    height, width = images.shape[-2:]
+    if (height, width) != (image_size, image_size):
+        size = f"{image_size}x{image_size}"
+        raise ValueError(f"images are {height}x{width} but the model takes {size}")
+    if takes_questions != (questions is not None):
+        takes = "a question beside each image" if takes_questions else "no questions"
+        raise ValueError(f"this model takes {takes}")
 
-    Raises ValueError, naming field and value, where one is too small or the patch does not
+
+def check_sizes(config: object) -> None:
+    """Check those of the sizes known here that the configuration of a model has.
+
+    Raises ValueError, naming field and value, where one is out of range or the patch does not
     divide the image.
     """
-    sizes = {key: value for key, value in vars(config).items() if key in _AT_LEAST_ONE}
+    sizes = vars(config)
     for name, value in sizes.items():
-        if value < 1:
+        if name in _AT_LEAST_ONE and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    if vars(config)["question_dim"] < 0:
-        raise ValueError(f"question_dim must not be negative, not {vars(config)['question_dim']}")
-    if not 0 < vars(config)["mlp_ratio"] < math.inf:
-        raise ValueError(f"mlp_ratio must be positive, not {vars(config)['mlp_ratio']}")
-    if sizes["image_size"] % sizes["patch_size"]:
+    if sizes["question_dim"] < 0:
+        raise ValueError(f"question_dim must not be negative, not {sizes['question_dim']}")
+    if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:
+        raise ValueError(f"mlp_ratio must be positive, not {sizes['mlp_ratio']}")
+    if not 0 <= sizes.get("dropout", 0.0) < 1:
+        raise ValueError(f"dropout must be at least 0 and less than 1, not {sizes['dropout']}")
+    if sizes["image_size"] % sizes.get("patch_size", 1):
         raise ValueError(
             f"patch_size {sizes['patch_size']} does not divide image_size {sizes['image_size']}"
         )
@@ -212,6 +226,10 @@ _AT_LEAST_ONE = {
     "depth",
     "num_heads",
     "head_dim",
+    "conv_dim",
+    "num_convs",
+    "num_relation_layers",
+    "hidden_dim",
 }
 
 

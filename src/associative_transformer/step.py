@@ -35,8 +35,9 @@ class Sums(NamedTuple):
 class TrainingStep:
     """Update a model with AdamW, over the micro-batches of a batch.
 
-    A step whose gradient is not finite changes nothing, neither weights nor memory; it is counted
-    in `num_skipped`. The last of `MAX_BAD_STEPS` such steps in a row raises UserError.
+    A step whose gradient is not finite changes nothing, neither weights nor memory nor the
+    statistics of a BatchNorm; it is counted in `num_skipped`. The last of `MAX_BAD_STEPS` such
+    steps in a row raises UserError.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
@@ -57,7 +58,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> Float[Tensor, "4"]:
         """Take the step and return the `Sums` of its images, zero where it was skipped."""
-        before = [workspace.priors.clone() for workspace in self.workspaces]
+        before = [buffer.clone() for buffer in self.model.buffers()]
         parts = [self._accumulate(micro) for micro in self._split(batch)]
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
         limit = self.train.clip_norm or math.inf
@@ -85,9 +86,9 @@ class TrainingStep:
         columns = [[None] * parts if x is None else x.chunk(parts) for x in batch]
         return [Batch(*micro) for micro in zip(*columns, strict=True)]
 
-    def _skip(self, memories: list[Tensor]) -> None:
-        for workspace, priors in zip(self.workspaces, memories, strict=True):
-            workspace.priors.copy_(priors)
+    def _skip(self, before: list[Tensor]) -> None:
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
         self.num_skipped += 1
         self.num_bad += 1
         if self.num_bad == MAX_BAD_STEPS:

@@ -25,7 +25,7 @@ from associative_transformer.checkpoint import (
     save_checkpoint,
 )
 from associative_transformer.data import DataSet, Split, load_data
-from associative_transformer.evaluate import Evaluation, evaluate
+from associative_transformer.evaluate import Evaluation, evaluate, summarize
 from associative_transformer.experiment import Experiment, fields_of, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.interruption import Interrupted, StopSignals
@@ -181,7 +181,7 @@ class Run:
         last = self._evaluate(self.data.test)
         self._track("test", {"accuracy": last.accuracy, "loss": last.loss})
         self._stop_if_asked(stop)
-        best: dict[str, Any] | None = None
+        summary, best = summarize(last, self.data), None
         if state.best_epoch is not None:
             load_best(self.folder / "checkpoint", self.model, state.best_digest)
             accuracy = self._evaluate(self.data.test).accuracy
@@ -196,9 +196,8 @@ class Run:
         result = {
             "name": self.experiment.name,
             "seed": c.seed,
-            "test_accuracy": last.accuracy,  # percent, of the last epoch
-            "test_loss": last.loss,
-            "test_images": int(last.confusion.sum()),
+            "question_types": list(getattr(self.experiment.data, "question_types", ())),
+            **{f"test_{key}": value for key, value in summary.items()},  # of the last epoch
             "best_validation": best,
             "model": "last epoch" if best is None else "best validation epoch",
             "epochs": c.epochs,

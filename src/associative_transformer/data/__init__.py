@@ -1,6 +1,6 @@
 """Data sets: what to load, and the training, validation and test split of each.
 
-Dims     C channels   H height   W width
+Dims     K kinds of questions   C channels   H height   W width
 """
 
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -27,6 +27,13 @@ from associative_transformer.data.images import (
     decode_image,
     open_images,
 )
+from associative_transformer.data.sort_of_clevr import (
+    PICTURE_SIZE,
+    SortOfClevrConfig,
+    best_guesses,
+    draw_pictures,
+    generate_items,
+)
 from associative_transformer.data.sources import SUFFIXES, open_folder, open_hub
 from associative_transformer.data.triangle import (
     CLASS_NAMES,
@@ -36,23 +43,45 @@ from associative_transformer.data.triangle import (
     TriangleConfig,
     generate_triangles,
 )
+from associative_transformer.questions import CLASS_NAMES as ANSWERS
+from associative_transformer.questions import QUESTION_DIM, encode
 
 __all__ = [
-    "IMAGE_SIZE",
     "SUFFIXES",
     "DataConfig",
     "DataSet",
     "HeldOut",
     "ImagesConfig",
+    "InputSize",
+    "SortOfClevrConfig",
     "Split",
     "TriangleConfig",
     "decode_image",
+    "input_size",
     "load_data",
     "load_image",
     "load_test",
 ]
 
-DataConfig = Annotated[TriangleConfig | ImagesConfig, Field(discriminator="kind")]
+AnyData = TriangleConfig | SortOfClevrConfig | ImagesConfig
+DataConfig = Annotated[AnyData, Field(discriminator="kind")]
+
+
+class InputSize(NamedTuple):
+    """What a model has to take in."""
+
+    image_size: int
+    num_channels: int
+    question_dim: int  # 0: there are no questions
+
+
+def input_size(config: AnyData) -> InputSize:
+    """Tell the size of the images and of the questions, without loading any."""
+    if isinstance(config, TriangleConfig):
+        return InputSize(IMAGE_SIZE, config.channels, question_dim=0)
+    if isinstance(config, SortOfClevrConfig):
+        return InputSize(PICTURE_SIZE, 3, QUESTION_DIM)
+    return InputSize(config.image_size, 3, question_dim=0)
 
 
 class DataSet(NamedTuple):
@@ -62,7 +91,8 @@ class DataSet(NamedTuple):
     validation: Split | None  # with a `val_fraction`
     test: Split
     class_names: tuple[str, ...]
-    num_skipped: int  # unreadable images left out
+    num_skipped: int = 0  # unreadable images left out
+    guesses: Int[Tensor, " K"] | None = None  # best answer to each kind of question, unseen
 
     @property
     def digest(self) -> str:
@@ -78,10 +108,11 @@ class HeldOut(NamedTuple):
 
     test: Split
     class_names: tuple[str, ...]
-    num_skipped: int
+    num_skipped: int = 0
+    guesses: Int[Tensor, " K"] | None = None
 
 
-def load_data(config: DataConfig, device: torch.device) -> DataSet:
+def load_data(config: AnyData, device: torch.device) -> DataSet:
     """Generate or open a data set whose batches lie on `device`.
 
     Raises a `UserError` where the data set is missing or cannot be used.
@@ -89,28 +120,34 @@ def load_data(config: DataConfig, device: torch.device) -> DataSet:
     if isinstance(config, TriangleConfig):
         train, validation = _triangles(config, TRAIN, device).carve(config.val_fraction)
         test = _triangles(config, TEST, device)
-        return DataSet(train, validation, test, CLASS_NAMES, num_skipped=0)
+        return DataSet(train, validation, test, CLASS_NAMES)
+    if isinstance(config, SortOfClevrConfig):
+        train, validation = _questions(config, TRAIN, device).carve(config.val_fraction)
+        test = _questions(config, TEST, device)
+        guesses = torch.from_numpy(best_guesses(config))
+        return DataSet(train, validation, test, ANSWERS, guesses=guesses)
     return _load_images(config, device)
 
 
-def load_test(config: DataConfig, device: torch.device) -> HeldOut:
+def load_test(config: AnyData, device: torch.device) -> HeldOut:
     """Generate or open the test split only, without decoding a training image.
 
     Raises a `UserError` where the data set is missing or cannot be used.
     """
     if isinstance(config, TriangleConfig):
-        return HeldOut(_triangles(config, TEST, device), CLASS_NAMES, num_skipped=0)
+        return HeldOut(_triangles(config, TEST, device), CLASS_NAMES)
+    if isinstance(config, SortOfClevrConfig):
+        guesses = torch.from_numpy(best_guesses(config))
+        return HeldOut(_questions(config, TEST, device), ANSWERS, guesses=guesses)
     found = _open(config)
     test = _split(found.test, config, device, _fits(config, len(found.test)))
     return HeldOut(test, found.test.class_names, len(found.test) - len(test))
 
 
-def load_image(path: Path, config: DataConfig) -> Float[Tensor, "C H W"]:
+def load_image(path: Path, config: AnyData) -> Float[Tensor, "C H W"]:
     """Read one image as a model trained on this data set expects it."""
-    if isinstance(config, TriangleConfig):
-        image = decode_image(path, IMAGE_SIZE, "L")
-    else:
-        image = decode_image(path, config.image_size)
+    size = input_size(config).image_size
+    image = decode_image(path, size, "L" if isinstance(config, TriangleConfig) else "RGB")
     return Preparation(config.mean, config.std).normalize(image[None])[0]
 
 
@@ -120,6 +157,14 @@ def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Spli
     preparation = Preparation(config.mean, config.std, device=device)
     loader = ResidentLoader(torch.from_numpy(images)[:, None], preparation)
     return Split(torch.from_numpy(labels), torch.arange(num_items), loader)
+
+
+def _questions(config: SortOfClevrConfig, split: int, device: torch.device) -> Split:
+    scenes, picture, questions, answers = generate_items(config, split)
+    preparation = Preparation(config.mean, config.std, device=device)
+    loader = ResidentLoader(torch.from_numpy(draw_pictures(scenes)), preparation)
+    vectors = torch.from_numpy(encode(questions))
+    return Split(torch.from_numpy(answers), torch.from_numpy(picture), loader, vectors)
 
 
 def _load_images(config: ImagesConfig, device: torch.device) -> DataSet:

@@ -47,8 +47,9 @@ class Split:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count the full batches; raise a `UserError` if there is none."""
         if len(self) < batch_size:
+            items = "images" if self.questions is None else "questions"
             raise UserError(
-                f"the training set has {len(self)} images, fewer than one batch of {batch_size}: "
+                f"the training set has {len(self)} {items}, fewer than one batch of {batch_size}: "
                 f"pass --train.batch_size {len(self)} or less"
             )
         return len(self) // batch_size
@@ -89,21 +90,24 @@ class Split:
         return Split(self.labels[items], self.rows[items], self.loader, questions)
 
     def carve(self, fraction: float) -> "tuple[Split, Split | None]":
-        """Part the items into training and validation, always the same way.
+        """Part the items into training and validation, always the same way and image by image.
 
-        Raises a `UserError` if `fraction` is above zero and leaves one of the two empty.
+        All questions about an image go to the same side. Raises a `UserError` if `fraction` is
+        above zero and leaves one of the two empty.
         """
         if fraction == 0:
             return self, None
-        num_validation = round(fraction * len(self))
-        if not 0 < num_validation < len(self):
+        images = torch.unique(self.rows)
+        num_validation = round(fraction * len(images))
+        if not 0 < num_validation < len(images):
             raise UserError(
-                f"a validation split of {fraction} x {len(self)} images leaves nothing to train "
+                f"a validation split of {fraction} x {len(images)} images leaves nothing to train "
                 "or to validate on: change --data.val_fraction"
             )
-        order = torch.from_numpy(np.random.default_rng(CARVE_SEED).permutation(len(self)))
-        validation, train = order.tensor_split([num_validation])
-        return self.take(train.sort().values), self.take(validation.sort().values)
+        order = torch.from_numpy(np.random.default_rng(CARVE_SEED).permutation(len(images)))
+        is_validation = torch.isin(self.rows, images[order[:num_validation]])
+        train, validation = (part.nonzero()[:, 0] for part in (~is_validation, is_validation))
+        return self.take(train), self.take(validation)
 
     def _load(
         self,

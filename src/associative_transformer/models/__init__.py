@@ -14,18 +14,37 @@ from associative_transformer.models.ait import (
     AiTConfig,
     load_official,
 )
+from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense, DenseConfig
+from associative_transformer.models.relation_network import (
+    CNN_MLP,
+    CNN_RN,
+    ConvMLP,
+    ConvMLPConfig,
+    RelationNetwork,
+    RelationNetworkConfig,
+)
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
 
 __all__ = [
     "AIT_BASE",
     "AIT_MEDIUM",
     "AIT_SMALL",
+    "CNN_MLP",
+    "CNN_RN",
+    "DENSE_BASE",
+    "DENSE_SMALL",
     "VIT_BASE",
     "VIT_MEDIUM",
     "VIT_SMALL",
     "AiT",
     "AiTConfig",
+    "ConvMLP",
+    "ConvMLPConfig",
+    "Dense",
+    "DenseConfig",
     "ModelConfig",
+    "RelationNetwork",
+    "RelationNetworkConfig",
     "ViT",
     "ViTConfig",
     "build_model",
@@ -33,12 +52,21 @@ __all__ = [
     "load_official",
 ]
 
-ModelConfig = Annotated[AiTConfig | ViTConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    AiTConfig | ViTConfig | RelationNetworkConfig | ConvMLPConfig | DenseConfig,
+    Field(discriminator="kind"),
+]
 
-_CLASSES: dict[type, type[PretrainedModel]] = {AiTConfig: AiT, ViTConfig: ViT}
+_CLASSES: dict[type, type[PretrainedModel]] = {
+    AiTConfig: AiT,
+    ViTConfig: ViT,
+    RelationNetworkConfig: RelationNetwork,
+    ConvMLPConfig: ConvMLP,
+    DenseConfig: Dense,
+}
 
 
-def build_model(config: AiTConfig | ViTConfig) -> PretrainedModel:
+def build_model(config: ModelConfig) -> PretrainedModel:
     """Build the model that the configuration describes, freshly initialized."""
     return _CLASSES[type(config)](config)
 
@@ -50,5 +78,5 @@ def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: AN
     configuration is of no known kind.
     """
     text = read_config(path, **options)
-    config: AiTConfig | ViTConfig = TypeAdapter(ModelConfig).validate_json(text)
+    config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
     return _CLASSES[type(config)].from_pretrained(path, **options)

@@ -1,0 +1,1 @@
+"""The commands of `ait`, one file each; `run` takes the words behind the command."""

@@ -1,0 +1,64 @@
+"""`ait eval`: score the model of a run on its test images."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from associative_transformer.command_line import check_counts, choose_device, parse
+from associative_transformer.data import ImagesConfig, load_test
+from associative_transformer.evaluate import (
+    describe_kinds,
+    evaluate,
+    save_evaluation,
+    summarize,
+)
+from associative_transformer.interface import UserError
+from associative_transformer.run_folder import load_run
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Score a trained model on every test image; write evaluation.json and confusion.csv."""
+
+    run: Path
+    """Folder of the run, such as runs/triangle-ait-tiny/0."""
+    source: str | None = None
+    """Folder of the images, where they no longer lie where they lay in training."""
+    batch_size: int = 512
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, or another device that torch knows."""
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size)
+
+
+def run(arguments: list[str]) -> None:
+    """Score the model of a run and write what came out beside it."""
+    options = parse(EvalOptions, arguments, "eval")
+    device = choose_device(options.device)
+    saved = load_run(options.run)
+    config = saved.experiment.data
+    if options.source is not None:
+        if not isinstance(config, ImagesConfig):
+            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
+        config = replace(config, source=options.source)
+    data = load_test(config, device)
+    if data.class_names != saved.classes:
+        raise UserError(
+            f"the run knows the classes {', '.join(saved.classes)} but the data has the classes "
+            f"{', '.join(data.class_names)}: pass a --source with those of the run"
+        )
+    batches = data.test.eval_batches(options.batch_size)
+    scored = evaluate(saved.model.to(device), batches, len(saved.classes))
+    summary = summarize(scored, data)
+    context = {"source": getattr(config, "source", None), "skipped_images": data.num_skipped}
+    save_evaluation(scored, {**summary, **context}, saved.classes, options.run)
+    if "kinds" in summary:
+        print(describe_kinds(summary["kinds"]))
+        items = "test questions"
+    else:
+        for name, accuracy in zip(saved.classes, scored.class_accuracy, strict=True):
+            print(f"{accuracy:6.2f} %  {name}")
+        items = "test images"
+    print(f"{scored.accuracy:6.2f} %  of all {len(data.test):,} {items}")
+    print(f"written: {options.run / 'evaluation.json'}, {options.run / 'confusion.csv'}")

@@ -1,0 +1,39 @@
+"""`ait list`: the recipes as a table."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from associative_transformer.command_line import parse
+from associative_transformer.models import build_model
+from associative_transformer.recipes import PUBLISHED, RECIPES
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """Show the recipes: data, model, live parameters, published accuracy."""
+
+
+def run(arguments: list[str]) -> None:
+    """Print the recipes as a table."""
+    parse(ListOptions, arguments, "list")
+    table = Table("recipe", "data", "model", title="ait train RECIPE")
+    for title in ("epochs", "live parameters", "published accuracy"):
+        table.add_column(title, justify="right")
+    for name, recipe in RECIPES.items():
+        data, model = recipe.data, recipe.model
+        with torch.device("meta"):
+            live = sum(p.numel() for p in build_model(model).parameters())
+        depth, width = getattr(model, "depth", None), getattr(model, "embed_dim", None)
+        table.add_row(
+            name,
+            data.name if data.kind == "images" else data.kind,
+            f"{model.kind}, {depth} layers of {width}" if depth else model.kind,
+            str(recipe.train.epochs),
+            f"{live:,}",
+            PUBLISHED.get(name, "-"),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

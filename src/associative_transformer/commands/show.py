@@ -1,0 +1,78 @@
+"""`ait show`: draw test images with their classes, or with their questions and answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from associative_transformer.command_line import check_counts, check_output, parse
+from associative_transformer.data import (
+    DataConfig,
+    HeldOut,
+    ImagesConfig,
+    SortOfClevrConfig,
+    TriangleConfig,
+    load_test,
+)
+from associative_transformer.figures import draw_sheet
+from associative_transformer.interface import UserError
+from associative_transformer.questions import TYPES, answer_words, decode, describe
+
+DATA: dict[str, DataConfig] = {
+    "sort-of-clevr": SortOfClevrConfig(question_types=TYPES),
+    "triangle": TriangleConfig(),
+    "cifar10": ImagesConfig("cifar10"),
+    "cifar100": ImagesConfig("cifar100"),
+}
+ASKED = 2  # questions of each type below a picture
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Draw the first test images of a data set."""
+
+    data: DataConfig
+    """The data set."""
+    num_images: int = 8
+    """Images to draw."""
+    output: Path | None = None
+    """PNG, SVG or PDF file to write; None: DATA.png."""
+
+    def __post_init__(self) -> None:
+        check_counts(num_images=self.num_images)
+
+
+def run(arguments: list[str]) -> None:
+    """Write a sheet of test images."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print("usage: ait show DATA [--help] [options]\n\ndata:", *DATA, sep="\n  ")
+        return
+    if name not in DATA:
+        raise UserError(f"there is no data set {name!r} to show: {', '.join(DATA)}")
+    options = parse(ShowOptions, arguments[1:], f"show {name}", ShowOptions(DATA[name]))
+    output = options.output or Path(f"{name}.png")
+    check_output(output)
+    data = load_test(options.data, torch.device("cpu"))
+    rows = torch.unique(data.test.rows)[: options.num_images]
+    (images,) = data.test.loader.load(rows[None], None)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (options.data.mean, options.data.std))
+    captions = [_caption(data, row) for row in rows]
+    draw_sheet(images * std + mean, captions, output, f"{name}: first test images")
+    print(f"written: {output}")
+
+
+def _caption(data: HeldOut, row: Tensor) -> str:
+    items = (data.test.rows == row).nonzero()[:, 0]
+    answers = data.test.labels[items].tolist()
+    if data.test.questions is None:
+        return data.class_names[answers[0]]
+    questions = decode(data.test.questions[items].numpy())
+    kinds, words = questions.kind.tolist(), describe(questions)
+    shown = [
+        place
+        for type_ in range(len(TYPES))
+        for place in [i for i, kind in enumerate(kinds) if kind // len(TYPES) == type_][:ASKED]
+    ]
+    return "\n".join(f"{words[i]}: {answer_words(kinds[i])[answers[i]]}" for i in shown)

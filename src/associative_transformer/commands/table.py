@@ -1,0 +1,43 @@
+"""`ait table`: finished runs beside the published results."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from associative_transformer.command_line import check_output, open_output, parse
+from associative_transformer.interface import UserError
+from associative_transformer.tables import relational_table
+
+TABLES = {"relational": relational_table}
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Put the runs of a table beside the published results."""
+
+    table: Literal["relational"]
+    """relational: Sort-of-CLEVR."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    format: Literal["terminal", "markdown", "html"] = "terminal"
+    """How to write it."""
+    output: Path | None = None
+    """File to write; None: the terminal."""
+
+
+def run(arguments: list[str]) -> None:
+    """Write a table."""
+    options = parse(TableOptions, arguments, "table")
+    check_output(options.output)
+    if options.runs.exists() and not options.runs.is_dir():
+        raise UserError(f"{options.runs} is no folder of runs: pass one with --runs")
+    table = TABLES[options.table](options.runs)
+    if options.format == "terminal":
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 180
+        text = table.to_terminal(width)
+    else:
+        text = table.to_html() if options.format == "html" else table.to_markdown()
+    with open_output(options.output) as file:
+        file.write(text)

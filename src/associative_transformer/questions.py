@@ -1,0 +1,154 @@
+"""The questions of Sort-of-CLEVR: their kinds, their vector, their words and their answers.
+
+Source: kimhc6028/relational-networks, after Santoro et al. 2017, arXiv 1706.01427. The questions
+on the slides of the paper, such as the color of the closest object, are not in that generator: it
+asks for the shape.
+
+Dims     N questions
+"""
+
+import re
+from difflib import get_close_matches
+from itertools import permutations
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from associative_transformer.interface import UserError
+
+COLORS = ("red", "green", "blue", "orange", "gray", "yellow")
+QuestionType = Literal["non-relational", "binary", "ternary"]
+TYPES: tuple[QuestionType, ...] = ("non-relational", "binary", "ternary")
+YES, NO, SQUARE, CIRCLE, ONE = range(5)
+CLASS_NAMES = ("yes", "no", "square", "circle", "1", "2", "3", "4", "5", "6")
+QUESTION_DIM = 18
+NO_COLOR = -1
+NUM_TERNARY_COLORS = 5  # the source never asks a ternary question about yellow
+
+
+class Kind(NamedTuple):
+    """A subtype of one of the three types."""
+
+    type: str
+    subtype: str
+    words: str  # with A and B for the colors
+
+    @property
+    def name(self) -> str:
+        """Type and subtype, as in "binary/closest"."""
+        return f"{self.type}/{self.subtype}"
+
+
+KINDS = (  # the place of a kind is 3 * type + subtype
+    Kind("non-relational", "shape", "shape of the A object"),
+    Kind("non-relational", "left", "is the A object in the left half"),
+    Kind("non-relational", "top", "is the A object in the top half"),
+    Kind("binary", "closest", "shape of the object closest to the A one"),
+    Kind("binary", "furthest", "shape of the object furthest from the A one"),
+    Kind("binary", "count", "number of objects with the shape of the A one"),
+    Kind("ternary", "box", "number of other objects in the box from the A to the B one"),
+    Kind("ternary", "line", "is another object near the line through the A and the B one"),
+    Kind(
+        "ternary",
+        "obtuse",
+        "number of objects that form a right or obtuse triangle with the A and the B one",
+    ),
+)
+COUNT, BOX, LINE, OBTUSE = 5, 6, 7, 8
+
+
+class Questions(NamedTuple):
+    """Questions, one entry each."""
+
+    kind: Int[np.ndarray, " N"]  # index in KINDS
+    first: Int[np.ndarray, " N"]  # color of A, an index in COLORS
+    second: Int[np.ndarray, " N"]  # color of B in ternary questions, else NO_COLOR
+
+
+def encode(questions: Questions) -> Float[np.ndarray, "N 18"]:
+    """Write the vectors that models read: color of A, color of B, type, subtype, each one-hot."""
+    kind, first, second = questions
+    vectors = np.zeros((len(kind), QUESTION_DIM), np.float32)
+    row = np.arange(len(kind))
+    vectors[row, first] = 1
+    has_second = second != NO_COLOR
+    vectors[row[has_second], 6 + second[has_second]] = 1
+    vectors[row, 12 + kind // 3] = 1
+    vectors[row, 15 + kind % 3] = 1
+    return vectors
+
+
+def decode(vectors: Float[np.ndarray, "N 18"]) -> Questions:
+    """Read the vectors back."""
+    first, second, type_, subtype = (
+        vectors[:, a:b].argmax(axis=1) for a, b in ((0, 6), (6, 12), (12, 15), (15, 18))
+    )
+    has_second = vectors[:, 6:12].any(axis=1)
+    return Questions(3 * type_ + subtype, first, np.where(has_second, second, NO_COLOR))
+
+
+def describe(questions: Questions) -> list[str]:
+    """Put questions into words; `parse` understands them."""
+    return [
+        _sentence(*numbers) for numbers in zip(*map(np.ndarray.tolist, questions), strict=True)
+    ]
+
+
+def answer_words(kind: int) -> tuple[str, ...]:
+    """Put the ten classes into words, as answers to questions of a kind.
+
+    The class called "1" in the source says of ternary counts that there is none, since they leave
+    A and B out: in words it is "0" there.
+    """
+    if kind in (BOX, OBTUSE):
+        return (*CLASS_NAMES[:ONE], *(str(count) for count in range(6)))
+    return CLASS_NAMES
+
+
+def parse(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
+    """Understand a question in the words of `describe`, of one of these types.
+
+    Case, articles, a final question mark and "what is the" make no difference. Raises UserError,
+    which lists what can be asked, where it is none of those.
+    """
+    known = {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(types)}
+    if (numbers := known.get(_normalize(sentence))) is None:
+        close = get_close_matches(_normalize(sentence), known, n=1)
+        hint = f" (did you mean {_sentence(*known[close[0]])!r}?)" if close else ""
+        raise UserError(f"{sentence!r} can't be asked{hint}: ask one of\n{forms(types)}")
+    return Questions(*(np.array([number]) for number in numbers))
+
+
+def forms(types: tuple[str, ...] = TYPES) -> str:
+    """List what can be asked of these types, a line each."""
+    lines = [kind.words for kind in KINDS if kind.type in types]
+    second = f"; B likewise, but neither is {COLORS[-1]} then" if "ternary" in types else ""
+    return "\n".join(f"  {line}" for line in [*lines, f"with A in {', '.join(COLORS)}{second}"])
+
+
+def example(types: tuple[str, ...] = TYPES) -> str:
+    """Give a question of these types."""
+    return _sentence(*_all_questions(types)[0])
+
+
+def _sentence(kind: int, first: int, second: int) -> str:
+    colors = {"A": COLORS[first], "B": COLORS[second]}
+    return re.sub(r"\b[AB]\b", lambda letter: colors[letter[0]], KINDS[kind].words)
+
+
+def _normalize(sentence: str) -> str:
+    """Drop what makes no difference."""
+    asked = re.sub(r"^\W*what('s| is) ", "", sentence.lower().replace("grey", "gray"))
+    return " ".join(word for word in re.findall(r"\w+", asked) if word not in ("a", "an", "the"))
+
+
+def _all_questions(types: tuple[str, ...]) -> list[tuple[int, int, int]]:
+    single = [(color, NO_COLOR) for color in range(len(COLORS))]
+    pairs = list(permutations(range(NUM_TERNARY_COLORS), 2))
+    return [
+        (kind, *colors)
+        for kind, (type_, *_) in enumerate(KINDS)
+        if type_ in types
+        for colors in (pairs if type_ == "ternary" else single)
+    ]

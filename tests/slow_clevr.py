@@ -1,0 +1,123 @@
+"""Sort-of-CLEVR once more, one pixel and one question at a time, from the source's rules alone."""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+Point = tuple[int, int]
+
+RGB = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 156, 0), (128, 128, 128), (255, 255, 0)]
+ANSWERS = ["yes", "no", "square", "circle", "1", "2", "3", "4", "5", "6"]
+
+
+class Scene(NamedTuple):
+    """Column and row of the center of each object, and whether it is a square."""
+
+    centers: list[Point]
+    is_square: list[bool]
+
+
+def pixel(scene: Scene, column: int, row: int) -> tuple[int, int, int]:
+    color = (255, 255, 255)
+    for (x, y), is_square, rgb in zip(scene.centers, scene.is_square, RGB, strict=True):
+        dx, dy = column - x, row - y
+        is_hit = max(abs(dx), abs(dy)) <= 5 if is_square else dx * dx + dy * dy <= 25
+        if is_hit:
+            color = rgb
+    return color
+
+
+def picture(scene: Scene) -> list[list[list[int]]]:
+    colors = [[pixel(scene, column, row) for column in range(75)] for row in range(75)]
+    return [[[color[channel] for color in line] for line in colors] for channel in range(3)]
+
+
+def squared_distance(a: Point, b: Point) -> int:
+    return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
+
+
+def answer(scene: Scene, kind: str, a: int, b: int, strict: bool) -> int:
+    """Answer a question about objects a and b of a scene; b is -1 unless it is ternary."""
+    return ANSWERS.index(_answer(scene, kind, a, b, strict))
+
+
+def _answer(scene: Scene, kind: str, a: int, b: int, strict: bool) -> str:
+    shapes = ["square" if is_square else "circle" for is_square in scene.is_square]
+    centers = scene.centers
+    x, y = centers[a]
+    others = [c for c in range(6) if c not in (a, b)]
+    match kind:
+        case "non-relational/shape":
+            return shapes[a]
+        case "non-relational/left":
+            return "yes" if x < 37.5 else "no"
+        case "non-relational/top":
+            return "yes" if y < 37.5 else "no"
+        case "binary/closest":
+            return shapes[closest(centers, a, strict)]
+        case "binary/furthest":
+            return shapes[furthest(centers, a)]
+        case "binary/count":
+            return str(1 + sum(shapes[c] == shapes[a] for c in others))
+        case "ternary/box":
+            return str(1 + sum(is_in_box(centers[a], centers[b], centers[c]) for c in others))
+        case "ternary/line":
+            is_near = any(is_near_line(centers[a], centers[b], centers[c]) for c in others)
+            return "yes" if is_near else "no"
+        case "ternary/obtuse":
+            return str(1 + sum(is_obtuse(centers[a], centers[b], centers[c]) for c in others))
+    raise ValueError(kind)
+
+
+def closest(centers: list[Point], a: int, strict: bool) -> int:
+    best, found = None, -1
+    for c, center in enumerate(centers):
+        distance = squared_distance(centers[a], center)
+        if c == a:
+            if strict:
+                continue
+            distance = 999
+        if best is None or distance < best:
+            best, found = distance, c
+    return found
+
+
+def furthest(centers: list[Point], a: int) -> int:
+    best, found = -1, -1
+    for c, center in enumerate(centers):
+        distance = squared_distance(centers[a], center)
+        if c != a and distance > best:
+            best, found = distance, c
+    return found
+
+
+def is_in_box(a: Point, b: Point, c: Point) -> bool:
+    is_between = [min(a[i], b[i]) <= c[i] <= max(a[i], b[i]) for i in (0, 1)]
+    return is_between[0] and is_between[1]
+
+
+def is_near_line(a: Point, b: Point, c: Point) -> bool:
+    slope = (b[1] - a[1]) / (b[0] - a[0] + 1e-10)
+    intercept = a[1] - slope * a[0]
+    return abs(c[1] - (slope * c[0] + intercept)) <= 12
+
+
+def is_obtuse(a: Point, b: Point, c: Point) -> bool:
+    """By the squared cosine of the largest angle, which lies opposite to the longest side."""
+    *short, longest = sorted(
+        [squared_distance(a, b), squared_distance(b, c), squared_distance(c, a)]
+    )
+    excess = longest - sum(short)  # twice the short sides' product times minus the cosine
+    if excess < 0:
+        return False
+    return Fraction(excess**2, 4 * short[0] * short[1]) < 1
+
+
+def largest_angle(a: Point, b: Point, c: Point) -> float:
+    """In degrees, by the law of cosines."""
+    angles = []
+    for p, q, r in ((a, b, c), (b, c, a), (c, a, b)):
+        u, v, w = math.dist(p, q), math.dist(p, r), math.dist(q, r)
+        cosine = (u * u + v * v - w * w) / (2 * u * v)
+        angles.append(math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
+    return max(angles)

@@ -1,0 +1,99 @@
+"""Figures as files: their pixels, and what happens where they can't be written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from associative_transformer.figures import draw_sheet
+from associative_transformer.interface import UserError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def plain(*colors: tuple[int, int, int]) -> torch.Tensor:
+    """Give an image of one color each."""
+    return torch.tensor(colors)[:, :, None, None].expand(-1, -1, 8, 8) / 255
+
+
+def places(path: Path, color: tuple[int, int, int]) -> np.ndarray:
+    """Find the pixels of a color, as row and column."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return np.argwhere((pixels == color).all(axis=-1))
+
+
+def test_images_stand_beside_each_other_in_their_colors(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    draw_sheet(plain(RED, GREEN, BLUE), ["a", "b", "c"], path, "title")
+    red, green, blue = (places(path, color) for color in (RED, GREEN, BLUE))
+    assert min(len(red), len(green), len(blue)) > 100**2
+    assert red[:, 1].max() < green[:, 1].min()
+    assert green[:, 1].max() < blue[:, 1].min()
+    assert abs(red[:, 0].mean() - blue[:, 0].mean()) < 2
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_an_image_keeps_its_orientation(tmp_path: Path) -> None:
+    image = torch.ones(1, 3, 8, 8)
+    image[0, 1:, 0, :4] = 0  # red at the top left
+    draw_sheet(image, ["one"], tmp_path / "x.png", "title")
+    red = places(tmp_path / "x.png", RED)
+    height, width = red.max(axis=0) - red.min(axis=0)
+    assert width > 3 * height
+    with Image.open(tmp_path / "x.png") as drawn:
+        assert red[:, 0].mean() < drawn.height / 2
+        assert red[:, 1].mean() < drawn.width / 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
+def test_any_number_of_images_is_drawn_in_rows(count: int, tmp_path: Path) -> None:
+    draw_sheet(plain(*[RED] * count), ["caption"] * count, tmp_path / "x.png", "title")
+    rows = np.bincount(places(tmp_path / "x.png", RED)[:, 0])
+    row_starts = np.flatnonzero((rows[1:] > 0) & (rows[:-1] == 0))
+    assert len(row_starts) == -(-count // 4)
+
+
+def test_images_of_one_channel_are_gray_and_values_outside_are_cut_off(tmp_path: Path) -> None:
+    images = torch.tensor([0.4, 1.5, -1.0])[:, None, None, None].expand(-1, 1, 8, 8)
+    draw_sheet(images, ["a", "b", "c"], tmp_path / "x.png", "title")
+    assert len(places(tmp_path / "x.png", (102, 102, 102))) > 100**2
+    assert len(places(tmp_path / "x.png", (0, 0, 0))) > 100**2
+
+
+@pytest.mark.parametrize("caption", ["", "two\nlines", "a long one " * 40, "$x", "$\\frac$ _^{"])
+def test_a_caption_is_written_as_it_is_below_its_image(caption: str, tmp_path: Path) -> None:
+    draw_sheet(plain(RED, GREEN), [caption, "b"], tmp_path / "x.png", "title")
+    red, ink = places(tmp_path / "x.png", RED), places(tmp_path / "x.png", (0, 0, 0))
+    assert len(red) > 100**2
+    assert (ink[:, 0] > red[:, 0].max()).any()
+
+
+def test_longer_captions_push_the_next_row_down(tmp_path: Path) -> None:
+    heights = []
+    for caption in ("one", "\n".join(["line"] * 8)):
+        draw_sheet(plain(*[RED] * 8), [caption] * 8, tmp_path / "x.png", "title")
+        with Image.open(tmp_path / "x.png") as drawn:
+            heights.append(drawn.height)
+        assert len(places(tmp_path / "x.png", RED)) > 8 * 100**2
+    assert heights[1] > heights[0] + 100
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("x.svg", b"<?xml"), ("x.pdf", b"%PDF"), ("x.png", b"\x89PNG")]
+)
+def test_the_ending_decides_the_kind_of_file(name: str, start: bytes, tmp_path: Path) -> None:
+    draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["missing/x.png", "x.docx", "folder.png"])
+def test_a_sheet_that_cannot_be_written_is_named_and_leaves_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=f"can't write {tmp_path / name}"):
+        draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder.png"]

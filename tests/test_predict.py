@@ -1,0 +1,251 @@
+"""Predictions for image files, and answers to a question about them.
+
+Dims     O classes
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from associative_transformer import predict as predict_module
+from associative_transformer.data import (
+    ImagesConfig,
+    SortOfClevrConfig,
+    TriangleConfig,
+    load_image,
+)
+from associative_transformer.interface import UserError
+from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
+from associative_transformer.predict import Prediction, predict_files, write_predictions
+from associative_transformer.questions import encode, parse
+from associative_transformer.workspace import WorkspaceConfig
+
+DATA = ImagesConfig("some", image_size=16)
+CONFIG = AiTConfig(
+    image_size=16,
+    patch_size=8,
+    embed_dim=16,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    num_classes=3,
+    workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16),
+)
+
+
+def save_image(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def paths_of(
+    paths: list[Path], batch_size: int = 4, on_error: str = "stop", model: nn.Module | None = None
+) -> list[Path]:
+    model = model or AiT(CONFIG)
+    return [path for path, _ in predict_files(model, paths, DATA, batch_size, on_error)]
+
+
+def test_files_are_predicted_in_the_order_given(tmp_path: Path) -> None:
+    files = [save_image(tmp_path / f"{name}.png") for name in "cab"]
+    assert paths_of(files, batch_size=2) == files
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_file_given_twice_is_predicted_twice(batch_size: int, tmp_path: Path) -> None:
+    file = save_image(tmp_path / "a.png")
+    assert paths_of([file, file, tmp_path], batch_size) == [file] * 3
+
+
+def test_a_folder_gives_its_images_sorted_and_those_below_it(tmp_path: Path) -> None:
+    names = ["b.png", "a.PNG", "sub/c.jpg", "sub/deeper/d.webp", "e.bmp"]
+    files = [save_image(tmp_path / name, seed) for seed, name in enumerate(names)]
+    assert paths_of([tmp_path]) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden.png", ".cache/a.png", "notes.txt", "table.csv", "paper.pdf", "noending"]
+)
+def test_hidden_files_and_those_of_another_kind_are_ignored(name: str, tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("no image")
+    assert paths_of([tmp_path]) == [image]
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    image = save_image(tmp_path / "album.png" / "a.png")
+    assert paths_of([tmp_path]) == [image]
+
+
+def test_a_hidden_folder_may_be_given_by_name(tmp_path: Path) -> None:
+    image = save_image(tmp_path / ".hidden" / "a.png")
+    assert paths_of([tmp_path / ".hidden"]) == [image]
+
+
+def test_a_file_given_by_name_is_read_whatever_its_ending(tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png").rename(tmp_path / "a.download")
+    assert paths_of([image]) == [image]
+
+
+def test_a_path_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no file {tmp_path / 'nothing.png'}"):
+        paths_of([tmp_path / "nothing.png"])
+
+
+@pytest.mark.parametrize("name", [None, "notes.txt"])
+def test_a_folder_without_images_is_named(name: str | None, tmp_path: Path) -> None:
+    if name:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"no image in {tmp_path}"):
+        paths_of([tmp_path])
+
+
+def test_an_unreadable_image_stops_or_is_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [save_image(tmp_path / f"{i}.png", i) for i in range(4)]
+    for name in ("0b.png", "2b.png", "2c.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0b\.png"):
+        paths_of([tmp_path], batch_size=2)
+    assert paths_of([tmp_path], batch_size=2, on_error="skip") == good  # one batch is empty
+    assert "3 unreadable images were skipped" in capsys.readouterr().err
+
+
+def test_only_the_images_of_a_batch_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    load = predict_module.load_image
+
+    def watched(path: Path, data: ImagesConfig) -> Tensor:
+        read.append(path)
+        return load(path, data)
+
+    monkeypatch.setattr(predict_module, "load_image", watched)
+    for i in range(6):
+        save_image(tmp_path / f"{i}.png", i)
+    found = predict_files(AiT(CONFIG), [tmp_path], DATA, 2)
+    next(found)
+    assert len(read) == 2
+
+
+def test_probabilities_do_not_depend_on_the_batch_an_image_is_in(tmp_path: Path) -> None:
+    for i in range(7):
+        save_image(tmp_path / f"{i}.png", i)
+    model = AiT(CONFIG)
+    alone = list(predict_files(model, [tmp_path], DATA, 1))
+    for batch_size in (2, 3, 7, 50):
+        found = list(predict_files(model, [tmp_path], DATA, batch_size))
+        assert [path for path, _ in found] == [path for path, _ in alone]
+        for (_, ours), (_, theirs) in zip(found, alone, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+            assert float(ours.sum()) == pytest.approx(1, abs=1e-5)
+    assert len({tuple(p.tolist()) for _, p in alone}) == 7
+
+
+def test_files_are_prepared_like_test_images_and_scored_in_evaluation_mode(tmp_path: Path) -> None:
+    path, model = save_image(tmp_path / "a.png"), AiT(CONFIG).train()
+    memory = [buffer.clone() for buffer in model.buffers()]
+    (found,) = predict_files(model, [path], DATA, 4)
+    with torch.no_grad():
+        logits = model.eval()(load_image(path, DATA)[None]).logits
+    torch.testing.assert_close(found.probabilities, logits[0].softmax(dim=-1))
+    assert all(map(torch.equal, memory, model.buffers()))
+
+
+def test_triangles_are_read_from_files_too(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[10:20, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model = AiT(
+        AiTConfig(
+            image_size=64,
+            patch_size=32,
+            embed_dim=16,
+            depth=1,
+            num_heads=2,
+            head_dim=8,
+            num_classes=2,
+            workspace=CONFIG.workspace,
+        )
+    )
+    ((_, probabilities),) = predict_files(model, [tmp_path], TriangleConfig(), 1)
+    images = torch.from_numpy(pixels / 255).float().expand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(images).logits[0].softmax(dim=-1)
+    torch.testing.assert_close(probabilities, expected)
+
+
+# --- questions ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_same_question_is_asked_about_every_picture(batch_size: int, tmp_path: Path) -> None:
+    data = SortOfClevrConfig()
+    files = [save_image(tmp_path / f"{i}.png", i) for i in range(3)]
+    model = ConvMLP(ConvMLPConfig(conv_dim=4, hidden_dim=16)).train()
+    seen = []
+    for sentence in ("shape of the red object", "is the blue object in the top half"):
+        question = parse(sentence)
+        vector = torch.from_numpy(encode(question))
+        found = list(predict_files(model, files, data, batch_size, question=question))
+        assert [path for path, _ in found] == files
+        for path, probabilities in found:
+            with torch.no_grad():
+                logits = model.eval()(load_image(path, data)[None], vector).logits[0]
+            torch.testing.assert_close(probabilities, logits.softmax(dim=-1))
+            seen.append(tuple(probabilities.tolist()))
+    assert len(set(seen)) == 6
+
+
+def test_a_picture_is_brought_to_the_size_of_the_data_and_scaled_to_0_and_1(
+    tmp_path: Path,
+) -> None:
+    Image.new("RGB", (150, 150), (255, 0, 51)).save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png", SortOfClevrConfig())
+    assert image.shape == (3, 75, 75)
+    for channel, value in zip(image, (1.0, 0.0, 0.2), strict=True):
+        torch.testing.assert_close(channel, torch.full((75, 75), value))
+
+
+# --- writing ---
+
+PROBABILITIES = torch.tensor([0.125, 0.625, 0.25])
+CLASSES = ("yes", "no, or so", "2")
+
+
+def write(form: str, top: int = 5, question: str | None = None) -> str:
+    file = io.StringIO()
+    found = [Prediction(Path("a, b.png"), PROBABILITIES)] * 2
+    write_predictions(found, CLASSES, top, form, file, question)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("question", [None, 'shape of the "red" one, please'])
+def test_a_row_holds_the_path_the_question_and_the_classes_by_probability(
+    question: str | None,
+) -> None:
+    asked = [] if question is None else [question]
+    header, *rows = csv.reader(io.StringIO(write("csv", 2, question)))
+    names = ["path", *["question"] * len(asked)]
+    assert header == [*names, "class_1", "probability_1", "class_2", "probability_2"]
+    assert rows == [["a, b.png", *asked, "no, or so", "0.625000", "2", "0.250000"]] * 2
+
+
+@pytest.mark.parametrize("question", [None, 'shape of the "red" one, please'])
+def test_a_line_of_json_holds_the_same(question: str | None) -> None:
+    asked = {} if question is None else {"question": question}
+    lines = [json.loads(line) for line in write("jsonl", 9, question).splitlines()]
+    best = [("no, or so", 0.625), ("2", 0.25), ("yes", 0.125)]
+    expected = [{"class": name, "probability": p} for name, p in best]
+    assert lines == [{"path": "a, b.png", **asked, "predictions": expected}] * 2
