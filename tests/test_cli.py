@@ -233,7 +233,7 @@ def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> 
 
 def kinds_in(text: str) -> dict[str, str]:
     """Take the lines that give the score of a kind of questions, by its name."""
-    names = {kind.type for kind in KINDS} | {kind.name for kind in KINDS}
+    names = {kind.type for kind in KINDS} | {kind.name for kind in KINDS} | {"all"}
     lines = [line for line in text.splitlines() if line.split()[-1:] and line.split()[-1] in names]
     return {line.split()[-1]: line for line in lines}
 
@@ -794,7 +794,7 @@ def test_counts_of_ternary_questions_start_at_zero_in_words(
     said = ait(*command, "number of other objects in the box from the red to the blue one")
     (row,) = csv.reader(said.out.splitlines()[1:])
     assert set(row[2::2]) == {"yes", "no", "square", "circle", *"012345"}
-    assert_refused(ait(*command, "shape of the red object"), "can't be asked", "in the box")
+    assert_refused(ait(*command, "shape of the red object"), "was not trained on", "in the box")
     assert_refused(ait(*command, "number of other objects in the box from the red to the red one"))
 
 
@@ -806,7 +806,7 @@ def test_counts_of_ternary_questions_start_at_zero_in_words(
         ("shape of the pink object", ["can't be asked", "with A in red, green", "did you mean"]),
         (
             "number of other objects in the box from the red to the blue one",
-            ["can't be asked", "shape of the A object"],
+            ["was not trained on", "shape of the A object"],
         ),
         (None, ["--question", "is the A object in the left half"]),
     ],
@@ -855,6 +855,17 @@ def test_show_draws_a_sheet_of_images(name: str, ait: Ait, tmp_path: Path) -> No
     assert len(colors) > 2
     assert {(255, 0, 0), (0, 0, 255)} <= colors or name == "triangle"
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_show_writes_the_pictures_themselves_where_asked(ait: Ait, tmp_path: Path) -> None:
+    said = ait("show", "sort-of-clevr", *FEW, "--num-images", 2, "--pictures", "a/b")
+    assert said.out == "written: sort-of-clevr.png\nwritten: 2 images to a/b\n"
+    config = SortOfClevrConfig(num_train=4, num_test=5)
+    pictures = draw_pictures(generate_items(config, TEST).scenes)
+    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["0.png", "1.png"]
+    for number in range(2):
+        with Image.open(f"a/b/{number}.png") as image:
+            assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pictures[number])
 
 
 def test_show_writes_the_file_that_it_names(ait: Ait, tmp_path: Path) -> None:
@@ -913,6 +924,7 @@ def test_show_names_the_class_of_an_image_and_undoes_its_normalization(
         ("clevr", ["no data set 'clevr'", "sort-of-clevr", "triangle", "cifar10"]),
         ("triangle --num-images 0", ["num_images", "at least 1", "0"]),
         ("triangle --num-images -1", ["num_images", "at least 1", "-1"]),
+        ("triangle --num-images 65", ["num_images", "at most 64", "65"]),
         ("triangle --data.num-test 0", ["num_test", "0"]),
         ("triangle --output missing/x.png", ["no folder missing", "--output"]),
         ("triangle --data.num-test 2 --output x.txt", ["can't write x.txt", "png"]),
@@ -965,7 +977,7 @@ def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
     rows = [line for line in said.out.splitlines() if line.startswith("| cnn-mlp-tiny")]
     assert len(rows) == 2
     assert "not run" in rows[0]
-    assert f"train.epochs (1 here, {RECIPES[name].train.epochs} there)" in rows[1]
+    assert f"train.epochs 1 instead of {RECIPES[name].train.epochs}" in rows[1]
 
 
 @pytest.mark.parametrize(
@@ -974,7 +986,8 @@ def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
         ("", ["table", "required"]),
         ("classification", ["classification", "relational"]),
         ("relational --format pdf", ["--format", "pdf", "markdown"]),
-        ("relational --runs file", ["file is no folder", "--runs"]),
+        ("relational --runs file", ["no folder file", "--runs"]),
+        ("relational --runs gone", ["no folder gone", "--runs"]),
         ("relational --output missing/t.md", ["no folder missing", "--output"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

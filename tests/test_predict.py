@@ -24,7 +24,7 @@ from associative_transformer.data import (
 from associative_transformer.interface import UserError
 from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
 from associative_transformer.predict import Prediction, predict_files, write_predictions
-from associative_transformer.questions import encode, parse
+from associative_transformer.questions import encode, parse_question
 from associative_transformer.workspace import WorkspaceConfig
 
 DATA = ImagesConfig("some", image_size=16)
@@ -196,7 +196,7 @@ def test_the_same_question_is_asked_about_every_picture(batch_size: int, tmp_pat
     model = ConvMLP(ConvMLPConfig(conv_dim=4, hidden_dim=16)).train()
     seen = []
     for sentence in ("shape of the red object", "is the blue object in the top half"):
-        question = parse(sentence)
+        question = parse_question(sentence)
         vector = torch.from_numpy(encode(question))
         found = list(predict_files(model, files, data, batch_size, question=question))
         assert [path for path, _ in found] == files

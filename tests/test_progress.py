@@ -9,7 +9,7 @@ from associative_transformer import progress
 from associative_transformer.progress import Standing, TrainingProgress
 
 STANDING = Standing(
-    epoch=2, step=5, loss=0.6931, balance_loss=0.01234, accuracy=51.5, images_per_second=1234.4
+    epoch=2, step=5, loss=0.6931, balance_loss=0.01234, accuracy=51.5, samples_per_second=1234.4
 )
 
 
@@ -31,7 +31,7 @@ def plain(text: str) -> str:
 
 
 def test_a_standing_tells_loss_balance_accuracy_and_speed() -> None:
-    assert str(STANDING) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 images/s")
+    assert str(STANDING) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 samples/s")
 
 
 def test_without_a_terminal_lines_come_now_and_then_with_the_time_left(

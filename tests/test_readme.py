@@ -98,8 +98,6 @@ def test_the_quick_start_works_from_training_to_prediction(
     write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
     write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
     write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
-    write_images(tmp_path, ["."], 1)
-    (tmp_path / "0.png").rename(tmp_path / "picture.png")
     lines = commands(PAGES[0], "ait")
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
         if not line.startswith("ait train"):
@@ -115,5 +113,5 @@ def test_the_quick_start_works_from_training_to_prediction(
     assert (tmp_path / "sort-of-clevr.png").exists()
     said = capsys.readouterr().out
     assert "class_1,probability_1" in said
-    assert "picture.png,shape of the object closest to the red one," in said
+    assert "pictures/0.png,is the red object in the left half," in said
     assert "Relational reasoning on Sort-of-CLEVR" in said

@@ -198,13 +198,14 @@ def test_answers_do_not_depend_on_how_many_images_pass_g_at_once(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_a_cpu_takes_a_few_images_at_once_and_any_other_device_all_of_them() -> None:
+def test_a_cpu_takes_a_few_images_at_once_and_any_other_device_many() -> None:
     pairs, triples = build_model(CNN_RN), build_model(replace(CNN_RN, num_objects=3))
     assert isinstance(pairs, RelationNetwork) and isinstance(triples, RelationNetwork)
     objects = torch.randn(64, 25, 26)
     assert pairs.images_at_once(objects) == 8
     assert triples.images_at_once(objects) == 1
-    assert pairs.images_at_once(objects.to("meta")) == 64
+    assert pairs.images_at_once(objects.to("meta")) == 3200
+    assert triples.images_at_once(objects.to("meta")) == 128
 
 
 def coordinates_of(image_size: int, num_convs: int) -> list[list[float]]:

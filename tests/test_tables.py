@@ -66,6 +66,7 @@ def result_of(
         "test_kinds": kinds,
         "best_validation": None,
         "epochs": experiment.train.epochs,
+        "precision": "float32",
         **more,
     }
 
@@ -200,7 +201,7 @@ def test_a_run_with_overrides_never_enters_the_row_of_its_recipe(
     row = rows_of(table)["ait-small"]
     assert (row["relational"], row["seeds"]) == ("70.00", "1")
     ((label, below),) = rows_of(table, 2).items()
-    assert label == "ait-small with train.epochs (2 here, 100 there)"
+    assert label == "ait-small with train.epochs 2 instead of 100"
     assert (below["relational"], below["epoch"]) == ("12.00", "2")
     assert below["published relational"] == "-"
     assert "overrides" in table.sections[2].title
@@ -231,13 +232,28 @@ def test_a_run_on_one_type_says_so_and_has_no_average(
     assert (row["average"], row["trained on"]) == ("-", type_)
 
 
-def test_runs_of_other_tables_and_of_no_recipe_are_ignored(tmp_path: Path) -> None:
+def test_runs_of_other_tables_are_ignored(tmp_path: Path) -> None:
     empty = relational_table(tmp_path)
+    assert f"There are no runs of these recipes in {tmp_path}." in empty.notes
     put(tmp_path, RECIPES["triangle-ait-tiny"], 0, {"test_accuracy": 99.0})
-    put(tmp_path, replace(AIT, name="thesis"), 0, result_of(AIT, 1.0))
     (tmp_path / "notes" / "0").mkdir(parents=True)
     (tmp_path / "notes.txt").touch()
     assert relational_table(tmp_path) == empty
+
+
+def test_a_run_of_no_recipe_is_named_and_left_out(tmp_path: Path) -> None:
+    empty = relational_table(tmp_path)
+    path = put(tmp_path, replace(AIT, name="thesis"), 0, result_of(AIT, 1.0))
+    table = relational_table(tmp_path)
+    assert table.sections == empty.sections
+    assert f"Left out: {path}, since thesis is no recipe." in table.notes
+
+
+def test_seeds_of_several_precisions_are_said_to_be_mixed(tmp_path: Path) -> None:
+    put(tmp_path, AIT, 0, result_of(AIT))
+    put(tmp_path, AIT, 1, result_of(AIT, precision="bfloat16"))
+    row = rows_of(relational_table(tmp_path))["ait-small"]
+    assert row["seeds"] == "2 in bfloat16 and float32"
 
 
 # --- damaged runs ---
@@ -355,10 +371,10 @@ def test_the_page_refers_to_nothing_else(table: Table) -> None:
     assert not re.search(r"https?:|@import|url\(", page)
 
 
-@pytest.mark.parametrize("width", [200, 180])
+@pytest.mark.parametrize("width", [200, 180, 80, 20])
 def test_the_terminal_shows_every_cell(width: int, table: Table) -> None:
     text = table.to_terminal(width)
-    assert max(map(len, text.splitlines())) <= width
+    assert max(map(len, text.splitlines())) <= max(width, 170)
     words = text.split()
     for section in table.sections:
         for row in section.rows:

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from associative_transformer.data import DataSet, HeldOut, Split
 from associative_transformer.experiment import write_file
 from associative_transformer.interface import PADDING, Batch
-from associative_transformer.questions import KINDS, TYPES, decode
+from associative_transformer.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 
 Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
@@ -77,27 +77,27 @@ def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -
 
     Wilson's interval (1927) for the effective number of questions: theirs, divided by how much
     larger the variance between images is than that of independent questions (Kish's design
-    effect, at least 1). Where all answers are right, or all wrong, it is the number of images.
+    effect, from 1 to the questions of an image). Few errors can't show how they hang together,
+    so one imaginary image, all wrong (or all right, where most are wrong), enters that variance.
     """
     n, share = len(is_right), is_right.double().mean().item()
-    num_images = len(torch.unique(images))
-    size = float(num_images)
-    if 0 < share < 1 and num_images > 1:
-        _, image = torch.unique(images, return_inverse=True)
-        excess = torch.zeros(num_images, dtype=torch.float64)
-        excess.index_add_(0, image, is_right.double() - share)
-        variance = num_images / (num_images - 1) * excess.square().sum().item() / n**2
-        size = n / max(variance / (share * (1 - share) / n), 1.0)
-    center = share + Z**2 / (2 * size)
-    reach = Z * sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
-    low, high = ((center + side * reach) / (1 + Z**2 / size) for side in (-1, 1))
+    _, image, sizes = torch.unique(images, return_inverse=True, return_counts=True)
+    size = sizes.square().sum().item() / n  # questions of an image; 1 where each has one
+    excess = torch.zeros(len(sizes) + 1, dtype=torch.float64)
+    excess.index_add_(0, image, is_right.double() - share)
+    excess[-1] = size * max(share, 1 - share)
+    variance, independent = excess.square().sum().item() / n**2, share * (1 - share) / n
+    n_effective = n / min(max(variance / independent, 1.0) if independent else size, size)
+    center = share + Z**2 / (2 * n_effective)
+    reach = Z * sqrt(share * (1 - share) / n_effective + Z**2 / (4 * n_effective**2))
+    low, high = ((center + side * reach) / (1 + Z**2 / n_effective) for side in (-1, 1))
     return Interval(100 * max(low, 0.0), 100 * min(high, 1.0))
 
 
 class KindScore(NamedTuple):
-    """Accuracy on the questions of a type or, after a stroke, of one of its subtypes."""
+    """Accuracy on the questions of a type, of one of its subtypes, or on all."""
 
-    name: str  # as in "binary" and "binary/closest"
+    name: str  # as in "binary", "binary/closest" and "all"
     accuracy: float  # percent
     interval: Interval
     guess: float  # percent: accuracy of the best guess without a look at the image
@@ -108,15 +108,19 @@ class KindScore(NamedTuple):
 def score_kinds(
     predicted: Int[Tensor, " N"], split: Split, guesses: Int[Tensor, " K"]
 ) -> list[KindScore]:
-    """Score each type and subtype that is asked for; `guesses` is the best answer to each kind."""
+    """Score each type and subtype that is asked for, and all questions together.
+
+    `guesses` is the best answer to each kind of question without a look at the image.
+    """
     if split.questions is None:
         raise ValueError("this split asks no questions")
     kind = torch.from_numpy(decode(split.questions.numpy()).kind)
     is_right, is_guessed = predicted == split.labels, guesses[kind] == split.labels
     groups: list[tuple[str, Tensor]] = []
     for place, name in enumerate(TYPES):
-        groups.append((name, kind // len(TYPES) == place))
+        groups.append((name, kind // NUM_SUBTYPES == place))
         groups += [(k.name, kind == i) for i, k in enumerate(KINDS) if k.type == name]
+    groups.append(("all", torch.ones_like(is_right)))
     return [
         KindScore(
             name,
@@ -131,15 +135,16 @@ def score_kinds(
     ]
 
 
-def summarize(evaluation: Evaluation, data: DataSet | HeldOut) -> dict[str, Any]:
-    """Give what a result says about the test split, ready for JSON."""
+def summarize(evaluation: Evaluation, data: DataSet | HeldOut, prefix: str = "") -> dict[str, Any]:
+    """Give what a result says about the test split, ready for JSON, with this before each key."""
     images = len(torch.unique(data.test.rows))
-    summary = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "images": images}
-    if data.guesses is None:
-        return summary
-    kinds = score_kinds(evaluation.predicted, data.test, data.guesses)
-    as_dicts = [{**kind._asdict(), "interval": list(kind.interval)} for kind in kinds]
-    return {**summary, "questions": len(data.test), "kinds": as_dicts}
+    summary: dict[str, Any] = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+    summary["images"] = images
+    if data.guesses is not None:
+        kinds = score_kinds(evaluation.predicted, data.test, data.guesses)
+        summary["questions"] = len(data.test)
+        summary["kinds"] = [{**kind._asdict(), "interval": list(kind.interval)} for kind in kinds]
+    return {f"{prefix}{key}": value for key, value in summary.items()}
 
 
 def describe_kinds(kinds: Iterable[dict[str, Any]]) -> str:

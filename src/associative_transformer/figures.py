@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from associative_transformer.experiment import write_file
 from associative_transformer.interface import UserError
@@ -27,7 +28,7 @@ def draw_sheet(
     Values of the images lie in [0, 1]. Raises UserError where the file can't be written or has
     another ending.
     """
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise UserError(f"can't write {path}: let its name end in {', '.join(FORMATS)}")
     wrapped = ["\n".join(_wrap(caption)) for caption in captions]
     height = INCHES + LINE_INCHES * (1 + max(text.count("\n") + 1 for text in wrapped))
@@ -45,8 +46,23 @@ def draw_sheet(
         place = {"transform": ax.transAxes, "va": "top", "fontsize": 8}
         ax.text(0, -0.03, text, parse_math=False, **place)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=120, bbox_inches="tight")
+    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=120, bbox_inches="tight")
     write_file(path, buffer.getvalue())
+
+
+def write_images(images: Float[Tensor, "N C H W"], folder: Path) -> None:
+    """Write images with values in [0, 1] as 0.png, 1.png, ... of their own size.
+
+    Raises UserError where that can't be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make the folder {folder}: {error.strerror}") from error
+    for number, image in enumerate(images):
+        buffer = io.BytesIO()
+        to_pil_image((255 * image).round().byte()).save(buffer, "PNG")
+        write_file(folder / f"{number}.png", buffer.getvalue())
 
 
 def _wrap(caption: str) -> list[str]:

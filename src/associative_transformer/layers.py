@@ -25,7 +25,7 @@ MODEL_CARD = """---
 {{ card_data }}
 ---
 
-An image classifier of the Python package `associative_transformer`, a reference implementation of
+A model of images of the Python package `associative_transformer`, a reference implementation of
 the [Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
 
 ```python

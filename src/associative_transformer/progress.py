@@ -19,19 +19,19 @@ class Standing(NamedTuple):
     loss: float  # cross-entropy in nats
     balance_loss: float
     accuracy: float  # percent of the training images
-    images_per_second: float
+    samples_per_second: float
 
     def __str__(self) -> str:
         return (
             f"loss {self.loss:.3f}  balance {self.balance_loss:.4f}  "
-            f"accuracy {self.accuracy:5.2f} %  {self.images_per_second:,.0f} images/s"
+            f"accuracy {self.accuracy:5.2f} %  {self.samples_per_second:,.0f} samples/s"
         )
 
     def in_short(self) -> str:
         """Give the same numbers such that a bar of 80 columns has room for them."""
         return (
             f"loss {self.loss:.3f} balance {self.balance_loss:.3f} "
-            f"acc {self.accuracy:.1f} % {self.images_per_second:,.0f}/s"
+            f"acc {self.accuracy:.1f} % {self.samples_per_second:,.0f}/s"
         )
 
 

@@ -23,6 +23,7 @@ TYPES: tuple[QuestionType, ...] = ("non-relational", "binary", "ternary")
 YES, NO, SQUARE, CIRCLE, ONE = range(5)
 CLASS_NAMES = ("yes", "no", "square", "circle", "1", "2", "3", "4", "5", "6")
 QUESTION_DIM = 18
+NUM_SUBTYPES = 3  # of each type
 NO_COLOR = -1
 NUM_TERNARY_COLORS = 5  # the source never asks a ternary question about yellow
 
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
         return f"{self.type}/{self.subtype}"
 
 
-KINDS = (  # the place of a kind is 3 * type + subtype
+KINDS = (  # the place of a kind is NUM_SUBTYPES * type + subtype
     Kind("non-relational", "shape", "shape of the A object"),
     Kind("non-relational", "left", "is the A object in the left half"),
     Kind("non-relational", "top", "is the A object in the top half"),
@@ -74,8 +75,8 @@ def encode(questions: Questions) -> Float[np.ndarray, "N 18"]:
     vectors[row, first] = 1
     has_second = second != NO_COLOR
     vectors[row[has_second], 6 + second[has_second]] = 1
-    vectors[row, 12 + kind // 3] = 1
-    vectors[row, 15 + kind % 3] = 1
+    vectors[row, 12 + kind // NUM_SUBTYPES] = 1
+    vectors[row, 15 + kind % NUM_SUBTYPES] = 1
     return vectors
 
 
@@ -85,11 +86,11 @@ def decode(vectors: Float[np.ndarray, "N 18"]) -> Questions:
         vectors[:, a:b].argmax(axis=1) for a, b in ((0, 6), (6, 12), (12, 15), (15, 18))
     )
     has_second = vectors[:, 6:12].any(axis=1)
-    return Questions(3 * type_ + subtype, first, np.where(has_second, second, NO_COLOR))
+    return Questions(NUM_SUBTYPES * type_ + subtype, first, np.where(has_second, second, NO_COLOR))
 
 
 def describe(questions: Questions) -> list[str]:
-    """Put questions into words; `parse` understands them."""
+    """Put questions into words; `parse_question` understands them."""
     return [
         _sentence(*numbers) for numbers in zip(*map(np.ndarray.tolist, questions), strict=True)
     ]
@@ -106,15 +107,23 @@ def answer_words(kind: int) -> tuple[str, ...]:
     return CLASS_NAMES
 
 
-def parse(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
+def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
     """Understand a question in the words of `describe`, of one of these types.
 
     Case, articles, a final question mark and "what is the" make no difference. Raises UserError,
     which lists what can be asked, where it is none of those.
     """
-    known = {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(types)}
-    if (numbers := known.get(_normalize(sentence))) is None:
-        close = get_close_matches(_normalize(sentence), known, n=1)
+    known = {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(TYPES)}
+    asked = _normalize(sentence)
+    numbers = known.get(asked)
+    if numbers is not None and (type_ := KINDS[numbers[0]].type) not in types:
+        raise UserError(
+            f"{sentence!r} is a {type_} question, and this run was not trained on those: "
+            f"ask one of\n{forms(types)}"
+        )
+    if numbers is None:
+        allowed = [name for name, (kind, *_) in known.items() if KINDS[kind].type in types]
+        close = get_close_matches(asked, allowed, n=1)
         hint = f" (did you mean {_sentence(*known[close[0]])!r}?)" if close else ""
         raise UserError(f"{sentence!r} can't be asked{hint}: ask one of\n{forms(types)}")
     return Questions(*(np.array([number]) for number in numbers))
@@ -123,7 +132,7 @@ def parse(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
 def forms(types: tuple[str, ...] = TYPES) -> str:
     """List what can be asked of these types, a line each."""
     lines = [kind.words for kind in KINDS if kind.type in types]
-    second = f"; B likewise, but neither is {COLORS[-1]} then" if "ternary" in types else ""
+    second = f"; B another one, but neither is {COLORS[-1]} then" if "ternary" in types else ""
     return "\n".join(f"  {line}" for line in [*lines, f"with A in {', '.join(COLORS)}{second}"])
 
 
@@ -139,7 +148,7 @@ def _sentence(kind: int, first: int, second: int) -> str:
 
 def _normalize(sentence: str) -> str:
     """Drop what makes no difference."""
-    asked = re.sub(r"^\W*what('s| is) ", "", sentence.lower().replace("grey", "gray"))
+    asked = re.sub(r"^\W*what(.s| is) ", "", sentence.lower().replace("grey", "gray"))
     return " ".join(word for word in re.findall(r"\w+", asked) if word not in ("a", "an", "the"))
 
 

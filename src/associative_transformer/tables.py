@@ -12,13 +12,13 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 import jinja2
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from associative_transformer.experiment import (
     Experiment,
-    differences,
+    fields_of,
     fingerprint,
     load_experiment,
 )
@@ -60,6 +60,9 @@ tbody th { padding: 1rem .75rem .25rem }
 """
 
 
+MODEL_WIDTH = 30  # of the first column, at most; longer names are broken
+
+
 class Section(NamedTuple):
     """Rows under one heading; a row has a cell for each column."""
 
@@ -76,11 +79,19 @@ class Table:
     sections: list[Section]
     notes: list[str]
 
-    def to_terminal(self, width: int | None = None) -> str:
-        """Draw it with lines, as wide as the terminal or `width` characters."""
-        drawn = RichTable(*self.columns[:1], title=self.title)
-        for column in self.columns[1:]:
-            drawn.add_column(column, justify="right")
+    def to_terminal(self, width: int) -> str:
+        """Draw it with lines, `width` characters wide, or wider where a word would be cut."""
+        columns = list(
+            zip(self.columns, *(row for s in self.sections for row in s.rows), strict=True)
+        )
+        whole = [max(map(len, cells)) for cells in columns]
+        whole[0] = min(whole[0], MODEL_WIDTH)
+        least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+        fits = sum(whole) + 3 * len(whole) + 1 <= width  # with the lines
+        widths = whole if fits else [whole[0], *least[1:]]
+        drawn = RichTable(title=self.title)
+        for name, chars in zip(self.columns, widths, strict=True):
+            drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
         for section in self.sections:
             drawn.add_section()
             drawn.add_row(section.title, style="bold")
@@ -88,6 +99,7 @@ class Table:
                 drawn.add_row(*row)
         buffer = io.StringIO()
         console = Console(file=buffer, width=width, markup=False, highlight=False)
+        console.width = max(width, sum(widths) + 3 * len(widths) + 1)
         console.print(drawn, *self.notes, sep="\n")
         return buffer.getvalue()
 
@@ -119,6 +131,7 @@ class Result:
     """What a table reads of `result.json`."""
 
     epochs: int
+    precision: str
     question_types: list[str]
     test_kinds: list[Score]
 
@@ -140,7 +153,7 @@ class Found(NamedTuple):
     """All runs of some recipes in a folder."""
 
     runs: dict[tuple[str, str], Runs]  # by recipe and fingerprint
-    damaged: list[str]  # why a run was left out
+    left_out: list[str]  # which runs were not read, and why
 
 
 _RESULT = TypeAdapter(Result)
@@ -149,12 +162,15 @@ _RESULT = TypeAdapter(Result)
 def find_runs(folder: Path, recipes: dict[str, Experiment]) -> Found:
     """Read the runs of these recipes below a folder, with overrides or without."""
     runs: dict[tuple[str, str], Runs] = {}
-    damaged = []
+    kinds = {recipe.data.kind for recipe in recipes.values()}
+    left_out = []
     for path in sorted(folder.glob("*/*/experiment.yaml")):
         try:
             experiment = load_experiment(path)
             name = experiment.name.partition("+")[0]
             if name not in recipes:
+                if experiment.data.kind in kinds:
+                    left_out.append(f"Left out: {path.parent}, since {name} is no recipe.")
                 continue
             experiment = replace(experiment, name=name)
             found = runs.setdefault((name, fingerprint(experiment)), Runs(experiment))
@@ -164,12 +180,18 @@ def find_runs(folder: Path, recipes: dict[str, Experiment]) -> Found:
                 found.results.setdefault(experiment.train.seed, read)  # once, if it was copied
             else:
                 found.unfinished.append(_standing(experiment, path.parent))
-        except (UserError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            damaged.append(f"Left out: {path.parent} can't be read ({reason}).")
-    return Found(runs, damaged)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["result.json", *map(str, first["loc"])])
+            left_out.append(f"Left out: {path.parent} can't be read ({where}: {first['msg']}).")
+        except (UserError, OSError) as error:
+            left_out.append(f"Left out: {path.parent} can't be read ({error}).")
+    if not runs:
+        left_out.append(f"There are no runs of these recipes in {folder}.")
+    return Found(runs, left_out)
 
 
+NOTHING = Published(None, None)
 RELATIONAL_COLUMNS = (
     "model",
     "relational",
@@ -204,20 +226,23 @@ def relational_table(folder: Path) -> Table:
         for model, published in relational.PUBLISHED_ONLY.items()
     ]
     for (name, _), runs in sorted(found.runs.items()):
-        what = ", ".join(differences(runs.experiment, recipes[name]))
+        both = fields_of(runs.experiment), fields_of(recipes[name])
+        what = ", ".join(
+            f"{field} {both[0].get(field)} instead of {both[1].get(field)}"
+            for field in sorted(both[0].keys() | both[1].keys())
+            if both[0].get(field) != both[1].get(field)
+        )
         changed.append(_relational_row(f"{name} with {what}", runs, NOTHING))
     notes = [
         "Mean and standard deviation over the seeds, at the last epoch, all test questions "
         "counted. Relational: binary questions. Guess: the best answer without a look at the "
-        "picture.",
-        *found.damaged,
+        "picture. Ternary questions are not in the paper's table, and what its Dense is it does "
+        "not say: ours is the ViT without attention.",
+        *found.left_out,
     ]
     title = "Relational reasoning on Sort-of-CLEVR, test accuracy in percent"
     filled = [Section(name, rows) for name, rows in sections.items() if rows]
     return Table(title, RELATIONAL_COLUMNS, filled, notes)
-
-
-NOTHING = Published(None, None)
 
 
 def _relational_row(name: str, runs: Runs | None, published: Published) -> tuple[str, ...]:
@@ -246,7 +271,9 @@ def _relational_row(name: str, runs: Runs | None, published: Published) -> tuple
 def _seeds(runs: Runs | None) -> str:
     if runs is None:
         return "no recipe yet"
-    return ", ".join([str(len(runs.results))] * bool(runs.results) + runs.unfinished) or "not run"
+    precisions = sorted({result.precision for result in runs.results.values()})
+    done = f"{len(runs.results)}" + (f" in {' and '.join(precisions)}" if precisions[1:] else "")
+    return ", ".join([done] * bool(runs.results) + runs.unfinished) or "not run"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -154,7 +154,7 @@ class Run:
             "balance_loss": standing.balance_loss,
             "accuracy": standing.accuracy,
             "skipped_steps": self.take_step.num_skipped,
-            "timing": {"seconds": seconds, "images_per_second": standing.images_per_second},
+            "timing": {"seconds": seconds, "samples_per_second": standing.samples_per_second},
         }
         line = f"epoch {standing.epoch}/{self.config.epochs}  {standing}"
         if self.data.validation is not None:
@@ -181,12 +181,11 @@ class Run:
         last = self._evaluate(self.data.test)
         self._track("test", {"accuracy": last.accuracy, "loss": last.loss})
         self._stop_if_asked(stop)
-        summary, best = summarize(last, self.data), None
+        best: dict[str, Any] | None = None
         if state.best_epoch is not None:
             load_best(self.folder / "checkpoint", self.model, state.best_digest)
-            accuracy = self._evaluate(self.data.test).accuracy
             best = {"epoch": state.best_epoch, "validation_accuracy": state.best_accuracy}
-            best["test_accuracy"] = accuracy
+            best |= summarize(self._evaluate(self.data.test), self.data, "test_")
         try:
             self.model.save_pretrained(self.folder)
         except (OSError, SafetensorError) as error:
@@ -197,7 +196,7 @@ class Run:
             "name": self.experiment.name,
             "seed": c.seed,
             "question_types": list(getattr(self.experiment.data, "question_types", ())),
-            **{f"test_{key}": value for key, value in summary.items()},  # of the last epoch
+            **summarize(last, self.data, "test_"),  # of the last epoch
             "best_validation": best,
             "model": "last epoch" if best is None else "best validation epoch",
             "epochs": c.epochs,
@@ -208,7 +207,7 @@ class Run:
             "live_parameters": sum(p.numel() for p in self.model.parameters()),
             "total_parameters": self.model.reference_parameters(),
             "classes": list(self.data.class_names),
-            "timing": {"seconds": seconds, "images_per_second": images / seconds},
+            "timing": {"seconds": seconds, "samples_per_second": images / seconds},
         }
         write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
         return result
@@ -222,7 +221,7 @@ class Run:
             loss=loss / images,
             balance_loss=balance_loss / images,
             accuracy=100 * correct / images,
-            images_per_second=self.state.step * self.config.batch_size / self._seconds(),
+            samples_per_second=self.state.step * self.config.batch_size / self._seconds(),
         )
 
     def _seconds(self) -> float:
@@ -273,7 +272,7 @@ class Run:
             if self.state.data != here.data:
                 raise UserError(
                     f"the run in {self.folder} was trained on other data under the same name: "
-                    "pass the same --data.source as before"
+                    "pass the same --data.source, or take the same version, as before"
                 )
             if self.state.precision != here.precision:
                 raise UserError(

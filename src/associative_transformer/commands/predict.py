@@ -14,8 +14,13 @@ from associative_transformer.command_line import (
 from associative_transformer.data import DataConfig, SortOfClevrConfig
 from associative_transformer.interface import UserError
 from associative_transformer.predict import predict_files, write_predictions
-from associative_transformer.questions import Questions, answer_words, describe, forms
-from associative_transformer.questions import parse as parse_question
+from associative_transformer.questions import (
+    Questions,
+    answer_words,
+    describe,
+    forms,
+    parse_question,
+)
 from associative_transformer.run_folder import load_run
 
 

@@ -15,9 +15,9 @@ from associative_transformer.data import (
     TriangleConfig,
     load_test,
 )
-from associative_transformer.figures import draw_sheet
+from associative_transformer.figures import draw_sheet, write_images
 from associative_transformer.interface import UserError
-from associative_transformer.questions import TYPES, answer_words, decode, describe
+from associative_transformer.questions import KINDS, TYPES, answer_words, decode, describe
 
 DATA: dict[str, DataConfig] = {
     "sort-of-clevr": SortOfClevrConfig(question_types=TYPES),
@@ -25,6 +25,7 @@ DATA: dict[str, DataConfig] = {
     "cifar10": ImagesConfig("cifar10"),
     "cifar100": ImagesConfig("cifar100"),
 }
+MAX_IMAGES = 64  # a sheet of more takes minutes
 ASKED = 2  # questions of each type below a picture
 
 
@@ -38,9 +39,13 @@ class ShowOptions:
     """Images to draw."""
     output: Path | None = None
     """PNG, SVG or PDF file to write; None: DATA.png."""
+    pictures: Path | None = None
+    """Folder to write the images themselves to, as 0.png and so on; None: none."""
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images)
+        if self.num_images > MAX_IMAGES:
+            raise ValueError(f"num_images must be at most {MAX_IMAGES}, not {self.num_images}")
 
 
 def run(arguments: list[str]) -> None:
@@ -59,8 +64,12 @@ def run(arguments: list[str]) -> None:
     (images,) = data.test.loader.load(rows[None], None)
     mean, std = (torch.tensor(x)[:, None, None] for x in (options.data.mean, options.data.std))
     captions = [_caption(data, row) for row in rows]
-    draw_sheet(images * std + mean, captions, output, f"{name}: first test images")
+    images = images * std + mean
+    draw_sheet(images, captions, output, f"{name}: first test images")
     print(f"written: {output}")
+    if options.pictures is not None:
+        write_images(images, options.pictures)
+        print(f"written: {len(images)} images to {options.pictures}")
 
 
 def _caption(data: HeldOut, row: Tensor) -> str:
@@ -72,7 +81,7 @@ def _caption(data: HeldOut, row: Tensor) -> str:
     kinds, words = questions.kind.tolist(), describe(questions)
     shown = [
         place
-        for type_ in range(len(TYPES))
-        for place in [i for i, kind in enumerate(kinds) if kind // len(TYPES) == type_][:ASKED]
+        for type_ in TYPES
+        for place in [i for i, kind in enumerate(kinds) if KINDS[kind].type == type_][:ASKED]
     ]
     return "\n".join(f"{words[i]}: {answer_words(kinds[i])[answers[i]]}" for i in shown)

@@ -10,6 +10,7 @@ from associative_transformer.command_line import check_output, open_output, pars
 from associative_transformer.interface import UserError
 from associative_transformer.tables import relational_table
 
+RUNS = Path("runs")
 TABLES = {"relational": relational_table}
 
 
@@ -19,7 +20,7 @@ class TableOptions:
 
     table: Literal["relational"]
     """relational: Sort-of-CLEVR."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"
     """How to write it."""
@@ -31,8 +32,8 @@ def run(arguments: list[str]) -> None:
     """Write a table."""
     options = parse(TableOptions, arguments, "table")
     check_output(options.output)
-    if options.runs.exists() and not options.runs.is_dir():
-        raise UserError(f"{options.runs} is no folder of runs: pass one with --runs")
+    if not options.runs.is_dir() and options.runs != RUNS:  # there it may come yet
+        raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
     table = TABLES[options.table](options.runs)
     if options.format == "terminal":
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 180

@@ -45,6 +45,10 @@ def run(arguments: list[str]) -> None:
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
     folder = options.runs / experiment.name / str(experiment.train.seed)
     result = train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
+    if best := result.get("best_validation"):
+        score = f"{best['test_accuracy']:.2f} % of the test set"
+        print(f"saved model   of epoch {best['epoch']}, {score}")
+        print("below         what the last epoch reached")
     types, predict = result.get("question_types"), [str(folder), "PATH/TO/IMAGES"]
     if types:
         print(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")

@@ -96,10 +96,12 @@ class DataSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Tell this data from other data under the same name: its classes and all its labels."""
+        """Tell this data from other data under the same name by classes, labels and questions."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(b"|" if split is None else split.labels.numpy().tobytes())
+            if split is not None and split.questions is not None:
+                digest.update(split.questions.numpy().tobytes())
         return digest.hexdigest()
 
 

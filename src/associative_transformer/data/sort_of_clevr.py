@@ -20,6 +20,7 @@ from associative_transformer.questions import (
     KINDS,
     NO,
     NO_COLOR,
+    NUM_SUBTYPES,
     NUM_TERNARY_COLORS,
     ONE,
     SQUARE,
@@ -90,6 +91,8 @@ class SortOfClevrConfig:
                 f"question_types must name one type or several, each once, of {', '.join(TYPES)}, "
                 f"got {types}"
             )
+        in_order = tuple(name for name in TYPES if name in types)  # another one changes nothing
+        object.__setattr__(self, "question_types", in_order)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.val_fraction < 1:
@@ -216,7 +219,7 @@ def _draw_scenes(rng: Generator) -> Scenes:
 def _draw_questions(num_questions: int, rng: Generator) -> list[Int[np.ndarray, "P 3 Q"]]:
     """Draw kind, first and second color of the questions of all types."""
     size = (BLOCK, len(TYPES), num_questions)
-    kind = 3 * np.arange(len(TYPES))[:, None] + rng.integers(3, size=size)
+    kind = NUM_SUBTYPES * np.arange(len(TYPES))[:, None] + rng.integers(NUM_SUBTYPES, size=size)
     first, second = rng.integers(len(COLORS), size=size), np.full(size, NO_COLOR)
     ternary = rng.integers([NUM_TERNARY_COLORS, NUM_TERNARY_COLORS - 1], size=(*size[::2], 2))
     first[:, -1] = ternary[..., 0]

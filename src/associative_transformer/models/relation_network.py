@@ -24,8 +24,10 @@ from associative_transformer.layers import PretrainedModel, check_inputs, check_
 
 CPU_RELATIONS = 5_000
 """Relations that a CPU computes at once. The activations of more leave its cache, and each comes
-in fresh pages from the system: 64 images take 0.6 to 0.75 of the time when taken 8 at a time.
+in fresh pages from the system; `docs/reproduce.md` has the times.
 """
+GPU_RELATIONS = 2_000_000
+"""Relations that another device computes at once: 2 GB for each layer of width 256."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -159,10 +161,9 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         return torch.cat([features, self.coordinates.expand(len(images), -1, -1)], dim=-1)
 
     def images_at_once(self, objects: Float[Tensor, "B N F"]) -> int:
-        """Give the images to pass through g together: a few on a CPU, which is faster, or all."""
-        if objects.device.type != "cpu":
-            return len(objects)
-        return max(1, CPU_RELATIONS // objects.shape[1] ** self.config.num_objects)
+        """Give the images to pass through g together: a few on a CPU, which is faster."""
+        limit = CPU_RELATIONS if objects.device.type == "cpu" else GPU_RELATIONS
+        return max(1, limit // objects.shape[1] ** self.config.num_objects)
 
     def sum_relations(
         self, objects: Float[Tensor, "B N F"], questions: Float[Tensor, "B Q"]
