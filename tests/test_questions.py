@@ -10,9 +10,7 @@ from associative_transformer.questions import (
     BOX,
     CLASS_NAMES,
     COLORS,
-    COUNT,
     KINDS,
-    LINE,
     NO_COLOR,
     OBTUSE,
     QUESTION_DIM,
@@ -60,12 +58,7 @@ def test_kinds_classes_and_colors_have_the_order_of_the_source() -> None:
         "ternary/line",
         "ternary/obtuse",
     ]
-    assert [NAMES[kind].split("/")[1] for kind in (COUNT, BOX, LINE, OBTUSE)] == [
-        "count",
-        "box",
-        "line",
-        "obtuse",
-    ]
+    assert [NAMES[kind].split("/")[1] for kind in (BOX, OBTUSE)] == ["box", "obtuse"]
     assert COLORS == ("red", "green", "blue", "orange", "gray", "yellow")
     assert CLASS_NAMES == ("yes", "no", "square", "circle", "1", "2", "3", "4", "5", "6")
 
@@ -182,10 +175,11 @@ def test_no_suggestion_is_made_where_nothing_is_near_or_its_type_cannot_be_asked
 def test_a_question_of_another_type_is_not_understood() -> None:
     for sentence, (kind, _, _) in zip(describe(ask(*ASKABLE)), ASKABLE, strict=True):
         own_type = NAMES[kind].split("/")[0]
-        refusal(sentence, tuple(name for name in TYPES if name != own_type))
+        message = refusal(sentence, tuple(name for name in TYPES if name != own_type))
+        assert f"{sentence!r} is a {own_type} question" in message
 
 
-@pytest.mark.parametrize("kind", [BOX, LINE, OBTUSE])
+@pytest.mark.parametrize("kind", [6, 7, 8])
 @pytest.mark.parametrize(("a", "b"), [(YELLOW, RED), (GREEN, YELLOW), (BLUE, BLUE)])
 def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     kind: int, a: int, b: int
@@ -193,7 +187,7 @@ def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     (sentence,) = describe(ask((kind, a, b)))
     assert COLORS[a] in sentence
     assert COLORS[b] in sentence
-    refusal(sentence)
+    assert f"{sentence!r} can't be asked" in refusal(sentence)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +195,7 @@ def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     ["", "?", "what is the", "the", "A", "shape of the A object", "what is", "\n", "ß 红色"],
 )
 def test_fragments_are_not_understood(sentence: str) -> None:
-    refusal(sentence)
+    assert f"{sentence!r} can't be asked" in refusal(sentence)
 
 
 def test_counts_start_at_zero_where_a_and_b_are_left_out() -> None:

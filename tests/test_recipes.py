@@ -69,6 +69,17 @@ RELATIONAL_LIVE = {
     "dense-base": 57_465_460,
 }
 
+PROTOCOL = TrainConfig(
+    epochs=100,
+    batch_size=512,
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.01,
+    schedule=Schedule(warmup_epochs=5, warmup_lr=1e-5, min_lr=1e-6),
+    clip_norm=None,
+    accumulation_steps=1,
+)
+
 
 def test_these_recipes_exist_under_their_own_names() -> None:
     assert (len(PAPER + TINY), len(RELATIONAL + RELATIONAL_TINY)) == (20, 19)
@@ -109,16 +120,7 @@ def test_a_recipe_of_the_paper_has_its_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_recipe_of_the_paper_is_trained_as_in_the_paper(name: str) -> None:
-    assert RECIPES[name].train == TrainConfig(
-        epochs=100,
-        batch_size=512,
-        lr=1e-4,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
-        schedule=Schedule(warmup_epochs=5, warmup_lr=1e-5, min_lr=1e-6),
-        clip_norm=None,
-        accumulation_steps=1,
-    )
+    assert RECIPES[name].train == PROTOCOL
 
 
 @pytest.mark.parametrize("name", PAPER + TINY)
@@ -205,16 +207,7 @@ def test_a_relational_recipe_has_the_model_of_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", RELATIONAL)
 def test_all_relational_recipes_are_trained_alike(name: str) -> None:
-    assert RECIPES[name].train == TrainConfig(
-        epochs=100,
-        batch_size=64,
-        lr=1e-4,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
-        schedule=Schedule(warmup_epochs=5, warmup_lr=1e-5, min_lr=1e-6),
-        clip_norm=None,
-        accumulation_steps=1,
-    )
+    assert RECIPES[name].train == replace(PROTOCOL, batch_size=64)
 
 
 @pytest.mark.parametrize("name", RELATIONAL)

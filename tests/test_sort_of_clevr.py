@@ -399,7 +399,7 @@ def test_answers_have_their_published_shares(
 
 
 def test_best_guesses_are_right_as_often_as_published(many: Items) -> None:
-    guesses = best_guesses(SortOfClevrConfig(question_types=TYPES))
+    guesses = best_guesses(generate_items(SortOfClevrConfig(question_types=TYPES), TRAIN))
     kind, answers = many.questions.kind, many.answers
     for type_, share in (("non-relational", 0.512), ("binary", 0.442), ("ternary", 0.536)):
         is_asked = np.array([KINDS[index].type == type_ for index in range(9)])[kind]
@@ -414,7 +414,8 @@ def test_best_guesses_are_right_as_often_as_published(many: Items) -> None:
 
 def test_the_best_guess_is_the_most_frequent_answer() -> None:
     config = SortOfClevrConfig(num_train=50, question_types=TYPES, seed=2)
-    items, guesses = generate_items(config, TRAIN), best_guesses(config)
+    items = generate_items(config, TRAIN)
+    guesses = best_guesses(items)
     for kind in range(9):
         counts = Counter(items.answers[items.questions.kind == kind].tolist())
         assert counts[guesses[kind]] == max(counts.values())

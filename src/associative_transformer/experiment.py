@@ -154,14 +154,11 @@ def fields_of(experiment: Experiment) -> dict[str, object]:
     return _flatten(saved)
 
 
-def differences(mine: Experiment, theirs: Experiment) -> list[str]:
-    """Name the fields in which two experiments differ, with both values."""
+def differences(mine: Experiment, theirs: Experiment) -> dict[str, tuple[object, object]]:
+    """Name the fields in which two experiments differ, with my value and theirs."""
     a, b = fields_of(mine), fields_of(theirs)
-    return [
-        f"{name} ({a.get(name)} here, {b.get(name)} there)"
-        for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name)
-    ]
+    both = {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys())}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
 
 
 def fingerprint(experiment: Experiment) -> str:

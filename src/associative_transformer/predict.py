@@ -37,10 +37,9 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Classify image files, and all images in folders, in order, a batch at a time.
 
-    They are prepared like the test images of `data`, and the same question, where there is one,
-    is asked about each. Raises UserError on a path that is missing,
-    a folder without images, and on an unreadable image unless it is to be skipped; how many were
-    skipped is said on stderr.
+    They are prepared like the test images of `data`, and the question, where there is one, is
+    asked about each. Raises UserError on a path that is missing, a folder without images, and on
+    an unreadable image unless it is to be skipped; how many were skipped is said on stderr.
     """
     return _predict(model, _image_files(paths), data, batch_size, on_error, question)
 

@@ -75,7 +75,10 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
         if not is_run:
             raise UserError(f"there is no run in {folder} to resume: leave --resume out")
         saved = load_experiment(folder / "experiment.yaml")
-        changed = differences(experiment, saved)
+        changed = [
+            f"{name} ({mine} here, {theirs} there)"
+            for name, (mine, theirs) in differences(experiment, saved).items()
+        ]
         if experiment.train.seed != saved.train.seed:
             changed.append(f"train.seed ({experiment.train.seed} here, {saved.train.seed} there)")
         if changed:

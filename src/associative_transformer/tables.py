@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 
 from associative_transformer.experiment import (
     Experiment,
-    fields_of,
+    differences,
     fingerprint,
     load_experiment,
 )
@@ -59,7 +59,6 @@ tbody th { padding: 1rem .75rem .25rem }
 </html>
 """
 
-
 MODEL_WIDTH = 30  # of the first column, at most; longer names are broken
 
 
@@ -87,8 +86,8 @@ class Table:
         whole = [max(map(len, cells)) for cells in columns]
         whole[0] = min(whole[0], MODEL_WIDTH)
         least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
-        fits = sum(whole) + 3 * len(whole) + 1 <= width  # with the lines
-        widths = whole if fits else [whole[0], *least[1:]]
+        lines = 3 * len(columns) + 1
+        widths = whole if sum(whole) + lines <= width else [whole[0], *least[1:]]
         drawn = RichTable(title=self.title)
         for name, chars in zip(self.columns, widths, strict=True):
             drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
@@ -99,7 +98,7 @@ class Table:
                 drawn.add_row(*row)
         buffer = io.StringIO()
         console = Console(file=buffer, width=width, markup=False, highlight=False)
-        console.width = max(width, sum(widths) + 3 * len(widths) + 1)
+        console.width = max(width, sum(widths) + lines)
         console.print(drawn, *self.notes, sep="\n")
         return buffer.getvalue()
 
@@ -226,12 +225,8 @@ def relational_table(folder: Path) -> Table:
         for model, published in relational.PUBLISHED_ONLY.items()
     ]
     for (name, _), runs in sorted(found.runs.items()):
-        both = fields_of(runs.experiment), fields_of(recipes[name])
-        what = ", ".join(
-            f"{field} {both[0].get(field)} instead of {both[1].get(field)}"
-            for field in sorted(both[0].keys() | both[1].keys())
-            if both[0].get(field) != both[1].get(field)
-        )
+        overrides = differences(runs.experiment, recipes[name])
+        what = ", ".join(f"{key} {new} instead of {old}" for key, (new, old) in overrides.items())
         changed.append(_relational_row(f"{name} with {what}", runs, NOTHING))
     notes = [
         "Mean and standard deviation over the seeds, at the last epoch, all test questions "

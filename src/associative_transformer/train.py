@@ -272,7 +272,7 @@ class Run:
             if self.state.data != here.data:
                 raise UserError(
                     f"the run in {self.folder} was trained on other data under the same name: "
-                    "pass the same --data.source, or take the same version, as before"
+                    "pass the same --data.source, or use the same version of this package"
                 )
             if self.state.precision != here.precision:
                 raise UserError(

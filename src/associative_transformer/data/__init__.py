@@ -29,6 +29,7 @@ from associative_transformer.data.images import (
 )
 from associative_transformer.data.sort_of_clevr import (
     PICTURE_SIZE,
+    Items,
     SortOfClevrConfig,
     best_guesses,
     draw_pictures,
@@ -124,9 +125,10 @@ def load_data(config: AnyData, device: torch.device) -> DataSet:
         test = _triangles(config, TEST, device)
         return DataSet(train, validation, test, CLASS_NAMES)
     if isinstance(config, SortOfClevrConfig):
-        train, validation = _questions(config, TRAIN, device).carve(config.val_fraction)
-        test = _questions(config, TEST, device)
-        guesses = torch.from_numpy(best_guesses(config))
+        items = generate_items(config, TRAIN)
+        train, validation = _questions(items, config, device).carve(config.val_fraction)
+        test = _questions(generate_items(config, TEST), config, device)
+        guesses = torch.from_numpy(best_guesses(items))
         return DataSet(train, validation, test, ANSWERS, guesses=guesses)
     return _load_images(config, device)
 
@@ -139,8 +141,9 @@ def load_test(config: AnyData, device: torch.device) -> HeldOut:
     if isinstance(config, TriangleConfig):
         return HeldOut(_triangles(config, TEST, device), CLASS_NAMES)
     if isinstance(config, SortOfClevrConfig):
-        guesses = torch.from_numpy(best_guesses(config))
-        return HeldOut(_questions(config, TEST, device), ANSWERS, guesses=guesses)
+        test = _questions(generate_items(config, TEST), config, device)
+        guesses = torch.from_numpy(best_guesses(generate_items(config, TRAIN)))
+        return HeldOut(test, ANSWERS, guesses=guesses)
     found = _open(config)
     test = _split(found.test, config, device, _fits(config, len(found.test)))
     return HeldOut(test, found.test.class_names, len(found.test) - len(test))
@@ -161,8 +164,8 @@ def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Spli
     return Split(torch.from_numpy(labels), torch.arange(num_items), loader)
 
 
-def _questions(config: SortOfClevrConfig, split: int, device: torch.device) -> Split:
-    scenes, picture, questions, answers = generate_items(config, split)
+def _questions(items: Items, config: SortOfClevrConfig, device: torch.device) -> Split:
+    scenes, picture, questions, answers = items
     preparation = Preparation(config.mean, config.std, device=device)
     loader = ResidentLoader(torch.from_numpy(draw_pictures(scenes)), preparation)
     vectors = torch.from_numpy(encode(questions))

@@ -139,14 +139,13 @@ def generate_items(config: SortOfClevrConfig, split: int) -> Items:
     return Items(scenes, picture, Questions(*map(np.concatenate, asked)), answers)
 
 
-def best_guesses(config: SortOfClevrConfig) -> Int[np.ndarray, "9"]:
+def best_guesses(train: Items) -> Int[np.ndarray, "9"]:
     """Find the most frequent answer to each kind of training question.
 
     It is the best guess without a look at the picture, the question's colors aside.
     """
-    items = generate_items(config, TRAIN)
     counts = np.zeros((len(KINDS), ONE + len(COLORS)), np.int64)
-    np.add.at(counts, (items.questions.kind, items.answers), 1)
+    np.add.at(counts, (train.questions.kind, train.answers), 1)
     return counts.argmax(axis=1)
 
 
@@ -219,11 +218,13 @@ def _draw_scenes(rng: Generator) -> Scenes:
 def _draw_questions(num_questions: int, rng: Generator) -> list[Int[np.ndarray, "P 3 Q"]]:
     """Draw kind, first and second color of the questions of all types."""
     size = (BLOCK, len(TYPES), num_questions)
+    pairs = (BLOCK, num_questions, 2)
     kind = NUM_SUBTYPES * np.arange(len(TYPES))[:, None] + rng.integers(NUM_SUBTYPES, size=size)
     first, second = rng.integers(len(COLORS), size=size), np.full(size, NO_COLOR)
-    ternary = rng.integers([NUM_TERNARY_COLORS, NUM_TERNARY_COLORS - 1], size=(*size[::2], 2))
-    first[:, -1] = ternary[..., 0]
-    second[:, -1] = (ternary[..., 0] + 1 + ternary[..., 1]) % NUM_TERNARY_COLORS
+    drawn = rng.integers([NUM_TERNARY_COLORS, NUM_TERNARY_COLORS - 1], size=pairs)
+    color, step = np.moveaxis(drawn, -1, 0)
+    first[:, -1] = color
+    second[:, -1] = (color + 1 + step) % NUM_TERNARY_COLORS  # never A itself
     return [kind, first, second]
 
 
