@@ -18,7 +18,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 FLOORS = {  # a file imports from lower floors only; a folder is one floor
     0: {"functional", "interface"},
-    1: {"layers", "workspace", "kernels", "distributed", "questions"},
+    1: {"layers", "pretrained", "workspace", "kernels", "distributed", "questions"},
     2: {"models", "data"},
     3: {"experiment"},
     4: {

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 
 import naive
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import PretrainedModel
 from associative_transformer.models import (
     AIT_BASE,
     AIT_MEDIUM,
@@ -40,6 +39,7 @@ from associative_transformer.models import (
     build_model,
     load_model,
 )
+from associative_transformer.pretrained import PretrainedModel
 from associative_transformer.workspace import WorkspaceConfig
 
 Config = ModelConfig

@@ -129,11 +129,20 @@ class Experiment:
                 f"{model.num_channels} of {model.image_size}x{model.image_size}: change "
                 "data or model so that they agree"
             )
-        if question_dim != model.question_dim:
+        takes = getattr(model, "question_dim", None)
+        if question_dim and takes is None:
+            raise ValueError(f"a model of kind {model.kind} takes no questions: choose another")
+        if question_dim != (takes or 0):
             come = f"with questions of {question_dim} features" if question_dim else "without any"
             raise ValueError(
-                f"model.question_dim is {model.question_dim} but the images come {come}: "
+                f"model.question_dim is {takes} but the images come {come}: "
                 f"set it to {question_dim}"
+            )
+        normalization = {*self.data.mean, *(value - 1 for value in self.data.std)}
+        if getattr(model, "takes_pixels", False) and normalization != {0}:
+            raise ValueError(
+                f"a model of kind {model.kind} takes pixels from 0 to 1, not normalized ones: "
+                "set data.mean to 0 and data.std to 1 for each channel"
             )
 
 

@@ -1,41 +1,19 @@
-"""What the models share: token embedding, attention, feed-forward, saving and loading.
+"""What the models share: token embedding, attention, feed-forward, checks.
 
 Dims     B batch   C channels   H W image side   P pixels of a patch times channels   N tokens
          Q question features   E token width   L context tokens   F context width
 """
 
-import contextlib
 import math
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.constants import CONFIG_NAME
 from jaxtyping import Float
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 Positions = Literal["none", "learned"]
-Model = TypeVar("Model", bound="PretrainedModel")
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-A model of images of the Python package `associative_transformer`, a reference implementation of
-the [Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
-
-```python
-from associative_transformer import load_model
-
-model = load_model("PATH")  # this folder, or its name on the hub; in evaluation mode
-logits, _ = model(images)   # images (batch, channels, height, width), normalized as in training
-# a model with a `question_dim` above 0 takes model(images, questions)
-```
-"""
 
 
 class TokenEmbed(nn.Module):
@@ -71,15 +49,50 @@ class TokenEmbed(nn.Module):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B N E"]:
         check_inputs(images, questions, self.image_size, self.question is not None)
-        p = self.patch_size
-        patches = rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)  # (B, N, P)
-        tokens = [self.patches(patches)]
+        tokens = [self.patches(patchify(images, self.patch_size))]
         if self.question is not None:
             tokens.insert(0, self.question(questions)[:, None])
         if self.class_token is not None:
             tokens.insert(0, self.class_token.expand(len(images), 1, -1))
         x = torch.cat(tokens, dim=1)  # (B, N, E)
         return x if self.positions is None else x + self.positions
+
+
+class LinearTokenEmbed(nn.Module):
+    """Turn an image, and a question where there is one, into tokens by one linear map each.
+
+    Tokens are ordered as in `TokenEmbed`; there are no norms, and positions are the caller's.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_channels: int,
+        embed_dim: int,
+        question_dim: int = 0,
+        use_class_token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch_size = image_size, patch_size
+        num_patches = (image_size // patch_size) ** 2
+        self.num_tokens = num_patches + bool(question_dim) + use_class_token
+        self.patches = nn.Linear(patch_size**2 * num_channels, embed_dim)
+        self.question = nn.Linear(question_dim, embed_dim) if question_dim else None
+        self.class_token = _small_normal(1, embed_dim) if use_class_token else None
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> Float[Tensor, "B N E"]:
+        check_inputs(images, questions, self.image_size, self.question is not None)
+        tokens = [self.patches(patchify(images, self.patch_size))]
+        if self.question is not None:
+            tokens.insert(0, self.question(questions)[:, None])
+        if self.class_token is not None:
+            tokens.insert(0, self.class_token.expand(len(images), 1, -1))
+        return torch.cat(tokens, dim=1)
 
 
 class SelfAttention(nn.Module):
@@ -133,50 +146,24 @@ class FlattenHead(nn.Sequential):
         super().__init__(nn.Flatten(), nn.LayerNorm(width), nn.Linear(width, num_classes))
 
 
-class PretrainedModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="associative_transformer",
-    paper_url="https://arxiv.org/abs/2309.12862",
-    license="mit",
-    pipeline_tag="image-classification",
-    model_card_template=MODEL_CARD,
-):
-    """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Model],
-        pretrained_model_name_or_path: str | Path,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Model:
-        """Load a model from a folder or from the hub, in evaluation mode.
-
-        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration
-        is read strictly, nested fields included, and every weight must be there: the mixin alone
-        leaves nested fields as dictionaries and ignores missing weights.
-        """
-        path = pretrained_model_name_or_path
-        config_type = get_type_hints(cls.__init__)["config"]
-        config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
-        with contextlib.redirect_stdout(None):  # the mixin prints what it does
-            return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
-
-    def reference_parameters(self) -> int:
-        """Count as the paper's table does: with what the reference code never uses."""
-        return sum(parameter.numel() for parameter in self.parameters())
+def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N P"]:
+    """Cut images into patches in raster order, each as (row, column, channel), channel fastest."""
+    p = patch_size
+    return rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)
 
 
-def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
-    """Read `config.json` from a folder, or from the hub with `from_pretrained`'s options.
+def shared_workspace_positions(num_tokens: int, embed_dim: int) -> Float[Tensor, "N E"]:
+    """Give the fixed position code of anirudh9119/shared_workspace: sigmoid(1) * PE.
 
-    Raises FileNotFoundError, or what the hub's client raises, where there is none.
+    Column c of PE has the angle t / 10000^(2c / E), twice the usual exponent, so that sine (even
+    columns) and cosine (odd ones) of a pair have different frequencies. The gate sigmoid(1) is a
+    parameter there, but no gradient reaches it.
     """
-    if Path(path).is_dir():
-        return (Path(path) / CONFIG_NAME).read_text()
-    where = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
-    given = {key: value for key, value in options.items() if key in where}
-    return Path(hf_hub_download(str(path), CONFIG_NAME, **given)).read_text()
+    column = torch.arange(embed_dim, dtype=torch.float64)
+    place = torch.arange(num_tokens, dtype=torch.float64)[:, None]
+    angle = place / 10_000 ** (2 * column / embed_dim)
+    code = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+    return (torch.sigmoid(torch.ones(())) * code).float()
 
 
 def check_inputs(
@@ -196,41 +183,25 @@ def check_inputs(
 
 
 def check_sizes(config: object) -> None:
-    """Check those of the sizes known here that the configuration of a model has.
+    """Check the sizes in the configuration of a model: counts `num_x`, widths `x_dim`, and so on.
 
     Raises ValueError, naming field and value, where one is out of range or the patch does not
     divide the image.
     """
     sizes = vars(config)
     for name, value in sizes.items():
-        if name in _AT_LEAST_ONE and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if sizes["question_dim"] < 0:
-        raise ValueError(f"question_dim must not be negative, not {sizes['question_dim']}")
+        is_size = name.startswith("num_") or name.endswith(("_dim", "_size")) or name == "depth"
+        least = 0 if name == "question_dim" else 1  # 0: no questions
+        if is_size and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:
         raise ValueError(f"mlp_ratio must be positive, not {sizes['mlp_ratio']}")
-    if not 0 <= sizes.get("dropout", 0.0) < 1:
-        raise ValueError(f"dropout must be at least 0 and less than 1, not {sizes['dropout']}")
     if sizes["image_size"] % sizes.get("patch_size", 1):
         raise ValueError(
             f"patch_size {sizes['patch_size']} does not divide image_size {sizes['image_size']}"
         )
-
-
-_AT_LEAST_ONE = {
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "num_classes",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "head_dim",
-    "conv_dim",
-    "num_convs",
-    "num_relation_layers",
-    "hidden_dim",
-}
 
 
 def _normalized_linear(in_dim: int, out_dim: int) -> nn.Sequential:

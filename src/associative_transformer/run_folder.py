@@ -24,8 +24,8 @@ from associative_transformer.experiment import (
     write_file,
 )
 from associative_transformer.interface import UserError
-from associative_transformer.layers import PretrainedModel
 from associative_transformer.models import load_model
+from associative_transformer.pretrained import PretrainedModel
 
 
 @dataclass

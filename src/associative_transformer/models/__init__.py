@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from associative_transformer.layers import PretrainedModel, read_config
 from associative_transformer.models.ait import (
     AIT_BASE,
     AIT_MEDIUM,
@@ -24,6 +23,7 @@ from associative_transformer.models.relation_network import (
     RelationNetworkConfig,
 )
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
+from associative_transformer.pretrained import PretrainedModel, read_config
 
 __all__ = [
     "AIT_BASE",

@@ -23,11 +23,11 @@ from associative_transformer.layers import (
     FeedForward,
     FlattenHead,
     Positions,
-    PretrainedModel,
     SelfAttention,
     TokenEmbed,
     check_sizes,
 )
+from associative_transformer.pretrained import PretrainedModel
 from associative_transformer.workspace import Attend, GlobalWorkspace, WorkspaceConfig
 
 

@@ -18,10 +18,10 @@ from associative_transformer.layers import (
     FeedForward,
     FlattenHead,
     Positions,
-    PretrainedModel,
     TokenEmbed,
     check_sizes,
 )
+from associative_transformer.pretrained import PretrainedModel
 
 
 @with_config(ConfigDict(extra="forbid"))

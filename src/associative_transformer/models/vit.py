@@ -18,11 +18,11 @@ from associative_transformer.layers import (
     FeedForward,
     FlattenHead,
     Positions,
-    PretrainedModel,
     SelfAttention,
     TokenEmbed,
     check_sizes,
 )
+from associative_transformer.pretrained import PretrainedModel
 
 
 @with_config(ConfigDict(extra="forbid"))

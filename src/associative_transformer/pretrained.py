@@ -1,0 +1,74 @@
+"""What makes a module a model of this package: one configuration, saved and loaded strictly."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME
+from pydantic import TypeAdapter
+from torch import nn
+
+Model = TypeVar("Model", bound="PretrainedModel")
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A model of images of the Python package `associative_transformer`, a reference implementation of
+the [Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
+
+```python
+from associative_transformer import load_model
+
+model = load_model("PATH")  # this folder, or its name on the hub; in evaluation mode
+logits, _ = model(images)   # images (batch, channels, height, width), normalized as in training
+# a model with a `question_dim` above 0 takes model(images, questions)
+```
+"""
+
+
+class PretrainedModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="associative_transformer",
+    paper_url="https://arxiv.org/abs/2309.12862",
+    license="mit",
+    pipeline_tag="image-classification",
+    model_card_template=MODEL_CARD,
+):
+    """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | Path,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Model:
+        """Load a model from a folder or from the hub, in evaluation mode.
+
+        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration
+        is read strictly, nested fields included, and every weight must be there: the mixin alone
+        leaves nested fields as dictionaries and ignores missing weights.
+        """
+        path = pretrained_model_name_or_path
+        config_type = get_type_hints(cls.__init__)["config"]
+        config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
+        with contextlib.redirect_stdout(None):  # the mixin prints what it does
+            return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
+
+    def reference_parameters(self) -> int:
+        """Count as the paper's table does: with what the reference code never uses."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
+    """Read `config.json` from a folder, or from the hub with `from_pretrained`'s options.
+
+    Raises FileNotFoundError, or what the hub's client raises, where there is none.
+    """
+    if Path(path).is_dir():
+        return (Path(path) / CONFIG_NAME).read_text()
+    where = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+    given = {key: value for key, value in options.items() if key in where}
+    return Path(hf_hub_download(str(path), CONFIG_NAME, **given)).read_text()
