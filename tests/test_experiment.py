@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
@@ -458,6 +459,29 @@ def test_the_learning_rate_follows_its_fields(warmup: int) -> None:
 
 
 # --- ranges ---
+
+
+def test_an_inverse_square_root_falls_from_the_end_of_the_warm_up() -> None:
+    schedule = Schedule(warmup_epochs=4, warmup_lr=0.0, shape="inverse_sqrt")
+    train = TrainConfig(epochs=40, lr=0.01, schedule=schedule)
+    rates = [train.learning_rate(epoch) for epoch in (0, 1, 4, 16, 36)]
+    assert rates == pytest.approx([0.0, 0.0025, 0.01, 0.005, 0.01 / 3], rel=1e-12)
+    at_once = replace(train, schedule=replace(schedule, warmup_epochs=0))
+    assert [at_once.learning_rate(epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
+
+
+def test_one_cycle_is_that_of_torch() -> None:
+    epochs, lr = 20, 1e-3
+    schedule = Schedule(6, warmup_lr=lr / 25, min_lr=lr / 25 / 1e4, shape="one_cycle")
+    train = TrainConfig(epochs=epochs, lr=lr, schedule=schedule)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=epochs, pct_start=7 / epochs
+    )
+    for epoch in range(epochs):
+        assert train.learning_rate(epoch) == pytest.approx(torchs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        torchs.step()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from associative_transformer.data import (
     DataConfig,
     DataSet,
     ImagesConfig,
+    Split,
     TriangleConfig,
     decode_image,
     load_data,
@@ -220,6 +221,54 @@ def test_validation_is_carved_from_training_alone_and_never_augmented(folder: Pa
     stored = images(whole.train.eval_batches(25))
     assert torch.equal(images(data.validation.eval_batches(2)), stored[data.validation.rows])
     assert torch.equal(images(data.test.eval_batches(7)), images(whole.test.eval_batches(7)))
+
+
+@pytest.mark.parametrize(("limit", "cats", "dogs"), [(2, 1, 1), (9, 6, 3), (21, 18, 3)])
+def test_a_limit_keeps_as_many_images_of_each_class(
+    tmp_path: Path, limit: int, cats: int, dogs: int
+) -> None:
+    folder = make_folder(
+        tmp_path / "set", train={"cat": 23, "dog": 22}, test={"cat": 30, "dog": 3}
+    )
+    data = load(folder, limit=limit)
+    counts = data.train.labels.bincount().tolist()
+    assert sum(counts) == limit and abs(counts[0] - counts[1]) <= 1
+    assert data.test.labels.bincount().tolist() == [cats, dogs]
+
+
+def test_a_limit_draws_the_same_images_each_time_and_more_of_them_when_raised(
+    folder: Path,
+) -> None:
+    whole = load(folder, augment="none")
+    small, again, large = (load(folder, augment="none", limit=n) for n in (6, 6, 12))
+    images = [images_of(data.train) for data in (small, again, large, whole)]
+    assert images[0] == images[1]
+    assert images[0] < images[2] < images[3]
+    assert load_test(config(folder, limit=4), CPU).test.labels.tolist() == (
+        load(folder, limit=4).test.labels.tolist()
+    )
+
+
+def test_a_limit_above_the_number_of_images_keeps_all(folder: Path) -> None:
+    data = load(folder, limit=13)
+    assert (len(data.train), len(data.test)) == (13, 7)
+
+
+def test_a_limit_below_the_number_of_classes_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data.limit 1 leaves some of the 2 classes .* raise it"):
+        load(folder, limit=1)
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        ImagesConfig("mine", limit=0)
+
+
+def images_of(split: Split) -> set[bytes]:
+    batches = split.eval_batches(4)
+    return {
+        image.numpy().tobytes()
+        for batch in batches
+        for image, label in zip(batch.images, batch.labels, strict=True)
+        if label != PADDING
+    }
 
 
 def test_a_parquet_folder_loads_through_its_image_and_class_columns(tmp_path: Path) -> None:

@@ -23,14 +23,18 @@ from associative_transformer.models import ModelConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate per epoch: linear warm-up, then a cosine."""
+    """Learning rate per epoch: a warm-up, then a decay."""
 
     warmup_epochs: int = 5
-    """Epochs of the linear warm-up."""
+    """Epochs of the warm-up."""
     warmup_lr: float = 1e-5
     """Learning rate of the first epoch of the warm-up."""
     min_lr: float = 1e-6
-    """Floor of the cosine."""
+    """Floor of a cosine."""
+    shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
+    """cosine: linear warm-up, then a cosine as long as all epochs, as in the official code;
+    inverse_sqrt: linear warm-up, then falling with the square root of the epoch; one_cycle: a
+    cosine up, then one down to the last epoch."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
@@ -92,16 +96,19 @@ class TrainConfig:
             )
 
     def learning_rate(self, epoch: int) -> float:
-        """Give the learning rate of an epoch, counted from 0: linear warm-up, then a cosine.
-
-        The cosine is as long as all epochs, as in the official code, so that the warm-up cuts
-        off its end.
-        """
+        """Give the learning rate of an epoch, counted from 0."""
         s = self.schedule
         if epoch < s.warmup_epochs:
-            return s.warmup_lr + epoch * (self.lr - s.warmup_lr) / s.warmup_epochs
-        angle = math.pi * (epoch - s.warmup_epochs) / self.epochs
-        return s.min_lr + (self.lr - s.min_lr) * (1 + math.cos(angle)) / 2
+            risen = epoch / s.warmup_epochs
+            if s.shape == "one_cycle":
+                risen = (1 - math.cos(math.pi * risen)) / 2
+            return s.warmup_lr + risen * (self.lr - s.warmup_lr)
+        if s.shape == "inverse_sqrt":
+            return self.lr * math.sqrt(max(s.warmup_epochs, 1) / max(epoch, 1))
+        since, length = epoch - s.warmup_epochs, self.epochs  # the warm-up cuts off its end
+        if s.shape == "one_cycle":
+            length = max(self.epochs - s.warmup_epochs - 1, 1)
+        return s.min_lr + (self.lr - s.min_lr) * (1 + math.cos(math.pi * since / length)) / 2
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -5,7 +5,7 @@ Dims     N images   C channels   S side of the square image
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +34,7 @@ KNOWN = {
     "pets": Known("timm/oxford-iiit-pet", "image", "label"),
     "imagenet100": Known("clane9/imagenet-100", "image", "label"),
 }
+LIMIT_SEED = 0  # which images a limit leaves belongs to the data set, so no run's seed changes it
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first one found is the test set
 
 
@@ -65,6 +66,8 @@ class ImagesConfig:
     """Each channel is then divided by this."""
     val_fraction: float = 0.0
     """Share of the training images set aside for validation."""
+    limit: int | None = None
+    """Use this many training and as many test images, evenly from the classes; None: all."""
     memory_budget: float = 4.0
     """Sets up to this size, in GiB once decoded, are kept on the training device."""
     num_workers: int = 2
@@ -75,6 +78,8 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1, got {self.limit}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction}")
         if min(self.std) <= 0:
@@ -167,7 +172,7 @@ def open_images(splits: Mapping[str, datasets.Dataset], config: ImagesConfig) ->
             "save both with the same ClassLabel names"
         )
     check_classes(found, found.train.labels, found.test.labels)
-    return found
+    return found if config.limit is None else ImageSet(*(_limit(t, config.limit) for t in found))
 
 
 def check_classes(found: ImageSet, train: Int[Tensor, " N"], test: Int[Tensor, " M"]) -> None:
@@ -207,6 +212,24 @@ def _table(split: datasets.Dataset, config: ImagesConfig, name: str) -> ImageTab
     undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     crop = _random_crop(config.image_size) if config.augment == "resized_crop" else None
     return ImageTable(name, undecoded, labels, class_names, config.image_size, crop)
+
+
+def _limit(table: ImageTable, limit: int) -> ImageTable:
+    """Draw images, always the same: first one of each class, then a second of each, and so on."""
+    if limit < len(table.class_names):
+        raise UserError(
+            f"data.limit {limit} leaves some of the {len(table.class_names)} classes of "
+            f"{table.name} without an image: raise it"
+        )
+    order = np.random.default_rng(LIMIT_SEED).permutation(len(table))
+    labels = table.labels.numpy()[order]
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    turn = np.empty(len(table), np.int64)  # of each image among those of its class
+    turn[by_class] = np.arange(len(table)) - starts
+    rows = np.sort(order[np.argsort(turn, kind="stable")[:limit]])
+    name = f"{table.name}, limited to {limit} images,"
+    return replace(table, name=name, images=table.images.select(rows), labels=table.labels[rows])
 
 
 def _pick_column(
