@@ -29,11 +29,18 @@ from associative_transformer.models import (
     VIT_SMALL,
     AiT,
     AiTConfig,
+    BRIMsConfig,
     ConvMLPConfig,
+    CoordinationConfig,
     Dense,
     DenseConfig,
+    FourierConfig,
+    LunaConfig,
     ModelConfig,
+    PerceiverConfig,
     RelationNetworkConfig,
+    SetTransformerConfig,
+    SlotsConfig,
     ViT,
     ViTConfig,
     build_model,
@@ -89,6 +96,61 @@ CONV_MLP = ConvMLPConfig(
     hidden_dim=24,
     dropout=0.0,
 )
+COORDINATION = CoordinationConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    mlp_ratio=2.0,
+    dropout=0.0,
+    slots=SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5),
+)
+PERCEIVER = PerceiverConfig(
+    image_size=8,
+    num_classes=5,
+    fourier=FourierConfig(num_bands=3),
+    num_latents=5,
+    latent_dim=24,
+    depth=2,
+    num_heads=2,
+    head_dim=8,
+    cross_dim=8,
+)
+SET_TRANSFORMER = SetTransformerConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    hidden_dim=24,
+    depth=2,
+    num_heads=2,
+    num_inducing=3,
+)
+BRIMS = BRIMsConfig(
+    image_size=8,
+    resolution=4,
+    num_classes=5,
+    embed_dim=24,
+    num_modules=4,
+    module_dim=6,
+    num_active=2,
+    key_dim=4,
+    num_comm_heads=2,
+    comm_dim=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+LUNA = LunaConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    mlp_ratio=2.0,
+    num_packed=3,
+)
 
 
 def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
@@ -114,6 +176,25 @@ CONFIGS: dict[str, Config] = {
     "vit-class-token": replace(VIT, head="cls", pos="learned"),
     "vit-question": replace(VIT, question_dim=QUESTION_DIM),
     "vit-class-token-question": replace(VIT, head="cls", question_dim=QUESTION_DIM),
+    "coordination": COORDINATION,
+    "coordination-unshared": replace(COORDINATION, share_layers=False),
+    "coordination-soft": replace(COORDINATION, slots=replace(COORDINATION.slots, bottleneck=None)),
+    "coordination-question": replace(COORDINATION, question_dim=QUESTION_DIM),
+    "coordination-dropout": replace(COORDINATION, dropout=0.1),
+    "perceiver": PERCEIVER,
+    "perceiver-tied": replace(PERCEIVER, tie="after_first"),
+    "perceiver-of-the-paper": replace(PERCEIVER, tie="paper", form="paper", num_selfs=2),
+    "perceiver-dropout": replace(PERCEIVER, dropout=0.1),
+    "set-transformer": SET_TRANSFORMER,
+    "set-transformer-pooled": replace(SET_TRANSFORMER, pool="pma", pos="none"),
+    "set-transformer-question": replace(SET_TRANSFORMER, question_dim=QUESTION_DIM),
+    "brims": BRIMS,
+    "brims-three-layers": replace(BRIMS, depth=3),
+    "brims-dropout": replace(BRIMS, dropout=0.5, attention_dropout=0.1),
+    "luna": LUNA,
+    "luna-tied": replace(LUNA, is_tied=True),
+    "luna-pixels": replace(LUNA, vocabulary=16, patch_size=1),
+    "luna-dropout": replace(LUNA, dropout=0.3, attention_dropout=0.1),
     "dense": DENSE,
     "dense-positions": replace(DENSE, pos="learned"),
     "dense-question": replace(DENSE, question_dim=QUESTION_DIM),
@@ -135,7 +216,19 @@ WITHOUT_GRADIENT = {  # leaves of `workspace` that get none, and why
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
 each_kind = pytest.mark.parametrize(
-    "name", ["ait", "vit", "dense", "relation-network", "conv-mlp"]
+    "name",
+    [
+        "ait",
+        "vit",
+        "coordination",
+        "perceiver",
+        "set-transformer",
+        "brims",
+        "luna",
+        "dense",
+        "relation-network",
+        "conv-mlp",
+    ],
 )
 every_transformer = pytest.mark.parametrize(  # the others have no blocks to recompute
     "name", [name for name, config in CONFIGS.items() if hasattr(config, "depth")]
@@ -151,8 +244,11 @@ class Example:
 
 def example(config: Config, batch: int = BATCH) -> Example:
     shape = (batch, config.num_channels, config.image_size, config.image_size)
-    questions = torch.randn(batch, config.question_dim) if config.question_dim else None
-    return Example(torch.randn(shape), questions, torch.randint(config.num_classes, (batch,)))
+    question_dim = getattr(config, "question_dim", 0)  # some take no questions
+    questions = torch.randn(batch, question_dim) if question_dim else None
+    # pixels as they are, where a model looks them up
+    draw = torch.rand if getattr(config, "takes_pixels", False) else torch.randn
+    return Example(draw(shape), questions, torch.randint(config.num_classes, (batch,)))
 
 
 def loss_of(model: nn.Module, data: Example) -> Tensor:
@@ -299,6 +395,13 @@ def test_activation_checkpointing_recomputes_in_training_only(name: str) -> None
         "ait-without-hopfield",
         "vit",
         "vit-class-token",
+        "coordination",
+        "coordination-unshared",
+        "perceiver",
+        "perceiver-of-the-paper",
+        "set-transformer",
+        "brims",
+        "luna",
         "dense",
         "relation-network",
         "relation-network-question",
@@ -329,6 +432,12 @@ def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
         "ait-detached",
         "vit",
         "vit-class-token",
+        "coordination",
+        "perceiver",
+        "set-transformer",
+        "set-transformer-pooled",
+        "luna",
+        "luna-pixels",
         "dense",
         "relation-network",
         "relation-network-triples",
@@ -336,6 +445,7 @@ def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
     ],
 )
 def test_a_model_learns_one_small_batch_by_heart(name: str) -> None:
+    # BRIMs, which takes more steps, does so in its own file
     config = CONFIGS[name]
     model, data = build_model(config), example(config, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -79,7 +79,7 @@ class LinearTokenEmbed(nn.Module):
         self.num_tokens = num_patches + bool(question_dim) + use_class_token
         self.patches = nn.Linear(patch_size**2 * num_channels, embed_dim)
         self.question = nn.Linear(question_dim, embed_dim) if question_dim else None
-        self.class_token = _small_normal(1, embed_dim) if use_class_token else None
+        self.class_token = nn.Parameter(torch.randn(1, embed_dim)) if use_class_token else None
 
     def forward(
         self,
@@ -108,6 +108,11 @@ class SelfAttention(nn.Module):
         qkv = rearrange(self.to_qkv(x), "b n (z h d) -> z b h n d", z=3, h=self.num_heads)
         attended = scaled_dot_product_attention(*qkv)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+
+    def scores(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B H N N"]:
+        """Give the attention of each token, by row, to all tokens; for analysis."""
+        qkv = rearrange(self.to_qkv(x), "b n (z h d) -> z b h n d", z=3, h=self.num_heads)
+        return (qkv[0] @ qkv[1].mT / math.sqrt(qkv.shape[-1])).softmax(dim=-1)
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,300 @@
+"""BRIMs: recurrent modules that compete for the input (Mittal et al. 2020, arXiv 2006.16981).
+
+An image is read pixel by pixel. A layer is a set of small LSTMs, its modules. In each step those
+that attend most to the null source, which holds nothing, keep their state; the others change it.
+
+Dims     B batch   C channels   H W image side   T pixels, one a step   L layers   n modules
+         s width of a module   E layer width = n * s   K key width   V value width = 4 * s
+         A keys beside values = K + V   G gates = 4 * s   R what dropout acts on = V + s
+         D any width   U steps of a chunk   Q question features, which the model refuses
+Sizes    T 256 (16 by 16 pixels), L 2, n 6 of which 4 are active, s 50, E 300, K 32, V 200
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from pydantic import ConfigDict, with_config
+from torch import Tensor, nn
+from torch.nn.functional import dropout, interpolate
+from torch.utils.checkpoint import checkpoint
+
+from associative_transformer.interface import ModelOutput
+from associative_transformer.layers import check_inputs, check_sizes
+from associative_transformer.pretrained import PretrainedModel
+
+NUM_SHADES = 256
+"""Values that a channel of a pixel can have."""
+VALUE_RATIO = 4
+"""Value width of the input attention per width of a module."""
+CHUNK = 16
+"""U: steps whose dropout is drawn at once, and that are recomputed together."""
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class BRIMsConfig:
+    """Sizes of BRIMs; the defaults are those of the reference code on CIFAR-10."""
+
+    kind: Literal["brims"] = "brims"
+    """Tells the model configurations apart."""
+    image_size: int = 32
+    """Height and width of the images in pixels."""
+    resolution: int = 16
+    """Height and width to which the model resizes them; each pixel is a step."""
+    num_channels: int = 3
+    """C: channels of the images; divides embed_dim."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    embed_dim: int = 300
+    """E: width of an embedded pixel and of a layer; num_modules times module_dim."""
+    depth: int = 2
+    """L: number of layers."""
+    num_modules: int = 6
+    """n: modules of a layer."""
+    module_dim: int = 50
+    """s: width of a module."""
+    num_active: int = 4
+    """Modules of a layer that change their state in a step."""
+    key_dim: int = 32
+    """K: width of the keys of the input attention."""
+    num_comm_heads: int = 4
+    """Heads of the attention by which the modules of a layer communicate."""
+    comm_dim: int = 32
+    """Width of one of these heads."""
+    dropout: float = 0.5
+    """Share of the embedded pixels, and of the last state, that is dropped in training."""
+    attention_dropout: float = 0.1
+    """Share of what either attention gives that is dropped in training."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        n, s, width = self.num_modules, self.module_dim, self.embed_dim
+        if self.resolution < 1:
+            raise ValueError(f"resolution must be at least 1, not {self.resolution}")
+        if self.num_active > n:
+            raise ValueError(f"num_active must be at most num_modules {n}, not {self.num_active}")
+        if width != n * s:
+            raise ValueError(
+                f"embed_dim must be num_modules {n} times module_dim {s}, not {width}"
+            )
+        if width % self.num_channels:
+            raise ValueError(f"num_channels {self.num_channels} does not divide embed_dim {width}")
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether images come as they are, from 0 to 1, and not normalized."""
+        return True
+
+
+class State(NamedTuple):
+    """What the modules of a layer keep from step to step."""
+
+    h: Float[Tensor, "n B s"]
+    c: Float[Tensor, "n B s"]
+
+
+class Layer(nn.Module):
+    """One layer: its modules look at the sources, compete, think each alone, and communicate.
+
+    Each module has weights of its own, stored as (n, in, out); the reference has dense LSTM
+    matrices and zeroes them outside these blocks. Maps of one input stand in one matrix.
+    """
+
+    def __init__(self, config: BRIMsConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        n, s, comm_dim = c.num_modules, c.module_dim, c.num_comm_heads * c.comm_dim
+        self.h_to_q_gates = nn.Parameter(torch.empty(n, s, c.key_dim + 4 * s))
+        self.u_to_gates = nn.Parameter(torch.empty(n, VALUE_RATIO * s, 4 * s))
+        self.biases = nn.Parameter(torch.empty(2, n, 1, 4 * s))  # two, as in nn.LSTMCell
+        self.to_qkv = nn.Parameter(0.01 * torch.randn(n, s, 3 * comm_dim))
+        self.to_gate_out = nn.Linear(comm_dim, 2 * s)  # shared by the modules
+        bound = 1 / math.sqrt(c.embed_dim)  # of the reference, whose cell is as wide as the layer
+        for weight in (self.h_to_q_gates, self.u_to_gates, self.biases):
+            nn.init.uniform_(weight, -bound, bound)
+        nn.init.normal_(self.h_to_q_gates.data[..., : c.key_dim], std=0.01)
+
+    def forward(
+        self,
+        sources: Float[Tensor, "S B A"],
+        state: State,
+        kept: Bool[Tensor, "n B R"] | None,
+    ) -> State:
+        """Take a step, from keys and values of all sources but the null source."""
+        c = self.config
+        from_h = torch.bmm(state.h, self.h_to_q_gates)
+        q, gates = torch.split(from_h, [c.key_dim, 4 * c.module_dim], dim=-1)
+        k, v = torch.split(sources[:, None], [c.key_dim, VALUE_RATIO * c.module_dim], dim=-1)
+        attention = self.attend(q.to(state.h.dtype), k)  # in bfloat16 modules would tie
+        u = (attention[1:, ..., None] * v).sum(dim=0)  # (n, B, V)
+        new = self.think(self.drop(u, kept, first=0), gates, state.c)
+        rank = attention[0].argsort(dim=0, stable=True).argsort(dim=0)  # of equals the first leads
+        is_active = (rank < c.num_active)[..., None]  # (n, B, 1)
+        # the active modules hear the inactive ones, but do not teach them
+        heard = torch.where(is_active, new.h, new.h.detach())
+        h = new.h + self.communicate(heard, kept)
+        return State(torch.where(is_active, h, state.h), torch.where(is_active, new.c, state.c))
+
+    def attend(
+        self, q: Float[Tensor, "n B K"], k: Float[Tensor, "S 1 B K"]
+    ) -> Float[Tensor, "S+1 n B"]:
+        """Give the attention of each module to the null source, whose key is 0, and the others."""
+        scores = (q * k).sum(dim=-1) / math.sqrt(q.shape[-1])
+        return torch.cat([torch.zeros_like(scores[:1]), scores]).softmax(dim=0)
+
+    def think(
+        self, u: Float[Tensor, "n B V"], gates: Float[Tensor, "n B G"], c: Float[Tensor, "n B s"]
+    ) -> State:
+        """Run the LSTM cell of each module; `gates` are what h adds to them."""
+        gates = torch.baddbmm(gates + self.biases.sum(dim=0), u, self.u_to_gates)
+        to_input, forget, cell, output = gates.chunk(4, dim=-1)
+        c = forget.sigmoid() * c + to_input.sigmoid() * cell.tanh()
+        return State(output.sigmoid() * c.tanh(), c)
+
+    def communicate(
+        self, h: Float[Tensor, "n B s"], kept: Bool[Tensor, "n B R"] | None
+    ) -> Float[Tensor, "n B s"]:
+        """Give what each module takes from all modules of its layer."""
+        qkv = torch.bmm(h, self.to_qkv)
+        q, k, v = rearrange(qkv, "n b (z heads d) -> z n b heads d", z=3, d=self.config.comm_dim)
+        scores = (q[:, None] * k).sum(dim=-1) / math.sqrt(q.shape[-1])  # (n, n, B, heads)
+        y = (scores.softmax(dim=1)[..., None] * v).sum(dim=1)  # (n, B, heads, d)
+        gate, out = self.to_gate_out(y.flatten(2)).chunk(2, dim=-1)
+        return gate.sigmoid() * self.drop(out, kept, first=self.u_to_gates.shape[1]).tanh()
+
+    def drop(
+        self, x: Float[Tensor, "n B D"], kept: Bool[Tensor, "n B R"] | None, first: int
+    ) -> Float[Tensor, "n B D"]:
+        """Apply the dropout that was drawn; the share of x starts at column `first`."""
+        if kept is None:
+            return x
+        return x * kept.narrow(-1, first, x.shape[-1]) / (1 - self.config.attention_dropout)
+
+
+class Step(nn.Module):
+    """All layers over one pixel, from the lowest to the highest.
+
+    The sources of a layer are nothing, the layer below (or the pixel), and the layer above, of
+    the step before; the highest has only two.
+    """
+
+    def __init__(self, config: BRIMsConfig) -> None:
+        super().__init__()
+        c, width = config, config.key_dim + VALUE_RATIO * config.module_dim
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.depth))
+        num_sources = [3] * (c.depth - 1) + [2]
+        # a matrix for each source; that of nothing is in the reference, and has no effect
+        self.to_kv = nn.ParameterList(
+            0.01 * torch.randn(n, c.embed_dim, width) for n in num_sources
+        )
+
+    def forward(
+        self,
+        pixel: Float[Tensor, "B A"],
+        states: list[State],
+        kept: Bool[Tensor, "L n B R"] | None,
+    ) -> list[State]:
+        """Take keys and values of the pixel, and give the next state of each layer."""
+        states = list(states)
+        for i, layer in enumerate(self.layers):
+            sources = [flat(states[i - 1].h) @ self.to_kv[i][1] if i else pixel]
+            if i + 1 < len(states):
+                sources.append(flat(states[i + 1].h) @ self.to_kv[i][2])
+            drawn = None if kept is None else kept[i]
+            states[i] = layer(torch.stack(sources), states[i], drawn)
+        return states
+
+
+class BRIMs(PretrainedModel, tags=["brims"]):
+    """Classify images by the state of the highest layer after their last pixel.
+
+    Takes pixels from 0 to 1, not normalized, and reads them as integers from 0 to 255.
+    """
+
+    def __init__(self, config: BRIMsConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        # each channel has rows of its own
+        self.embed = nn.Embedding(c.num_channels * NUM_SHADES, c.embed_dim // c.num_channels)
+        self.step = Step(c)
+        self.head = nn.Linear(c.embed_dim, c.num_classes)
+        for weight in (self.embed.weight, self.head.weight):
+            nn.init.uniform_(weight, -0.1, 0.1)
+        nn.init.zeros_(self.head.bias)
+        self.recompute = False
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> ModelOutput:
+        c = self.config
+        check_inputs(images, questions, c.image_size, takes_questions=False)
+        x = dropout(self.embed(self.read(images)).flatten(2), c.dropout, self.training)
+        x = x @ self.step.to_kv[0][1]  # (T, B, A)
+        shape = (c.depth, 2, c.num_modules, len(images), c.module_dim)
+        # with a gradient, as the later states have: the step is then compiled once
+        zeros = self.head.weight.new_zeros(shape, requires_grad=torch.is_grad_enabled())
+        states = [State(*layer) for layer in zeros]
+        run = self.run
+        if self.recompute and torch.is_grad_enabled():
+            run = partial(checkpoint, self.run, use_reentrant=False)
+        for chunk in x.split(CHUNK):
+            states = run(chunk, states, self.draw(len(chunk), len(images)))
+        last = dropout(flat(states[-1].h), c.dropout, self.training)
+        return ModelOutput(self.head(last), torch.zeros((), device=images.device))
+
+    def read(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "T B C"]:
+        """Give the rows of the embedding for the pixels of the smaller images, in raster order."""
+        small = interpolate(images, size=self.config.resolution, mode="nearest")
+        shades = rearrange((small * 255).round().clamp(0, 255).long(), "b c h w -> (h w) b c")
+        return shades + NUM_SHADES * torch.arange(shades.shape[2], device=shades.device)
+
+    def draw(self, steps: int, batch: int) -> Bool[Tensor, "U L n B R"] | None:
+        """Draw what dropout keeps of u, and beside it of the communication, for many steps."""
+        c, device = self.config, self.head.weight.device
+        shape = (steps, c.depth, c.num_modules, batch, (VALUE_RATIO + 1) * c.module_dim)
+        return torch.rand(shape, device=device) >= c.attention_dropout if self.training else None
+
+    def run(
+        self,
+        pixels: Float[Tensor, "U B A"],
+        states: list[State],
+        kept: Bool[Tensor, "U L n B R"] | None,
+    ) -> list[State]:
+        """Take the steps of a chunk."""
+        for t, pixel in enumerate(pixels):
+            states = self.step(pixel, states, None if kept is None else kept[t])
+        return states
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Compile a single step, in place: all steps in one graph would take minutes.
+
+        Takes the arguments of `torch.compile`. Nothing is gained by several steps in one graph.
+        """
+        self.step.compile(*args, **kwargs)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each chunk of steps in the backward pass."""
+        self.recompute = enable
+
+    def reference_parameters(self) -> int:
+        """Add what is zero or unused in the reference: LSTM matrices outside the blocks, norms."""
+        c = self.config
+        n, s, values = c.num_modules, c.module_dim, VALUE_RATIO * c.module_dim
+        outside = n * (n - 1) * (values + s) * 4 * s
+        gate, norms = (values + 1) * values, 2 * values + 2 * s
+        return super().reference_parameters() + c.depth * (outside + gate + norms)
+
+
+def flat(h: Float[Tensor, "n B s"]) -> Float[Tensor, "B E"]:
+    """Put the modules of a layer side by side."""
+    return rearrange(h, "n b s -> b (n s)")
+
+
+BRIMS = BRIMsConfig()

@@ -1,0 +1,278 @@
+"""Luna: linear unified nested attention (Ma et al. 2021, arXiv 2106.01540).
+
+Attention in two steps through a short packed sequence, so that its cost is linear in the tokens.
+The layers are those of XuezheMax/fairseq-apollo; the paper has no model for images in patches.
+
+Dims     B batch   C channels   H W image side   T tokens   L packed tokens   E token width
+         Q question features   S heads   D head width   N M rows of any two sequences
+Symbols  X tokens   P packed   Y_P raw   V vocabulary: gray levels
+Sizes    Luna-Small 2, Luna-Base 12 layers at E 768, L 16; Long Range Arena 1 layer at E 64, L 256
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from pydantic import ConfigDict, with_config
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from associative_transformer.interface import ModelOutput
+from associative_transformer.layers import (
+    FeedForward,
+    LinearTokenEmbed,
+    check_inputs,
+    check_sizes,
+)
+from associative_transformer.pretrained import PretrainedModel
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class LunaConfig:
+    """Sizes of a Luna encoder; the defaults are Luna-Small."""
+
+    kind: Literal["luna"] = "luna"
+    """Tells the model configurations apart."""
+    image_size: int = 32
+    """Height and width of the images in pixels."""
+    patch_size: int = 4
+    """Height and width of a patch in pixels; divides image_size."""
+    num_channels: int = 3
+    """C: channels of the images."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    vocabulary: int = 0
+    """V: gray levels in [0, 1] with an embedding each, every pixel a token; 0: linear patches."""
+    pos: Literal["none", "sinusoidal"] = "sinusoidal"
+    """Fixed positions, of tokens and packed tokens. Without them the tokens are a set."""
+    embed_dim: int = 768
+    """E: token width."""
+    depth: int = 2
+    """Number of layers."""
+    num_heads: int = 12
+    """Heads of both attentions; divides embed_dim."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward per token width."""
+    num_packed: int = 16
+    """L: length of the packed sequence."""
+    is_tied: bool = False
+    """Let an attention's values be its keys too."""
+    dropout: float = 0.0
+    """Share of embeddings, of what a layer adds and of the head's input dropped in training."""
+    attention_dropout: float = 0.0
+    """Share of the attention weights that is dropped in training."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}"
+            )
+        if self.pos == "sinusoidal" and (self.embed_dim < 4 or self.embed_dim % 2):
+            raise ValueError(
+                f"sinusoidal positions take an even embed_dim from 4, not {self.embed_dim}"
+            )
+        if self.vocabulary < 0 or self.vocabulary == 1:
+            raise ValueError(f"vocabulary must be 0 or at least 2, not {self.vocabulary}")
+        if self.takes_pixels and self.patch_size != 1:
+            raise ValueError(f"a vocabulary takes patch_size 1, not {self.patch_size}")
+        if self.takes_pixels and self.num_channels not in (1, 3):
+            raise ValueError(f"a vocabulary takes num_channels 1 or 3, not {self.num_channels}")
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Tell whether the images are pixels between 0 and 1, not normalized ones."""
+        return self.vocabulary > 0
+
+
+class Sequences(NamedTuple):
+    tokens: Float[Tensor, "B T E"]  # X
+    packed: Float[Tensor, "B L E"] | None  # P; None where nobody reads it
+
+
+class GrayEmbed(nn.Embedding):
+    """Turn each pixel, in raster order, into the embedding of its gray level."""
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T E"]:
+        return super().forward(gray_levels(images, self.num_embeddings))
+
+
+class LunaEmbed(nn.Module):
+    """Turn images into tokens and start the packed sequence, both with positions."""
+
+    positions: Tensor | None  # (max(T, L), E)
+
+    def __init__(self, config: LunaConfig) -> None:
+        super().__init__()
+        c, dim = config, config.embed_dim
+        self.scale = math.sqrt(dim)
+        self.tokens = (
+            GrayEmbed(c.vocabulary, dim)
+            if c.takes_pixels
+            else LinearTokenEmbed(c.image_size, c.patch_size, c.num_channels, dim)
+        )
+        num_positions = max((c.image_size // c.patch_size) ** 2, c.num_packed)
+        table = sinusoidal_positions(num_positions, dim) if c.pos == "sinusoidal" else None
+        self.register_buffer("positions", table, persistent=False)
+        self.norm = nn.LayerNorm(dim)
+        self.packed = nn.Parameter(torch.randn(c.num_packed, dim) / self.scale)  # P_0
+        self.dropout = nn.Dropout(c.dropout)
+        self.init_tokens()
+
+    def init_tokens(self) -> None:
+        """Give embeddings the size of P_0: the scale would drown the positions otherwise.
+
+        So does the reference with its vocabulary; for patches this is ours.
+        """
+        if isinstance(self.tokens, GrayEmbed):
+            nn.init.normal_(self.tokens.weight, std=1 / self.scale)
+        else:
+            patches = self.tokens.patches
+            nn.init.normal_(patches.weight, std=1 / (self.scale * math.sqrt(patches.in_features)))
+            nn.init.zeros_(patches.bias)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Sequences:
+        x: Tensor = self.tokens(images)
+        p: Tensor = self.packed
+        if self.positions is not None:
+            x = self.scale * x + self.positions[: x.shape[1]]
+            p = self.scale * p + self.positions[: len(p)]
+        return Sequences(self.dropout(self.norm(x)), self.dropout(p.expand(len(x), -1, -1)))
+
+
+class NestedAttention(nn.Module):
+    """Multi-head attention of one sequence to another, without an output projection.
+
+    Keys have no bias, or that of the values they are tied to: it would add the same to all logits
+    of a query, so that the softmax takes it out again.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, is_tied: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.to_q = nn.Linear(embed_dim, embed_dim)
+        self.to_k = None if is_tied else nn.Linear(embed_dim, embed_dim, bias=False)
+        self.to_v = nn.Linear(embed_dim, embed_dim)
+        for projection in self.children():
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+
+    def forward(
+        self, x: Float[Tensor, "B N E"], context: Float[Tensor, "B M E"]
+    ) -> Float[Tensor, "B N E"]:
+        q, v = self.split_heads(self.to_q(x)), self.split_heads(self.to_v(context))
+        k = v if self.to_k is None else self.split_heads(self.to_k(context))
+        dropout = self.dropout if self.training else 0.0
+        attended = scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return rearrange(attended, "b h n d -> b n (h d)")
+
+    def split_heads(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B S N D"]:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.num_heads)
+
+
+class Block(nn.Module):
+    """Pack the tokens, unpack them, feed forward; each norm comes after its sum."""
+
+    def __init__(self, config: LunaConfig, is_last: bool) -> None:
+        super().__init__()
+        c, dim = config, config.embed_dim
+        self.pack = NestedAttention(dim, c.num_heads, c.is_tied, c.attention_dropout)
+        self.unpack = NestedAttention(dim, c.num_heads, c.is_tied, c.attention_dropout)
+        self.to_out = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+        self.norm_packed = None if is_last else nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Float[Tensor, "B T E"], p: Float[Tensor, "B L E"]) -> Sequences:
+        raw = self.pack(p, x)  # Y_P
+        x = self.norm1(x + self.dropout(self.to_out(self.unpack(x, raw))))
+        x = self.norm2(x + self.dropout(self.feed_forward(x)))
+        if self.norm_packed is None:
+            return Sequences(x, None)
+        return Sequences(x, self.norm_packed(p + self.dropout(raw)))
+
+
+class Luna(PretrainedModel, tags=["luna"]):
+    """Classify images with tokens that meet in a packed sequence only."""
+
+    def __init__(self, config: LunaConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.embed = LunaEmbed(c)
+        self.blocks = nn.ModuleList(Block(c, is_last=i == c.depth - 1) for i in range(c.depth))
+        self.head = nn.Sequential(nn.Dropout(c.dropout), nn.Linear(c.embed_dim, c.num_classes))
+        self.recompute = False
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> ModelOutput:
+        check_inputs(images, questions, self.config.image_size, takes_questions=False)
+        x, p = self.embed(images)
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x, p = checkpoint(block, x, p, use_reentrant=False)
+            else:
+                x, p = block(x, p)
+        return ModelOutput(self.head(x.mean(dim=1)), torch.zeros((), device=x.device))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute each layer in the backward pass."""
+        self.recompute = enable
+
+    def reference_parameters(self) -> int:
+        """Count with what changes nothing: biases of untied keys, the last norm of P."""
+        c = self.config
+        key_biases = 0 if c.is_tied else 2 * c.depth * c.embed_dim
+        last_norm = 2 * c.embed_dim
+        return super().reference_parameters() + key_biases + last_norm
+
+
+def gray_levels(images: Float[Tensor, "B C H W"], vocabulary: int) -> Int[Tensor, "B T"]:
+    """Round the gray of each pixel, in raster order, to a level from 0 to `vocabulary` - 1.
+
+    Three channels are weighed as in ITU-R 601; values outside of [0, 1] count as the nearest end.
+    """
+    if images.shape[1] == 1:
+        gray = images[:, 0]
+    else:
+        red, green, blue = images.unbind(dim=1)
+        gray = 0.299 * red + 0.587 * green + 0.114 * blue  # no matmul: autocast would round it
+    levels = ((vocabulary - 1) * gray).round().clamp(0, vocabulary - 1)
+    return levels.long().flatten(1)
+
+
+def sinusoidal_positions(num_positions: int, embed_dim: int) -> Float[Tensor, "T E"]:
+    """Give sines, then cosines, at frequencies from 1 to 1 / 10,000 in equal ratios, as fairseq.
+
+    Vaswani et al. 2017 alternate sines and cosines and stop short of 1 / 10,000.
+    """
+    half = embed_dim // 2
+    frequency = 10_000 ** -(torch.arange(half, dtype=torch.float64) / (half - 1))
+    angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+LUNA_SMALL = LunaConfig()
+LUNA_BASE = LunaConfig(depth=12)
+LUNA_LRA = LunaConfig(  # the pixels of gray CIFAR-10, as in the Long Range Arena
+    patch_size=1,
+    vocabulary=256,
+    embed_dim=64,
+    depth=1,
+    num_heads=8,
+    mlp_ratio=2.0,
+    num_packed=256,
+    dropout=0.3,
+    attention_dropout=0.1,
+)
