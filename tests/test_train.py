@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,8 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
         "classes",
         "timing",
     }
-    assert set(result["timing"]) == {"seconds", "samples_per_second"}
+    assert set(result["timing"]) == {"seconds", "samples_per_second", "finished"}
+    assert date.fromisoformat(result["timing"]["finished"]) <= date.today()
     assert result["name"] == "tiny"
     assert result["question_types"] == []
     assert result["test_images"] == 60

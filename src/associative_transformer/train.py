@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise UserError(f"can't write the model to {self.folder}: {error}") from error
         seconds = state.timing["run"]
-        images = c.epochs * self.steps_per_epoch * c.batch_size
+        rate = c.epochs * self.steps_per_epoch * c.batch_size / seconds
+        today = date.today().isoformat()
         result = {
             "name": self.experiment.name,
             "seed": c.seed,
@@ -207,7 +209,7 @@ class Run:
             "live_parameters": sum(p.numel() for p in self.model.parameters()),
             "total_parameters": self.model.reference_parameters(),
             "classes": list(self.data.class_names),
-            "timing": {"seconds": seconds, "samples_per_second": images / seconds},
+            "timing": {"seconds": seconds, "samples_per_second": rate, "finished": today},
         }
         write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
         return result

@@ -8,18 +8,18 @@ from typing import Literal
 
 from associative_transformer.command_line import check_output, open_output, parse
 from associative_transformer.interface import UserError
-from associative_transformer.tables import relational_table
+from associative_transformer.tables import TABLES
 
 RUNS = Path("runs")
-TABLES = {"relational": relational_table}
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """Put the runs of a table beside the published results."""
 
-    table: Literal["relational"]
-    """relational: Sort-of-CLEVR."""
+    table: Literal["classification", "ablations", "relational"]
+    """classification: CIFAR-10, CIFAR-100 and Triangle; ablations: those of AiT-Small;
+    relational: Sort-of-CLEVR."""
     runs: Path = RUNS
     """Folder of all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
     table = TABLES[options.table](options.runs)
     if options.format == "terminal":
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 180
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
         text = table.to_terminal(width)
     else:
         text = table.to_html() if options.format == "html" else table.to_markdown()

@@ -1,18 +1,18 @@
 """`ait train`: train a recipe, or go on with it."""
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from associative_transformer.command_line import parse, write_command
+from associative_transformer.command_line import check_counts, choose_device, parse, write_command
 from associative_transformer.evaluate import describe_kinds
 from associative_transformer.experiment import Experiment, fingerprint
-from associative_transformer.interface import UserError
 from associative_transformer.questions import example
-from associative_transformer.recipes import RECIPES
+from associative_transformer.recipes import RECIPES, find_recipe
+from associative_transformer.report import Effort, write_report
 from associative_transformer.train import train
 
 
@@ -27,6 +27,12 @@ class TrainOptions:
     """Remove the run that stands in the folder and start again."""
     runs: Path = Path("runs")
     """Folder of all runs; this one goes to RUNS/NAME/SEED."""
+    report_every: int | None = None
+    """Epochs between writing report.html, which is whole at the end; None: no report."""
+
+    def __post_init__(self) -> None:
+        if self.report_every is not None:
+            check_counts(report_every=self.report_every)
 
 
 def run(arguments: list[str]) -> None:
@@ -35,16 +41,24 @@ def run(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print("usage: ait train RECIPE [--help] [options]\n\nrecipes:", *RECIPES, sep="\n  ")
         return
-    if name not in RECIPES:
-        close = get_close_matches(name, RECIPES, n=len(RECIPES), cutoff=0.0)
-        raise UserError(f"there is no recipe {name!r}; closest first: {', '.join(close)}")
-    recipe = RECIPES[name]
+    recipe = find_recipe(name)
     options = parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
     experiment = options.experiment
     if experiment.name == name and fingerprint(experiment) != fingerprint(recipe):
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
     folder = options.runs / experiment.name / str(experiment.train.seed)
-    result = train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
+    every = options.report_every
+    result = train(
+        experiment,
+        folder,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        on_epoch_end=None if every is None else partial(_report_progress, every=every),
+    )
+    report = None
+    if every is not None:
+        effort = Effort(device=str(choose_device(experiment.train.device)))
+        report = write_report(folder, effort=effort)
     if best := result.get("best_validation"):
         score = f"{best['test_accuracy']:.2f} % of the test set"
         print(f"saved model   of epoch {best['epoch']}, {score}")
@@ -59,5 +73,14 @@ def run(arguments: list[str]) -> None:
         f"test accuracy {result['test_accuracy']:.2f} % of {asked}{result['test_images']:,} images"
     )
     print(f"run folder    {folder}")
+    if report is not None:
+        print(f"report        {report}")
     print(f"next          {write_command('eval', str(folder))}")
     print(f"              {write_command('predict', *predict)}")
+
+
+def _report_progress(folder: Path, every: int) -> None:
+    """Write the report of a run under way, once in so many epochs."""
+    epochs = len((folder / "metrics.jsonl").read_text().splitlines())
+    if epochs % every == 0:
+        write_report(folder)

@@ -1,0 +1,17 @@
+"""The paper's tables: what lies in run folders, beside the published results."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from associative_transformer.tables.classification import ablation_table, classification_table
+from associative_transformer.tables.relational import relational_table
+from associative_transformer.tabular import Table
+
+__all__ = ["TABLES"]
+
+TABLES: dict[str, Callable[[Path], Table]] = {
+    "classification": classification_table,
+    "ablations": ablation_table,
+    "relational": relational_table,
+}
+"""Builds each table from a folder of runs."""

@@ -1,0 +1,103 @@
+"""Tables of text: for a terminal, as Markdown, as a page of HTML."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jinja2
+from rich.console import Console
+from rich.table import Table as RichTable
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ table.title }}</title>
+<style>
+body { font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
+.wide { overflow-x: auto }
+caption, tbody th { text-align: left; font-weight: 600 }
+caption { font-size: 1.25rem; padding-bottom: .5rem }
+td, thead th { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ccc }
+td:first-child, thead th:first-child { text-align: left }
+tbody th { padding: 1rem .75rem .25rem }
+</style>
+</head>
+<body>
+<div class="wide">
+<table>
+<caption>{{ table.title }}</caption>
+<thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+{% for section in table.sections %}<tbody>
+<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">{{ section.title }}</th></tr>
+{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody>
+{% endfor %}</table>
+</div>
+{% for note in table.notes %}<p>{{ note }}</p>
+{% endfor %}</body>
+</html>
+"""
+
+MODEL_WIDTH = 30  # of the first column, at most; longer names are broken
+
+
+class Section(NamedTuple):
+    """Rows under one heading; a row has a cell for each column."""
+
+    title: str
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text, which can be written in several forms."""
+
+    title: str
+    columns: tuple[str, ...]
+    sections: list[Section]
+    notes: list[str]
+
+    def to_terminal(self, width: int) -> str:
+        """Draw it with lines, `width` characters wide, or wider where a word would be cut."""
+        columns = list(
+            zip(self.columns, *(row for s in self.sections for row in s.rows), strict=True)
+        )
+        whole = [max(map(len, cells)) for cells in columns]
+        least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+        whole[0] = min(whole[0], max(MODEL_WIDTH, least[0]))
+        lines = 3 * len(columns) + 1
+        widths = whole if sum(whole) + lines <= width else [whole[0], *least[1:]]
+        drawn = RichTable(title=self.title)
+        for name, chars in zip(self.columns, widths, strict=True):
+            drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
+        for section in self.sections:
+            drawn.add_section()
+            drawn.add_row(section.title, style="bold")
+            for row in section.rows:
+                drawn.add_row(*row)
+        buffer = io.StringIO()
+        console = Console(file=buffer, width=width, markup=False, highlight=False)
+        console.width = max(width, sum(widths) + lines)
+        console.print(drawn, *self.notes, sep="\n")
+        return buffer.getvalue()
+
+    def to_markdown(self) -> str:
+        """Write a pipe table under a heading, one for each section."""
+        parts = [f"## {self.title}"]
+        for section in self.sections:
+            head = [self.columns, ("---", *["---:"] * (len(self.columns) - 1))]
+            lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in [*head, *section.rows]]
+            parts += [f"### {section.title}", "\n".join(lines)]
+        return "\n\n".join([*parts, *self.notes]) + "\n"
+
+    def to_html(self) -> str:
+        """Write a page that needs nothing else."""
+        return jinja2.Environment(autoescape=True).from_string(PAGE).render(table=self)
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")

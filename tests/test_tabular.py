@@ -1,0 +1,157 @@
+"""Tables of text: every cell arrives in every form, and signs in it do not break one."""
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+
+import pytest
+
+from associative_transformer.tabular import MODEL_WIDTH, Section, Table
+
+NAME = "a model with a name of many words that is wider than its column"
+LONG = "sort-of-clevr-set-transformer-source"  # one word that is wider than the column
+TABLE = Table(
+    "Accuracy of everything, in percent",
+    ("model", "accuracy", "seeds", "published"),
+    [
+        Section("recipes", [("small", "70.00 ± 0.71", "2 in bfloat16 and float32", "76.82")]),
+        Section("others: not comparable", [(NAME, "-", "not run", "-"), (LONG, "1", "3", "-")]),
+    ],
+    ["A first note, which explains.", "A second one."],
+)
+ROWS = [row for section in TABLE.sections for row in section.rows]
+
+
+class Cells(HTMLParser):
+    """Collects the text of the cells of each row, and the tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.inside = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+# --- Markdown ---
+
+
+def test_markdown_has_a_heading_a_pipe_table_for_each_section_and_the_notes() -> None:
+    assert (
+        TABLE.to_markdown()
+        == f"""\
+## Accuracy of everything, in percent
+
+### recipes
+
+| model | accuracy | seeds | published |
+| --- | ---: | ---: | ---: |
+| small | 70.00 ± 0.71 | 2 in bfloat16 and float32 | 76.82 |
+
+### others: not comparable
+
+| model | accuracy | seeds | published |
+| --- | ---: | ---: | ---: |
+| {NAME} | - | not run | - |
+| {LONG} | 1 | 3 | - |
+
+A first note, which explains.
+
+A second one.
+"""
+    )
+
+
+# --- HTML ---
+
+
+def test_the_page_has_every_cell_under_its_section() -> None:
+    cells = Cells(TABLE.to_html()).rows
+    assert cells == [
+        list(TABLE.columns),
+        ["recipes"],
+        list(ROWS[0]),
+        ["others: not comparable"],
+        list(ROWS[1]),
+        list(ROWS[2]),
+    ]
+    assert TABLE.to_html().count(TABLE.title) == 2  # of the page, of the table
+    assert all(f"<p>{note}</p>" in TABLE.to_html() for note in TABLE.notes)
+
+
+def test_the_page_refers_to_nothing_else() -> None:
+    page = TABLE.to_html()
+    assert page.startswith("<!doctype html>")
+    tags = Cells(page).tags
+    assert not {"script", "link", "img", "iframe", "a"} & {tag for tag, _ in tags}
+    assert not {"src", "href"} & {name for _, attributes in tags for name in attributes}
+    assert not re.search(r"https?:|@import|url\(", page)
+
+
+# --- terminal ---
+
+
+def drawn(text: str) -> list[list[str]]:
+    """Give the cells of each drawn line of the body."""
+    lines = [line for line in text.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
+def test_a_wide_terminal_has_every_row_in_one_line_but_for_its_name() -> None:
+    text = TABLE.to_terminal(200)
+    assert text.splitlines()[0].strip() == TABLE.title
+    assert text.endswith("\n".join([*TABLE.notes, ""]))
+    lines = drawn(text)
+    assert lines[0] == ["recipes", "", "", ""]
+    assert lines[1] == list(ROWS[0])
+    assert lines[-1] == list(ROWS[2])
+    assert " ".join(line[0] for line in lines[3:-1]) == NAME
+    assert lines[3][1:] == list(ROWS[1][1:])
+
+
+@pytest.mark.parametrize("width", [200, 80, 60, 20])
+def test_a_terminal_shows_every_word_whole_however_narrow_it_is(width: int) -> None:
+    text = TABLE.to_terminal(width)
+    assert "…" not in text
+    words = text.split()
+    texts = [TABLE.title, *TABLE.columns, *TABLE.notes, *(cell for row in ROWS for cell in row)]
+    texts += [section.title for section in TABLE.sections]
+    assert [word for text in texts for word in text.split() if word not in words] == []
+    least = sum(map(len, (LONG, "published", "bfloat16", "accuracy"))) + 3 * 4 + 1
+    assert max(map(len, text.splitlines())) <= max(width, least)
+
+
+def test_names_of_several_words_are_broken_to_leave_room_for_the_numbers() -> None:
+    table = Table(TABLE.title, TABLE.columns, [Section("recipes", ROWS[:2])], [])
+    widths = [max(map(len, column)) for column in zip(*drawn(table.to_terminal(200)), strict=True)]
+    assert widths[0] <= MODEL_WIDTH < len(NAME)
+
+
+# --- signs ---
+
+
+def test_signs_in_a_cell_do_not_break_the_form() -> None:
+    cell = "a|b <script>alert(1)</script> [red]x[/red] & c"
+    table = Table(cell, ("model", "b|c"), [Section(cell, [(cell, "1|2")])], [cell])
+    page = table.to_html()
+    assert "<script>" not in page
+    assert Cells(page).rows == [["model", "b|c"], [cell], [cell, "1|2"]]
+    lines = [line for line in table.to_markdown().splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3, 3, 3]
+    assert r"1\|2" in lines[2]
+    assert table.to_terminal(200).count("[red]x[/red]") == 4
