@@ -1,6 +1,16 @@
-"""Every test starts from the same random numbers, on at most two threads."""
+"""Every test starts from the same random numbers, on at most two threads.
+
+And what several tests of the command line need.
+"""
 
 import random
+import re
+import stat
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,8 +19,75 @@ import torch
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+class Said(NamedTuple):
+    """What a command of `ait` left behind."""
+
+    code: int
+    out: str
+    err: str  # in one line, without the boxes around it
+
+
+Ait = Callable[..., Said]
+Child = Callable[[str], Path]
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
+    """Run a command in an empty folder."""
+    main = import_module("associative_transformer.cli").main  # once its shapes are checked
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ait", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            code = main()
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capfd.readouterr()
+        err = re.sub(r"[\s─│╭╮╰╯]+", " ", said.err)
+        assert "Traceback" not in said.err
+        assert isinstance(code, int)
+        return Said(code, said.out, err)
+
+    return call
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
+    """Put a shell script in the place of `python -m associative_transformer`, and give its log.
+
+    It notes its arguments, in $*, and completes the run FOLDER. The body may do otherwise.
+    """
+    sweep = import_module("associative_transformer.sweep")
+    log = tmp_path / "log"
+
+    def write(body: str = "") -> Path:
+        script = tmp_path / "child"
+        script.write_text(
+            f"#!/bin/sh\nshift 2\necho $* >> {log}\n"
+            'name=$2 seed=$(echo $* | sed "s/.*seed \\([0-9]*\\).*/\\1/")\n'
+            f"folder={tmp_path}/runs/$name/$seed\nmkdir -p $folder\n"
+            f"touch $folder/experiment.yaml\n{body}\ntouch $folder/result.json\n"
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(sweep.sys, "executable", str(script))
+        return log
+
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(sweep, "count_operations", lambda model: 1_000)
+    return write
+
+
+def assert_refused(said: Said, *words: object) -> None:
+    assert said.code == 2
+    assert said.out == ""
+    assert [word for word in words if str(word) not in said.err] == []

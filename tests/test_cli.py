@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -39,6 +39,7 @@ from associative_transformer.questions import (
 )
 from associative_transformer.recipes import PUBLISHED, RECIPES
 from associative_transformer.run_folder import load_run
+from conftest import Ait, assert_refused
 
 MODEL = (
     "--model.embed-dim 16 --model.depth 1 --model.num-heads 2 --model.head-dim 8 "
@@ -62,42 +63,6 @@ TERNARY = (
     "--model.conv-dim 4 --model.hidden-dim 8 --train.device cpu"
 ).split()
 TRAIN = "associative_transformer.commands.train.train"
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str  # in one line, without the boxes around it
-
-
-Ait = Callable[..., Said]
-
-
-@pytest.fixture
-def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["ait", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            code = main()
-        except SystemExit as stopped:
-            code = stopped.code
-        said = capfd.readouterr()
-        err = re.sub(r"[\s─│╭╮╰╯]+", " ", said.err)
-        assert "Traceback" not in said.err
-        assert isinstance(code, int)
-        return Said(code, said.out, err)
-
-    return call
-
-
-def assert_refused(said: Said, *words: object) -> None:
-    assert said.code == 2
-    assert said.out == ""
-    assert [word for word in words if str(word) not in said.err] == []
 
 
 def make_images(
@@ -163,12 +128,18 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
         f"assert not [name for name in {expected} if name in sys.modules]"
     )
     if arguments == ["--help"]:
-        assert all(f"  {name}" in out for name in COMMANDS)
-        assert all(summary in out for summary in COMMANDS.values())
+        _, below = out.split("commands:\n")
+        lines = [line.split(maxsplit=1) for line in below.splitlines() if line.startswith("  ")]
+        assert lines == [list(command) for command in COMMANDS.items()]
     if arguments == ["--version"]:
         assert out.strip() == __version__
     if arguments == ["train"]:
         assert set(out.split()) >= set(RECIPES)
+
+
+def test_the_commands_stand_in_the_order_in_which_one_needs_them() -> None:
+    in_order = ["list", "train", "eval", "predict", "bench", "show", "run-table", "table"]
+    assert [name for name in COMMANDS if name in in_order] == in_order
 
 
 def test_importing_the_package_does_not_wait_for_torch() -> None:
@@ -215,6 +186,42 @@ def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) 
     for name, row in rows.items():
         assert ("%" in row) == (name in PUBLISHED)
     assert_refused(ait("list", "--all"), "--all")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["cifar10-", "luna"], ["cifar10-luna-base", "cifar10-luna-small", "cifar10-luna-lra"]),
+        (["luna-b", "cifar10"], ["cifar10-luna-base", "cifar100-luna-base"]),
+        (
+            ["set-transformer-p"],
+            ["triangle-set-transformer-p32", "sort-of-clevr-set-transformer-p5"],
+        ),
+        (["perceiver-source"], ["cifar10-perceiver-source"]),
+    ],
+)
+def test_the_list_can_be_cut_down_to_names_with_all_of_some_words(
+    words: list[str], names: list[str], ait: Ait
+) -> None:
+    said = ait("list", *words)
+    assert said.code == 0
+    rows = [line.split()[1] for line in said.out.splitlines() if line.startswith("│")]
+    assert rows == names
+
+
+def test_a_list_without_any_recipe_is_refused(ait: Ait) -> None:
+    assert_refused(ait("list", "luna", "coordination"), "no recipe", "luna and coordination")
+
+
+def test_the_list_names_the_set_of_images_and_a_model_without_layers_by_its_kind(ait: Ait) -> None:
+    said = ait("list", "0-brims-source")
+    (row,) = [line for line in said.out.splitlines() if line.startswith("│")]
+    assert row.split("│")[2].strip() == "cifar10"
+    said = ait("list", "clevr-cnn-mlp-tiny")
+    (row,) = [line for line in said.out.splitlines() if line.startswith("│")]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    name = "sort-of-clevr-cnn-mlp-tiny"
+    assert cells == [name, "sort-of-clevr", "conv-mlp", "6", "243,314", "-"]
 
 
 # --- train ---
@@ -386,10 +393,13 @@ def test_a_bad_value_for_questions_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_recipe_is_refused_with_all_recipes_closest_first(ait: Ait) -> None:
+def test_a_misspelt_recipe_is_refused_with_ten_like_it_closest_first(ait: Ait) -> None:
     said = ait("train", "cifar10-ait-smal")
-    assert_refused(said, "cifar10-ait-smal", *RECIPES)
-    assert min(RECIPES, key=lambda name: said.err.rindex(f"{name}")) == "cifar10-ait-small"
+    assert_refused(said, "no recipe 'cifar10-ait-smal'", "ait list shows all of them")
+    told = said.err.partition("closest first: ")[2].partition(";")[0].split(", ")
+    assert len(set(told)) == 10
+    assert set(told) <= set(RECIPES)
+    assert told[:2] == ["cifar10-ait-small", "cifar100-ait-small"]
 
 
 def test_a_folder_that_exists_is_refused_with_both_ways_out(ait: Ait, runs: Path) -> None:
@@ -955,13 +965,27 @@ def test_show_without_a_name_lists_the_data_sets(ait: Ait) -> None:
 def test_the_table_is_written_to_the_terminal_or_to_a_file(form: str, ait: Ait) -> None:
     said = ait("table", "relational", "--format", form)
     assert said.code == 0
-    for words in ("ait-small", "76.82", "99.85", "not run", "Set Transformer"):
+    for words in ("ait-small", "76.82", "99.85", "not run", "set-transformer", "57.65"):
         assert words in said.out
     written = ait("table", "relational", "--format", form, "--output", "t.html")
     assert (written.code, written.out) == (0, "")
     assert Path("t.html").read_text() == said.out
     assert ("<table>" in said.out) == (form == "html")
     assert not re.search(r"https?:|src=|href=|@import|url\(", said.out)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("classification", ("Image classification", "| AiT-Base | - | 85.44 |", "[1] Luna: both")),
+        ("ablations", ("Ablations of AiT-Small", "| w/o Hopfield |", "78.48", "not run")),
+        ("relational", ("Sort-of-CLEVR", "| cnn-rn |", "81.07")),
+    ],
+)
+def test_every_table_has_its_command(name: str, words: tuple[str, ...], ait: Ait) -> None:
+    said = ait("table", name, "--format", "markdown")
+    assert said.code == 0
+    assert [word for word in words if word not in said.out] == []
 
 
 def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
@@ -984,7 +1008,7 @@ def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
     ("flags", "words"),
     [
         ("", ["table", "required"]),
-        ("classification", ["classification", "relational"]),
+        ("images", ["images", "classification", "ablations", "relational"]),
         ("relational --format pdf", ["--format", "pdf", "markdown"]),
         ("relational --runs file", ["no folder file", "--runs"]),
         ("relational --runs gone", ["no folder gone", "--runs"]),

@@ -27,9 +27,13 @@ from associative_transformer.experiment import (
 )
 from associative_transformer.interface import UserError
 from associative_transformer.models import (
+    LUNA_LRA,
     AiTConfig,
+    BRIMsConfig,
     ConvMLPConfig,
     DenseConfig,
+    LunaConfig,
+    PerceiverConfig,
     RelationNetworkConfig,
     ViTConfig,
 )
@@ -91,6 +95,7 @@ TRAIN_CHANGES: list[dict[str, Any]] = [
     {"train.schedule.warmup_epochs": 0},
     {"train.schedule.warmup_lr": 2e-5},
     {"train.schedule.min_lr": 3e-7},
+    {"train.schedule.shape": "one_cycle"},
     {"train.clip_norm": 1.0},
     {"train.accumulation_steps": 2},
     {"train.precision": "bfloat16"},
@@ -119,6 +124,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.std": (0.5, 0.4, 0.3)},
     {"data.val_fraction": 0.1},
     {"data.on_error": "skip"},
+    {"data.limit": 100},
     {"model.head": "cls"},
 ]
 QUESTIONS_CHANGES: list[dict[str, Any]] = [
@@ -574,6 +580,36 @@ def test_a_model_and_data_with_other_questions_are_refused_with_both_sizes(
     with pytest.raises(ValueError, match="question_dim") as error:
         changed(experiment, {"model.question_dim": question_dim})
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "model", [PerceiverConfig(image_size=75), LunaConfig(image_size=75, patch_size=15)], ids=label
+)
+def test_a_model_without_questions_is_refused_for_data_with_some(
+    model: PerceiverConfig | LunaConfig,
+) -> None:
+    with pytest.raises(ValueError, match=f"kind {model.kind} takes no questions: choose another"):
+        replace(QUESTIONS, model=model)
+
+
+@pytest.mark.parametrize("model", [BRIMsConfig(), LUNA_LRA], ids=label)
+def test_a_model_that_looks_pixels_up_takes_no_normalized_ones(
+    model: BRIMsConfig | LunaConfig,
+) -> None:
+    raw = replace(ImagesConfig("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert replace(IMAGES, data=raw, model=model).model == model
+    for data in (
+        ImagesConfig("cifar10"),
+        replace(raw, mean=(0.0, 0.0, 0.1)),
+        replace(raw, std=(1.0, 0.5, 1.0)),
+    ):
+        with pytest.raises(ValueError, match="takes pixels from 0 to 1, not normalized ones"):
+            replace(IMAGES, data=data, model=model)
+        assert replace(IMAGES, data=data).data == data  # others take them
+    triangles = replace(model, image_size=64)
+    assert replace(TRIANGLE, model=triangles).model == triangles
+    with pytest.raises(ValueError, match="takes pixels from 0 to 1"):
+        replace(TRIANGLE, data=TriangleConfig(raw=True), model=triangles)  # 0 and 255
 
 
 def test_the_order_of_the_types_of_questions_is_kept_in_yaml(tmp_path: Path) -> None:

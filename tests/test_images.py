@@ -25,6 +25,7 @@ from associative_transformer.data import (
     load_data,
     load_image,
     load_test,
+    show_image,
 )
 from associative_transformer.interface import PADDING, Batch, UserError
 
@@ -483,6 +484,17 @@ def test_the_test_split_alone_is_the_same_and_reads_no_training_image(folder: Pa
     held_out = load_test(config(folder), CPU)
     assert torch.equal(images(held_out.test.eval_batches(4)), whole)
     assert (held_out.class_names, held_out.num_skipped) == (("cat", "dog"), 0)
+
+
+def test_an_image_is_shown_as_it_is_stored(folder: Path) -> None:
+    settings = config(folder)
+    split = load_test(settings, CPU).test
+    stored = split.loader.images  # type: ignore[attr-defined]
+    for item in (0, 5):
+        assert (show_image(split, item, settings) == stored[split.rows[item]].numpy()).all()
+    raw = TriangleConfig(num_train=4, num_test=4, raw=True)
+    shown = show_image(load_test(raw, CPU).test, 2, raw)
+    assert shown.shape == (3, 64, 64) and set(np.unique(shown)) == {0, 255}
 
 
 def test_the_test_triangles_alone_are_the_same() -> None:

@@ -15,7 +15,11 @@ COMMANDS = {  # each is a file in commands/
     "train": "train a recipe, or go on with it",
     "eval": "score a trained model on its test images",
     "predict": "classify image files with a trained model, or ask about them",
+    "analyze": "measure what a trained model has learned, and draw it",
+    "report": "write a page that shows what a run has learned, or two runs side by side",
+    "bench": "time recipes side by side",
     "show": "draw images of a data set, with their classes or their questions and answers",
+    "run-table": "train all runs of a table that are missing",
     "table": "put finished runs beside the published results",
 }
 
@@ -26,7 +30,7 @@ def main() -> int:
         prog="ait",
         description="Associative Transformer: train, evaluate and use it.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:8} {summary}" for name, summary in COMMANDS.items())
+        + "\n".join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())
         + "\n\nait COMMAND --help tells more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,13 +48,14 @@ def _guarded(name: str, arguments: list[str]) -> int:
     from associative_transformer.interruption import Interrupted
 
     try:
-        import_module(f"associative_transformer.commands.{name}").run(arguments)
+        module = import_module(f"associative_transformer.commands.{name.replace('-', '_')}")
+        module.run(arguments)
     except UserError as error:
         print(f"ait: {error}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         again = [word for word in arguments if word not in ("--overwrite", "--resume")]
-        how = write_command("train", *again, "--resume")
+        how = write_command(name, *again, *["--resume"] * (name == "train"))
         print(f"ait: {stopped} and saved; go on with {how}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:

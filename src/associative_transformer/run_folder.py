@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 
+from associative_transformer.data import HeldOut, ImagesConfig, load_test
 from associative_transformer.experiment import (
     Experiment,
     differences,
@@ -136,6 +137,25 @@ def load_run(folder: Path) -> SavedRun:
         raise UserError(
             f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
         ) from error
+
+
+def load_test_of(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:
+    """Open the test split of a run, from `source` where its images have moved there.
+
+    Raises UserError where the data is generated and has no source, or has other classes.
+    """
+    config = run.experiment.data
+    if source is not None:
+        if not isinstance(config, ImagesConfig):
+            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
+        config = replace(config, source=source)
+    data = load_test(config, device)
+    if data.class_names != run.classes:
+        raise UserError(
+            f"the run knows the classes {', '.join(run.classes)} but the data has the classes "
+            f"{', '.join(data.class_names)}: pass a --source with those of the run"
+        )
+    return data
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:

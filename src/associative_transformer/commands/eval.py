@@ -1,18 +1,16 @@
 """`ait eval`: score the model of a run on its test images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from associative_transformer.command_line import check_counts, choose_device, parse
-from associative_transformer.data import ImagesConfig, load_test
 from associative_transformer.evaluate import (
     describe_kinds,
     evaluate,
     save_evaluation,
     summarize,
 )
-from associative_transformer.interface import UserError
-from associative_transformer.run_folder import load_run
+from associative_transformer.run_folder import load_run, load_test_of
 
 
 @dataclass(frozen=True)
@@ -37,21 +35,12 @@ def run(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eval")
     device = choose_device(options.device)
     saved = load_run(options.run)
-    config = saved.experiment.data
-    if options.source is not None:
-        if not isinstance(config, ImagesConfig):
-            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
-        config = replace(config, source=options.source)
-    data = load_test(config, device)
-    if data.class_names != saved.classes:
-        raise UserError(
-            f"the run knows the classes {', '.join(saved.classes)} but the data has the classes "
-            f"{', '.join(data.class_names)}: pass a --source with those of the run"
-        )
+    data = load_test_of(saved, options.source, device)
     batches = data.test.eval_batches(options.batch_size)
     scored = evaluate(saved.model.to(device), batches, len(saved.classes))
     summary = summarize(scored, data)
-    context = {"source": getattr(config, "source", None), "skipped_images": data.num_skipped}
+    source = options.source or getattr(saved.experiment.data, "source", None)
+    context = {"source": source, "skipped_images": data.num_skipped}
     save_evaluation(scored, {**summary, **context}, saved.classes, options.run)
     if "kinds" in summary:
         print(describe_kinds(summary["kinds"]))

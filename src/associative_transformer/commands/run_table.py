@@ -24,7 +24,7 @@ class RunTableOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds to train each recipe with."""
     budget: Budget = "paper"
-    """paper: as published; short: 10 epochs; smoke: one epoch of 100 images, to see it run."""
+    """paper: as published; short: 10 epochs; smoke: one epoch of 40 images, to see it run."""
     sources: dict[str, Path] = field(default_factory=dict)
     """Local copies in place of the hub, as in: --sources cifar10 PATH cifar100 PATH."""
     runs: Path = Path("runs")

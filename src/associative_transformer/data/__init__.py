@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -62,6 +63,7 @@ __all__ = [
     "load_data",
     "load_image",
     "load_test",
+    "show_image",
 ]
 
 AnyData = TriangleConfig | SortOfClevrConfig | ImagesConfig
@@ -154,6 +156,14 @@ def load_image(path: Path, config: AnyData) -> Float[Tensor, "C H W"]:
     size = input_size(config).image_size
     image = decode_image(path, size, "L" if isinstance(config, TriangleConfig) else "RGB")
     return Preparation(config.mean, config.std).normalize(image[None])[0]
+
+
+def show_image(split: Split, item: int, config: AnyData) -> UInt8[np.ndarray, "C H W"]:
+    """Give the image of an item for the eye, as it was before normalization."""
+    batch = next(iter(split.take(torch.tensor([item])).eval_batches(1)))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    pixels = batch.images[0].cpu() * std + mean
+    return (255 * pixels).round().clamp(0, 255).byte().numpy()
 
 
 def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Split:

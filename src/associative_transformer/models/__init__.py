@@ -150,6 +150,7 @@ def build_model(config: ModelConfig) -> PretrainedModel:
 
 
 @cache
+@cache
 def count_operations(config: ModelConfig) -> int:
     """Count the floating-point operations of one image's forward pass in training.
 

@@ -10,7 +10,7 @@ Budget = Literal["paper", "short", "smoke"]
 BUDGETS: tuple[Budget, ...] = ("paper", "short", "smoke")
 
 SHORT_EPOCHS = 10
-SMOKE_IMAGES = 100  # in training and again in testing; CIFAR-100 has one of each class then
+SMOKE_IMAGES = 40  # in training and again in testing; one of each class where that is more
 SMOKE_BATCH = 20
 
 
@@ -18,8 +18,8 @@ def shorten(recipe: Experiment, budget: Budget) -> Experiment:
     """Give the recipe as the budget trains it, named as `ait train` names one with overrides.
 
     paper: as it is. short: 10 epochs, one of them to warm up, or the recipe itself where it is no
-    longer. smoke: one epoch of 100 images in batches of 20, scored on 100 others, to see that
-    everything runs.
+    longer. smoke: one epoch of 40 images in batches of 20, or of an image for each class where
+    that is more, scored on as many others, to see that everything runs.
     """
     data, train = recipe.data, recipe.train
     if budget == "paper":
@@ -29,10 +29,11 @@ def shorten(recipe: Experiment, budget: Budget) -> Experiment:
         schedule = replace(train.schedule, warmup_epochs=min(train.schedule.warmup_epochs, 1))
         short = replace(recipe, train=replace(train, epochs=epochs, schedule=schedule))
     else:
+        images = max(SMOKE_IMAGES, recipe.model.num_classes)
         if isinstance(data, ImagesConfig):
-            data = replace(data, limit=SMOKE_IMAGES)
+            data = replace(data, limit=images)
         else:
-            data = replace(data, num_train=SMOKE_IMAGES, num_test=SMOKE_IMAGES)
+            data = replace(data, num_train=images, num_test=images)
         if isinstance(data, SortOfClevrConfig):
             data = replace(data, num_questions=1)  # of each type about each picture
         train = replace(train, epochs=1, batch_size=SMOKE_BATCH)

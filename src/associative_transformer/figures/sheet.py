@@ -1,4 +1,4 @@
-"""Numbers drawn as pictures; the only user of matplotlib."""
+"""Test images as sheets and files."""
 
 import io
 import textwrap

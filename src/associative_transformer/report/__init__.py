@@ -1,0 +1,196 @@
+"""A run as a page, or two side by side: one HTML file that needs no network and no other file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
+from associative_transformer.analysis.selection import Selected
+from associative_transformer.charts import Section
+from associative_transformer.data import HeldOut, ImagesConfig, Split, load_test
+from associative_transformer.experiment import write_file
+from associative_transformer.interface import UserError
+from associative_transformer.models import AiT
+from associative_transformer.report.answers import draw_answers
+from associative_transformer.report.attention import draw_competition
+from associative_transformer.report.comparison import compare_results, describe_differences
+from associative_transformer.report.facts import Facts, describe, describe_cost, read_facts
+from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
+from associative_transformer.report.images import describe_images, follow, list_images
+from associative_transformer.report.memory import draw_memory
+from associative_transformer.report.page import render
+from associative_transformer.report.priors import describe_priors, list_cards, winning_items
+from associative_transformer.report.retrieval import draw_retrieval
+from associative_transformer.report.training import draw_training
+from associative_transformer.run_folder import SavedRun, load_run
+
+__all__ = ["Effort", "write_comparison", "write_report"]
+
+NUM_SHOWN = 48  # test images in the image view, at most
+UNFINISHED = "This comes when the run is complete."
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What to analyze of a run, and where."""
+
+    num_images: int | None = 1_000  # of the test split; None: all
+    again: bool = False  # also where an analysis is stored
+    source: str | None = None  # of the images, where they don't lie where they lay in training
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A run with all that is shown of it."""
+
+    facts: Facts
+    analysis: Analysis
+    gallery: Gallery
+    run: SavedRun | None = None  # this and the next: None where it is not complete
+    split: Split | None = None  # test items in the order of the analysis
+
+
+def write_report(folder: Path, output: Path | None = None, effort: Effort | None = None) -> Path:
+    """Write the page of a run to its report.html, or elsewhere, and return where it is.
+
+    A run that is not complete is shown as far as it got, without its model. Raises UserError
+    where the folder holds no run, and for what `load_run` and `load_test` raise it.
+    """
+    studied = _study(folder, effort or Effort())
+    rows = [[section] for section in _sections(studied)]
+    facts = studied.facts
+    page = render(facts.name, facts.summary, rows, _list_widgets(studied))
+    return _write(output or folder / "report.html", page)
+
+
+def write_comparison(
+    folder: Path, other: Path, output: Path | None = None, effort: Effort | None = None
+) -> Path:
+    """Write a page with two runs side by side to the first one's comparison.html, or elsewhere.
+
+    Raises UserError like `write_report`.
+    """
+    both = [_study(each, effort or Effort()) for each in (folder, other)]
+    a, b = (studied.facts for studied in both)
+    columns = [{section.name: section for section in _sections(studied)} for studied in both]
+    shared = ("competition", "memory", "beta", "evaluation", "cost")
+    rows = [
+        [column["run"] for column in columns],
+        [compare_results({"A": a.result, "B": b.result})],
+        [describe_differences(a.experiment, b.experiment)],
+        [_draw_training({"A ": a, "B ": b})],
+        *([column[name] for column in columns] for name in shared),
+    ]
+    title = f"{a.name} (A) and {b.name} (B)"
+    page = render(title, f"A: {a.summary} B: {b.summary}", rows, {})
+    return _write(output or folder / "comparison.html", page)
+
+
+def _study(folder: Path, effort: Effort) -> Studied:
+    """Read a run, and analyze it where it is complete and that was not done before."""
+    facts = read_facts(folder)
+    if facts.result is None:
+        return Studied(facts, Analysis(), Gallery())
+    run = load_run(folder)
+    run.model.to(effort.device)
+    data = _load_data(run, effort)
+    analysis = None if effort.again else load_analysis(folder)
+    if analysis is None:
+        analysis = analyze(run, folder, data, effort.num_images)
+    split = sample(data.test)
+    answers, selection = analysis.answers, analysis.selection
+    needed: list[int] = [] if answers is None else answers.worst.tolist()
+    wanted: list[int] = []
+    if selection is not None:
+        needed += range(_num_shown(selection))
+        wanted = list(winning_items(selection))
+    shown = data._replace(test=split)
+    gallery = load_gallery(shown, run.experiment.data, needed, wanted)
+    return Studied(facts, analysis, gallery, run, split)
+
+
+def _load_data(run: SavedRun, effort: Effort) -> HeldOut:
+    config = run.experiment.data
+    if effort.source is not None:
+        if not isinstance(config, ImagesConfig):
+            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
+        config = replace(config, source=effort.source)
+    data = load_test(config, torch.device(effort.device))
+    if data.class_names != run.classes:
+        raise UserError(
+            f"the run knows the classes {', '.join(run.classes)} but the data has the classes "
+            f"{', '.join(data.class_names)}: pass a --source with those of the run"
+        )
+    return data
+
+
+def _sections(studied: Studied) -> list[Section]:
+    """Say everything about one run."""
+    facts, found = studied.facts, studied.analysis
+    result = facts.result or {}
+    mistakes = [] if found.answers is None else show_mistakes(found.answers, studied.gallery)
+    shown = 0 if found.selection is None else _num_shown(found.selection)
+    is_asked = studied.split is not None and studied.split.questions is not None
+    analyzed = {
+        section.name: section
+        for section in (
+            draw_competition(found.competition),
+            describe_priors(found.selection, found.specialization),
+            describe_images(found.selection, shown, is_asked),
+            draw_retrieval(found.basins, found.reconstruction),
+            draw_answers(found.answers, result.get("test_kinds", []), mistakes),
+        )
+    }
+    if facts.result is None:
+        analyzed = {name: replace(each, note=UNFINISHED) for name, each in analyzed.items()}
+    return [
+        describe(facts),
+        _draw_training({"": facts}),
+        analyzed["competition"],
+        analyzed["priors"],
+        analyzed["images"],
+        draw_memory(facts.memory, facts.epoch, found.capacity),
+        analyzed["beta"],
+        analyzed["evaluation"],
+        describe_cost(facts),
+    ]
+
+
+def _draw_training(runs: Mapping[str, Facts]) -> Section:
+    results = {prefix: facts.result or {} for prefix, facts in runs.items()}
+    tests = {prefix: result.get("test_accuracy") for prefix, result in results.items()}
+    return draw_training({name: facts.history.metrics for name, facts in runs.items()}, tests)
+
+
+def _list_widgets(studied: Studied) -> dict[str, Any]:
+    """Give what the script makes the cards and the image view of."""
+    found, gallery = studied.analysis.selection, studied.gallery
+    items = {
+        place: {"row": item.row, "text": item.text, "question": item.question}
+        for place, item in gallery.items.items()
+    }
+    data: dict[str, Any] = {"items": items, "sources": gallery.sources}
+    if found is not None and studied.run is not None and studied.split is not None:
+        places = list(range(_num_shown(found)))
+        model = cast(AiT, studied.run.model)
+        followed = follow(model, studied.split.take(torch.tensor(places)))
+        classes = [gallery.items[place].classes for place in places]
+        data |= {
+            "side": round(model.embed.num_patches**0.5),  # patches
+            "priors": list_cards(found, studied.analysis.specialization),
+            "images": list_images(found, followed, classes),
+        }
+    return data
+
+
+def _num_shown(found: Selected) -> int:
+    return min(found.taken.shape[3], NUM_SHOWN)
+
+
+def _write(path: Path, page: str) -> Path:
+    write_file(path, page.encode())
+    return path

@@ -1,0 +1,129 @@
+"""The explicit memory: how alike its priors are, how they lie, and how they moved.
+
+Dims     T epochs   L layers   M priors   D prior width
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from associative_transformer.analysis.capacity import Capacity
+from associative_transformer.analysis.selection import measure_drift
+from associative_transformer.charts import (
+    Chart,
+    Choice,
+    Figure,
+    Heat,
+    Lines,
+    Points,
+    Section,
+    Series,
+)
+
+SAME = 1e-4  # priors that differ by less, as a share of their norm, lie on one point
+
+
+def draw_memory(
+    memory: Float[np.ndarray, "T L M D"] | None, epoch: int, capacity: Capacity | None = None
+) -> Section:
+    """Draw the memory as it was after an epoch, counted from 1, and its way there.
+
+    `memory` is None where the model has none.
+    """
+    if memory is None:
+        return Section("memory", "Memory", "This model has no memory.")
+    num_layers, num_priors, prior_dim = memory.shape[1:]
+    layers = [f"layer {layer + 1}" for layer in range(num_layers)]
+    figures = []
+    for layer, priors in enumerate(memory[epoch - 1]):
+        charts: list[Chart] = [_compare(priors, layers[layer]), _project(priors, layers[layer])]
+        figures += [Figure(chart, {"layer": layer}) for chart in charts]
+    figures += [
+        Figure(chart, {"layer": layer}) for layer, chart in _draw_capacity(capacity, layers)
+    ]
+    drift = measure_drift(memory)
+    for title, label, values in (
+        ("Drift of the priors", "mean angle to the epoch before, °", drift.angle),
+        (
+            "Effective rank",
+            f"directions in use, of {min(num_priors, prior_dim)}",
+            drift.effective_rank,
+        ),
+    ):
+        lines = [
+            Series(name, drift.epochs, column.tolist())
+            for name, column in zip(layers, values.T, strict=True)
+        ]
+        figures.append(Figure(Lines(title, "epoch", label, lines, start=0)))
+    ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
+    note = (
+        f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. The "
+        f"effective rank, how many directions they fill, is {ranks} from the first layer to the "
+        "last."
+    )
+    return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
+
+
+def _compare(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
+    unit = priors / np.linalg.norm(priors, axis=-1, keepdims=True)
+    similarity, numbers = unit @ unit.T, _number(len(priors))
+    others = similarity[~np.eye(len(priors), dtype=bool)]
+    return Heat(
+        f"Similarity of the priors, {layer}",
+        "prior",
+        "prior",
+        rows=numbers,
+        columns=numbers,
+        values=similarity.tolist(),
+        low=-1,
+        high=1,
+        note=f"Mean cosine of two different priors: {others.mean() if others.size else 1:.2f}.",
+        colors="diverging",
+        unit="cosine",
+    )
+
+
+def _project(priors: Float[np.ndarray, "M D"], layer: str) -> Points:
+    """Draw the priors in the plane of their two main components."""
+    centered = priors - priors.mean(axis=0)
+    u, strength, _ = np.linalg.svd(centered, full_matrices=False)
+    if strength[0] < SAME * np.linalg.norm(priors):  # what is left is rounding
+        strength = np.zeros_like(strength)
+    shares = 100 * strength**2 / max((strength**2).sum(), 1e-12)
+    places = np.zeros((len(priors), 2))
+    shown = min(2, len(strength))
+    places[:, :shown] = (u * strength)[:, :shown] + 0.0  # no -0
+    first, second = (f"{share:.0f} %" for share in [*shares, 0.0, 0.0][:2])
+    x, y = places.T.tolist()
+    return Points(
+        f"Priors in a plane, {layer}",
+        f"component 1 ({first})",
+        f"component 2 ({second})",
+        x,
+        y,
+        "The plane of their two main components, with their shares of the variance.",
+        labels=_number(len(priors)),
+    )
+
+
+def _draw_capacity(found: Capacity | None, layers: list[str]) -> Iterator[tuple[int, Lines]]:
+    """Draw how a memory fills as its priors and the pool grow."""
+    if found is None:
+        return
+    numbers = found.num_priors.tolist()
+    for layer, name in enumerate(layers):
+        for title, values in (
+            ("Effective rank of fresh memories", found.effective_rank),
+            ("Attractors that recall themselves", found.recalled),
+        ):
+            lines = [
+                Series(f"pool of {size:,}", numbers, values[layer, :, place].tolist())
+                for place, size in enumerate(found.pool_sizes.tolist())
+            ]
+            label = "directions in use" if values is found.effective_rank else "share"
+            yield layer, Lines(f"{title}, {name}", "priors", label, lines, is_log=True, start=0)
+
+
+def _number(num_priors: int) -> list[str]:
+    return [str(prior + 1) for prior in range(num_priors)]

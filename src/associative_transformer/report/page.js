@@ -1,0 +1,169 @@
+/** Cards, image view, and what the reader chooses. */
+(() => {
+  const { draw, drawing, fill, hint, node, shape, text, viridis, write } = charts;
+  const data = JSON.parse(document.getElementById("data").textContent);
+
+  // --- test images ---
+
+  const patchName = (patch) => patch < 0 ? "the question"
+    : `patch in row ${Math.floor(patch / data.side) + 1}, column ${(patch % data.side) + 1}`;
+
+  function cell(patch, { around = 0, ...attributes }, ...children) {
+    const size = 100 / data.side, width = size + 2 * around;
+    const x = size * (patch % data.side) - around, y = size * Math.floor(patch / data.side) - around;
+    return shape("rect", { x, y, width, height: width, fill: "none", ...attributes }, ...children);
+  }
+
+  function picture(place, label, ...marks) {
+    const source = data.sources[data.items[place].row];
+    const image = shape("image", { href: source, width: 100, height: 100, preserveAspectRatio: "none" });
+    const plot = drawing(100, 100, `Test item ${Number(place) + 1}: ${data.items[place].text}${label}`, image, ...marks);
+    plot.classList.add("picture");
+    return plot;
+  }
+
+  function winner([place, patch, score]) {
+    const marks = patch < 0 ? [] : [
+      cell(patch, { around: 2, stroke: "#fff", "stroke-width": 5 }),
+      cell(patch, { around: 1.6, stroke: "#d55e00", "stroke-width": 3.2 }),
+    ];
+    const words = `score ${write(score)}: ${patchName(patch)} of ${data.items[place].text}`;
+    const plot = picture(place, `; ${patchName(patch)}`, ...marks, hint(words));
+    plot.setAttribute("viewBox", "-4 -4 108 108"); // room for the frame
+    return plot;
+  }
+
+  // --- cards of the priors ---
+
+  function position(shares) {
+    const most = Math.max(...shares) || 1;
+    const cells = shares.map((share, patch) => cell(patch, { fill: viridis(share / most) }, hint(`${patchName(patch)}: ${write(100 * share)} %`)));
+    const plot = drawing(100, 100, "Where in the image it takes patches", ...cells);
+    fill(plot, { width: 56, height: 56 }, []);
+    return plot;
+  }
+
+  const row = (tag, words) => node("tr", {}, ...words.map((word) => node(tag, {}, word)));
+
+  function table(head, rows) {
+    const body = node("tbody", {}, ...rows.map((words) => row("td", words)));
+    return node("table", {}, node("thead", {}, row("th", head)), body);
+  }
+
+  function card(layer, head, prior) {
+    const badges = ["dead", "duplicate"].filter((name) => layer[name][prior]);
+    const known = head.winners[prior].filter(([place]) => place in data.items);
+    const item = node("li", { class: "card", "data-prior": prior },
+      node("h3", {}, `Prior ${prior + 1}`, ...badges.map((name) => node("span", { class: "badge" }, name))),
+      node("p", {}, `usage ${write(100 * layer.usage[prior])} %, entropy ${write(head.entropy[prior])} bits`),
+      node("div", { class: "thumbs" }, ...known.map(winner)));
+    const special = head.special;
+    if (!special) return item;
+    const rows = ["class", "position", "content"].map((name, i) =>
+      [name, ...["information", "baseline", "p"].map((key) => write(special[key][i][prior], 2))]);
+    const facts = node("div", { class: "facts" }, table(["about", "bits", "chance", "p"], rows));
+    if (special.position[prior].length === data.side ** 2) facts.append(position(special.position[prior]));
+    item.append(facts, node("p", {}, `mostly ${special.class[prior]}: ${write(100 * special.share[prior])} % of its patches`));
+    return item;
+  }
+
+  function priors(widget, choice) {
+    const layer = data.priors[choice.layer], head = layer.heads[choice.head];
+    const order = { number: (i) => i, usage: (i) => -layer.usage[i], entropy: (i) => head.entropy[i] }[choice.order];
+    const kept = layer.usage.map((_, i) => i).filter((i) => ({
+      all: true, dead: layer.dead[i], duplicate: layer.duplicate[i], plain: !layer.dead[i] && !layer.duplicate[i],
+    })[choice.show] && 100 * layer.usage[i] >= Number(choice.usage)
+      && (choice.entropy === "" || head.entropy[i] <= Number(choice.entropy)));
+    kept.sort((i, j) => order(i) - order(j) || i - j);
+    if (!widget.children.length) widget.append(node("p", { role: "status" }), node("ul", { class: "cards" }));
+    widget.children[0].textContent = `${kept.length} of ${layer.usage.length} priors`;
+    widget.children[1].replaceChildren(...kept.map((i) => card(layer, head, i)));
+  }
+
+  // --- image view ---
+
+  function picker() {
+    const buttons = data.images.map((_, place) => {
+      const input = node("input", { type: "radio", name: "image", value: place, "data-choice": "image", "aria-label": `Test item ${place + 1}: ${data.items[place].text}` });
+      input.checked = place === 0;
+      const label = node("label", {}, input, picture(place, ""));
+      label.lastChild.setAttribute("aria-hidden", "true");
+      return label;
+    });
+    return node("fieldset", { class: "picker" }, node("legend", {}, "Test image"), ...buttons);
+  }
+
+  function images(widget, choice) {
+    if (!widget.children.length) widget.append(picker(), node("div", { class: "view" }));
+    const place = Number(widget.querySelector("input:checked").value);
+    const image = data.images[place], taken = image.taken[choice.layer][choice.head];
+    const marks = taken.flatMap(([patch, count, first]) => {
+      const box = cell(patch, { stroke: "#fff", "stroke-width": 0.8, fill: "#d55e00", "fill-opacity": 0.22 });
+      const size = 100 / data.side, x = size * (patch % data.side + 0.5), y = size * (Math.floor(patch / data.side) + 0.5);
+      const font = Math.min(size * 0.36, 9);
+      const style = `font: 600 ${font}px system-ui, sans-serif; fill: #fff; stroke: #000; stroke-width: ${font / 5}; paint-order: stroke`;
+      return [box, text(x, y + font / 3, `${first + 1}${count > 1 ? "+" : ""}`, { "text-anchor": "middle", style })];
+    });
+    const whole = picture(place, `; ${taken.length} patches are taken`, ...marks);
+    whole.classList.add("whole");
+    const said = `Answered: ${image.predicted}, ${write(100 * image.confidence)} % sure.`;
+    const left = node("div", {}, whole, node("p", {}, `Test item ${place + 1}: ${data.items[place].text}. ${said}`));
+    const right = node("div");
+    widget.lastChild.replaceChildren(left, right);
+    const energy = image.energy && image.energy[choice.layer], count = energy ? energy.length : data.side ** 2;
+    const before = count - data.side ** 2, by = new Map(taken.map(([patch, ...rest]) => [patch, rest]));
+    if (energy) {
+      const series = energy.map((y, i) => ({ name: `token ${i + 1}`, x: y.map((_, step) => step), y, spread: [] }));
+      const plot = node("div", { class: "plot" });
+      right.append(node("figure", {}, node("figcaption", {}, "Energy of its tokens along the retrieval"), plot));
+      draw(plot, { kind: "lines", title: "Energy of its tokens along the retrieval; the table has the numbers", x_label: "retrieval steps", y_label: "energy", series, is_thin: true });
+    }
+    const rows = Array.from({ length: count }, (_, token) => {
+      const patch = token - before, [number, ...best] = by.get(patch) || [0];
+      const who = best.map((prior) => prior + 1).join(", ") + (number > best.length ? ` and ${number - best.length} more` : "");
+      const words = [patchName(patch < 0 ? -1 : patch), who || "nobody"];
+      if (energy) words.push(`${image.nearest[choice.layer][token] + 1}`, write(energy[token][0], 4), write(energy[token].at(-1), 4));
+      return words;
+    });
+    const head = ["token", "taken by prior", ...(energy ? ["reads most from prior", "energy before", "energy after"] : [])];
+    right.append(node("details", {}, node("summary", { "aria-label": "Table: tokens" }, "Table"), node("div", { class: "wide" }, table(head, rows))));
+  }
+
+  const WIDGETS = { priors, images };
+
+  // --- what the reader chooses ---
+
+  function show(side) {
+    const controls = [...side.querySelectorAll(".controls [data-choice]")];
+    const choice = Object.fromEntries(controls.map((control) => [control.dataset.choice, control.value]));
+    for (const slider of controls.filter((control) => control.type === "range")) {
+      const word = JSON.parse(slider.dataset.options)[slider.value];
+      slider.setAttribute("aria-valuetext", word);
+      slider.nextElementSibling.textContent = word;
+    }
+    for (const figure of side.querySelectorAll("[data-chart]")) {
+      const where = Object.entries(JSON.parse(figure.dataset.where));
+      figure.hidden = where.some(([name, place]) => choice[name] !== `${place}`);
+      if (!figure.hidden) draw(figure.querySelector(".plot"), data.charts[figure.dataset.chart]);
+    }
+    const widget = side.querySelector("[data-widget]");
+    if (widget && data[widget.dataset.widget]) WIDGETS[widget.dataset.widget](widget, choice);
+  }
+
+  document.documentElement.classList.add("js");
+  const sides = [...document.querySelectorAll(".side")];
+  for (const side of sides) side.addEventListener("input", () => show(side));
+  sides.forEach(show);
+
+  let waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => sides.forEach(show), 150);
+  });
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of folded) details.open = true;
+  });
+  addEventListener("afterprint", () => folded.forEach((details) => (details.open = false)));
+})();
