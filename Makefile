@@ -2,7 +2,8 @@
 # Use another Python with `make demo PYTHON=python3.12`; it needs 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -q
+# a process for each core, so one thread is enough in each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
 
 .PHONY: demo test check lint

@@ -334,7 +334,11 @@ def test_the_command_writes_results_and_says_the_main_numbers(folder: Path, ait:
         *_describe_selection(read.selection),
         *_describe_basins(read.basins),
         f"written: {folder / 'analysis'}",
+        "drawn:   competition, selection, specialization, basins, reconstruction, capacity in "
+        f"{folder / 'figures'}",
     ]
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn >= {"competition.png", "competition.svg", "capacity.png", "capacity.svg"}
 
 
 @pytest.mark.parametrize("name", MODELS)

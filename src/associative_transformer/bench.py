@@ -29,7 +29,7 @@ from associative_transformer.step import TrainingStep, make_accelerator
 What = Literal["step", "infer"]
 WARM_UP = 2  # rounds that are not counted
 MATRIX_SIZE = 4_096  # of the product that gives a GPU's matrix peak
-CPU_MATRIX_SIZE = 1_024
+CPU_MATRIX_SIZE = 2_048
 
 
 @dataclass(frozen=True)
