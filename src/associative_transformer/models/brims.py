@@ -273,9 +273,9 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         return states
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Compile a single step, in place: all steps in one graph would take minutes.
+        """Compile one step, in place, which all share: all in one graph would take minutes.
 
-        Takes the arguments of `torch.compile`. Nothing is gained by several steps in one graph.
+        Takes the arguments of `torch.compile`. On a CPU a graph of several steps is no faster.
         """
         self.step.compile(*args, **kwargs)
 
