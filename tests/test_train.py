@@ -32,7 +32,14 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.interruption import Interrupted
 from associative_transformer.models import (
     AiTConfig,
+    BRIMsConfig,
+    CoordinationConfig,
+    FourierConfig,
+    LunaConfig,
+    PerceiverConfig,
     RelationNetworkConfig,
+    SetTransformerConfig,
+    SlotsConfig,
     ViTConfig,
     load_model,
 )
@@ -99,6 +106,30 @@ RELATIONS = replace(
     model=RelationNetworkConfig(conv_dim=4, hidden_dim=8, num_relation_layers=2),
     train=replace(EXPERIMENT.train, batch_size=12),
 )
+TRIANGLE_SIZES = {"image_size": 64, "num_classes": 2}
+COMPARED = {  # by name, each with dropout where it has it
+    "coordination": CoordinationConfig(
+        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, slots=SlotsConfig(num_slots=3)
+    ),
+    "perceiver": PerceiverConfig(
+        **TRIANGLE_SIZES,
+        fourier=FourierConfig(num_bands=2),
+        num_latents=3,
+        latent_dim=8,
+        depth=2,
+        tie="after_first",
+        dropout=0.1,
+    ),
+    "set transformer": SetTransformerConfig(
+        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, hidden_dim=16, depth=1, num_inducing=2
+    ),
+    "brims": BRIMsConfig(
+        **TRIANGLE_SIZES, resolution=3, embed_dim=12, num_modules=6, module_dim=2
+    ),
+    "luna": LunaConfig(
+        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, num_heads=2, num_packed=2, dropout=0.1
+    ),
+}
 
 
 def vary(
@@ -448,6 +479,7 @@ VARIATIONS = {
     "validation": vary(data={"val_fraction": 0.25}, batch_size=12),
     "dropout in the write": vary(workspace={"dropout": 0.5, "reset_each_epoch": True}),
     "accumulation": vary(accumulation_steps=4, clip_norm=0.5, checkpoint_every=1, log_every=1),
+    **{name: replace(EXPERIMENT, model=model) for name, model in COMPARED.items()},
 }
 
 
