@@ -5,6 +5,7 @@ And what several tests of the command line need.
 
 import random
 import re
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import pytest
 import torch
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# a shell's background jobs are started with SIGINT ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Said(NamedTuple):
