@@ -209,7 +209,7 @@ def test_a_smoke_run_fills_its_section_of_the_table_and_no_other(ait: Ait, tmp_p
     (path,) = tmp_path.glob("runs/*/0/result.json")
     assert path.parent.parent.name == shorten(RECIPES[name], "smoke").name
     result = json.loads(path.read_text())
-    assert (result["test_images"], result["test_questions"], result["epochs"]) == (100, 200, 1)
+    assert (result["test_images"], result["test_questions"], result["epochs"]) == (40, 80, 1)
     assert "1 of them complete" in ait(*command).out
     table = ait("table", "relational", "--format", "markdown").out
     above, below = table.split("### budget smoke: not comparable with any row above")

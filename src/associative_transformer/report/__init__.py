@@ -10,9 +10,8 @@ import torch
 from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
 from associative_transformer.analysis.selection import Selected
 from associative_transformer.charts import Section
-from associative_transformer.data import HeldOut, ImagesConfig, Split, load_test
+from associative_transformer.data import Split
 from associative_transformer.experiment import write_file
-from associative_transformer.interface import UserError
 from associative_transformer.models import AiT
 from associative_transformer.report.answers import draw_answers
 from associative_transformer.report.attention import draw_competition
@@ -25,7 +24,7 @@ from associative_transformer.report.page import render
 from associative_transformer.report.priors import describe_priors, list_cards, winning_items
 from associative_transformer.report.retrieval import draw_retrieval
 from associative_transformer.report.training import draw_training
-from associative_transformer.run_folder import SavedRun, load_run
+from associative_transformer.run_folder import SavedRun, load_run, load_test_of
 
 __all__ = ["Effort", "write_comparison", "write_report"]
 
@@ -58,7 +57,7 @@ def write_report(folder: Path, output: Path | None = None, effort: Effort | None
     """Write the page of a run to its report.html, or elsewhere, and return where it is.
 
     A run that is not complete is shown as far as it got, without its model. Raises UserError
-    where the folder holds no run, and for what `load_run` and `load_test` raise it.
+    where the folder holds no run, and for what `load_run` and `load_test_of` raise it.
     """
     studied = _study(folder, effort or Effort())
     rows = [[section] for section in _sections(studied)]
@@ -97,7 +96,7 @@ def _study(folder: Path, effort: Effort) -> Studied:
         return Studied(facts, Analysis(), Gallery())
     run = load_run(folder)
     run.model.to(effort.device)
-    data = _load_data(run, effort)
+    data = load_test_of(run, effort.source, torch.device(effort.device))
     analysis = None if effort.again else load_analysis(folder)
     if analysis is None:
         analysis = analyze(run, folder, data, effort.num_images)
@@ -111,21 +110,6 @@ def _study(folder: Path, effort: Effort) -> Studied:
     shown = data._replace(test=split)
     gallery = load_gallery(shown, run.experiment.data, needed, wanted)
     return Studied(facts, analysis, gallery, run, split)
-
-
-def _load_data(run: SavedRun, effort: Effort) -> HeldOut:
-    config = run.experiment.data
-    if effort.source is not None:
-        if not isinstance(config, ImagesConfig):
-            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
-        config = replace(config, source=effort.source)
-    data = load_test(config, torch.device(effort.device))
-    if data.class_names != run.classes:
-        raise UserError(
-            f"the run knows the classes {', '.join(run.classes)} but the data has the classes "
-            f"{', '.join(data.class_names)}: pass a --source with those of the run"
-        )
-    return data
 
 
 def _sections(studied: Studied) -> list[Section]:
