@@ -15,7 +15,7 @@ import slow_brims
 from associative_transformer.models import brims
 from associative_transformer.models.brims import BRIMS, BRIMs, BRIMsConfig, State, flat
 
-TINY = BRIMsConfig(  # 9 steps; two chunks, the second one shorter
+TINY = BRIMsConfig(  # 9 steps
     image_size=6,
     resolution=3,
     num_classes=5,
@@ -32,11 +32,6 @@ TINY = BRIMsConfig(  # 9 steps; two chunks, the second one shorter
 DROPPING = replace(TINY, dropout=0.5, attention_dropout=0.1)
 
 
-@pytest.fixture(autouse=True)
-def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brims, "CHUNK", 5)
-
-
 def shaken(config: BRIMsConfig) -> BRIMs:
     """In float64 and off the start, where a forgotten bias would not show."""
     model = BRIMs(config).double()
@@ -51,7 +46,7 @@ def pictures(config: BRIMsConfig, batch: int) -> Tensor:
 
 
 def slow_layer(model: BRIMs, place: int) -> slow_brims.Layer:
-    c, layer, kv = model.config, model.step.layers[place], model.step.to_kv[place]
+    c, layer, kv = model.config, model.recurrence.layers[place], model.recurrence.to_kv[place]
     q, lstm_h = layer.h_to_q_gates[..., : c.key_dim], layer.h_to_q_gates[..., c.key_dim :]
     comm_q, comm_k, comm_v = layer.to_qkv.chunk(3, dim=-1)
     (gate, out), (gate_bias, out_bias) = (
@@ -112,11 +107,11 @@ def one_step(
     model: BRIMs, batch: int, place: int = 0, kept: Tensor | None = None
 ) -> tuple[Tensor, State, State]:
     """Take a step of one layer: vectors of its sources, state before, state after."""
-    c, layer = model.config, model.step.layers[place]
-    vectors = torch.randn(len(model.step.to_kv[place]) - 1, batch, c.embed_dim).double()
+    c, layer = model.config, model.recurrence.layers[place]
+    vectors = torch.randn(len(model.recurrence.to_kv[place]) - 1, batch, c.embed_dim).double()
     before = State(*torch.randn(2, c.num_modules, batch, c.module_dim).double())
     before.h.requires_grad_()
-    return vectors, before, layer(vectors @ model.step.to_kv[place][1:], before, kept)
+    return vectors, before, layer(vectors @ model.recurrence.to_kv[place][1:], before, kept)
 
 
 def slow_steps(
@@ -166,7 +161,7 @@ def test_the_modules_that_attend_most_to_nothing_keep_their_state(
 def test_of_modules_that_tie_the_first_are_active() -> None:
     model = shaken(replace(TINY, resolution=1))  # before the only step every query is zero
     states: list[State] = []
-    model.step.register_forward_hook(lambda _, __, output: states.extend(output))
+    model.recurrence.register_forward_hook(lambda _, __, output: states.extend(output))
     model(pictures(TINY, 3))
     for state in states:
         for x in state:
@@ -189,25 +184,24 @@ def test_dropout_acts_on_what_is_seen_and_on_what_is_heard() -> None:
 def test_dropout_of_the_attentions_is_drawn_for_each_step_layer_and_module() -> None:
     model = BRIMs(replace(TINY, attention_dropout=0.25))
     kept = model.draw(7, 100)
-    assert kept is not None and kept.shape == (7, 2, 4, 100, 12 + 3)
+    assert kept.shape == (7, 2, 4, 100, 12 + 3)
     assert abs(kept.double().mean() - 0.75) < 0.01
     drawn = kept.flatten(0, 2)
     assert len({tuple(row) for row in drawn.flatten(1).tolist()}) == 7 * 2 * 4
-    assert model.eval().draw(7, 100) is None
 
 
 def test_dropout_acts_on_the_embeddings_and_on_the_last_state() -> None:
     config = replace(TINY, embed_dim=24, num_modules=8, module_dim=3, key_dim=12, dropout=0.5)
     model, images = shaken(config), pictures(config, 16)
     with torch.no_grad():
-        model.step.to_kv[0][1] = torch.eye(24)  # keys and values are then the embeddings
+        model.recurrence.to_kv[0][1] = torch.eye(24)  # keys and values are then the embeddings
     seen: dict[str, list[Tensor]] = {"pixel": [], "h": [], "last": []}
-    model.step.register_forward_pre_hook(lambda _, args: seen["pixel"].append(args[0]))
-    model.step.register_forward_hook(lambda _, __, new: seen["h"].append(flat(new[-1].h)))
+    model.recurrence.register_forward_pre_hook(lambda _, args: seen["pixel"].append(args[0]))
+    model.recurrence.register_forward_hook(lambda _, __, new: seen["h"].append(flat(new[-1].h)))
     model.head.register_forward_pre_hook(lambda _, args: seen["last"].append(args[0]))
     model(images)
     embedded = model.embed(model.read(images)).flatten(2)
-    pairs = [(torch.stack(seen["pixel"]), embedded), (seen["last"][0], seen["h"][-1])]
+    pairs = [(torch.cat(seen["pixel"]), embedded), (seen["last"][0], seen["h"][-1])]
     for dropped, whole in pairs:
         is_kept = dropped != 0
         assert 0.4 < is_kept[whole != 0].double().mean() < 0.6
@@ -224,7 +218,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_active_modules_hear_inactive_ones_but_do_not_teach_them() -> None:
     model = shaken(TINY)
-    layer = model.step.layers[0]
+    layer = model.recurrence.layers[0]
     vectors, before, after = one_step(model, 1)
     is_active = changed(before, after)[:, 0]
     weights = [layer.u_to_gates, layer.biases, before.h]
@@ -234,7 +228,7 @@ def test_active_modules_hear_inactive_ones_but_do_not_teach_them() -> None:
         assert [bool(module.any()) for module in gradient] == is_active.tolist()
     with torch.no_grad():  # other thoughts of the inactive modules
         layer.biases[:, ~is_active] += 1
-    again = layer(vectors @ model.step.to_kv[0][1:], before, None)
+    again = layer(vectors @ model.recurrence.to_kv[0][1:], before, None)
     assert torch.equal(changed(before, again)[:, 0], is_active)
     assert (again.h != after.h).any(dim=-1)[is_active].all()
 
@@ -243,17 +237,17 @@ def test_active_modules_teach_each_other() -> None:
     model = shaken(TINY)
     _, before, after = one_step(model, 1)
     one, other = changed(before, after)[:, 0].nonzero().flatten()
-    gradient = torch.autograd.grad(after.h[one].sum(), model.step.layers[0].biases)[0]
+    gradient = torch.autograd.grad(after.h[one].sum(), model.recurrence.layers[0].biases)[0]
     assert gradient[:, other].any()
 
 
 def test_no_gradient_flows_through_the_competition() -> None:
     model = shaken(TINY)
     with torch.no_grad():
-        for weight in model.step.to_kv:
+        for weight in model.recurrence.to_kv:
             weight[..., TINY.key_dim :] = 0  # so that queries and keys only choose who is active
     model(pictures(TINY, 4)).logits.square().sum().backward()
-    for layer, weight in zip(model.step.layers, model.step.to_kv, strict=True):
+    for layer, weight in zip(model.recurrence.layers, model.recurrence.to_kv, strict=True):
         assert not layer.h_to_q_gates.grad[..., : TINY.key_dim].any()
         assert not weight.grad[..., : TINY.key_dim].any()
     assert layer.h_to_q_gates.grad[..., TINY.key_dim :].any()
@@ -262,14 +256,14 @@ def test_no_gradient_flows_through_the_competition() -> None:
 def test_a_layer_sees_the_inactive_modules_of_the_one_below_too() -> None:
     model = shaken(TINY)
     seen: list[Tensor] = []
-    model.step.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.recurrence.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     states = [State(*torch.randn(2, 4, 1, 3).double()) for _ in range(2)]
     states[0].h.requires_grad_()
-    after = model.step(torch.randn(1, 5 + 12).double(), states, None)
+    after = model.recurrence(torch.randn(1, 1, 5 + 12).double(), states, None)
     is_active = changed(states[0], after[0])[:, 0]
     assert is_active.sum() == 2
     below = torch.cat(list(after[0].h), dim=-1)
-    torch.testing.assert_close(seen[0][0], below @ model.step.to_kv[1][1])
+    torch.testing.assert_close(seen[0][0], below @ model.recurrence.to_kv[1][1])
     # a module that kept its state is seen through it
     gradient = torch.autograd.grad(seen[0].sum(), states[0].h)[0]
     assert gradient[~is_active].all()
@@ -279,7 +273,7 @@ def test_the_null_source_has_weights_without_effect() -> None:
     model, images = shaken(TINY), pictures(TINY, 2)
     logits = model(images).logits
     logits.sum().backward()
-    for weight in model.step.to_kv:
+    for weight in model.recurrence.to_kv:
         assert not weight.grad[0].any()
         assert weight.grad[1:].flatten(1).any(dim=1).all()
         with torch.no_grad():
@@ -304,12 +298,12 @@ def test_every_shade_has_an_embedding_of_its_own_in_each_channel() -> None:
     assert rows.T.flatten().tolist() == list(range(3 * 256))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 9, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 5, 9, 100])
 def test_the_length_of_a_chunk_changes_no_number(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, images, results = shaken(DROPPING), pictures(TINY, 4), []
-    for length in (5, chunk):
+    for length in (brims.CHUNK, chunk):
         monkeypatch.setattr(brims, "CHUNK", length)
         torch.manual_seed(0)
         logits = model(images).logits
@@ -341,7 +335,7 @@ def test_activation_checkpointing_changes_no_number() -> None:
 
 def test_activation_checkpointing_recomputes_in_training_only() -> None:
     model, images, calls = BRIMs(TINY), pictures(TINY, 2), []
-    model.step.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.recurrence.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
 
     def steps() -> int:
         calls.clear()
@@ -394,7 +388,7 @@ def test_bfloat16_autocast_stays_close_and_trains_in_float32() -> None:
 def test_bfloat16_autocast_ranks_the_modules_in_float32() -> None:
     model, images = shaken(TINY).float(), pictures(TINY, 4)
     scores: list[Tensor] = []
-    for layer in model.step.layers:
+    for layer in model.recurrence.layers:
         attend = layer.attend
         layer.attend = lambda q, k, attend=attend: scores.append(attend(q, k)) or scores[-1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -429,12 +423,12 @@ def test_a_model_runs_on_the_meta_device() -> None:
 def test_the_weights_start_on_the_scales_of_the_reference() -> None:
     model, bound = BRIMs(BRIMS), 300**-0.5
     scales = [(model.embed.weight, 0.1), (model.head.weight, 0.1)]
-    for layer in model.step.layers:
+    for layer in model.recurrence.layers:
         to_q, to_gates = layer.h_to_q_gates.split([32, 200], dim=-1)
         scales += [(weight, bound) for weight in (to_gates, layer.u_to_gates, layer.biases)]
         for weight in (to_q, layer.to_qkv):
             assert abs(weight.std() - 0.01) < 0.0005
-    for weight in model.step.to_kv:
+    for weight in model.recurrence.to_kv:
         assert abs(weight.std() - 0.01) < 0.0005
     for weight, limit in scales:
         assert weight.abs().max() <= limit
@@ -478,26 +472,25 @@ def test_a_saved_model_gives_the_same_answers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fresh_compiler() -> Iterator[None]:
+def two_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BRIMsConfig]:
+    monkeypatch.setattr(brims, "CHUNK", 2)
     torch.compiler.reset()
-    yield
+    yield replace(DROPPING, resolution=2)
     torch.compiler.reset()
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_step_gives_the_same_numbers_dropout_included(recompute: bool) -> None:
-    eager, images = BRIMs(DROPPING), pictures(TINY, 4)
+def test_compiled_chunks_give_the_same_numbers_dropout_included(two_chunks: BRIMsConfig) -> None:
+    eager, images = BRIMs(two_chunks), pictures(two_chunks, 4)
     fast = copy.deepcopy(eager)
-    fast.set_grad_checkpointing(recompute)
     fast.compile(fullgraph=True, backend="aot_eager")
     assert fast.state_dict().keys() == eager.state_dict().keys()
-    for seed in range(2):
+    for step, recompute in enumerate((False, False, True)):
+        fast.set_grad_checkpointing(recompute)
         losses = []
         for model in (eager, fast):
-            torch.manual_seed(seed)
-            with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
+            torch.manual_seed(step)
+            with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
                 losses.append(loss_of(model, images))
                 losses[-1].backward()
         torch.testing.assert_close(*losses)
@@ -509,19 +502,19 @@ def test_a_compiled_step_gives_the_same_numbers_dropout_included(recompute: bool
 
 
 @pytest.mark.compiled
-@pytest.mark.usefixtures("fresh_compiler")
-def test_one_graph_of_one_step_serves_all_steps() -> None:
-    graphs: list[int] = []
+def test_one_graph_serves_all_chunks(two_chunks: BRIMsConfig) -> None:
+    ranked: list[int] = []
 
     def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
-        graphs.append(sum("argsort" in str(node.target) for node in graph.graph.nodes))
+        ranked.append(sum("argsort" in str(node.target) for node in graph.graph.nodes))
         return graph
 
-    model, images = BRIMs(DROPPING), pictures(TINY, 4)
+    model, images = BRIMs(two_chunks), pictures(two_chunks, 4)
     model.compile(fullgraph=True, backend=count)
+    sorts = 2 * brims.CHUNK * two_chunks.depth  # a layer sorts twice in a step
     for _ in range(2):
         loss_of(model, images).backward()
-    assert graphs == [2 * TINY.depth]  # a module is ranked by sorting twice
+    assert ranked == [sorts]
     with torch.no_grad():
         model.eval()(images)
-    assert graphs == [2 * TINY.depth] * 2
+    assert ranked == [sorts, sorts]

@@ -12,7 +12,6 @@ Sizes    T 256 (16 by 16 pixels), L 2, n 6 of which 4 are active, s 50, E 300, K
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,8 +30,8 @@ NUM_SHADES = 256
 """Values that a channel of a pixel can have."""
 VALUE_RATIO = 4
 """Value width of the input attention per width of a module."""
-CHUNK = 16
-"""U: steps whose dropout is drawn at once, and that are recomputed together."""
+CHUNK = 4
+"""U: steps that are compiled, or recomputed, as one; `docs/performance.md` has the times."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -176,8 +175,8 @@ class Layer(nn.Module):
         return x * kept.narrow(-1, first, x.shape[-1]) / (1 - self.config.attention_dropout)
 
 
-class Step(nn.Module):
-    """All layers over one pixel, from the lowest to the highest.
+class Recurrence(nn.Module):
+    """All layers over a chunk of pixels; in each step from the lowest layer to the highest.
 
     The sources of a layer are nothing, the layer below (or the pixel), and the layer above, of
     the step before; the highest has only two.
@@ -195,18 +194,19 @@ class Step(nn.Module):
 
     def forward(
         self,
-        pixel: Float[Tensor, "B A"],
+        pixels: Float[Tensor, "U B A"],
         states: list[State],
-        kept: Bool[Tensor, "L n B R"] | None,
+        kept: Bool[Tensor, "U L n B R"] | None,
     ) -> list[State]:
-        """Take keys and values of the pixel, and give the next state of each layer."""
-        states = list(states)
-        for i, layer in enumerate(self.layers):
-            sources = [flat(states[i - 1].h) @ self.to_kv[i][1] if i else pixel]
-            if i + 1 < len(states):
-                sources.append(flat(states[i + 1].h) @ self.to_kv[i][2])
-            drawn = None if kept is None else kept[i]
-            states[i] = layer(torch.stack(sources), states[i], drawn)
+        """Take keys and values of the pixels, and give the last state of each layer."""
+        states, to_kv = list(states), [weight.unbind() for weight in self.to_kv]
+        for t, pixel in enumerate(pixels):
+            for i, layer in enumerate(self.layers):
+                sources = [flat(states[i - 1].h) @ to_kv[i][1] if i else pixel]
+                if i + 1 < len(states):
+                    sources.append(flat(states[i + 1].h) @ to_kv[i][2])
+                drawn = None if kept is None else kept[t, i]
+                states[i] = layer(torch.stack(sources), states[i], drawn)
         return states
 
 
@@ -221,7 +221,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         c = self.config = config
         # each channel has rows of its own
         self.embed = nn.Embedding(c.num_channels * NUM_SHADES, c.embed_dim // c.num_channels)
-        self.step = Step(c)
+        self.recurrence = Recurrence(c)
         self.head = nn.Linear(c.embed_dim, c.num_classes)
         for weight in (self.embed.weight, self.head.weight):
             nn.init.uniform_(weight, -0.1, 0.1)
@@ -236,16 +236,17 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         c = self.config
         check_inputs(images, questions, c.image_size, takes_questions=False)
         x = dropout(self.embed(self.read(images)).flatten(2), c.dropout, self.training)
-        x = x @ self.step.to_kv[0][1]  # (T, B, A)
+        x = x @ self.recurrence.to_kv[0][1]  # (T, B, A)
         shape = (c.depth, 2, c.num_modules, len(images), c.module_dim)
-        # with a gradient, as the later states have: the step is then compiled once
+        # with a gradient, as the later states have: the chunk is then compiled once
         zeros = self.head.weight.new_zeros(shape, requires_grad=torch.is_grad_enabled())
         states = [State(*layer) for layer in zeros]
-        run = self.run
-        if self.recompute and torch.is_grad_enabled():
-            run = partial(checkpoint, self.run, use_reentrant=False)
         for chunk in x.split(CHUNK):
-            states = run(chunk, states, self.draw(len(chunk), len(images)))
+            kept = self.draw(len(chunk), len(images)) if self.training else None
+            if self.recompute and torch.is_grad_enabled():
+                states = checkpoint(self.recurrence, chunk, states, kept, use_reentrant=False)
+            else:
+                states = self.recurrence(chunk, states, kept)
         last = dropout(flat(states[-1].h), c.dropout, self.training)
         return ModelOutput(self.head(last), torch.zeros((), device=images.device))
 
@@ -255,29 +256,18 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         shades = rearrange((small * 255).round().clamp(0, 255).long(), "b c h w -> (h w) b c")
         return shades + NUM_SHADES * torch.arange(shades.shape[2], device=shades.device)
 
-    def draw(self, steps: int, batch: int) -> Bool[Tensor, "U L n B R"] | None:
+    def draw(self, steps: int, batch: int) -> Bool[Tensor, "U L n B R"]:
         """Draw what dropout keeps of u, and beside it of the communication, for many steps."""
         c, device = self.config, self.head.weight.device
         shape = (steps, c.depth, c.num_modules, batch, (VALUE_RATIO + 1) * c.module_dim)
-        return torch.rand(shape, device=device) >= c.attention_dropout if self.training else None
-
-    def run(
-        self,
-        pixels: Float[Tensor, "U B A"],
-        states: list[State],
-        kept: Bool[Tensor, "U L n B R"] | None,
-    ) -> list[State]:
-        """Take the steps of a chunk."""
-        for t, pixel in enumerate(pixels):
-            states = self.step(pixel, states, None if kept is None else kept[t])
-        return states
+        return torch.rand(shape, device=device) >= c.attention_dropout
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Compile one step, in place, which all share: all in one graph would take minutes.
+        """Compile a chunk of steps, in place: all steps in one graph would take many minutes.
 
-        Takes the arguments of `torch.compile`. On a CPU a graph of several steps is no faster.
+        Takes the arguments of `torch.compile`.
         """
-        self.step.compile(*args, **kwargs)
+        self.recurrence.compile(*args, **kwargs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute each chunk of steps in the backward pass."""
