@@ -25,6 +25,7 @@ from associative_transformer.analysis import (
     Basins,
     Capacity,
     Competition,
+    Drift,
     Reconstruction,
     Selected,
     Specialization,
@@ -143,12 +144,14 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
                 figure.draw_without_rendering()
         return b""
 
-    def draw(analysis: Analysis, caption: str = CAPTION, lay_out: bool = False) -> list[Figure]:
+    def draw(
+        analysis: Analysis, caption: str = CAPTION, lay_out: bool = False, items: str = "images"
+    ) -> list[Figure]:
         nonlocal whole
         whole = lay_out
         drawn.clear()
         with warnings.catch_warnings(action="error"):
-            draw_analysis(analysis, image_of, tmp_path, caption)
+            draw_analysis(analysis, image_of, tmp_path, caption, items)
         return drawn
 
     monkeypatch.setattr(figures, "_encode", lay_out)
@@ -395,6 +398,38 @@ def test_the_priors_used_most_are_shown_without_duplicates(draw: Drawn) -> None:
     assert "(1 of 4 priors" in caption_of(figure)
 
 
+def test_the_way_of_the_memory_stands_below_what_the_priors_take(draw: Drawn) -> None:
+    angle, rank = np.array([[0, 0], [30.0, 60], [9, 6]]), np.array([[2.5, 4], [2, 3], [1, 3.5]])
+    analysis = only("selection")._replace(drift=Drift([1, 2, 3], angle, rank))
+    (figure,) = draw(analysis, lay_out=True)
+    grid, turned, filled = figure.axes
+    (alone,) = draw(only("selection"))[0].axes
+    assert [text.get_text() for text in grid.texts] == [text.get_text() for text in alone.texts]
+    assert (turned.get_xlabel(), turned.get_ylabel()) == ("epoch", "angle, °")
+    assert (filled.get_xlabel(), filled.get_ylabel()) == ("epoch", "directions")
+    for layer in (0, 1):
+        assert turned.lines[layer].get_xydata().tolist() == [
+            [2, angle[1, layer]],  # before the first epoch there is none
+            [3, angle[2, layer]],
+        ]
+        assert filled.lines[layer].get_ydata().tolist() == rank[:, layer].tolist()
+        assert turned.lines[layer].get_color() == filled.lines[layer].get_color()
+    assert [text.get_text() for text in filled.get_legend().texts] == ["layer 1", "layer 2"]
+    assert "drift is the mean angle of a prior to the epoch before" in caption_of(figure)
+    one = Drift([1], angle[:1], rank[:1])
+    assert draw(only("selection")._replace(drift=one), lay_out=True)
+
+
+@pytest.mark.parametrize("name", ["competition", "selection", "specialization", "reconstruction"])
+def test_where_questions_are_asked_no_images_are_counted(name: str, draw: Drawn) -> None:
+    images, questions = (
+        text_of(draw(only(name), items=items)[0]) for items in ("images", "questions")
+    )
+    assert re.search(r"\d images", images) and "question" not in images
+    assert re.search(r"\d questions", questions)
+    assert not re.search(r"\d images|image \d|per image", questions)
+
+
 def specialized(**changes: Any) -> Analysis:  # noqa: ANN401
     """Two layers of two heads of three priors; what they say, and what they win."""
     analysis = plant(layers=2, heads=2, priors=3)
@@ -533,6 +568,14 @@ def test_tokens_have_the_hue_and_marker_of_their_image_from_dark_to_light(draw: 
             assert len(middles) == 7
     assert "7 of them drawn" in caption_of(figure)
     assert "3 distinct" in figure.axes[1].get_title()
+
+
+@pytest.mark.parametrize("items", ["images", "questions"])
+def test_the_names_of_seven_items_fit_the_width(items: str, tmp_path: Path) -> None:
+    draw_analysis(only("reconstruction", plant(images=9)), image_of, tmp_path, CAPTION, items)
+    with Image.open(tmp_path / "figures" / "reconstruction.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, [0, -1]] == 255).all()
 
 
 def test_retrieved_tokens_of_a_layer_share_a_scale_that_rounding_does_not_fill(

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -307,6 +308,36 @@ def test_old_results_stay_until_all_new_ones_are_measured(
     assert_equal(read, old)
 
 
+def test_what_a_later_analysis_does_not_measure_does_not_stay(
+    folder: Path, held_out: HeldOut
+) -> None:
+    whole = analyze(load_run(folder), folder, held_out, num_images=4)
+    assert {name for name, result in whole._asdict().items() if result is not None} == ALL
+    (folder / "figures").mkdir()
+    for name in ("selection.png", "basins.svg", "of-mine.png"):
+        (folder / "figures" / name).touch()
+    (folder / "analysis" / "of-mine.npz").touch()
+    model = replace(AIT, use_self_attention=False, read="cross_attention")
+    (folder / "memory.npz").unlink()
+    save_experiment(Experiment("tiny", TRIANGLE, model, TRAIN), folder / "experiment.yaml")
+    build_model(model).save_pretrained(folder)
+    found = analyze(load_run(folder), folder, held_out, num_images=4)
+    read = load_analysis(folder)
+    assert read is not None
+    assert_equal(read, found)
+    assert (read.competition, read.drift, read.basins, read.reconstruction) == (None,) * 4
+    kept = {"selection", "specialization", "capacity", "answers"}
+    saved = {f"{name}.{ending}" for name in kept for ending in ("npz", "json")}
+    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "of-mine.npz"}
+    assert [file.name for file in (folder / "figures").iterdir()] == ["of-mine.png"]
+
+
+def test_an_old_figure_that_can_not_be_removed_is_told(folder: Path, held_out: HeldOut) -> None:
+    (folder / "figures" / "basins.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"can't remove the old .*basins\.png"):
+        analyze(load_run(folder), folder, held_out, num_images=4)
+
+
 def test_a_damaged_result_is_told(folder: Path, held_out: HeldOut) -> None:
     analyze(load_run(folder), folder, held_out, num_images=4)
     (folder / "analysis" / "basins.npz").write_bytes(b"")
@@ -339,6 +370,36 @@ def test_the_command_writes_results_and_says_the_main_numbers(folder: Path, ait:
     ]
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn >= {"competition.png", "competition.svg", "capacity.png", "capacity.svg"}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [
+        (AIT, TRIANGLE, "tiny, triangle, seed 3, test images. "),
+        (
+            replace(AIT, question_dim=18, **ASKED),
+            CLEVR,
+            "tiny, sort-of-clevr, seed 3, test questions. ",
+        ),
+    ],
+    ids=["images", "questions"],
+)
+def test_every_caption_names_model_data_and_seed(
+    model: Any,  # noqa: ANN401
+    data: Any,  # noqa: ANN401
+    words: str,
+    tmp_path: Path,
+    ait: Ait,
+) -> None:
+    folder = make_run(tmp_path / "made", model, data, replace(TRAIN, seed=3))
+    assert ait("analyze", folder, "--images", 6).code == 0
+    files = sorted((folder / "figures").glob("*.svg"))
+    assert len(files) == 6
+    for file in files:
+        said = " ".join(" ".join(ElementTree.parse(file).getroot().itertext()).split())
+        assert words in said
+        other = "image" if "questions" in words else "question"
+        assert f"6 {other}" not in said and f"{other} 1" not in said
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -208,21 +208,6 @@ def test_coverage_counts_tokens_once_and_is_the_mean_over_heads() -> None:
 # --- effective rank ---
 
 
-@pytest.mark.parametrize(
-    ("priors", "expected"),
-    [
-        (torch.eye(5), 5),
-        (3 * torch.eye(5)[:2], 2),
-        (torch.ones(6, 4), 1),
-        (torch.eye(4)[[0, 1, 2, 0, 1, 2]], 3),
-        (torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 1),
-        (torch.diag(torch.tensor([math.sqrt(3), 1.0])), 4 / 3**0.75),
-    ],
-)
-def test_the_effective_rank_counts_directions(priors: Tensor, expected: float) -> None:
-    assert capacity._effective_rank(priors) == pytest.approx(expected, rel=1e-5)
-
-
 def test_without_moves_the_priors_are_normal_and_grow_in_rank() -> None:
     found = measure_capacity(make_model(), make_batches(), (1, 2, 400), (8,), num_moves=0)
     np.testing.assert_allclose(found.effective_rank[:, 0], 1, rtol=1e-6)

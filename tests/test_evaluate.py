@@ -19,6 +19,7 @@ from associative_transformer.evaluate import (
     Interval,
     describe_kinds,
     evaluate,
+    evaluate_split,
     interval_by_image,
     save_evaluation,
     score_kinds,
@@ -94,6 +95,53 @@ class Fixed(nn.Module):
 def batch_of(predicted: list[int], labels: list[int]) -> Batch:
     images = torch.tensor(predicted).float()[:, None, None, None].expand(-1, 3, 16, 16)
     return Batch(images, None, torch.tensor(labels))
+
+
+class OnGpu(Split):
+    """A split that says it lies on a GPU whose memory takes so many images."""
+
+    room = 5
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        tried.append(batch_size)
+        if batch_size > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        here = Split(self.labels, self.rows, Images(self.loader.images))
+        return here.eval_batches(batch_size)
+
+
+class GpuImages(Images):
+    device = torch.device("cuda")
+
+
+tried: list[int] = []
+
+
+def test_a_gpu_takes_the_largest_batch_that_fits_and_a_cpu_the_given_one() -> None:
+    model, split = AiT(CONFIG), make_split(23)
+    expected = evaluate_split(model, split, 4, 3)
+    on_gpu = OnGpu(split.labels, split.rows, GpuImages(split.loader.images))
+    tried.clear()
+    scored = evaluate_split(model, on_gpu, 4, 3)
+    assert tried == [23, 11, 5]
+    assert scored.accuracy == expected.accuracy
+    assert scored.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert torch.equal(scored.confusion, expected.confusion)
+
+
+def test_where_not_even_one_image_fits_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_split(3)
+    on_gpu = OnGpu(split.labels, split.rows, GpuImages(split.loader.images))
+    monkeypatch.setattr(OnGpu, "room", 0)
+    with pytest.raises(RuntimeError, match="No executable batch size"):
+        evaluate_split(AiT(CONFIG), on_gpu, 4, 3)
+
+
+def test_a_model_that_fails_is_in_its_own_mode_afterwards() -> None:
+    model, split = AiT(CONFIG), make_split(3)
+    with pytest.raises(ValueError, match="images are"):
+        evaluate(model, [Batch(torch.zeros(1, 3, 8, 8), None, split.labels[:1])], 3)
+    assert model.training
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes_and_padding_is_not_scored() -> None:

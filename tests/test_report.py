@@ -24,7 +24,17 @@ from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.analysis.reconstruction import Reconstruction
 from associative_transformer.analysis.selection import Selected
-from associative_transformer.charts import Bars, Boxes, Heat, Lines, Points, Section, Series, write
+from associative_transformer.charts import (
+    Bars,
+    Boxes,
+    Grid,
+    Heat,
+    Lines,
+    Points,
+    Section,
+    Series,
+    write,
+)
 from associative_transformer.command_line import parse
 from associative_transformer.commands import train as train_command
 from associative_transformer.commands.train import TrainOptions
@@ -52,7 +62,7 @@ from associative_transformer.report.facts import describe, read_facts, write_tra
 from associative_transformer.report.gallery import encode_image, load_gallery
 from associative_transformer.report.images import follow, list_takers
 from associative_transformer.report.memory import draw_memory
-from associative_transformer.report.page import to_json
+from associative_transformer.report.page import render, to_json
 from associative_transformer.report.priors import describe_priors, list_cards, winning_items
 from associative_transformer.report.retrieval import draw_retrieval
 from associative_transformer.report.training import draw_training
@@ -157,7 +167,7 @@ class Page(HTMLParser):
     def words_of(self, section: str) -> str:
         """Give all that a section of the source says."""
         (part,) = re.findall(rf'<section id="{section}".*?</section>', self.source, re.DOTALL)
-        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", part))
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", part.replace("<wbr>", "")))
 
 
 # --- tables that say what charts say ---
@@ -331,6 +341,8 @@ def test_curves_of_two_runs_share_their_charts_and_nothing_is_drawn_of_no_balanc
     }
     assert names["Accuracy"] == ["A training", "B training", "B test"]
     assert names["Balance loss"] == ["B balance loss"]
+    hues = [[line.hue for line in figure.chart.series] for figure in section.figures[:2]]
+    assert hues == [[0, 1], [0, 1, 4]]  # a run keeps its color
     assert section.figures[-1].chart.note == "Run A has none."
 
 
@@ -338,7 +350,7 @@ def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> N
     counts = np.zeros((1, 2, 11), np.int64)
     counts[0, 0, 3] = 100  # every token of head 1 needs 3 of 10
     counts[0, 1, [1, 9]] = 50
-    section = draw_competition(Competition(0.9, 7, [4], counts))
+    section = draw_competition(Competition(0.9, 7, [4], counts), "images")
     (figure,) = section.figures
     assert "layer 5" in figure.chart.title and section.choices[0].options == ["layer 5"]
     assert figure.chart.quantiles[0] == (3, 3, 3, 3, 3)
@@ -378,7 +390,7 @@ def planted_tokens() -> Reconstruction:
 
 def test_every_stored_temperature_and_layer_has_its_energy_rest_and_basins() -> None:
     found = planted_basins()
-    section = draw_retrieval(found, planted_tokens())
+    section = draw_retrieval(found, planted_tokens(), "images")
     beta, layer = section.choices
     assert (beta.options, beta.start, beta.is_slider) == (["0.05", "1", "16"], 1, True)
     assert layer.options == ["layer 1", "layer 2"]
@@ -399,7 +411,7 @@ def test_every_stored_temperature_and_layer_has_its_energy_rest_and_basins() -> 
 
 def test_tokens_in_a_plane_keep_their_image_and_their_order() -> None:
     found = planted_tokens()
-    section = draw_retrieval(planted_basins(), found)
+    section = draw_retrieval(planted_basins(), found, "questions")
     (before,) = [
         f.chart for f in section.figures if "before" in f.chart.title and f.where["layer"]
     ]
@@ -412,7 +424,7 @@ def test_tokens_in_a_plane_keep_their_image_and_their_order() -> None:
 
 
 def test_the_slider_starts_at_the_nearest_temperature_by_ratio() -> None:
-    section = draw_retrieval(replace(planted_basins(), trained_beta=0.5), None)
+    section = draw_retrieval(replace(planted_basins(), trained_beta=0.5), None, "images")
     assert section.choices[0].start == 1  # half of 1, but ten times 0.05
     assert not [f for f in section.figures if isinstance(f.chart, Points)]
 
@@ -437,26 +449,26 @@ def planted_answers(num_classes: int) -> Answers:
 
 
 def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
-    section = draw_answers(planted_answers(3), [], [])
+    section = draw_answers(planted_answers(3), [], [], "questions")
     heat, classes, calibration, sure = (figure.chart for figure in section.figures)
     assert heat.values == [[100, 0, 0], [20, 80, 0], [0, 0, 100]]
     assert classes.parts["accuracy, %"] == [100, 80, 100]
     assert (calibration.series[0].x, calibration.series[0].y) == ([0.9], [0.8])  # no empty bin
-    assert (list(sure.labels), sure.parts["test items"]) == (["50 to 100 %"], [9])
+    assert (list(sure.labels), sure.parts["test questions"]) == (["50 to 100 %"], [9])
     assert "24 right, 92.31 %" in section.note and "10.0 percentage points" in section.note
 
 
 def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
-    section = draw_answers(planted_answers(30), [], [])
+    section = draw_answers(planted_answers(30), [], [], "images")
     pairs = section.figures[0].chart
     assert isinstance(pairs, Bars)
-    assert (pairs.labels[0], pairs.parts["items"][0]) == ("c1 taken for c0", 2)
+    assert (pairs.labels[0], pairs.parts["images"][0]) == ("c1 taken for c0", 2)
     assert not [figure for figure in section.figures if isinstance(figure.chart, Heat)]
 
 
 def test_questions_take_the_place_of_classes() -> None:
     kinds = [{"name": "all", "accuracy": 70.0, "interval": [60.0, 80.0], "guess": 50.0}]
-    bars = draw_answers(planted_answers(3), kinds, []).figures[0].chart
+    bars = draw_answers(planted_answers(3), kinds, [], "questions").figures[0].chart
     assert bars.table.rows == [["all", "70", "60", "80", "50"]]
 
 
@@ -472,8 +484,13 @@ def test_the_memory_is_shown_as_it_was_after_the_epoch_of_the_saved_model() -> N
         for j in range(5):
             expected = np.linalg.norm(memory[1, 0, i] - memory[1, 0, j])
             assert np.linalg.norm(places[i] - places[j]) == pytest.approx(expected)
-    assert list(drift.series[0].x) == [1, 2, 3] and drift.series[0].y[0] == 0
+    assert list(drift.series[0].x) == [2, 3]  # before the first epoch there is none
     assert len(rank.series[0].y) == 3 and "after epoch 2" in section.note
+
+
+def test_a_memory_of_one_epoch_has_no_drift() -> None:
+    charts = [figure.chart for figure in draw_memory(np.ones((1, 1, 4, 2)), epoch=1).figures]
+    assert [chart.title for chart in charts if isinstance(chart, Lines)] == ["Effective rank"]
 
 
 def test_priors_that_are_the_same_lie_on_one_point() -> None:
@@ -508,7 +525,7 @@ def planted_selection() -> Selected:
 
 
 def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
-    section = describe_priors(planted_selection(), None)
+    section = describe_priors(planted_selection(), None, "images")
     rows = section.tables[0].rows
     assert [(row[0], row[3], row[4]) for row in rows] == [
         ("layer 1, prior 1", "", ""),
@@ -722,6 +739,31 @@ def test_a_page_is_small(root: Path) -> None:
     assert (root / "ait" / "report.html").stat().st_size < 1_000_000
 
 
+def test_questions_are_called_so_and_the_first_48_are_shown(tmp_path: Path) -> None:
+    asked = replace(MODEL, image_size=75, patch_size=15, num_classes=10, question_dim=18)
+    data = SortOfClevrConfig(num_train=4, num_test=20, num_questions=5)
+    folder = tmp_path / "run"
+    train(Experiment("asked", data, asked, replace(TRAIN, epochs=1)), folder)
+    path = write_report(folder)
+    assert path.stat().st_size < 10_000_000
+    page = Page(path)
+    assert (len(page.data["images"]), page.data["noun"]) == (48, "question")
+    for section in ("competition", "priors", "images", "evaluation"):
+        assert "test questions" in page.words_of(section)
+        assert "test images" not in page.words_of(section)
+    assert "each of 8 questions" in page.words_of("beta")
+    assert "of 200 test questions of sort-of-clevr are answered right." in page.source
+    assert "The first token is the question." in page.words_of("images")
+
+
+def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
+    page = Page(root / "ait" / "report.html")
+    assert any(text.startswith("<b>odd<|b>, seed 0") for text in page.texts["h1"])
+    assert "of 14 test images of cifar10 are answered right." in page.source
+    assert "data set cifar10" in page.words_of("run")
+    assert "test questions" not in page.source and page.data["noun"] == "image"
+
+
 def test_what_a_model_does_not_have_is_said_in_one_line(root: Path) -> None:
     page = Page(root / "vit" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
@@ -809,6 +851,18 @@ def test_runs_alike_have_no_differences_but_a_seed() -> None:
     other = replace(recipe, train=replace(recipe.train, seed=4, lr=1.0))
     (grid,) = describe_differences(recipe, other).tables
     assert grid.rows == [["train.lr", "0.001", "1.0"], ["train.seed", "0", "4"]]
+
+
+def test_the_name_of_a_field_may_break_at_its_parts_and_a_number_nowhere() -> None:
+    names = ["model.num_heads", "<b>.x", "0.05"]
+    grid = Grid(["field", "A"], [[name, "1"] for name in names])
+    page = render("t", "s", [[Section("a", "A", tables=[grid])]], {})
+    heads = re.findall(r'<th scope="row">(.*?)</th>', page, re.DOTALL)
+    assert [head.strip() for head in heads] == [
+        "model.<wbr>num_<wbr>heads",
+        "&lt;b&gt;.<wbr>x",
+        "0.05",
+    ]
 
 
 def test_results_of_two_runs_alternate_by_kind_of_question() -> None:

@@ -188,7 +188,7 @@ def test_a_card_shows_the_winners_of_the_chosen_head(visit: Visit, pages: dict[s
     page.select_option("#priors-head", "1")
     item, patch = found.winners[1, 1, 3, 0]
     label = page.locator(".card").nth(3).locator("svg").first.get_attribute("aria-label")
-    assert label.startswith(f"Test item {item + 1}: ")
+    assert label.startswith(f"Test image {item + 1}: ")
     assert label.endswith(f"patch in row {patch // 2 + 1}, column {patch % 2 + 1}")
     frame = page.locator(".card").nth(3).locator("svg").first.locator("rect").first
     assert float(frame.get_attribute("x")) == 50 * (patch % 2) - 2
@@ -201,14 +201,15 @@ def test_a_click_on_an_image_shows_it_and_its_energies(visit: Visit) -> None:
     line = page.locator("#images .view figure path[fill=none]").last.get_attribute("d")
     page.locator("#images .picker label").nth(6).click()
     assert visible(page, "#images .view p") != said
-    assert visible(page, "#images .view p")[0].startswith("Test item 7: ")
+    assert visible(page, "#images .view p")[0].startswith("Test image 7: ")
+    assert visible(page, "#images .picker legend") == ["Test image"]
     assert page.locator("#images .view figure path[fill=none]").last.get_attribute("d") != line
     page.locator("#images .view summary").click()
     assert len(visible(page, "#images .view tbody tr")) == 4
     page.keyboard.press("Tab")
     page.locator("#images .picker input").nth(6).focus()
     page.keyboard.press("ArrowRight")
-    assert visible(page, "#images .view p")[0].startswith("Test item 8: ")
+    assert visible(page, "#images .view p")[0].startswith("Test image 8: ")
 
 
 def test_the_page_works_without_a_mouse(visit: Visit) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from associative_transformer.analysis.selection import (
     Drift,
     Selected,
-    effective_rank,
     measure_drift,
     measure_selection,
 )
@@ -24,6 +23,7 @@ from associative_transformer.data import Split
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.layers import CrossAttention, TokenEmbed
 from associative_transformer.models import AiT, AiTConfig, ViT, ViTConfig
+from associative_transformer.rank import effective_rank
 from associative_transformer.results import load_result, save_result
 from associative_transformer.trace import trace
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
@@ -267,27 +267,6 @@ def test_similarity_is_the_cosine_between_priors() -> None:
     half = math.sqrt(0.5)
     expected = np.array([[1, half, -1], [half, 1, -half], [-1, -half, 1]])
     assert select(model, torch.randn(2, 4, 3), 2).similarity[0] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("length", [0.01, 1.0, 50.0])
-@pytest.mark.parametrize("count", [1, 3, 6])
-def test_orthogonal_priors_have_full_rank_and_equal_ones_rank_one(
-    count: int, length: float
-) -> None:
-    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
-    assert effective_rank(length * rotation[:count]) == pytest.approx(count)
-    assert effective_rank(length * rotation[:1].expand(count, 6)) == pytest.approx(1)
-    assert effective_rank(torch.cat([rotation[:count], -rotation[:count]])) == pytest.approx(count)
-
-
-def test_effective_rank_lies_between_where_directions_are_unevenly_filled() -> None:
-    squares = torch.tensor([4.0, 1.0, 1.0])  # shares 2/3, 1/6, 1/6
-    entropy = -(2 / 3) * math.log(2 / 3) - 2 * (1 / 6) * math.log(1 / 6)
-    assert effective_rank(torch.diag(squares.sqrt())) == pytest.approx(math.exp(entropy))
-
-
-def test_a_memory_of_zeros_has_rank_zero() -> None:
-    assert effective_rank(torch.zeros(4, 3)) == 0.0
 
 
 # --- real models against loops ---

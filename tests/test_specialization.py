@@ -18,7 +18,7 @@ from associative_transformer.analysis.specialization import (
     measure_specialization,
     mutual_information,
 )
-from associative_transformer.functional import Selection, bottleneck_attention
+from associative_transformer.functional import Selection, pooled_attention
 from associative_transformer.interface import PADDING, Batch, UserError
 from associative_transformer.models import AiT, AiTConfig, ViT, ViTConfig
 from associative_transformer.results import load_result, save_result
@@ -34,7 +34,7 @@ def make_model(
     num_priors: int = 1,
     depth: int = 1,
     question_dim: int = 0,
-    attend: Callable[..., Selection] = bottleneck_attention,
+    attend: Callable[..., Selection] = pooled_attention,
     bottleneck: int = 6,
 ) -> AiT:
     """Four patches of 4x4 pixels an image."""
@@ -61,7 +61,7 @@ def take(choices: Sequence[Sequence[Sequence[Sequence[int]]]]) -> Callable[..., 
     """Plant what the priors take: (S, M, K) places in the pool, for one pool after another."""
     left = [torch.tensor(choice, dtype=torch.int64) for choice in choices]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Selection:
+    def attend(q: Tensor, *_: Tensor | int | None) -> Selection:
         chosen = left.pop(0)
         return Selection(torch.zeros_like(q), torch.ones(chosen.shape), chosen)
 

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType, ProjectConfiguration
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from associative_transformer import step as step_module
 from associative_transformer.experiment import TrainConfig
@@ -243,9 +244,57 @@ def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
     before = everything(step)
     for _ in range(9):
         step(spoil(make_batch()))
-    with pytest.raises(UserError, match="not finite 10 steps in a row"):
-        step(spoil(make_batch()))
+    step.check()
+    step(spoil(make_batch()))
     assert same(everything(step), before)
+    step(make_batch())  # what came after does not undo it
+    for _ in range(2):
+        with pytest.raises(UserError, match="not finite 10 steps in a row"):
+            step.check()
+
+
+def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
+    step = make_step()
+    for _ in range(5):
+        step(spoil(make_batch()))
+        step.check()
+    resumed = make_step()
+    resumed.count_on(step.num_skipped, step.num_bad)
+    for _ in range(4):
+        resumed(spoil(make_batch()))
+    resumed.check()
+    resumed(spoil(make_batch()))
+    assert (resumed.num_skipped, resumed.num_bad) == (10, 10)
+    with pytest.raises(UserError):
+        resumed.check()
+
+
+class Reads(TorchDispatchMode):
+    """Count where the host reads a number from the device, and so waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        self.count += func in (torch.ops.aten._local_scalar_dense.default,)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("train", [{}, {"clip_norm": 0.1, "accumulation_steps": 2}], ids=str)
+def test_a_step_never_waits_for_the_device(train: dict[str, Any]) -> None:
+    step, batch = make_step(**train), make_batch()
+    with Reads() as reads:
+        step(batch)
+        step(spoil(batch))
+    assert reads.count == 0
+    with reads:
+        step.check()
+    assert reads.count == 1
 
 
 def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
@@ -253,6 +302,7 @@ def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
     with pytest.raises(UserError) as error:
         for _ in range(10):
             step(spoil(make_batch()))
+        step.check()
     assert "--train.lr" in str(error.value)
     # a run goes on with its own learning rate only: see check_folder
     assert "--resume" not in str(error.value)

@@ -26,7 +26,7 @@ from associative_transformer.data import (
     TriangleConfig,
     load_data,
 )
-from associative_transformer.evaluate import Evaluation, evaluate, summarize
+from associative_transformer.evaluate import Evaluation, evaluate, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig, load_experiment
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.interruption import Interrupted
@@ -647,7 +647,9 @@ def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
     steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
     with pytest.raises(UserError, match="not finite 10 steps in a row"):
         train_to_the_end(EXPERIMENT, tmp_path / "run")
-    assert steps.count == 11
+    assert (
+        steps.count == 12
+    )  # the count is read at the end of each epoch of 6
 
 
 def test_a_complete_run_is_not_trained_again(
@@ -695,13 +697,13 @@ def script_validation(patch: pytest.MonkeyPatch, accuracies: Any) -> list[int]: 
     """Let validation give these accuracies in turn; return the sizes of the splits scored."""
     sizes: list[int] = []
 
-    def scripted(model: Any, batches: Any, num_classes: int) -> Evaluation:  # noqa: ANN401
-        scored = evaluate(model, batches, num_classes)
+    def scripted(*arguments: Any) -> Evaluation:  # noqa: ANN401
+        scored = evaluate_split(*arguments)
         sizes.append(int(scored.confusion.sum()))
         is_test = sizes[-1] == EXPERIMENT.data.num_test
         return scored if is_test else scored._replace(accuracy=next(accuracies))
 
-    patch.setattr(train_module, "evaluate", scripted)
+    patch.setattr(train_module, "evaluate_split", scripted)
     return sizes
 
 
@@ -935,14 +937,14 @@ def test_a_signal_while_the_test_images_are_scored_is_heeded_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(EXPERIMENT, tmp_path / "undisturbed")
-    score: Callable[..., Evaluation] = train_module.evaluate
+    score: Callable[..., Evaluation] = train_module.evaluate_split
 
     def interrupted(*arguments: Any) -> Evaluation:  # noqa: ANN401
         os.kill(os.getpid(), signal.SIGINT)
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate", interrupted)
+        patch.setattr(train_module, "evaluate_split", interrupted)
         with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
             train(EXPERIMENT, tmp_path / "run")
     assert stopped.type is Interrupted

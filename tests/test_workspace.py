@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import naive
-from associative_transformer.functional import Selection, bottleneck_attention
+from associative_transformer.functional import Selection, pooled_attention
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
@@ -162,7 +162,7 @@ def test_evaluation_leaves_the_memory_as_it_is() -> None:
 
 
 def test_evaluation_writes_nothing() -> None:
-    def attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Selection:
+    def attend(*_: Tensor | int | None) -> Selection:
         raise AssertionError("the priors compete in evaluation")
 
     module = workspace(attend=attend).eval()
@@ -345,12 +345,12 @@ def test_a_reader_takes_the_place_of_the_hopfield_network() -> None:
 def test_another_attention_takes_the_place_of_the_plain_one() -> None:
     seen = []
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Selection:
-        seen.append((q.shape, k.shape, v.shape, bottleneck))
-        return bottleneck_attention(q, k, v, bottleneck)
+    def attend(*given: Tensor | int | None) -> Selection:
+        seen.append([x.shape if isinstance(x, Tensor) else x for x in given])
+        return pooled_attention(*given)
 
     workspace(attend=attend)(tokens())
-    assert seen == [((3, 5, 4), (3, 12, 4), (3, 12, 4), 4)]
+    assert seen == [[(3, 5, 4), (12, EMBED_DIM), (3, 4, EMBED_DIM), (3, 4, EMBED_DIM), 4]]
 
 
 def test_dropout_drops_from_the_write_before_it_is_added_to_the_priors() -> None:

@@ -31,6 +31,7 @@ class Series:
     y: Sequence[Number]
     spread: Sequence[Number] = ()  # half the width of a band around it
     is_dashed: bool = False
+    hue: int | None = None  # where its color says something
 
 
 @dataclass(frozen=True)

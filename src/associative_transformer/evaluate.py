@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate.utils import find_executable_batch_size
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -22,6 +23,8 @@ from associative_transformer.experiment import write_file
 from associative_transformer.interface import PADDING, Batch
 from associative_transformer.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 
+MAX_GPU_BATCH = 16_384
+"""Images that a GPU is tried with first; half of them where they don't fit, and so on."""
 Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
@@ -39,30 +42,53 @@ class Evaluation(NamedTuple):
         return (100 * self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
 
 
+def evaluate_split(
+    model: nn.Module, split: Split, batch_size: int, num_classes: int
+) -> Evaluation:
+    """Score a split in batches of `batch_size`, or on a GPU in the largest that fit its memory."""
+    if split.loader.device.type == "cpu":
+        return evaluate(model, split.eval_batches(batch_size), num_classes)
+
+    sizes = [min(len(split), MAX_GPU_BATCH)]
+
+    def halve() -> int:
+        sizes.append(sizes[-1] // 2)
+        return sizes[-1]
+
+    def score(size: int) -> Evaluation:
+        return evaluate(model, split.eval_batches(size), num_classes)
+
+    run = find_executable_batch_size(score, sizes[0], reduce_batch_size_fn=halve)
+    return cast(Evaluation, run())
+
+
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Evaluation:
     """Score every item of the batches; rows labeled PADDING are left out.
 
     The model is put into evaluation mode, in which its memory is frozen, and back afterwards.
+    The device is waited for once, at the end.
     """
     was_training = model.training
     model.eval()
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64)
-    loss = torch.zeros((), dtype=torch.float64)
-    predicted = [torch.arange(0)]
-    for batch in batches:
-        logits = model(batch.images, batch.questions).logits.float()
-        loss += cross_entropy(logits, batch.labels, ignore_index=PADDING, reduction="sum").cpu()
-        real = batch.labels != PADDING
-        best = logits[real].argmax(dim=-1)
-        predicted.append(best.cpu())
-        pairs = batch.labels[real] * num_classes + best
-        confusion += pairs.bincount(minlength=num_classes * num_classes).cpu()
-    model.train(was_training)
-    confusion = confusion.view(num_classes, num_classes)
-    total = int(confusion.sum())
-    accuracy = 100 * int(confusion.diag().sum()) / total
-    return Evaluation(accuracy, float(loss) / total, confusion, torch.cat(predicted))
+    losses, labels, predicted = [], [], []
+    try:
+        for batch in batches:
+            logits = model(batch.images, batch.questions).logits.float()
+            losses.append(
+                cross_entropy(logits, batch.labels, ignore_index=PADDING, reduction="sum")
+            )
+            labels.append(batch.labels)
+            predicted.append(logits.argmax(dim=-1))
+    finally:
+        model.train(was_training)
+    true, best = torch.cat(labels).cpu(), torch.cat(predicted).cpu()
+    true, best = true[true != PADDING], best[true != PADDING]
+    pairs = (true * num_classes + best).bincount(minlength=num_classes**2)
+    confusion = pairs.view(num_classes, num_classes)
+    loss = float(torch.stack(losses).double().sum()) / len(true)
+    accuracy = 100 * int(confusion.diag().sum()) / len(true)
+    return Evaluation(accuracy, loss, confusion, best)
 
 
 class Interval(NamedTuple):

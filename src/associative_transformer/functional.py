@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -46,6 +47,19 @@ def bottleneck_attention(
     heads = torch.arange(len(v), device=v.device)[:, None, None]
     value = torch.einsum("smk,smkd->smd", score.to(v.dtype), v[heads, chosen])
     return Selection(value, score, chosen)
+
+
+def pooled_attention(
+    q: Float[Tensor, "S M D"],
+    pool: Float[Tensor, "T E"],
+    w_k: Float[Tensor, "S D E"],
+    w_v: Float[Tensor, "S D E"],
+    bottleneck: int | None,
+) -> Selection:
+    """Map the pool to keys (W^K) and values (W^V) of each head, and let the priors attend."""
+    k, v = (torch.nn.functional.linear(pool, w.flatten(0, 1)) for w in (w_k, w_v))
+    k, v = (rearrange(x, "t (s d) -> s t d", s=len(q)) for x in (k, v))
+    return bottleneck_attention(q, k, v, bottleneck)
 
 
 def balance_loss(

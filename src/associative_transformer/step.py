@@ -1,9 +1,10 @@
 """One step of training: forward, backward and update on the device, or nothing at all.
 
+A step never waits for the device: whether its gradient is finite is decided and counted there.
+
 Dims     B batch   C channels   H W image side   O classes
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -36,15 +37,14 @@ class TrainingStep:
     """Update a model with AdamW, over the micro-batches of a batch.
 
     A step whose gradient is not finite changes nothing, neither weights nor memory nor the
-    statistics of a BatchNorm; it is counted in `num_skipped`. The last of `MAX_BAD_STEPS` such
-    steps in a row raises UserError.
+    statistics of a BatchNorm; it is counted. `check` reads the count.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
         self.train, self.accelerator = train, accelerator
         self.model = model.to(accelerator.device)
         if train.compile:
-            self.model.compile()
+            self.model.compile(fullgraph=True)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             train.lr,
@@ -53,24 +53,52 @@ class TrainingStep:
             fused=True,
         )
         self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
-        self.num_skipped = 0
-        self.num_bad = 0  # skipped in a row
+        # steps skipped in all, in a row up to now, and most of them in a row since `check`
+        self.skipped, self.bad, self.most_bad = torch.zeros(
+            3, dtype=torch.int64, device=accelerator.device
+        )
 
     def __call__(self, batch: Batch) -> Float[Tensor, "4"]:
         """Take the step and return the `Sums` of its images, zero where it was skipped."""
         before = [buffer.clone() for buffer in self.model.buffers()]
         parts = [self._accumulate(micro) for micro in self._split(batch)]
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
-        limit = self.train.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if norm.isfinite():
-            self.optimizer.step()
-            self.num_bad = 0
-        else:
-            self._skip(before)
-            sums = torch.zeros_like(sums)
+        is_bad = ~self._clip().isfinite()
+        # the fused AdamW leaves weights and moments alone where this tensor is 1
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        return sums
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(torch.where(is_bad, value, buffer))
+        self.skipped += is_bad
+        self.bad.add_(1).mul_(is_bad)
+        torch.maximum(self.most_bad, self.bad, out=self.most_bad)
+        return torch.where(is_bad, 0.0, sums)
+
+    @property
+    def num_skipped(self) -> int:
+        """Count the steps without a finite gradient; waits for the device."""
+        return int(self.skipped)
+
+    @property
+    def num_bad(self) -> int:
+        """Count those of them since the last good step; waits for the device."""
+        return int(self.bad)
+
+    def count_on(self, num_skipped: int, num_bad: int) -> None:
+        """Go on counting from here, as a resumed run does."""
+        self.skipped.fill_(num_skipped)
+        self.bad.fill_(num_bad)
+        self.most_bad.fill_(num_bad)
+
+    def check(self) -> None:
+        """Raise UserError if `MAX_BAD_STEPS` steps in a row, or more, had no finite gradient."""
+        if int(self.most_bad) >= MAX_BAD_STEPS:
+            raise UserError(
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: start again with "
+                "a lower --train.lr, or with --train.clip-norm 1.0"
+            )
+        self.most_bad.copy_(self.bad)
 
     def _accumulate(self, batch: Batch) -> Sums:
         with self.accelerator.autocast():
@@ -86,16 +114,15 @@ class TrainingStep:
         columns = [[None] * parts if x is None else x.chunk(parts) for x in batch]
         return [Batch(*micro) for micro in zip(*columns, strict=True)]
 
-    def _skip(self, before: list[Tensor]) -> None:
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(value)
-        self.num_skipped += 1
-        self.num_bad += 1
-        if self.num_bad == MAX_BAD_STEPS:
-            raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: start again with "
-                "a lower --train.lr, or with --train.clip-norm 1.0"
+    def _clip(self) -> Float[Tensor, ""]:
+        """Give the norm of the gradient, and clip it where the configuration says so."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.train.clip_norm, norm
             )
+        return norm
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:

@@ -26,7 +26,7 @@ from associative_transformer.checkpoint import (
     save_checkpoint,
 )
 from associative_transformer.data import DataSet, Split, load_data
-from associative_transformer.evaluate import Evaluation, evaluate, summarize
+from associative_transformer.evaluate import Evaluation, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, fields_of, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.interruption import Interrupted, StopSignals
@@ -138,6 +138,7 @@ class Run:
             state.step += 1
             is_last = state.step == self.steps_per_epoch
             if is_last or state.step % c.log_every == 0:
+                self.take_step.check()
                 self._log(bar)
             elif state.step == 1:
                 bar.show(self._standing())
@@ -243,8 +244,8 @@ class Run:
 
     def _evaluate(self, split: Split) -> Evaluation:
         """Score in float32, as `ait eval` does."""
-        batches = split.eval_batches(self.config.batch_size)
-        return evaluate(self.model, batches, self.experiment.model.num_classes)
+        num_classes = self.experiment.model.num_classes
+        return evaluate_split(self.model, split, self.config.batch_size, num_classes)
 
     def _reset_memories(self) -> None:
         _seed(self.config.seed, self.state.epoch, 0)
@@ -282,7 +283,7 @@ class Run:
                     f"{here.precision} is what this device takes: resume it on one like before"
                 )
             self.history = History.read(self.folder, self.state.epoch)
-            step.num_skipped, step.num_bad = self.state.skipped_steps, self.state.bad_steps
+            step.count_on(self.state.skipped_steps, self.state.bad_steps)
 
 
 def _seed(*key: int) -> None:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from associative_transformer.functional import (
     Selection,
     balance_loss,
-    bottleneck_attention,
     hopfield_retrieve,
     update_priors,
 )
+from associative_transformer.kernels import pooled_attention
 
-Attend = Callable[[Tensor, Tensor, Tensor, int | None], Selection]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,10 @@ class GlobalWorkspace(nn.Module):
     In training the tokens of all images form one pool and the memory moves once per forward. In
     evaluation the memory is frozen and the answer for an image does not depend on the others.
 
-    `attend` is the bottleneck attention, `functional.bottleneck_attention` or a faster twin.
+    `attend` is the bottleneck attention: `kernels.pooled_attention`, which takes the fastest form
+    for the device, or `functional.pooled_attention`, the plain one, which can be differentiated
+    twice. It gets the weights of `to_k` and `to_v`; their own forward is not called.
+
     `reader`, called with the tokens and the attractors of each image, replaces the Hopfield
     retrieval.
 
@@ -123,7 +126,7 @@ class GlobalWorkspace(nn.Module):
         self,
         embed_dim: int,
         config: WorkspaceConfig | None = None,
-        attend: Attend = bottleneck_attention,
+        attend: Attend = pooled_attention,
         reader: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -152,9 +155,11 @@ class GlobalWorkspace(nn.Module):
         c = self.config
         priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
-        k = rearrange(self.to_k(pool), "t (s d) -> s t d", s=c.num_heads)
-        v = rearrange(self.to_v(pool), "t (s d) -> s t d", s=c.num_heads)
-        selection = self.attend(q, k, v, c.bottleneck)
+        w_k, w_v = (
+            rearrange(module.weight, "(s d) e -> s d e", s=c.num_heads)
+            for module in (self.to_k, self.to_v)
+        )
+        selection = self.attend(q, pool, w_k, w_v, c.bottleneck)
         taken = self.to_prior(rearrange(selection.value, "s m d -> m (s d)"))
         written = self.norm(priors + self.dropout(taken))
         if c.balance_weight == 0:

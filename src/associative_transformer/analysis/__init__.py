@@ -95,7 +95,8 @@ def analyze(
 
     A batch is a pool, as large as in training unless `batch_size` says otherwise. The capacity
     alone takes as many images as its pools need. Where questions are asked, an image is a
-    question. Results lie in `folder/analysis`, old ones until all new ones are measured.
+    question. Results lie in `folder/analysis`, old ones until all new ones are measured; then old
+    ones that have no successor go, and all figures of the old ones, which `draw_analysis` draws.
     """
     model, classes, train = run.model, run.classes, run.experiment.train
     split = sample(data.test, num_images)
@@ -119,6 +120,7 @@ def analyze(
     for name, result in analysis._asdict().items():
         if result is not None:
             save_result(result, folder / "analysis", name)
+    _remove_stale(folder, analysis)
     return analysis
 
 
@@ -134,6 +136,19 @@ def load_analysis(folder: Path) -> Analysis | None:
         if (home / f"{name}.json").exists()
     }
     return Analysis(**found) if found else None
+
+
+def _remove_stale(folder: Path, analysis: Analysis) -> None:
+    """Remove what an analysis before this one left: results it had more, and its figures."""
+    for name, result in analysis._asdict().items():
+        files = [folder / "figures" / f"{name}.{ending}" for ending in ("png", "svg")]
+        if result is None:
+            files += [folder / "analysis" / f"{name}.{ending}" for ending in ("json", "npz")]
+        for file in files:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"can't remove the old {file}: {error.strerror}") from error
 
 
 def _measure_drift(folder: Path) -> Drift | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from associative_transformer.functional import hopfield_retrieve
 from associative_transformer.interface import Batch
 from associative_transformer.models import AiT
+from associative_transformer.rank import effective_rank
 from associative_transformer.trace import trace_all
 from associative_transformer.workspace import GlobalWorkspace
 
@@ -76,7 +77,7 @@ def measure_capacity(
             chosen = memory.write(_draw(u, size, generator)).selection.chosen
             for count, number in enumerate(num_priors):
                 found[:, layer, count, place] = (
-                    _effective_rank(memory.priors[:number]),
+                    effective_rank(memory.priors[:number]),
                     _coverage(chosen[:, :number], size),
                     _recalled(memory, number),
                 )
@@ -122,9 +123,3 @@ def _recalled(memory: GlobalWorkspace, number: int) -> float:
     own = distance.diag().clone()
     others = distance.fill_diagonal_(torch.inf).amin(dim=-1)
     return ((own < others) & (own <= NEAR * norm)).float().mean().item()
-
-
-def _effective_rank(priors: Float[Tensor, "M D"]) -> float:
-    """Give exp of the entropy of the squared singular values, as shares of their sum."""
-    strength = torch.linalg.svdvals(priors.double()).square()
-    return torch.special.entr(strength / strength.sum()).sum().exp().item()

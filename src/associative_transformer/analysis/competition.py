@@ -72,7 +72,7 @@ def measure_competition(
     """Count, in every head, how many tokens make up `share` of the attention of each token.
 
     Layers without self-attention are left out. Raises UserError where a model has none, and where
-    it is neither AiT nor ViT. The model is left in evaluation mode.
+    it is neither AiT nor ViT. The model keeps its mode.
     """
     counts: dict[int, Tensor] = {}
     num_images = 0

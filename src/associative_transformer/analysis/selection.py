@@ -24,6 +24,7 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.layers import CrossAttention, TokenEmbed
 from associative_transformer.models import AiT
 from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.rank import effective_rank
 from associative_transformer.trace import trace_all
 from associative_transformer.workspace import GlobalWorkspace
 
@@ -77,7 +78,7 @@ def measure_selection(
     model: PretrainedModel,
     batches: Iterable[Batch],
     num_winners: int = 12,
-    num_images: int = 16,
+    num_images: int = 48,
 ) -> Selected:
     """Let the priors of an AiT choose from every batch as from a pool of training.
 
@@ -86,8 +87,7 @@ def measure_selection(
     takes all of it. The winners are the best of all pools; there are fewer than `num_winners`
     where a prior takes fewer. Images are counted in the order of the split.
 
-    The memory is not moved, and the model is left in evaluation mode. Raises UserError where it
-    is no AiT.
+    The memory is not moved, and the model keeps its mode. Raises UserError where it is no AiT.
     """
     if not isinstance(model, AiT):
         name = type(model).__name__
@@ -224,18 +224,6 @@ def _jaccard(takes: Bool[Tensor, "G A T"]) -> Float[Tensor, "G A A"]:
 
 def _stack(parts: Iterable[Tensor]) -> np.ndarray:
     return torch.stack(list(parts)).numpy()
-
-
-def effective_rank(priors: Float[Tensor, "M D"]) -> float:
-    """Count the directions that a memory fills: exp of the entropy of its squared singular values.
-
-    M orthogonal priors of one length fill M, equal ones 1, and zeros none (after Roy and Vetterli
-    2007, who take the singular values themselves).
-    """
-    strength = torch.linalg.svdvals(priors.double()).square()
-    if not strength.any():
-        return 0.0
-    return float(torch.special.entr(strength / strength.sum()).sum().exp())
 
 
 def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:

@@ -16,7 +16,7 @@ from associative_transformer.analysis import (
     sample,
 )
 from associative_transformer.command_line import check_counts, choose_device, parse
-from associative_transformer.data import show_image
+from associative_transformer.data import name_data, name_items, show_image
 from associative_transformer.figures import draw_analysis
 from associative_transformer.run_folder import load_run, load_test_of
 
@@ -52,9 +52,10 @@ def run(arguments: list[str]) -> None:
     found = analyze(saved, options.run, data, options.images, options.batch_size)
     print("\n".join(_describe(found)))
     experiment, split = saved.experiment, sample(data.test)
-    caption = f"{experiment.name}, seed {experiment.train.seed}, test images"
+    items, seed = name_items(experiment.data), experiment.train.seed
+    caption = f"{experiment.name}, {name_data(experiment.data)}, seed {seed}, test {items}"
     image_of = partial(show_image, split, config=experiment.data)
-    drawn = draw_analysis(found, image_of, options.run, caption)
+    drawn = draw_analysis(found, image_of, options.run, caption, items)
     print(f"written: {options.run / 'analysis'}")
     if drawn:
         print(f"drawn:   {', '.join(path.stem for path in drawn[::2])} in {drawn[0].parent}")

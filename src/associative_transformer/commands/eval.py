@@ -6,7 +6,7 @@ from pathlib import Path
 from associative_transformer.command_line import check_counts, choose_device, parse
 from associative_transformer.evaluate import (
     describe_kinds,
-    evaluate,
+    evaluate_split,
     save_evaluation,
     summarize,
 )
@@ -22,7 +22,7 @@ class EvalOptions:
     source: str | None = None
     """Folder of the images, where they no longer lie where they lay in training."""
     batch_size: int = 512
-    """Images at a time."""
+    """Images at a time; a GPU takes as many as fit its memory."""
     device: str = "auto"
     """auto, cpu, cuda, or another device that torch knows."""
 
@@ -36,8 +36,9 @@ def run(arguments: list[str]) -> None:
     device = choose_device(options.device)
     saved = load_run(options.run)
     data = load_test_of(saved, options.source, device)
-    batches = data.test.eval_batches(options.batch_size)
-    scored = evaluate(saved.model.to(device), batches, len(saved.classes))
+    scored = evaluate_split(
+        saved.model.to(device), data.test, options.batch_size, len(saved.classes)
+    )
     summary = summarize(scored, data)
     source = options.source or getattr(saved.experiment.data, "source", None)
     context = {"source": source, "skipped_images": data.num_skipped}

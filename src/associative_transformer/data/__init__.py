@@ -36,7 +36,7 @@ from associative_transformer.data.sort_of_clevr import (
     draw_pictures,
     generate_items,
 )
-from associative_transformer.data.sources import SUFFIXES, open_folder, open_hub
+from associative_transformer.data.sources import SUFFIXES, list_files, open_folder, open_hub
 from associative_transformer.data.triangle import (
     CLASS_NAMES,
     IMAGE_SIZE,
@@ -60,9 +60,12 @@ __all__ = [
     "TriangleConfig",
     "decode_image",
     "input_size",
+    "list_files",
     "load_data",
     "load_image",
     "load_test",
+    "name_data",
+    "name_items",
     "show_image",
 ]
 
@@ -85,6 +88,16 @@ def input_size(config: AnyData) -> InputSize:
     if isinstance(config, SortOfClevrConfig):
         return InputSize(PICTURE_SIZE, 3, QUESTION_DIM)
     return InputSize(config.image_size, 3, question_dim=0)
+
+
+def name_data(config: AnyData) -> str:
+    """Name a data set: as the hub does, or by its kind where it is generated."""
+    return config.name if isinstance(config, ImagesConfig) else config.kind
+
+
+def name_items(config: AnyData) -> str:
+    """Say what is answered: images, or questions about them."""
+    return "questions" if input_size(config).question_dim else "images"
 
 
 class DataSet(NamedTuple):

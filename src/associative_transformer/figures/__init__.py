@@ -78,11 +78,13 @@ def draw_analysis(
     image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
     folder: Path,
     caption: str,
+    items: str = "images",
 ) -> list[Path]:
     """Draw what there is as FOLDER/figures/NAME.png and .svg, and name the files written.
 
     `image_of` gives an image by its place in the split. The caption says model, data and seed; to
-    it comes what each figure shows. Raises UserError where a file can't be written.
+    it comes what each figure shows. The items of the split are images, or questions about them.
+    Raises UserError where a file can't be written.
     """
     folder = folder / "figures"
     try:
@@ -94,7 +96,7 @@ def draw_analysis(
     with style.context(STYLE, after_reset=True), warnings.catch_warnings():
         # letters that the font lacks are boxes in the PNG; the SVG has them
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        for drawing in _drawings(analysis, image_of):
+        for drawing in _drawings(analysis, image_of, items):
             figure = Figure()
             shown = drawing.draw(figure)
             _write_below(figure, f"{caption}. {shown}{drawing.layers}")
@@ -105,19 +107,19 @@ def draw_analysis(
 
 
 def _drawings(
-    analysis: Analysis, image_of: Callable[[int], UInt8[np.ndarray, "C H W"]]
+    analysis: Analysis, image_of: Callable[[int], UInt8[np.ndarray, "C H W"]], items: str
 ) -> Iterator[Drawing]:
     a = analysis
     if a.competition is not None:
         rows, note = _spread(a.competition.layers, SHOWN_ROWS)
-        draw = partial(draw_competition, competition=a.competition, rows=rows)
+        draw = partial(draw_competition, competition=a.competition, items=items, rows=rows)
         yield Drawing("competition", draw, note)
     if a.selection is not None:
         layers, note = _spread(range(len(a.selection.usage)), SHOWN_LAYERS)
-        draw = partial(draw_selection, selected=a.selection, layers=layers, image_of=image_of)
-        yield Drawing("selection", draw, note)
+        draw = partial(draw_selection, selected=a.selection, drift=a.drift, layers=layers)
+        yield Drawing("selection", partial(draw, image_of=image_of, items=items), note)
     if a.specialization is not None:
-        draw = partial(draw_specialization, specialization=a.specialization)
+        draw = partial(draw_specialization, specialization=a.specialization, items=items)
         yield Drawing("specialization", partial(draw, selected=a.selection, image_of=image_of))
     if a.basins is not None:
         layers, note = _spread(range(a.basins.energy.shape[1]), SHOWN_LAYERS)
@@ -125,7 +127,7 @@ def _drawings(
     if a.reconstruction is not None:
         layers, note = _spread(range(len(a.reconstruction.before)), SHOWN_LAYERS)
         draw = partial(draw_reconstruction, reconstruction=a.reconstruction, layers=layers)
-        yield Drawing("reconstruction", draw, note)
+        yield Drawing("reconstruction", partial(draw, items=items), note)
     if a.capacity is not None:
         layers, note = _spread(range(len(a.capacity.effective_rank)), SHOWN_LAYERS)
         yield Drawing("capacity", partial(draw_capacity, capacity=a.capacity, layers=layers), note)

@@ -20,7 +20,7 @@ ROWS_INCHES = 2.2  # of all rows, at least
 HALF_WIDTH = 0.42  # of the widest part of a distribution; heads stand 1 apart
 
 
-def draw_competition(figure: Figure, competition: Competition, rows: list[int]) -> str:
+def draw_competition(figure: Figure, competition: Competition, rows: list[int], items: str) -> str:
     """Draw how many tokens the tokens need for their share of attention; return what it shows."""
     num_heads, num_tokens = competition.counts[:, :, 1:].shape[1:]
     if not rows or not num_heads * num_tokens:
@@ -52,8 +52,8 @@ def draw_competition(figure: Figure, competition: Competition, rows: list[int]) 
         ncols=4,
     )
     return (
-        f"Each token of {competition.num_images:,} images counts once per head; "
-        f"an image has {num_tokens} tokens."
+        f"Each token of {competition.num_images:,} {items} counts once per head; "
+        f"each of the {items} has {num_tokens} tokens."
     )
 
 

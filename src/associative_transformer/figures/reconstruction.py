@@ -18,9 +18,11 @@ HUES = ("C0", "C1", "C2", "C3", "C4", "C5", "0.35")
 MARKERS = "os^DvPX"
 
 
-def draw_reconstruction(figure: Figure, reconstruction: Reconstruction, layers: list[int]) -> str:
+def draw_reconstruction(
+    figure: Figure, reconstruction: Reconstruction, layers: list[int], items: str
+) -> str:
     """Draw tokens before, and after for each beta, layer by layer; return what it shows."""
-    r = reconstruction
+    r, one = reconstruction, items.removesuffix("s")
     num_images, num_tokens = r.before.shape[1:3]
     shown = min(num_images, len(HUES))
     if not layers or not shown * num_tokens:
@@ -47,17 +49,17 @@ def draw_reconstruction(figure: Figure, reconstruction: Reconstruction, layers: 
         ax.set_xlabel("component 1")
     figure.legend(
         handles=[
-            Line2D([], [], color=hue, marker=marker, linestyle="", label=f"image {place + 1}")
+            Line2D([], [], color=hue, marker=marker, linestyle="", label=f"{one} {place + 1}")
             for hue, marker, place in zip(HUES, MARKERS, r.images[:shown].tolist(), strict=False)
         ],
         loc="outside upper center",
         ncols=shown,
-        columnspacing=1.0,
+        columnspacing=0.5,
         handletextpad=0.2,
     )
     return (
-        f"{num_images} images of {num_tokens} tokens, {shown} of them drawn: one hue and marker "
-        "per image, from dark (first token) to light (last). Both components are those of the "
+        f"{num_images} {items} of {num_tokens} tokens, {shown} of them drawn: one hue and marker "
+        f"per {one}, from dark (first token) to light (last). Both components are those of the "
         "tokens before. Distinct: retrieved states that differ, "
         f"of {num_images * num_tokens:,}."
     )

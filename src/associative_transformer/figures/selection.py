@@ -1,4 +1,4 @@
-"""Selection: the patches that some priors take, drawn over the images of a batch.
+"""Selection: the patches that some priors take, over images, and how the memory moved in training.
 
 Dims     S heads   P patches of an image, in raster order   G patches side by side
          C channels   H height   W width
@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
-from associative_transformer.analysis.selection import Selected
+from associative_transformer.analysis.selection import Drift, Selected
 
 SHOWN_IMAGES = 8
 SHOWN_PRIORS = 3  # of a layer
@@ -24,23 +25,59 @@ LAST = 0.5  # of the patch that is taken last
 STEP = 1.08  # from an image to the next, in images
 GRID_INCHES = 4.85  # all images side by side
 IMAGE_INCHES = 1.0  # one image, at most
+DRIFT_INCHES = 1.6
 
 
 def draw_selection(
     figure: Figure,
     selected: Selected,
+    drift: Drift | None,
     layers: list[int],
     image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
+    items: str,
 ) -> str:
-    """Draw what the most used priors take from the first images; return what it shows."""
+    """Draw what the most used priors take from the first images; return what it shows.
+
+    Below, where there is a drift, the way of the memory through training.
+    """
     num_images = min(selected.taken.shape[3], SHOWN_IMAGES)
     if 0 in selected.taken.shape:
         figure.set_figheight(0.5)
         return "No patches were kept to be drawn."
-    images = [_canvas(image_of(place)) for place in range(num_images)]
     rows = [(layer, prior) for layer in layers for prior in _choose(selected, layer)]
     inches = min(IMAGE_INCHES, GRID_INCHES / STEP / num_images)
-    figure.set_figheight((len(rows) + 1) * STEP * inches + 0.15)
+    height = (len(rows) + 1) * STEP * inches + 0.15
+    images = [_canvas(image_of(place)) for place in range(num_images)]
+    duplicates = ", ".join(str(number) for number in selected.is_duplicate[layers].sum(axis=1))
+    note = (
+        f"Outlined: patches taken by any of the {selected.taken.shape[1]} heads of a prior, from "
+        f"pools of {selected.pool_size:,} tokens; solid at rank 1, half transparent at rank "
+        f"{selected.bottleneck:,}, the rest dimmed. Of each layer the priors that are used most, "
+        f"without duplicates ({duplicates} of {selected.usage.shape[1]} priors in these layers). "
+        f"{num_images} {items} of {selected.num_images:,}."
+    )
+    if drift is None:
+        figure.set_figheight(height)
+        _draw_taken(figure, selected, rows, images)
+        return note
+    figure.set_figheight(height + DRIFT_INCHES)
+    heights = [height, DRIFT_INCHES]
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    _draw_taken(upper, selected, rows, images)
+    _draw_drift(lower, drift, layers)
+    return (
+        f"{note} Below: the memory after each epoch of training; its drift is the mean angle of a "
+        "prior to the epoch before."
+    )
+
+
+def _draw_taken(
+    figure: Figure | SubFigure,
+    selected: Selected,
+    rows: list[tuple[int, int]],
+    images: list[Float[np.ndarray, "H W 3"]],
+) -> None:
+    """Draw the images, and below them what the prior of a layer takes, row by row."""
     ax = figure.subplots()
     for place, image in enumerate(images):
         _draw_image(ax, image, place, row=0)
@@ -51,16 +88,23 @@ def draw_selection(
     labels = ["image", *(f"layer {layer + 1}\nprior {prior + 1}" for layer, prior in rows)]
     for row, label in enumerate(labels):
         ax.text(-0.1, row * STEP + 0.5, label, ha="right", va="center", fontsize=7)
-    ax.set(xlim=(0, num_images * STEP), ylim=(len(labels) * STEP, 0), aspect="equal", anchor="W")
+    ax.set(xlim=(0, len(images) * STEP), ylim=(len(labels) * STEP, 0), aspect="equal", anchor="W")
     ax.axis("off")
-    duplicates = ", ".join(str(number) for number in selected.is_duplicate[layers].sum(axis=1))
-    return (
-        f"Outlined: patches taken by any of the {selected.taken.shape[1]} heads of a prior, from "
-        f"pools of {selected.pool_size:,} tokens; solid at rank 1, half transparent at rank "
-        f"{selected.bottleneck:,}, the rest dimmed. Of each layer the priors that are used most, "
-        f"without duplicates ({duplicates} of {selected.usage.shape[1]} priors in these layers). "
-        f"{num_images} images of {selected.num_images:,}."
-    )
+
+
+def _draw_drift(figure: SubFigure, drift: Drift, layers: list[int]) -> None:
+    """Draw how far the priors turn from epoch to epoch, and the directions that they fill."""
+    turn, rank = figure.subplots(1, 2)
+    for layer in layers:
+        turn.plot(drift.epochs[1:], drift.angle[1:, layer])  # before the first there is none
+        rank.plot(drift.epochs, drift.effective_rank[:, layer], label=f"layer {layer + 1}")
+    turn.set(title="drift of the priors", ylabel="angle, °")
+    rank.set(title="effective rank of the memory", ylabel="directions")
+    for ax in (turn, rank):
+        ax.set(xlabel="epoch", xlim=(0.5, len(drift.epochs) + 0.5))
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    rank.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _canvas(image: UInt8[np.ndarray, "C H W"]) -> Float[np.ndarray, "H W 3"]:

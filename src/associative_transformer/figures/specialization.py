@@ -38,6 +38,7 @@ def draw_specialization(
     specialization: Specialization,
     selected: Selected | None,
     image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
+    items: str,
 ) -> str:
     """Draw winners of the most informative priors, and all information; return what it shows."""
     excess = specialization.information - specialization.baseline
@@ -51,7 +52,7 @@ def draw_specialization(
     map_inches = len(VARIABLES) * (LAYER_INCHES * min(max(excess.shape[1], 4), 12) + 0.28) + 0.3
     note = (
         f"Maps: information above {specialization.num_permutations} permutations, mean over "
-        f"{excess.shape[2]} heads (1 mbit = 0.001 bit). {specialization.num_images:,} images."
+        f"{excess.shape[2]} heads (1 mbit = 0.001 bit). {specialization.num_images:,} {items}."
     )
     if selected is None or not takers or selected.winners.shape[3] == 0:
         figure.set_figheight(map_inches)

@@ -16,8 +16,8 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from associative_transformer.functional import bottleneck_attention
 from associative_transformer.interface import ModelOutput
+from associative_transformer.kernels import pooled_attention
 from associative_transformer.layers import (
     CrossAttention,
     FeedForward,
@@ -116,7 +116,7 @@ class Block(nn.Module):
 class AiT(PretrainedModel, tags=["associative-transformer"]):
     """Classify images with tokens that share one associative memory per layer."""
 
-    def __init__(self, config: AiTConfig, attend: Attend = bottleneck_attention) -> None:
+    def __init__(self, config: AiTConfig, attend: Attend = pooled_attention) -> None:
         super().__init__()
         c = self.config = config
         self.embed = TokenEmbed(

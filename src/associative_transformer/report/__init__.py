@@ -28,7 +28,7 @@ from associative_transformer.run_folder import SavedRun, load_run, load_test_of
 
 __all__ = ["Effort", "write_comparison", "write_report"]
 
-NUM_SHOWN = 48  # test images in the image view, at most
+NUM_SHOWN = 48  # test images or questions in the image view, at most
 UNFINISHED = "This comes when the run is complete."
 
 
@@ -50,7 +50,7 @@ class Studied:
     analysis: Analysis
     gallery: Gallery
     run: SavedRun | None = None  # this and the next: None where it is not complete
-    split: Split | None = None  # test items in the order of the analysis
+    split: Split | None = None  # of the test, in the order of the analysis
 
 
 def write_report(folder: Path, output: Path | None = None, effort: Effort | None = None) -> Path:
@@ -118,15 +118,14 @@ def _sections(studied: Studied) -> list[Section]:
     result = facts.result or {}
     mistakes = [] if found.answers is None else show_mistakes(found.answers, studied.gallery)
     shown = 0 if found.selection is None else _num_shown(found.selection)
-    is_asked = studied.split is not None and studied.split.questions is not None
     analyzed = {
         section.name: section
         for section in (
-            draw_competition(found.competition),
-            describe_priors(found.selection, found.specialization),
-            describe_images(found.selection, shown, is_asked),
-            draw_retrieval(found.basins, found.reconstruction),
-            draw_answers(found.answers, result.get("test_kinds", []), mistakes),
+            draw_competition(found.competition, facts.items),
+            describe_priors(found.selection, found.specialization, facts.items),
+            describe_images(found.selection, shown, facts.items),
+            draw_retrieval(found.basins, found.reconstruction, facts.items),
+            draw_answers(found.answers, result.get("test_kinds", []), mistakes, facts.items),
         )
     }
     if facts.result is None:
@@ -157,7 +156,8 @@ def _list_widgets(studied: Studied) -> dict[str, Any]:
         place: {"row": item.row, "text": item.text, "question": item.question}
         for place, item in gallery.items.items()
     }
-    data: dict[str, Any] = {"items": items, "sources": gallery.sources}
+    noun = studied.facts.items.removesuffix("s")
+    data: dict[str, Any] = {"items": items, "noun": noun, "sources": gallery.sources}
     if found is not None and studied.run is not None and studied.split is not None:
         places = list(range(_num_shown(found)))
         model = cast(AiT, studied.run.model)

@@ -1,4 +1,4 @@
-"""What a run answers on the test images: how right, how sure, and where most wrong."""
+"""What a run answers on the test split: how right, how sure, and where most wrong."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -23,20 +23,26 @@ MAX_PAIRS = 20
 
 
 def draw_answers(
-    found: Answers | None, kinds: Sequence[Mapping[str, Any]], mistakes: Sequence[Picture]
+    found: Answers | None,
+    kinds: Sequence[Mapping[str, Any]],
+    mistakes: Sequence[Picture],
+    items: str,
 ) -> Section:
-    """Draw how right and how sure a run is; `kinds` are the `test_kinds` of its result."""
+    """Draw how right and how sure a run is; `kinds` are the `test_kinds` of its result.
+
+    The `items` of the test split are images or questions.
+    """
     if found is None:
         return Section("evaluation", "Evaluation", "The run is not complete yet.")
     charts: list[Chart] = [_draw_kinds(kinds)] if kinds else []
     many = len(found.classes) > MAX_CLASSES
-    charts += [_draw_pairs(found)] if many else [_draw_confusion(found)]
+    charts += [_draw_pairs(found, items)] if many else [_draw_confusion(found)]
     if not kinds:
         charts.append(_draw_classes(found))
-    charts += [_draw_calibration(found), _draw_confidence(found)]
+    charts += [_draw_calibration(found), _draw_confidence(found, items)]
     total, right = found.confusion.sum(), np.trace(found.confusion)
     note = (
-        f"Of {total:,} test items that were analyzed, the saved model answers {right:,} right, "
+        f"Of {total:,} test {items} that were analyzed, the saved model answers {right:,} right, "
         f"{100 * right / total:.2f} %. Expected calibration error: "
         f"{100 * found.calibration_error:.1f} percentage points."
     )
@@ -81,13 +87,13 @@ def _draw_confusion(found: Answers) -> Heat:
     )
 
 
-def _draw_pairs(found: Answers) -> Bars:
+def _draw_pairs(found: Answers, items: str) -> Bars:
     wrong = found.confusion - np.diag(found.confusion.diagonal())
     most = wrong.ravel().argsort()[::-1][:MAX_PAIRS]
     pairs = [divmod(int(place), len(found.classes)) for place in most]
     labels = [f"{found.classes[true]} taken for {found.classes[said]}" for true, said in pairs]
-    items = [int(wrong[pair]) for pair in pairs]
-    return Bars("Classes most often confused", "test items", labels, {"items": items})
+    counts = [int(wrong[pair]) for pair in pairs]
+    return Bars("Classes most often confused", f"test {items}", labels, {items: counts})
 
 
 def _draw_calibration(found: Answers) -> Lines:
@@ -101,10 +107,10 @@ def _draw_calibration(found: Answers) -> Lines:
     return Lines(title, "mean confidence", "share that is right", lines, start=0)
 
 
-def _draw_confidence(found: Answers) -> Bars:
+def _draw_confidence(found: Answers, items: str) -> Bars:
     edges = 100 * found.bins
     labels = [f"{low:.0f} to {high:.0f} %" for low, high in pairwise(edges)]
     filled = np.flatnonzero(found.bin_items)
     shown = slice(int(filled.min()), int(filled.max()) + 1)
-    parts = {"test items": found.bin_items[shown].tolist()}
-    return Bars("How sure the answers are", "test items", labels[shown], parts)
+    parts = {f"test {items}": found.bin_items[shown].tolist()}
+    return Bars("How sure the answers are", f"test {items}", labels[shown], parts)

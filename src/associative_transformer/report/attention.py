@@ -7,8 +7,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TITLE = "Competition in self-attention"
 
 
-def draw_competition(found: Competition | None) -> Section:
-    """Draw how many tokens make up most of the attention of a token, head by head."""
+def draw_competition(found: Competition | None, items: str) -> Section:
+    """Draw how many tokens make up most of the attention of a token, head by head.
+
+    The `items` of the test split are images or questions.
+    """
     if found is None:
         return Section("competition", TITLE, "This model has no self-attention among tokens.")
     num_tokens = found.counts.shape[-1] - 1
@@ -25,7 +28,7 @@ def draw_competition(found: Competition | None) -> Section:
         figures.append(Figure(chart, {"layer": place}))
     note = (
         f"How many tokens each token needs for {100 * found.share:.0f} % of what it attends to, "
-        f"over {found.num_images:,} test items. A small number is a strong competition; uniform "
+        f"over {found.num_images:,} test {items}. A small number is a strong competition; uniform "
         f"attention needs {found.uniform} of {num_tokens}. Over all tokens the mean is "
         f"{found.mean.mean():.1f}."
     )

@@ -35,7 +35,7 @@ const charts = (() => {
 
   function write(value, digits = 3) {
     if (!isNumber(value)) return "-";
-    if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) {
+    if (value !== 0 && (Math.abs(value) < 1e-4 || Math.abs(value) >= 1e6)) {
       return value.toExponential(1).replace(".0e", "e").replace("e+", "e");
     }
     return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
@@ -97,9 +97,10 @@ const charts = (() => {
   // --- parts of charts ---
 
   function legend(entries) {
-    const items = entries.map(({ name, stroke, isDashed, isBox }) => {
+    const items = entries.map(({ name, stroke, isDashed, isBox, isDot }) => {
       const mark = isBox
         ? shape("rect", { x: 4, y: 1, width: 16, height: 9, fill: stroke })
+        : isDot ? shape("circle", { cx: 13, cy: 6, r: 5, fill: stroke })
         : shape("path", { d: "M0 6H26", stroke, "stroke-width": 2.2, ...dash(isDashed) });
       return node("li", {}, shape("svg", { viewBox: "0 0 26 11", "aria-hidden": "true" }, mark), name);
     });
@@ -154,9 +155,9 @@ const charts = (() => {
     let xTicks = spec.is_log ? [...new Set(xs)] : ticks(range, width / 80);
     if (whole) xTicks = xTicks.filter(Number.isInteger);
     const parts = axes(area, x, y, xTicks, yTicks, spec);
-    const count = spec.series.length;
+    const count = spec.series.length, hue = (line, place) => color(line.hue ?? place, count);
     spec.series.forEach((line, place) => {
-      const stroke = color(place, count);
+      const stroke = hue(line, place);
       const known = line.x.map((_, i) => i).filter((i) => isNumber(line.y[i]));
       const at = (i, shift = 0) => `${x(line.x[i]).toFixed(1)} ${y(line.y[i] + shift).toFixed(1)}`;
       if (line.spread.length) {
@@ -176,7 +177,7 @@ const charts = (() => {
       }
     });
     const entries = spec.series.map((line, place) =>
-      ({ name: line.name, stroke: color(place, count), isDashed: line.is_dashed }));
+      ({ name: line.name, stroke: hue(line, place), isDashed: line.is_dashed, isDot: line.x.length === 1 }));
     const plot = drawing(width, height, spec.title, ...parts);
     return count > 1 && !spec.is_thin ? [legend(entries), plot] : [plot];
   }

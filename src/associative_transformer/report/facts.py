@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from associative_transformer.charts import Grid, Section, write
+from associative_transformer.data import name_data, name_items
 from associative_transformer.experiment import Experiment, differences, load_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import count_operations
@@ -39,6 +40,11 @@ class Facts:
         return f"{self.experiment.name}, seed {self.experiment.train.seed}"
 
     @property
+    def items(self) -> str:
+        """Say what is answered: images or questions."""
+        return name_items(self.experiment.data)
+
+    @property
     def standing(self) -> str:
         """Say how far it is."""
         train = self.experiment.train
@@ -49,13 +55,12 @@ class Facts:
     @property
     def summary(self) -> str:
         """Say in a sentence how well it does."""
+        data = name_data(self.experiment.data)
         if self.result is None:
-            return f"{self.standing.capitalize()}."
-        items = "test images" if "test_questions" not in self.result else "test questions"
+            return f"{self.standing.capitalize()}, on {data}."
+        share = _percent(self.result["test_accuracy"])
         number = self.result.get("test_questions", self.result["test_images"])
-        return (
-            f"{_percent(self.result['test_accuracy'])} of {number:,} {items} are answered right."
-        )
+        return f"{share} of {number:,} test {self.items} of {data} are answered right."
 
     @property
     def epoch(self) -> int:
@@ -127,6 +132,7 @@ def describe(facts: Facts) -> Section:
     threads = f", threads: {env['threads']}" if env.get("threads") else ""
     rows = [
         ("recipe", facts.experiment.name),
+        ("data set", name_data(facts.experiment.data)),
         ("seed", str(train.seed)),
         ("state", facts.standing),
         ("folder", str(facts.folder)),

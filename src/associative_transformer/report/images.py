@@ -60,17 +60,20 @@ def follow(model: AiT, split: Split) -> Followed:
     )
 
 
-def describe_images(found: Selected | None, num_shown: int, is_asked: bool) -> Section:
-    """Introduce the image view, which is made from `list_images`."""
+def describe_images(found: Selected | None, num_shown: int, items: str) -> Section:
+    """Introduce the image view, which is made from `list_images`.
+
+    The `items` of the test split are images or questions.
+    """
     if found is None:
         return Section("images", TITLE, "This model has no priors that take patches.")
     num_layers, num_heads = found.entropy.shape[:2]
     note = (
-        f"The first {num_shown} test items: choose one to see which of its patches the priors of "
-        "a head take, and the energy of its tokens along the retrieval. A patch bears the number "
-        "of the prior that ranks it highest, and a plus where others take it too."
+        f"The first {num_shown} test {items}: choose one to see which of its patches the priors "
+        "of a head take, and the energy of its tokens along the retrieval. A patch bears the "
+        "number of the prior that ranks it highest, and a plus where others take it too."
     )
-    if is_asked:
+    if items == "questions":
         note += " The first token is the question."
     choices = [
         Choice("layer", "Layer", [f"layer {i + 1}" for i in range(num_layers)]),

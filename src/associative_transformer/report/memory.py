@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from associative_transformer.analysis.capacity import Capacity
-from associative_transformer.analysis.selection import measure_drift
+from associative_transformer.analysis.selection import Drift, measure_drift
 from associative_transformer.charts import (
     Chart,
     Choice,
@@ -43,19 +43,7 @@ def draw_memory(
         Figure(chart, {"layer": layer}) for layer, chart in _draw_capacity(capacity, layers)
     ]
     drift = measure_drift(memory)
-    for title, label, values in (
-        ("Drift of the priors", "mean angle to the epoch before, °", drift.angle),
-        (
-            "Effective rank",
-            f"directions in use, of {min(num_priors, prior_dim)}",
-            drift.effective_rank,
-        ),
-    ):
-        lines = [
-            Series(name, drift.epochs, column.tolist())
-            for name, column in zip(layers, values.T, strict=True)
-        ]
-        figures.append(Figure(Lines(title, "epoch", label, lines, start=0)))
+    figures += [Figure(chart) for chart in _draw_drift(drift, layers, min(num_priors, prior_dim))]
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
         f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. The "
@@ -63,6 +51,20 @@ def draw_memory(
         "last."
     )
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
+
+
+def _draw_drift(drift: Drift, layers: list[str], full_rank: int) -> Iterator[Lines]:
+    """Draw how the memory moved, epoch by epoch; before the first one there is none."""
+    for title, label, values, first in (
+        ("Drift of the priors", "mean angle to the epoch before, °", drift.angle, 1),
+        ("Effective rank", f"directions in use, of {full_rank}", drift.effective_rank, 0),
+    ):
+        lines = [
+            Series(name, drift.epochs[first:], column[first:].tolist())
+            for name, column in zip(layers, values.T, strict=True)
+        ]
+        if drift.epochs[first:]:
+            yield Lines(title, "epoch", label, lines, start=0)
 
 
 def _compare(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:

@@ -17,7 +17,7 @@
   function picture(place, label, ...marks) {
     const source = data.sources[data.items[place].row];
     const image = shape("image", { href: source, width: 100, height: 100, preserveAspectRatio: "none" });
-    const plot = drawing(100, 100, `Test item ${Number(place) + 1}: ${data.items[place].text}${label}`, image, ...marks);
+    const plot = drawing(100, 100, `Test ${data.noun} ${Number(place) + 1}: ${data.items[place].text}${label}`, image, ...marks);
     plot.classList.add("picture");
     return plot;
   }
@@ -84,13 +84,13 @@
 
   function picker() {
     const buttons = data.images.map((_, place) => {
-      const input = node("input", { type: "radio", name: "image", value: place, "data-choice": "image", "aria-label": `Test item ${place + 1}: ${data.items[place].text}` });
+      const input = node("input", { type: "radio", name: "image", value: place, "data-choice": "image", "aria-label": `Test ${data.noun} ${place + 1}: ${data.items[place].text}` });
       input.checked = place === 0;
       const label = node("label", {}, input, picture(place, ""));
       label.lastChild.setAttribute("aria-hidden", "true");
       return label;
     });
-    return node("fieldset", { class: "picker" }, node("legend", {}, "Test image"), ...buttons);
+    return node("fieldset", { class: "picker" }, node("legend", {}, `Test ${data.noun}`), ...buttons);
   }
 
   function images(widget, choice) {
@@ -106,8 +106,9 @@
     });
     const whole = picture(place, `; ${taken.length} patches are taken`, ...marks);
     whole.classList.add("whole");
-    const said = `Answered: ${image.predicted}, ${write(100 * image.confidence)} % sure.`;
-    const left = node("div", {}, whole, node("p", {}, `Test item ${place + 1}: ${data.items[place].text}. ${said}`));
+    const none = taken.length ? "" : " Nobody takes its patches.";
+    const said = `Answered: ${image.predicted}, ${write(100 * image.confidence)} % sure.${none}`;
+    const left = node("div", {}, whole, node("p", {}, `Test ${data.noun} ${place + 1}: ${data.items[place].text}. ${said}`));
     const right = node("div");
     widget.lastChild.replaceChildren(left, right);
     const energy = image.energy && image.energy[choice.layer], count = energy ? energy.length : data.side ** 2;

@@ -16,8 +16,11 @@ TITLE = "Priors and the patches they take"
 SHOWN = 8  # winners on a card
 
 
-def describe_priors(found: Selected | None, special: Specialization | None) -> Section:
-    """Say what the priors are like; the cards are made from `list_cards`."""
+def describe_priors(found: Selected | None, special: Specialization | None, items: str) -> Section:
+    """Say what the priors are like; the cards are made from `list_cards`.
+
+    The `items` of the test split are images or questions.
+    """
     if found is None:
         return Section("priors", TITLE, "This model has no priors.")
     num_layers, num_heads, num_priors = found.entropy.shape
@@ -25,8 +28,8 @@ def describe_priors(found: Selected | None, special: Specialization | None) -> S
     note = (
         f"Each layer has {num_priors} priors, and with each of {num_heads} heads a prior takes "
         f"{found.bottleneck:,} of the {found.pool_size:,} tokens of a pool ({found.num_images:,} "
-        "test items in all). A card shows the patches that win and what they tell of the class, "
-        "their position and their brightness, beside chance. Dead: retrieved less than "
+        f"test {items} in all). A card shows the patches that win and what they tell of the "
+        "class, their position and their brightness, beside chance. Dead: retrieved less than "
         f"{DEAD:g} of an even part. Duplicate: takes the same tokens as a prior before it, to an "
         f"overlap above {DUPLICATE:g}. "
         f"{int(dead.sum())} of {dead.size} are dead, {int(twice.sum())} are duplicates."

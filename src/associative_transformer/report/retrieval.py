@@ -21,8 +21,13 @@ TITLE = "Inverse temperature"
 MAX_BASINS = 16  # shown one by one
 
 
-def draw_retrieval(basins: Basins | None, reconstruction: Reconstruction | None) -> Section:
-    """Draw, for each stored inverse temperature, where retrieval takes the tokens."""
+def draw_retrieval(
+    basins: Basins | None, reconstruction: Reconstruction | None, items: str
+) -> Section:
+    """Draw, for each stored inverse temperature, where retrieval takes the tokens.
+
+    The `items` of the test split are images or questions.
+    """
     if basins is None:
         note = "This model retrieves nothing from an associative memory."
         return Section("beta", TITLE, note)
@@ -32,11 +37,13 @@ def draw_retrieval(basins: Basins | None, reconstruction: Reconstruction | None)
     figures = []
     for layer, name in enumerate(layers):
         if reconstruction is not None:
-            figures.append(Figure(_draw_before(reconstruction, layer, name), {"layer": layer}))
+            figures.append(
+                Figure(_draw_before(reconstruction, layer, name, items), {"layer": layer})
+            )
         for place, word in enumerate(words):
             where, charts = f"β = {word}, {name}", list[Chart]()
             if reconstruction is not None:
-                charts += _draw_plane(reconstruction, betas[place], layer, where)
+                charts += _draw_plane(reconstruction, betas[place], layer, where, items)
             charts += _draw_one(basins, place, layer, where)
             figures += [Figure(chart, {"beta": place, "layer": layer}) for chart in charts]
         figures += [
@@ -71,7 +78,7 @@ def _draw_one(found: Basins, beta: int, layer: int, where: str) -> Iterator[Char
     number = int(found.num_fixed_points[beta, layer])
     labels = [f"fixed point {i + 1}" for i in range(min(len(sizes), max(number, 1)))]
     parts = {"share of the tokens, %": sizes[: len(labels)].tolist()}
-    title = f"Basins of the {number} fixed point{'s' * (number != 1)}, {where}"
+    title = f"Basins by fixed point ({number} in all), {where}"
     yield Bars(title, "tokens, %", labels, parts, end=100)
 
 
@@ -97,24 +104,26 @@ def _percent(found: Basins, beta: int, layer: int) -> list[float]:
     return [100 * float(kind[beta, layer]) for kind in kinds]
 
 
-def _draw_before(found: Reconstruction, layer: int, name: str) -> Points:
+def _draw_before(found: Reconstruction, layer: int, name: str, items: str) -> Points:
     note = f"The plane holds {100 * found.explained[layer]:.0f} % of the variance of these tokens."
-    return _scatter(found.before[layer], f"Tokens before the retrieval, {name}", note)
+    return _scatter(found.before[layer], f"Tokens before the retrieval, {name}", note, items)
 
 
-def _draw_plane(found: Reconstruction, beta: float, layer: int, where: str) -> Iterator[Points]:
+def _draw_plane(
+    found: Reconstruction, beta: float, layer: int, where: str, items: str
+) -> Iterator[Points]:
     for place in np.flatnonzero(np.isclose(found.betas, beta)):
         tokens = found.after[place, layer]
         distinct, total = int(found.num_distinct[place, layer]), tokens.shape[0] * tokens.shape[1]
         note = f"{total:,} tokens become {distinct:,} that differ."
-        yield _scatter(tokens, f"Tokens after one retrieval, {where}", note)
+        yield _scatter(tokens, f"Tokens after one retrieval, {where}", note, items)
 
 
-def _scatter(tokens: np.ndarray, title: str, note: str) -> Points:
-    """Give an image a hue and its patches shades of it."""
-    num_images, num_tokens = tokens.shape[:2]
+def _scatter(tokens: np.ndarray, title: str, note: str, items: str) -> Points:
+    """Give an item a hue and its patches shades of it."""
+    num_items, num_tokens = tokens.shape[:2]
     x, y = tokens.reshape(-1, 2).T.tolist()
-    note = f"{note} One hue for each of {num_images} images, a shade for each of its tokens."
+    note = f"{note} One hue for each of {num_items} {items}, a shade for each of its tokens."
     return Points(
         title,
         "component 1",
@@ -122,6 +131,6 @@ def _scatter(tokens: np.ndarray, title: str, note: str) -> Points:
         x,
         y,
         note,
-        groups=np.repeat(np.arange(num_images), num_tokens).tolist(),
-        shades=np.tile(np.linspace(0, 1, num_tokens), num_images).tolist(),
+        groups=np.repeat(np.arange(num_items), num_tokens).tolist(),
+        shades=np.tile(np.linspace(0, 1, num_tokens), num_items).tolist(),
     )

@@ -6,6 +6,9 @@ from typing import Any
 
 from associative_transformer.charts import Figure, Lines, Section, Series
 
+HUE = (0, 1, 2)  # of the lines of a run alone
+HUES = ((0, 5, 2), (1, 4, 3))  # of run A and of run B, which bars show in 0 and 1
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -49,17 +52,20 @@ def _draw(
     tests: Mapping[str, float | None] | None = None,
 ) -> Lines:
     """Draw a line for each run and each path into its rows."""
-    series = []
+    series: list[Series] = []
     for place, (prefix, rows) in enumerate(runs.items()):
+        hues = iter(HUES[place] if len(runs) > 1 else HUE)
         for name, path in lines.items():
             found = [(row["epoch"], _look_up(row, path)) for row in rows]
             found = [(epoch, value) for epoch, value in found if value is not None]
             if found:
                 epochs, values = zip(*found, strict=True)
-                series.append(Series(f"{prefix}{name}", epochs, values, is_dashed=place > 0))
+                line = Series(f"{prefix}{name}", epochs, values, is_dashed=place > 0)
+                series.append(replace(line, hue=next(hues)))
         test = (tests or {}).get(prefix)
         if test is not None and rows:
-            series.append(Series(f"{prefix}test", [rows[-1]["epoch"]], [test]))
+            last = rows[-1]["epoch"]
+            series.append(Series(f"{prefix}test", [last], [test], hue=next(hues)))
     return Lines(title, "epoch", y_label, series)
 
 
