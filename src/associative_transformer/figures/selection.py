@@ -102,7 +102,7 @@ def _draw_drift(figure: SubFigure, drift: Drift, layers: list[int]) -> None:
     rank.set(title="effective rank of the memory", ylabel="directions")
     for ax in (turn, rank):
         ax.set(xlabel="epoch", xlim=(0.5, len(drift.epochs) + 0.5))
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     rank.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
