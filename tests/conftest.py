@@ -1,8 +1,9 @@
 """Every test starts from the same random numbers, on at most two threads.
 
-And what several tests of the command line need.
+And what several tests of the command line need, and the count of hostile input.
 """
 
+import os
 import random
 import re
 import signal
@@ -16,10 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 # a shell's background jobs are started with SIGINT ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("default", deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", deadline=None)  # other cases each time, and more of them
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 class Said(NamedTuple):
@@ -32,6 +38,38 @@ class Said(NamedTuple):
 
 Ait = Callable[..., Said]
 Child = Callable[[str], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tally", action="store_true", help="say how many hostile inputs were met")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if marker := item.get_closest_marker("hostile"):
+            item.user_properties.append(("hostile", marker.args[0]))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Write the figures of docs/reliability.md: what was tried, and what went as it should."""
+    if not config.getoption("--tally"):
+        return
+    tally: dict[str, list[int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            told = dict(report.user_properties)
+            if "hostile" in told:
+                tried, handled = tally.setdefault(told["hostile"], [0, 0])
+                count = told.get("cases", 1)
+                tally[told["hostile"]] = [
+                    tried + count,
+                    handled + count * (outcome == "passed"),
+                ]
+    terminalreporter.write_line("")
+    for what, (tried, handled) in tally.items():
+        terminalreporter.write_line(f"| {what} | {tried:,} | {handled:,} |")
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 FLOORS = {  # a file imports from lower floors only; a folder is one floor
     0: {"functional", "interface", "tabular", "charts", "rank"},
     0.5: {"kernels"},  # the workspace takes the fastest form by itself
-    1: {"layers", "pretrained", "workspace", "distributed", "questions"},
+    0.75: {"distributed"},
+    1: {"layers", "pretrained", "workspace", "questions", "lock", "anomaly"},
     2: {"models", "data"},
     3: {"experiment"},
     4: {

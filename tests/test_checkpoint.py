@@ -277,6 +277,17 @@ def test_without_a_whole_checkpoint_the_message_says_how_to_go_on(
     assert trainee.fingerprint() == before
 
 
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_up(_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    Trainee(num_steps=1).save(tmp_path, 1)
+    trainee = Trainee()
+    monkeypatch.setattr(trainee.optimizer, "load_state_dict", fill_up)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainee.restore(tmp_path)
+
+
 class Malice:
     """Unpickling this makes a folder."""
 

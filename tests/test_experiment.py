@@ -504,6 +504,7 @@ def test_one_cycle_is_that_of_torch() -> None:
         ("betas", (0.9, -0.1)),
         ("weight_decay", -0.01),
         ("weight_decay", math.nan),
+        ("weight_decay", math.inf),
         ("clip_norm", 0.0),
         ("clip_norm", -1.0),
         ("accumulation_steps", 0),
@@ -537,7 +538,24 @@ def test_a_batch_that_its_accumulation_steps_do_not_divide_is_refused_with_both(
         TrainConfig(batch_size=10, accumulation_steps=4)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\\b", "../a"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a/b",
+        "/",
+        "a\\b",
+        "../a",
+        "a\0b",
+        "a\nb",
+        "\x1b[2J",
+        "\udcff",
+        "é" * 101,
+    ],
+)
 def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="folder name"):
         replace(TRIANGLE, name=name)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import LoggerType, ProjectConfiguration
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from associative_transformer import distributed
 from associative_transformer import step as step_module
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
@@ -354,10 +354,21 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
         make_accelerator(TrainConfig(tracker=tracker, device="cpu"), PROJECT)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
-    with pytest.raises(UserError, match="several processes"):
-        make_accelerator(TrainConfig(device="cpu"), PROJECT)
+def test_processes_that_cannot_share_the_batch_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
+    with pytest.raises(
+        UserError, match="batch_size 8 .* 3 processes .* accumulation_steps 2: .* 6"
+    ):
+        make_step(accumulation_steps=2)
+
+
+def test_several_processes_and_a_batchnorm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
+    with pytest.raises(UserError, match="ConvMLP has a BatchNorm"):
+        make_step(ConvMLP(config))
 
 
 def test_the_device_cpu_is_a_cpu() -> None:

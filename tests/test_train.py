@@ -647,9 +647,7 @@ def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
     steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
     with pytest.raises(UserError, match="not finite 10 steps in a row"):
         train_to_the_end(EXPERIMENT, tmp_path / "run")
-    assert (
-        steps.count == 12
-    )  # the count is read at the end of each epoch of 6
+    assert steps.count == 12  # the count is read at the end of each epoch of 6
 
 
 def test_a_complete_run_is_not_trained_again(

@@ -9,12 +9,11 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -22,6 +21,23 @@ from associative_transformer.experiment import write_file
 from associative_transformer.interface import UserError
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass
+class State:
+    """Where a run stands; saved in every checkpoint."""
+
+    epoch: int = 0  # the epoch under way, from 0
+    step: int = 0  # optimizer steps done in it
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)  # `step.Sums` over it so far
+    skipped_steps: int = 0
+    bad_steps: int = 0  # skipped in a row
+    best_epoch: int | None = None  # from 1
+    best_accuracy: float = -1.0  # percent of the validation images
+    best_digest: str = ""  # of the weights in checkpoint/best
+    data: str = ""  # digest of the data set
+    precision: str = ""  # float32 or bfloat16
+    timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
 
 def save_checkpoint(
@@ -48,10 +64,13 @@ def save_checkpoint(
     except UserError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if last.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        last.rename(previous)
-    partial.rename(last)
+    try:
+        if last.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            last.rename(previous)
+        partial.rename(last)
+    except OSError as error:
+        raise UserError(f"can't replace {last}: {error.strerror or error}") from error
 
 
 def restore_checkpoint(
@@ -59,8 +78,9 @@ def restore_checkpoint(
 ) -> dict[str, Any] | None:
     """Load the newest whole checkpoint and return its state; None where there is none.
 
-    A damaged `last` is passed over for `previous`, with a line on stderr. Raises UserError where
-    both are damaged.
+    A damaged `last` is passed over for `previous`, with a line on stderr, and set aside: the next
+    checkpoint would take it for a good one and put it in the place of `previous`. Raises
+    UserError where both are damaged.
     """
     damaged = []
     for path in (folder / "last", folder / "previous"):
@@ -68,23 +88,29 @@ def restore_checkpoint(
             continue
         try:
             state, weights, moments = _read(path)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            UnpicklingError,
-            SafetensorError,
-        ) as error:
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(moments)
+        except (MemoryError, torch.OutOfMemoryError):  # no fault of the files
+            raise
+        except Exception as error:  # damaged files make the readers raise nearly anything
             damaged.append(path)
             print(f"{path} is damaged ({error}), so it is passed over", file=sys.stderr)
             continue
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
+        if damaged:
+            _set_aside(folder / "last", folder / "damaged")
+            print(f"going on from the checkpoint before it, {path}", file=sys.stderr)
         return {key: value for key, value in state.items() if key != "digests"}
     if damaged:
         raise UserError(f"every checkpoint in {folder} is damaged: start again with --overwrite")
     return None
+
+
+def _set_aside(path: Path, place: Path) -> None:
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        path.rename(place)
+    except OSError as error:
+        raise UserError(f"can't move {path} to {place}: {error.strerror or error}") from error
 
 
 def save_best(folder: Path, model: nn.Module) -> str:
@@ -106,7 +132,7 @@ def load_best(folder: Path, model: nn.Module, digest: str) -> None:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("it is not what was written")
         model.load_state_dict(load(content))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise UserError(f"{path} is damaged ({error}): start again with --overwrite") from error
 
 

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it: `ait --help` does not wait 
 """
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -38,6 +39,8 @@ def main() -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the command takes")
     given = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the bytes of a file's name that is not UTF-8
+        sys.stdout.reconfigure(errors="surrogateescape")
     return _guarded(given.command, given.arguments)
 
 
@@ -51,7 +54,7 @@ def _guarded(name: str, arguments: list[str]) -> int:
         module = import_module(f"associative_transformer.commands.{name.replace('-', '_')}")
         module.run(arguments)
     except UserError as error:
-        print(f"ait: {error}", file=sys.stderr)
+        print(f"ait: {_printable(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         again = [word for word in arguments if word not in ("--overwrite", "--resume")]
@@ -68,3 +71,8 @@ def _guarded(name: str, arguments: list[str]) -> int:
         print("ait: out of memory: lower --train.batch-size or --batch-size", file=sys.stderr)
         return 2
     return 0
+
+
+def _printable(sentence: str) -> str:
+    """Write what commands a terminal as its escape: names of files and classes may hold it."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sentence)

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import find_executable_batch_size
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.data import DataSet, HeldOut, Split
+from associative_transformer import distributed
+from associative_transformer.data import DataSet, HeldOut, Share, Split
 from associative_transformer.experiment import write_file
 from associative_transformer.interface import PADDING, Batch
 from associative_transformer.questions import KINDS, NUM_SUBTYPES, TYPES, decode
@@ -45,9 +47,13 @@ class Evaluation(NamedTuple):
 def evaluate_split(
     model: nn.Module, split: Split, batch_size: int, num_classes: int
 ) -> Evaluation:
-    """Score a split in batches of `batch_size`, or on a GPU in the largest that fit its memory."""
-    if split.loader.device.type == "cpu":
-        return evaluate(model, split.eval_batches(batch_size), num_classes)
+    """Score a split in batches of `batch_size`, or on a GPU in the largest that fit its memory.
+
+    Several processes share the batches, and each gets the scores of all.
+    """
+    share = Share(distributed.rank(), distributed.num_ranks())
+    if split.loader.device.type == "cpu" or share.num_ranks > 1:
+        return evaluate(model, split.eval_batches(batch_size, share), num_classes)
 
     sizes = [min(len(split), MAX_GPU_BATCH)]
 
@@ -82,13 +88,20 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
             predicted.append(logits.argmax(dim=-1))
     finally:
         model.train(was_training)
-    true, best = torch.cat(labels).cpu(), torch.cat(predicted).cpu()
+    true, best = (_of_all_ranks(column).cpu() for column in (labels, predicted))
     true, best = true[true != PADDING], best[true != PADDING]
     pairs = (true * num_classes + best).bincount(minlength=num_classes**2)
     confusion = pairs.view(num_classes, num_classes)
-    loss = float(torch.stack(losses).double().sum()) / len(true)
+    loss = float(distributed.add(torch.stack(losses).double().sum())) / len(true)
     accuracy = 100 * int(confusion.diag().sum()) / len(true)
     return Evaluation(accuracy, loss, confusion, best)
+
+
+def _of_all_ranks(batches: list[Int[Tensor, " B"]]) -> Int[Tensor, " N"]:
+    """Put what all ranks know of their shares of the batches in the order of the items."""
+    if distributed.num_ranks() == 1:
+        return torch.cat(batches)
+    return rearrange(distributed.gather(torch.stack(batches)), "w s b -> (s w b)")
 
 
 class Interval(NamedTuple):

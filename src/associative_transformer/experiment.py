@@ -20,6 +20,8 @@ from associative_transformer.data import DataConfig, input_size
 from associative_transformer.interface import UserError
 from associative_transformer.models import ModelConfig
 
+MAX_NAME = 200  # bytes; a file system takes 255, and a run with overrides adds a few
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -43,8 +45,8 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are the paper's recipe."""
+class Optimization:
+    """How the weights are moved; the defaults are the paper's recipe."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -62,6 +64,12 @@ class TrainConfig:
     """Largest norm of the whole gradient; None: no clipping."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step; each is a pool of its own and moves the memory once."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Optimization):
+    """How to train; the defaults are the paper's recipe."""
+
     seed: int = 0
     """Seed of weights, order, augmentation and dropout."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -76,12 +84,14 @@ class TrainConfig:
     """Experiment tracker; it has to be installed."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes a GPU where there is one."""
+    detect_anomaly: bool = False
+    """Name the operation behind the first number that is not finite and stop; slow."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
         _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
         _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
         _require(
@@ -89,6 +99,8 @@ class TrainConfig:
         )
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
+        if self.compile and self.detect_anomaly:
+            raise ValueError("detect_anomaly can't look into a compiled model: leave out one")
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} can't be split into accumulation_steps "
@@ -126,7 +138,7 @@ class Experiment:
     """How to train."""
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
+        if not _names_a_folder(self.name):
             raise ValueError(f"name must be usable as a folder name, not {self.name!r}")
         data, model = input_size(self.data), self.model
         size, channels, question_dim = data
@@ -145,8 +157,9 @@ class Experiment:
                 f"model.question_dim is {takes} but the images come {come}: "
                 f"set it to {question_dim}"
             )
-        normalization = {*self.data.mean, *(value - 1 for value in self.data.std)}
-        if getattr(model, "takes_pixels", False) and normalization != {0}:
+        if getattr(model, "takes_pixels", False) and (
+            any(self.data.mean) or set(self.data.std) != {1}
+        ):
             raise ValueError(
                 f"a model of kind {model.kind} takes pixels from 0 to 1, not normalized ones: "
                 "set data.mean to 0 and data.std to 1 for each channel"
@@ -156,7 +169,7 @@ class Experiment:
 # Where the data lies and how fast the machine works: no part of what the experiment is.
 _CIRCUMSTANCES = {
     "data": {"source", "num_workers", "memory_budget"},
-    "train": {"seed", "checkpoint_every", "log_every", "tracker", "device"},
+    "train": {"seed", "checkpoint_every", "log_every", "tracker", "device", "detect_anomaly"},
 }
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
@@ -195,18 +208,22 @@ def load_experiment(path: Path) -> Experiment:
     Raises UserError where the file is missing, or has an unknown field or a wrong value.
     """
     try:
-        return _ADAPTER.validate_python(yaml.safe_load(path.read_text()))
+        text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing: {path.parent} is no run folder") from None
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no YAML: {error}") from None
-    except yaml.YAMLError as error:
+    try:
+        saved = yaml.safe_load(text)
+    except Exception as error:  # odd dates, numbers and depths make yaml raise nearly anything
         raise UserError(f"{path} is no YAML: {error}") from None
+    try:
+        return _ADAPTER.validate_python(saved)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "it"
         raise UserError(f"{path}: {where}: {first['msg']}") from None
 
 
@@ -217,7 +234,8 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.parent / f".{path.name}.partial"
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # of an interrupted write; a link there is not followed
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -230,6 +248,13 @@ def write_file(path: Path, content: bytes) -> None:
             "free some space and try again" if error.errno == errno.ENOSPC else "nothing changed"
         )
         raise UserError(f"can't write {path}: {reason}; {hint}") from error
+
+
+def _names_a_folder(name: str) -> bool:
+    """Say whether a folder of that name can be made here and on other machines."""
+    if not name.isprintable() or name.strip() in {"", ".", ".."} or {"/", "\\"} & set(name):
+        return False
+    return len(name.encode()) <= MAX_NAME
 
 
 def _require(holds: bool, name: str, wanted: str, value: object) -> None:

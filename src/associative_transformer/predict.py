@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from associative_transformer.data import SUFFIXES, DataConfig, load_image
+from associative_transformer.data import SUFFIXES, DataConfig, list_files, load_image
 from associative_transformer.interface import UserError
 from associative_transformer.questions import Questions, encode
 
@@ -111,9 +111,7 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and _is_image(p.relative_to(path))
-            )
+            inside = sorted(path / p for p in list_files(path) if p.suffix.lower() in SUFFIXES)
             if not inside:
                 raise UserError(f"there is no image in {path}")
             found += inside
@@ -122,8 +120,3 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise UserError(f"there is no file {path}")
     return found
-
-
-def _is_image(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES

@@ -2,12 +2,14 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from pydantic import TypeAdapter
 from torch import nn
+
+from associative_transformer.interface import UserError
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -56,6 +58,21 @@ class PretrainedModel(
         config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
         with contextlib.redirect_stdout(None):  # the mixin prints what it does
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
+
+    @classmethod
+    def _load_as_pickle(cls, model: Any, model_file: str, *_: object) -> NoReturn:  # noqa: ANN401
+        """Refuse what the mixin falls back to where the hub has no safetensors."""
+        raise UserError(
+            f"{model_file} may hold code and is not read: convert the weights to "
+            f"{SAFETENSORS_SINGLE_FILE}"
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights, and no file that a link in the folder leads to."""
+        for name in (SAFETENSORS_SINGLE_FILE, "README.md"):
+            if (save_directory / name).is_symlink():
+                (save_directory / name).unlink()
+        super()._save_pretrained(save_directory)
 
     def reference_parameters(self) -> int:
         """Count as the paper's table does: with what the reference code never uses."""

@@ -38,9 +38,11 @@ class Standing(NamedTuple):
 class TrainingProgress:
     """Show epoch, loss, balance loss, accuracy, images per second and time left, on stderr."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, steps_done: int, is_shown: bool = True
+    ) -> None:
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=not is_shown)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),

@@ -1,11 +1,13 @@
 """The files of a run beside its checkpoints: experiment, environment, metrics, memory."""
 
+import errno
 import io
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 
 from associative_transformer.data import HeldOut, ImagesConfig, load_test
 from associative_transformer.experiment import (
@@ -25,6 +26,7 @@ from associative_transformer.experiment import (
     write_file,
 )
 from associative_transformer.interface import UserError
+from associative_transformer.lock import LOCK
 from associative_transformer.models import load_model
 from associative_transformer.pretrained import PretrainedModel
 
@@ -46,8 +48,11 @@ class History:
         try:
             rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
             with np.load(folder / "memory.npz") as saved:
-                return cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
-        except (OSError, ValueError, KeyError) as error:
+                read = cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
+            if min(len(read.metrics), len(read.memory)) < epochs:
+                raise ValueError(f"it ends before epoch {epochs}")
+            return read
+        except Exception as error:  # damaged archives make zipfile raise nearly anything
             raise UserError(
                 f"the history of the run in {folder} is damaged ({error}): "
                 "start again with --overwrite"
@@ -75,6 +80,7 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
     if resume:
         if not is_run:
             raise UserError(f"there is no run in {folder} to resume: leave --resume out")
+        check_links(folder)
         saved = load_experiment(folder / "experiment.yaml")
         changed = [
             f"{name} ({mine} here, {theirs} there)"
@@ -87,7 +93,7 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
                 f"the run in {folder} has another configuration: {', '.join(changed)}; "
                 "repeat its fields, or choose another --name"
             )
-    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    elif not folder.exists() or (folder.is_dir() and _is_empty(folder)):
         return
     elif not overwrite:
         raise UserError(f"{folder} exists: go on with --resume or start again with --overwrite")
@@ -95,12 +101,28 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
         raise UserError(f"{folder} is no run folder, so --overwrite leaves it alone: move it away")
 
 
+def _is_empty(folder: Path) -> bool:
+    """Say whether nothing is in a folder but what a run killed at its very start leaves there."""
+    return {path.name for path in folder.iterdir()} <= {LOCK, ".experiment.yaml.partial"}
+
+
+def check_links(folder: Path) -> None:
+    """Raise UserError where a folder in a run folder is a link: writing there would leave the run.
+
+    Links to files are read, and replaced where they would be written.
+    """
+    for parent, inside, _ in os.walk(folder):
+        for path in (Path(parent) / name for name in inside):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link out of the run: put a folder in its place")
+
+
 def open_folder(folder: Path, experiment: Experiment, device: torch.device, resume: bool) -> None:
     """Make the run folder, in the place of an older run unless it is resumed."""
     try:
-        if folder.exists() and not resume:
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _clear(folder)
     except OSError as error:
         raise UserError(
             f"can't make the run folder {folder}: {error.strerror or error}"
@@ -108,6 +130,43 @@ def open_folder(folder: Path, experiment: Experiment, device: torch.device, resu
     save_experiment(experiment, folder / "experiment.yaml")
     environment = json.dumps(describe_environment(device), indent=2)
     write_file(folder / "environment.json", environment.encode())
+    if resume and not any(
+        (folder / "checkpoint" / name).exists() for name in ("last", "previous")
+    ):
+        print(f"{folder} holds no checkpoint yet: starting from the first step", file=sys.stderr)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run, its result first. Its experiment stays, to be replaced.
+
+    So a kill in the middle leaves what is still a run and can be overwritten again.
+    """
+    if folder.is_symlink():
+        raise OSError(errno.EEXIST, "it is a link")
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != "result.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, "experiment.yaml"):
+            path.unlink()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Read what a complete run has reached; None where it is not complete yet.
+
+    Raises UserError where the file is damaged.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        if not isinstance(result, dict):
+            raise ValueError("it holds no result")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, and --resume writes it again"
+        ) from error
+    return result
 
 
 class SavedRun(NamedTuple):
@@ -121,7 +180,8 @@ class SavedRun(NamedTuple):
 def load_run(folder: Path) -> SavedRun:
     """Read a complete run back, its model in evaluation mode.
 
-    Raises UserError where the folder holds no run, or one that is not complete or damaged.
+    Raises UserError where the folder holds no run, or one that is not complete or damaged, or a
+    link in the place of a folder.
     """
     seeds = sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
     if seeds:
@@ -129,14 +189,26 @@ def load_run(folder: Path) -> SavedRun:
     experiment = load_experiment(folder / "experiment.yaml")
     if not (folder / "result.json").exists():
         raise UserError(f"the run in {folder} is not complete: finish it with --resume")
+    check_links(folder)
     try:
-        classes = json.loads((folder / "result.json").read_text())["classes"]
-        return SavedRun(experiment, load_model(folder), tuple(classes))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        model = load_model(folder)
+        if model.config != experiment.model:
+            raise ValueError("config.json and experiment.yaml describe different models")
+        return SavedRun(experiment, model, _read_classes(folder, experiment.model.num_classes))
+    except Exception as error:  # damaged files make their readers raise nearly anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
         ) from error
+
+
+def _read_classes(folder: Path, num_classes: int) -> tuple[str, ...]:
+    classes = json.loads((folder / "result.json").read_text())["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("the classes in result.json are no list of names")
+    if len(classes) != num_classes:
+        raise ValueError(f"result.json has {len(classes)} classes, the model {num_classes}")
+    return tuple(classes)
 
 
 def load_test_of(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:

@@ -170,6 +170,6 @@ def _parse(kind: type[Content], path: Path) -> Content:
 def _standing(experiment: Experiment, folder: Path) -> str:
     """Say how far a run got that is not complete."""
     metrics = folder / "metrics.jsonl"
-    epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    epochs = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
     train = experiment.train
     return f"seed {train.seed} unfinished after {epochs} of {train.epochs} epochs"

@@ -5,8 +5,10 @@ A step never waits for the device: whether its gradient is finite is decided and
 Dims     B batch   C channels   H W image side   O classes
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -16,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from associative_transformer import distributed
+from associative_transformer.anomaly import find_anomaly
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.workspace import GlobalWorkspace
@@ -42,9 +46,13 @@ class TrainingStep:
 
     def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
         self.train, self.accelerator = train, accelerator
+        _check_ranks(model, train)
         self.model = model.to(accelerator.device)
+        self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
         if train.compile:
             self.model.compile(fullgraph=True)
+        is_detached = any(not w.config.differentiable_write for w in self.workspaces)
+        self.replica = distributed.replicate(self.model, accelerator.device, is_detached)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             train.lr,
@@ -52,16 +60,22 @@ class TrainingStep:
             weight_decay=train.weight_decay,
             fused=True,
         )
-        self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
         # steps skipped in all, in a row up to now, and most of them in a row since `check`
         self.skipped, self.bad, self.most_bad = torch.zeros(
             3, dtype=torch.int64, device=accelerator.device
         )
 
     def __call__(self, batch: Batch) -> Float[Tensor, "4"]:
-        """Take the step and return the `Sums` of its images, zero where it was skipped."""
+        """Take the step and return the `Sums` of its images, zero where it was skipped.
+
+        Of several processes each gives its share of the batch, and gets the sums over it.
+        """
         before = [buffer.clone() for buffer in self.model.buffers()]
-        parts = [self._accumulate(micro) for micro in self._split(batch)]
+        *first, last = self._split(batch)
+        with find_anomaly(self.model) if self.train.detect_anomaly else nullcontext():
+            with distributed.without_exchange(self.replica):
+                parts = [self._accumulate(micro) for micro in first]
+            parts.append(self._accumulate(last))
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
         is_bad = ~self._clip().isfinite()
         # the fused AdamW leaves weights and moments alone where this tensor is 1
@@ -74,6 +88,15 @@ class TrainingStep:
         self.bad.add_(1).mul_(is_bad)
         torch.maximum(self.most_bad, self.bad, out=self.most_bad)
         return torch.where(is_bad, 0.0, sums)
+
+    def seed(self, *place: int) -> None:
+        """Seed torch from the position in the run, so that nothing depends on what came before.
+
+        Processes draw alike for the workspace that they share, and for a model without one apart.
+        """
+        apart = [] if self.workspaces or distributed.rank() == 0 else [distributed.rank()]
+        sequence = np.random.SeedSequence((self.train.seed, *place, *apart))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     @property
     def num_skipped(self) -> int:
@@ -96,15 +119,19 @@ class TrainingStep:
         if int(self.most_bad) >= MAX_BAD_STEPS:
             raise UserError(
                 f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: start again with "
-                "a lower --train.lr, or with --train.clip-norm 1.0"
+                "a lower --train.lr, or with --train.clip-norm 1.0; --train.detect-anomaly "
+                "names the operation"
             )
         self.most_bad.copy_(self.bad)
 
     def _accumulate(self, batch: Batch) -> Sums:
         with self.accelerator.autocast():
-            logits, aux_loss = self.model(batch.images, batch.questions)
+            logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
-        self.accelerator.backward((loss + aux_loss) / self.train.accumulation_steps)
+        total = loss + aux_loss
+        # a loss that is not finite makes its gradient so too, and by the exchange that of all ranks
+        total = total * torch.where(total.isfinite(), 1.0, torch.nan)
+        self.accelerator.backward(total / self.train.accumulation_steps)
         correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()
         size = torch.full_like(correct, len(batch.labels))
         return Sums(loss.detach() * size, aux_loss.detach() * size, correct, size)
@@ -125,6 +152,22 @@ class TrainingStep:
         return norm
 
 
+def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
+    """Raise UserError where the processes can't share the batches, or give another answer."""
+    ranks, parts = distributed.num_ranks(), train.accumulation_steps
+    if train.batch_size % (ranks * parts):
+        raise UserError(
+            f"batch_size {train.batch_size} can't be shared by {ranks} processes with "
+            f"accumulation_steps {parts}: take a multiple of {ranks * parts}"
+        )
+    has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if ranks > 1 and has_statistics:
+        raise UserError(
+            f"a {type(model).__name__} has a BatchNorm, whose statistics would differ between "
+            f"{ranks} processes: start one process"
+        )
+
+
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
     """Choose device, precision and tracker. Raises UserError where one is not to be had."""
     has_gpu = train.device == "auto" and torch.cuda.is_available()
@@ -136,15 +179,9 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
     AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier run here has fixed
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bfloat16" else "no",
         log_with=tracker,
         project_config=project,
     )
-    if accelerator.num_processes > 1:
-        raise UserError(
-            "training on several processes is not supported yet, since each would hold a memory "
-            "of its own: start one process"
-        )
-    return accelerator

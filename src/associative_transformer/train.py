@@ -9,7 +9,7 @@ under the key `timing`.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,23 @@ import torch
 from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 
+from associative_transformer import distributed
 from associative_transformer.checkpoint import (
+    State,
     load_best,
     restore_checkpoint,
     save_best,
     save_checkpoint,
 )
-from associative_transformer.data import DataSet, Split, load_data
+from associative_transformer.data import Share, Split, load_data
 from associative_transformer.evaluate import Evaluation, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, fields_of, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.interruption import Interrupted, StopSignals
+from associative_transformer.lock import check_free, hold_folder
 from associative_transformer.models import build_model
 from associative_transformer.progress import Standing, TrainingProgress
-from associative_transformer.run_folder import History, check_folder, open_folder
+from associative_transformer.run_folder import History, check_folder, open_folder, read_result
 from associative_transformer.step import Sums, TrainingStep, make_accelerator
 
 Result = dict[str, Any]
@@ -51,29 +54,17 @@ def train(
     `on_epoch_end` is called with the folder after each epoch. Raises UserError for what the user
     can mend, and Interrupted when a signal stopped the run and it has saved itself.
     """
+    check_free(folder)
     check_folder(folder, experiment, resume, overwrite)
-    if resume and (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text())
+    if resume and (result := read_result(folder)):
+        return result
     run = Run(experiment, folder)  # finds what is wrong before anything is written
-    open_folder(folder, experiment, run.device, resume)
-    return run(on_epoch_end)
-
-
-@dataclass
-class State:
-    """Where a run stands; saved in every checkpoint."""
-
-    epoch: int = 0  # the epoch under way, from 0
-    step: int = 0  # optimizer steps done in it
-    sums: list[float] = field(default_factory=lambda: [0.0] * len(Sums._fields))  # over it so far
-    skipped_steps: int = 0
-    bad_steps: int = 0  # skipped in a row
-    best_epoch: int | None = None  # from 1
-    best_accuracy: float = -1.0  # percent of the validation images
-    best_digest: str = ""  # of the weights in checkpoint/best
-    data: str = ""  # digest of the data set
-    precision: str = ""  # float32 or bfloat16
-    timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
+    if not run.is_main:
+        return run(on_epoch_end)
+    with hold_folder(folder):
+        check_folder(folder, experiment, resume, overwrite)  # others may have been here since
+        open_folder(folder, experiment, run.device, resume)
+        return run(on_epoch_end)
 
 
 class Run:
@@ -83,9 +74,12 @@ class Run:
         self.experiment, self.folder, self.config = experiment, folder, experiment.train
         project = ProjectConfiguration(str(folder), logging_dir=str(folder / "tracker"))
         self.accelerator = make_accelerator(self.config, project)
-        self.device = self.accelerator.device
+        self.device, self.is_main = self.accelerator.device, distributed.rank() == 0
+        self.share = Share(
+            distributed.rank(), distributed.num_ranks(), self.config.accumulation_steps
+        )
         self.data = load_data(experiment.data, self.device)
-        _check_classes(experiment, self.data)
+        self.data.check_classes(experiment.model.num_classes)
         self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
         torch.manual_seed(self.config.seed)
         self.model = build_model(experiment.model)
@@ -109,16 +103,18 @@ class Run:
         done = state.epoch * self.steps_per_epoch + state.step
         try:
             with (
-                StopSignals() as stop,
-                TrainingProgress(epochs, self.steps_per_epoch, done) as bar,
+                StopSignals(is_alone=self.share.num_ranks == 1) as stop,
+                TrainingProgress(epochs, self.steps_per_epoch, done, self.is_main) as bar,
             ):
                 while state.epoch < epochs:
                     self._train_epoch(stop, bar)
-                    self._end_epoch(bar)
-                    if on_epoch_end:
-                        on_epoch_end(self.folder)
+                    self._end_epoch(stop, bar)
+                    with stop.at_once():  # all is saved
+                        if on_epoch_end and self.is_main:
+                            on_epoch_end(self.folder)
                     self._stop_if_asked(stop)
-                return self._finish(stop)
+                with stop.at_once():
+                    return self._finish(stop)
         finally:
             self.accelerator.end_training()  # closes the tracker
 
@@ -128,16 +124,19 @@ class Run:
             group["lr"] = c.learning_rate(state.epoch)
         if state.step == 0:
             self._reset_memories()
-        self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64))
+        self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64) * self.is_main)
         self.since = time.perf_counter() - state.timing["epoch"]
         self.model.train()
-        batches = self.data.train.train_batches(c.batch_size, c.seed, state.epoch, state.step)
+        batches = self.data.train.train_batches(
+            c.batch_size, c.seed, state.epoch, state.step, self.share
+        )
         for batch in batches:
-            _seed(c.seed, state.epoch, state.step + 1)  # of dropout: the same when resumed
+            self.take_step.seed(state.epoch, state.step + 1)  # of dropout: the same when resumed
             self.sums += self.take_step(batch)
             state.step += 1
             is_last = state.step == self.steps_per_epoch
-            if is_last or state.step % c.log_every == 0:
+            may_wait = is_last or state.step % c.log_every == 0
+            if may_wait:
                 self.take_step.check()
                 self._log(bar)
             elif state.step == 1:
@@ -145,9 +144,10 @@ class Run:
             if not is_last:  # the end of an epoch saves by itself
                 if c.checkpoint_every and state.step % c.checkpoint_every == 0:
                     self._save()
-                self._stop_if_asked(stop)
+                if may_wait or self.share.num_ranks == 1:
+                    self._stop_if_asked(stop)
 
-    def _end_epoch(self, bar: TrainingProgress) -> None:
+    def _end_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
         state, standing, seconds = self.state, self._standing(), self._seconds()
         row: dict[str, Any] = {
             "epoch": standing.epoch,
@@ -160,18 +160,22 @@ class Run:
         }
         line = f"epoch {standing.epoch}/{self.config.epochs}  {standing}"
         if self.data.validation is not None:
-            scored = self._evaluate(self.data.validation)
+            with stop.at_once(self._save):
+                scored = self._evaluate(self.data.validation)
             row["validation"] = {"accuracy": scored.accuracy, "loss": scored.loss}
             self._track("validation", row["validation"])
             line += f"  validation {scored.accuracy:.2f} %"
             if scored.accuracy > state.best_accuracy:
                 state.best_epoch, state.best_accuracy = standing.epoch, scored.accuracy
-                state.best_digest = save_best(self.folder / "checkpoint", self.model)
+                if self.is_main:
+                    state.best_digest = save_best(self.folder / "checkpoint", self.model)
+                state.best_digest = distributed.gather_objects(state.best_digest)[0]
         bar.write(line)
         priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
         self.history.metrics.append(row)
         self.history.memory.append(np.array(priors))
-        self.history.write(self.folder)
+        if self.is_main:
+            self.history.write(self.folder)
         self.sums.zero_()
         state.epoch, state.step = state.epoch + 1, 0
         state.timing = {"epoch": 0.0, "run": state.timing["run"] + seconds}
@@ -188,10 +192,6 @@ class Run:
             load_best(self.folder / "checkpoint", self.model, state.best_digest)
             best = {"epoch": state.best_epoch, "validation_accuracy": state.best_accuracy}
             best |= summarize(self._evaluate(self.data.test), self.data, "test_")
-        try:
-            self.model.save_pretrained(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"can't write the model to {self.folder}: {error}") from error
         seconds = state.timing["run"]
         rate = c.epochs * self.steps_per_epoch * c.batch_size / seconds
         today = date.today().isoformat()
@@ -212,11 +212,19 @@ class Run:
             "classes": list(self.data.class_names),
             "timing": {"seconds": seconds, "samples_per_second": rate, "finished": today},
         }
-        write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
+        if self.is_main:
+            self._save_model()
+            write_file(self.folder / "result.json", json.dumps(result, indent=2).encode())
         return result
 
+    def _save_model(self) -> None:
+        try:
+            self.model.save_pretrained(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"can't write the model to {self.folder}: {error}") from error
+
     def _standing(self) -> Standing:
-        loss, balance_loss, correct, images = self.sums.tolist()
+        loss, balance_loss, correct, images = distributed.add(self.sums).tolist()
         images = max(images, 1.0)
         return Standing(
             epoch=self.state.epoch + 1,
@@ -248,23 +256,25 @@ class Run:
         return evaluate_split(self.model, split, self.config.batch_size, num_classes)
 
     def _reset_memories(self) -> None:
-        _seed(self.config.seed, self.state.epoch, 0)
+        self.take_step.seed(self.state.epoch, 0)
         for workspace in self.take_step.workspaces:
             if workspace.config.reset_each_epoch:
                 workspace.reset()
 
     def _stop_if_asked(self, stop: StopSignals) -> None:
-        if stop.signum is not None:
+        signum = max(distributed.gather_objects(stop.signum or 0))  # the same on all ranks
+        if signum:
             self._save()
-            raise Interrupted(stop.signum)
+            raise Interrupted(signum)
 
     def _save(self) -> None:
         state, step = self.state, self.take_step
-        state.sums = self.sums.tolist()
+        state.sums = distributed.add(self.sums).tolist()
         state.skipped_steps, state.bad_steps = step.num_skipped, step.num_bad
         if state.step:
             state.timing["epoch"] = self._seconds()
-        save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
+        if self.is_main:
+            save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
 
     def _restore(self) -> None:
         """Take up the last checkpoint, where there is one."""
@@ -284,17 +294,3 @@ class Run:
                 )
             self.history = History.read(self.folder, self.state.epoch)
             step.count_on(self.state.skipped_steps, self.state.bad_steps)
-
-
-def _seed(*key: int) -> None:
-    """Seed torch from the position in the run, so that nothing depends on what came before."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-
-def _check_classes(experiment: Experiment, data: DataSet) -> None:
-    found, wanted = len(data.class_names), experiment.model.num_classes
-    if found != wanted:
-        raise UserError(
-            f"the data has {found} classes but model.num_classes is {wanted}: "
-            f"pass --model.num-classes {found}"
-        )

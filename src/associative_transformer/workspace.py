@@ -9,13 +9,14 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from associative_transformer import distributed
 from associative_transformer.functional import (
     Selection,
     balance_loss,
@@ -53,6 +54,9 @@ class WorkspaceConfig:
     """Let gradients flow through the memory into the write; False is the official code."""
     reset_each_epoch: bool = False
     """Ask the training loop to draw the memory anew at the start of each epoch."""
+    pool: Literal["global", "local"] = "global"
+    """global: the tokens of all processes form one pool; local: those of each process do, for
+    comparison, and the memory moves towards the mean of what they write."""
 
     def __post_init__(self) -> None:
         for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):
@@ -116,8 +120,9 @@ class GlobalWorkspace(nn.Module):
     retrieval.
 
     Under activation checkpointing keep this module outside the recomputed region: a second
-    forward would move the memory twice. Several processes would each hold a pool of their own,
-    and DistributedDataParallel would keep the memory of rank 0 alone.
+    forward would move the memory twice. With several processes (an initialized process group) the
+    tokens of all of them form one pool, and the memory stays the same on all: `distributed` has
+    the exchange, which takes the place of `attend`.
     """
 
     priors: Tensor
@@ -159,12 +164,17 @@ class GlobalWorkspace(nn.Module):
             rearrange(module.weight, "(s d) e -> s d e", s=c.num_heads)
             for module in (self.to_k, self.to_v)
         )
-        selection = self.attend(q, pool, w_k, w_v, c.bottleneck)
+        over_ranks = c.pool == "global" and distributed.num_ranks() > 1
+        if over_ranks:
+            selection, unevenness = distributed.pooled_attention(q, pool, w_k, w_v, c.bottleneck)
+        else:
+            selection = self.attend(q, pool, w_k, w_v, c.bottleneck)
+            unevenness = balance_loss(selection.score, selection.chosen, len(pool))
         taken = self.to_prior(rearrange(selection.value, "s m d -> m (s d)"))
         written = self.norm(priors + self.dropout(taken))
-        if c.balance_weight == 0:
-            return Write(written, priors.new_zeros(()), selection)
-        unevenness = balance_loss(selection.score, selection.chosen, len(pool))
+        if not over_ranks:  # the same memory everywhere, also with pools of their own
+            written = distributed.mean(written)
+        unevenness = unevenness if c.balance_weight else priors.new_zeros(())
         return Write(written, c.balance_weight * unevenness, selection)
 
     def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from associative_transformer import distributed
 from associative_transformer.command_line import check_counts, choose_device, parse, write_command
 from associative_transformer.evaluate import describe_kinds
 from associative_transformer.experiment import Experiment, fingerprint
@@ -55,6 +56,8 @@ def run(arguments: list[str]) -> None:
         overwrite=options.overwrite,
         on_epoch_end=None if every is None else partial(_report_progress, every=every),
     )
+    if distributed.rank():  # one of several processes tells
+        return
     report = None
     if every is not None:
         effort = Effort(device=str(choose_device(experiment.train.device)))

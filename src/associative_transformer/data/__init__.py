@@ -19,7 +19,7 @@ from associative_transformer.data.augment import (
     StreamingLoader,
     read_once,
 )
-from associative_transformer.data.batches import Split
+from associative_transformer.data.batches import Share, Split
 from associative_transformer.data.images import (
     ImagesConfig,
     ImageSet,
@@ -45,6 +45,7 @@ from associative_transformer.data.triangle import (
     TriangleConfig,
     generate_triangles,
 )
+from associative_transformer.interface import UserError
 from associative_transformer.questions import CLASS_NAMES as ANSWERS
 from associative_transformer.questions import QUESTION_DIM, encode
 
@@ -55,6 +56,7 @@ __all__ = [
     "HeldOut",
     "ImagesConfig",
     "InputSize",
+    "Share",
     "SortOfClevrConfig",
     "Split",
     "TriangleConfig",
@@ -109,6 +111,14 @@ class DataSet(NamedTuple):
     class_names: tuple[str, ...]
     num_skipped: int = 0  # unreadable images left out
     guesses: Int[Tensor, " K"] | None = None  # best answer to each kind of question, unseen
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise UserError where a model tells another number of classes apart."""
+        if len(self.class_names) != num_classes:
+            raise UserError(
+                f"the data has {len(self.class_names)} classes but model.num_classes is "
+                f"{num_classes}: pass --model.num-classes {len(self.class_names)}"
+            )
 
     @property
     def digest(self) -> str:

@@ -5,10 +5,11 @@ Dims     N items   Q question features   S steps   B batch   C channels   H heig
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,6 +31,22 @@ class Loader(Protocol):
 
         The augmentation of an image may depend on `seed` and its row, and on nothing else.
         """
+
+
+class Share(NamedTuple):
+    """What one of several processes takes of each batch."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    parts: int = 1  # micro-batches, each of which is shared out
+
+    def of(self, items: Int[Tensor, "S B"]) -> Int[Tensor, "S b"]:
+        """Take the share of every batch: a run of each micro-batch."""
+        micro = rearrange(items, "s (p w b) -> w s (p b)", p=self.parts, w=self.num_ranks)
+        return micro[self.rank]
+
+
+ALL = Share()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,26 +77,29 @@ class Split:
         seed: int,
         epoch: int,
         first_step: int = 0,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
         """Yield one shuffled, augmented epoch, without its incomplete last batch.
 
         Order and augmentation depend on `seed` and `epoch` alone: a run resumed at `first_step`
-        sees the batches that it would have seen.
+        sees the batches that it would have seen, and so do several processes together.
         """
         num_steps = self.steps_per_epoch(batch_size)
         order_seed, augment_seed = np.random.SeedSequence((seed, epoch)).spawn(2)
         order = np.random.default_rng(order_seed).permutation(len(self))
         items = torch.from_numpy(order[: num_steps * batch_size]).view(num_steps, batch_size)
-        items = items[first_step:]
+        items = share.of(items[first_step:])
         return self._load(items, self.labels[items], augment_seed)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, batch_size: int, share: Share = ALL) -> Iterator[Batch]:
         """Yield every item once, in order and as it is.
 
-        The last batch is filled up with copies of the last item under the label `PADDING`.
+        The last batch is filled up with copies of the last item under the label `PADDING`; several
+        processes together take one batch after another, whose size is rounded up for that.
         """
+        batch_size = share.num_ranks * -(-batch_size // share.num_ranks)
         num_steps = -(-len(self) // batch_size)
-        places = torch.arange(num_steps * batch_size).view(num_steps, batch_size)
+        places = share.of(torch.arange(num_steps * batch_size).view(num_steps, batch_size))
         items = places.clamp(max=len(self) - 1)
         labels = self.labels[items].masked_fill(places >= len(self), PADDING)
         return self._load(items, labels, seed=None)

@@ -4,6 +4,8 @@ Dims     N images   C channels   S side of the square image
 """
 
 import io
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ KNOWN = {
     "imagenet100": Known("clane9/imagenet-100", "image", "label"),
 }
 LIMIT_SEED = 0  # which images a limit leaves belongs to the data set, so no run's seed changes it
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start programs
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first one found is the test set
 
 
@@ -82,10 +85,12 @@ class ImagesConfig:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction}")
-        if min(self.std) <= 0:
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std must be above 0, got {self.std}")
         limits = (self.crop_padding, self.memory_budget, self.num_workers)
-        if min(limits) < 0:
+        if not all(limit >= 0 for limit in limits):
             raise ValueError(
                 f"crop_padding, memory_budget, num_workers must not be negative, got {limits}"
             )
@@ -260,21 +265,24 @@ def _random_crop(image_size: int) -> Callable[[Image.Image], Image.Image]:
 
 def _open(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
     name = name or (str(source) if isinstance(source, Path) else "given as bytes")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _eight_bit(image).convert(mode)
+        with warnings.catch_warnings(action="ignore"):  # they name no file
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _eight_bit(image).convert(mode)
     except Exception as error:  # broken files make Pillow raise nearly anything
         is_image = not isinstance(error, UnidentifiedImageError)
+        reason = error if is_image else f"not an image in {', '.join(FORMATS)}"
         raise UserError(
-            f"cannot read the image {name} ({error if is_image else 'not an image'}): "
-            "replace or remove it"
+            f"cannot read the image {name} ({reason}): replace or remove it"
         ) from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Spare `convert` what it gets wrong: it clips 16 bits and warns of transparent palettes."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")

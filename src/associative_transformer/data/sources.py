@@ -12,6 +12,7 @@ from associative_transformer.interface import UserError
 
 SPLITS = ("train", "test", "validation", "valid", "val")
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])")
+NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps such a byte of a file's name
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -37,11 +38,12 @@ def open_folder(root: Path) -> dict[str, datasets.Dataset]:
             f"the data source {root} {state}: "
             "pass a folder with --data.source, or --source of ait eval"
         )
-    # unlike Path.rglob, this follows links and leaves hidden files out
-    visible = glob.glob("**", root_dir=root, recursive=True)  # noqa: PTH207
-    files = [Path(name) for name in sorted(visible) if (root / name).is_file()]
+    files = sorted(list_files(root), key=str)
     parquet = [file for file in files if file.suffix == ".parquet"]
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    for name in (str(root / file) for file in parquet or images):
+        if NOT_UTF_8.search(name):
+            raise UserError(f"the name {name} is not in UTF-8: rename it")
     if parquet:
         return _open_parquet(root, parquet)
     if images:
@@ -50,6 +52,32 @@ def open_folder(root: Path) -> dict[str, datasets.Dataset]:
         f"the data source {root} is empty: put parquet files there, or images into "
         "train/CLASS/ and test/CLASS/ folders"
     )
+
+
+def list_files(root: Path) -> list[Path]:
+    """List the files below a folder, relative to it, but no hidden ones.
+
+    Links are followed, except to a folder that they lie in. Raises UserError where a folder can't
+    be read.
+    """
+    found: list[Path] = []
+    waiting = [(Path(), frozenset[tuple[int, int]]())]  # folders, and what each lies in
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = (root / folder).stat()
+            inside = [path for path in (root / folder).iterdir() if path.name[0] != "."]
+        except OSError as error:
+            raise UserError(
+                f"can't read the folder {root / folder}: {error.strerror}; move it away"
+            ) from error
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue
+        found += [folder / path.name for path in inside if path.is_file()]
+        deeper = above | {identity}
+        waiting += [(folder / path.name, deeper) for path in inside if path.is_dir()]
+    return found
 
 
 def _open_parquet(root: Path, files: Sequence[Path]) -> dict[str, datasets.Dataset]:

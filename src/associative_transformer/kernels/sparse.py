@@ -37,10 +37,7 @@ def pooled_attention(
     """
     if bottleneck is None or bottleneck >= len(pool):  # all win: nothing is sparse
         return functional.pooled_attention(q, pool, w_k, w_v, bottleneck)
-    device = pool.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q, pool, w_k, w_v = (x.to(dtype) for x in (q, pool, w_k, w_v))
+    q, pool, w_k, w_v = in_autocast(q, pool, w_k, w_v)
     q = q / math.sqrt(q.shape[-1])
     asked = (q @ w_k).flatten(0, 1)  # (R, E)
     with torch.no_grad():
@@ -50,6 +47,14 @@ def pooled_attention(
     value = (taken / total).to(w_v.dtype).view(*q.shape[:2], -1) @ w_v.mT
     shape = (*q.shape[:2], bottleneck)
     return Selection(value, (weight / total).view(shape), chosen.view(shape))
+
+
+def in_autocast(*tensors: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], ...]:
+    """Give tensors the precision of autocast, where it is on: it does not see into operators."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 @torch.library.custom_op(

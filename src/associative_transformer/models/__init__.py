@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from associative_transformer.interface import UserError
 from associative_transformer.models.ait import (
     AIT_BASE,
     AIT_MEDIUM,
@@ -150,7 +151,6 @@ def build_model(config: ModelConfig) -> PretrainedModel:
 
 
 @cache
-@cache
 def count_operations(config: ModelConfig) -> int:
     """Count the floating-point operations of one image's forward pass in training.
 
@@ -167,9 +167,14 @@ def count_operations(config: ModelConfig) -> int:
 def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: ANN401
     """Load any model of this package from a folder or from the hub, in evaluation mode.
 
-    Takes the options of `PretrainedModel.from_pretrained`. Raises ValueError where the
-    configuration is of no known kind.
+    Takes the options of `PretrainedModel.from_pretrained`. Raises UserError where the
+    configuration is of no known kind or has an unknown field or a wrong value.
     """
     text = read_config(path, **options)
-    config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
+    try:
+        config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["config.json", *map(str, first["loc"])])
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
     return _CLASSES[type(config)].from_pretrained(path, **options)

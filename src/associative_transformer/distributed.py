@@ -1,0 +1,181 @@
+"""One pool over all ranks: several processes give the answer of one.
+
+Every rank finds the winners of its own tokens; comparing the similarities of these tells which
+of them win over all ranks. Each then sums over its own winners, and the sums are added in the
+order of the ranks, so that the write, and with it the memory, is the same bit for bit everywhere.
+Values and tokens stay where they are. A rank and a layer send S M (k + D + 1) + 2 numbers forward
+and S M (D + 1) + 2 backward.
+
+The backward of a sum over ranks is the sum of the gradients of its copies. With the mean over the
+ranks that DistributedDataParallel takes, each weight has the gradient of one process that holds
+the whole batch. All ranks must hold equally many tokens.
+
+Dims     T tokens of this rank   E token width   S heads   M priors   D head width
+         K winners kept on this rank   R rows, S * M   W ranks
+Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from associative_transformer.functional import Selection
+from associative_transformer.kernels import sparse
+
+T = TypeVar("T")
+
+
+class Pooled(NamedTuple):
+    """What the priors take from the pool over all ranks."""
+
+    selection: Selection  # value: over all ranks; score, chosen: of this rank, score 0: lost
+    unevenness: Float[Tensor, ""]  # the balance loss over all ranks
+
+
+def num_ranks() -> int:
+    """Count the processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number this process, from 0."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def pooled_attention(
+    q: Float[Tensor, "S M D"],
+    pool: Float[Tensor, "T E"],
+    w_k: Float[Tensor, "S D E"],
+    w_v: Float[Tensor, "S D E"],
+    bottleneck: int | None,
+) -> Pooled:
+    """Let the priors attend to the tokens of all ranks, and measure how evenly these are used."""
+    num_heads, num_priors, width = q.shape
+    num_tokens = num_ranks() * len(pool)
+    limit = min(bottleneck or num_tokens, num_tokens)
+    q, pool, w_k, w_v = sparse.in_autocast(q, pool, w_k, w_v)
+    q = q / math.sqrt(width)
+    asked = (q @ w_k).flatten(0, 1)  # (R, E)
+    with torch.no_grad():
+        similarity, chosen = sparse.choose(q, w_k, pool, min(limit, len(pool)))
+        wins, largest = _compare(similarity, limit)
+    similarity = similarity.masked_fill(~wins, -torch.inf)
+    weight, taken = sparse.take(asked, pool, similarity, chosen, largest)
+    value = rearrange(taken, "(s m) e -> s m e", s=num_heads) @ w_v.mT
+    weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
+    sums = add(torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1))
+    score = weight / sums[..., -1:]
+    chosen, wins = (x.view(score.shape) for x in (chosen, wins))
+    unused = score.new_zeros(num_heads, len(pool))
+    importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
+    load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
+    # the mean of either is known: a row of the scores sums to 1, and has `limit` winners
+    mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
+    squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
+    variance = add(squares) / max(num_tokens - 1, 1)  # of each head, summed over the heads
+    unevenness = (variance / (mean.square() + 1e-10)).sum()
+    value = (sums[..., :-1] / sums[..., -1:]).to(w_v.dtype)
+    return Pooled(Selection(value, score, chosen), unevenness)
+
+
+def _compare(
+    similarity: Float[Tensor, "R K"], limit: int
+) -> tuple[Bool[Tensor, "R K"], Float[Tensor, " R"]]:
+    """Tell which similarities are among the `limit` largest of all ranks, and the largest of all.
+
+    Of equal ones the first in the order of ranks wins.
+    """
+    everyone = rearrange(gather(similarity.float()), "w r k -> r (w k)")
+    if limit >= everyone.shape[1]:
+        return torch.ones_like(similarity, dtype=torch.bool), everyone.amax(dim=-1)
+    order = everyone.argsort(dim=-1, descending=True, stable=True)[:, :limit]
+    wins = torch.zeros_like(everyone, dtype=torch.bool).scatter(1, order, True)
+    first = rank() * similarity.shape[1]
+    return wins[:, first : first + similarity.shape[1]], everyone.amax(dim=-1)
+
+
+@torch.library.custom_op(
+    "associative_transformer::gather", mutates_args=(), schema="(Tensor x) -> Tensor"
+)
+def gather(x: Float[Tensor, "..."]) -> Float[Tensor, "W ..."]:
+    """Give what each rank holds, in their order; every rank has to call."""
+    found = x.new_empty(num_ranks(), *x.shape)
+    if num_ranks() == 1:
+        return found.copy_(x)
+    dist.all_gather(list(found.unbind()), x.contiguous())
+    return found
+
+
+@gather.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(num_ranks(), *x.shape)
+
+
+@torch.library.custom_op(
+    "associative_transformer::add", mutates_args=(), schema="(Tensor x) -> Tensor"
+)
+def add(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Add what the ranks hold, in their order; the gradients of the copies are added likewise."""
+    return gather(x).sum(dim=0)
+
+
+@add.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _add_backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
+    return add(gradient)
+
+
+add.register_autograd(_add_backward)
+
+
+def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Average what the ranks hold."""
+    return x if num_ranks() == 1 else add(x) / num_ranks()
+
+
+def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Module:
+    """Let the ranks average the gradients of the model; a single one gets the model back.
+
+    `has_unused`: some weights get no gradient, as in a detached write. Buffers are not sent: the
+    memory is the same everywhere by itself.
+    """
+    if num_ranks() == 1:
+        return model
+    is_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # 2.14
+    keep_buffers: dict[str, Any] = {
+        "forward_sync_buffers" if is_renamed else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=has_unused,
+        gradient_as_bucket_view=True,
+        **keep_buffers,
+    )
+
+
+def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    """Keep the gradients of a replicated model on their ranks: more of them will follow."""
+    if not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[None], model.no_sync())
+
+
+def gather_objects(value: T) -> list[T]:
+    """Give what each rank holds, in their order; every rank has to call. They trust each other."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
