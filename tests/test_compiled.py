@@ -6,11 +6,15 @@ These tests run without the shape checks of the other ones, which torch.compile 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
 from shutil import which
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
 from associative_transformer.models import (
@@ -22,10 +26,13 @@ from associative_transformer.models import (
     ViTConfig,
     build_model,
 )
+from associative_transformer.recipes import find_recipe
+from associative_transformer.train import train
 from associative_transformer.workspace import WorkspaceConfig
 
 pytestmark = pytest.mark.compiled
 
+by_aot_eager = partialmethod(nn.Module.compile, backend="aot_eager")
 MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8)
 AIT = AiTConfig(
     image_size=8,
@@ -191,3 +198,17 @@ def test_a_compiled_model_goes_from_training_to_evaluation_and_back() -> None:
         assert_close(aux_loss, expected.aux_loss)
         for ours, theirs in zip(other.buffers(), eager.buffers(), strict=True):
             assert_close(ours, theirs)
+
+
+def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: Path) -> None:
+    recipe = find_recipe("triangle-ait-tiny")
+    experiment = replace(
+        recipe,
+        data=replace(recipe.data, num_train=100, num_test=53, val_fraction=0.1),
+        train=replace(recipe.train, epochs=2, batch_size=24, device="cpu", compile=True),
+    )
+    counters.clear()
+    with patch.object(nn.Module, "compile", by_aot_eager):
+        train(experiment, tmp_path / "run")  # the last batch of 53 is filled up
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]

@@ -22,6 +22,7 @@ COMMANDS = {  # each is a file in commands/
     "show": "draw images of a data set, with their classes or their questions and answers",
     "run-table": "train all runs of a table that are missing",
     "table": "put finished runs beside the published results",
+    "doctor": "show what a bug report needs",
 }
 
 
@@ -46,6 +47,7 @@ def main() -> int:
 
 def _guarded(name: str, arguments: list[str]) -> int:
     """Turn what the user can mend into one sentence and exit code 2."""
+    from associative_transformer import distributed
     from associative_transformer.command_line import write_command
     from associative_transformer.interface import UserError
     from associative_transformer.interruption import Interrupted
@@ -59,7 +61,8 @@ def _guarded(name: str, arguments: list[str]) -> int:
     except Interrupted as stopped:
         again = [word for word in arguments if word not in ("--overwrite", "--resume")]
         how = write_command(name, *again, *["--resume"] * (name == "train"))
-        print(f"ait: {stopped} and saved; go on with {how}", file=sys.stderr)
+        if distributed.is_first():
+            print(f"ait: {stopped} and saved; go on with {how}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130

@@ -160,10 +160,8 @@ class GlobalWorkspace(nn.Module):
         c = self.config
         priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
-        w_k, w_v = (
-            rearrange(module.weight, "(s d) e -> s d e", s=c.num_heads)
-            for module in (self.to_k, self.to_v)
-        )
+        # no einops: it would note the type of a parameter, for which the compiler starts again
+        w_k, w_v = (m.weight.unflatten(0, (c.num_heads, -1)) for m in (self.to_k, self.to_v))
         over_ranks = c.pool == "global" and distributed.num_ranks() > 1
         if over_ranks:
             selection, unevenness = distributed.pooled_attention(q, pool, w_k, w_v, c.bottleneck)

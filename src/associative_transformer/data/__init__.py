@@ -21,6 +21,7 @@ from associative_transformer.data.augment import (
 )
 from associative_transformer.data.batches import Share, Split
 from associative_transformer.data.images import (
+    KNOWN,
     ImagesConfig,
     ImageSet,
     ImageTable,
@@ -50,6 +51,7 @@ from associative_transformer.questions import CLASS_NAMES as ANSWERS
 from associative_transformer.questions import QUESTION_DIM, encode
 
 __all__ = [
+    "KNOWN",
     "SUFFIXES",
     "DataConfig",
     "DataSet",

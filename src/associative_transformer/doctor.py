@@ -1,0 +1,167 @@
+"""What a bug report needs: versions, devices, kernels, data, disk, launcher. No secrets.
+
+Of the environment only the variables of `LAUNCHER` are told, none of which holds a secret; paths
+in the home folder start with ~, and no name of a user or a machine is told.
+"""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from datasets import config as datasets_config
+from huggingface_hub import scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+
+from associative_transformer.data import KNOWN
+from associative_transformer.run_folder import describe_environment
+
+PACKAGES = (
+    "associative-transformer",
+    "torch",
+    "torchvision",
+    "triton",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "tyro",
+    "jaxtyping",
+    "timm",
+)
+LAUNCHER = (  # what torchrun, accelerate and Slurm set, and what chooses devices and threads
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_PORT",
+    "TORCHELASTIC_RESTART_COUNT",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_MIXED_PRECISION",
+    "SLURM_NTASKS",
+    "SLURM_NNODES",
+    "SLURM_PROCID",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+)
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    part: str  # heading
+    name: str
+    value: str
+
+
+def examine(runs: Path) -> list[Finding]:
+    """Look at this installation and machine; `runs` is the folder whose disk is asked for."""
+    return [
+        *(Finding("versions", *line) for line in _versions()),
+        *(Finding("devices", *line) for line in _devices()),
+        *(Finding("kernels", *line) for line in _kernels()),
+        *(Finding("data sets", *line) for line in _data_sets()),
+        *(Finding("disk", *line) for line in _disk(runs)),
+        *(Finding("launcher", *line) for line in _launcher()),
+    ]
+
+
+def to_markdown(findings: list[Finding]) -> str:
+    """Write the findings such that they can be pasted into a bug report."""
+    lines, part = ["## ait doctor"], ""
+    for finding in findings:
+        if finding.part != part:
+            part = finding.part
+            lines += ["", f"### {part}", ""]
+        lines.append(f"- {finding.name}: {finding.value}")
+    return "\n".join(lines) + "\n"
+
+
+Line = tuple[str, str]
+
+
+def _versions() -> list[Line]:
+    here = describe_environment(torch.device("cpu"))
+    found = [("Python", platform.python_version()), ("system", platform.platform())]
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, "not installed"))
+    return [*found, ("commit", str(here["commit"] or "unknown"))]
+
+
+def _devices() -> list[Line]:
+    cpu = torch.backends.cpu.get_cpu_capability()
+    found = [("CPU", f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads")]
+    found.append(("CUDA of torch", str(torch.version.cuda or "none")))
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        bfloat16 = "bfloat16" if (gpu.major, gpu.minor) >= (8, 0) else "no bfloat16"
+        memory = f"{gpu.total_memory / 2**30:.1f} GiB"
+        found.append((f"GPU {i}", f"{gpu.name}, {memory}, {gpu.major}.{gpu.minor}, {bfloat16}"))
+    if not torch.cuda.device_count():
+        found.append(("GPU", "none that this torch can use"))
+    if torch.backends.mps.is_available():
+        found.append(("Apple GPU", "available, not used by `ait train`"))
+    has_gpu = torch.cuda.is_available()
+    fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return [*found, ("precision auto", "bfloat16" if fast else "float32")]
+
+
+def _kernels() -> list[Line]:
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    write = "sparse on a CPU, plain on a GPU"
+    return [
+        ("write of the workspace", write),
+        ("Triton", "available" if find_spec("triton") else "not installed"),
+        ("torch.compile on a CPU", "available" if compiler else "needs a C++ compiler (g++)"),
+    ]
+
+
+def _data_sets() -> list[Line]:
+    built = Path(datasets_config.HF_DATASETS_CACHE)
+    try:
+        downloaded = {
+            repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "dataset"
+        }
+    except (CacheNotFound, ValueError, OSError):
+        downloaded = set()
+    found = []
+    for name, known in KNOWN.items():
+        is_here = known.hub_id in downloaded or (built / known.hub_id.replace("/", "___")).is_dir()
+        found.append(
+            (f"{name} ({known.hub_id})", "in the cache" if is_here else "not in the cache")
+        )
+    return [*found, ("cache", _in_home(built)), ("triangle, sort_of_clevr", "generated")]
+
+
+def _disk(runs: Path) -> list[Line]:
+    found = []
+    for name, path in (("runs", runs), ("data cache", Path(datasets_config.HF_DATASETS_CACHE))):
+        there = path.absolute()
+        while not there.exists():  # up to the folder in which it would be made
+            there = there.parent
+        free = shutil.disk_usage(there).free / 2**30
+        can_write = "" if os.access(there, os.W_OK) else ", not writable"
+        found.append((f"{name}, {_in_home(path)}", f"{free:.1f} GiB free{can_write}"))
+    return found
+
+
+def _launcher() -> list[Line]:
+    found = [(name, os.environ[name]) for name in LAUNCHER if name in os.environ]
+    return found or [("processes", "one, without a launcher")]
+
+
+def _in_home(path: Path) -> str:
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except ValueError:
+        return str(path)
