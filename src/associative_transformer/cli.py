@@ -18,7 +18,7 @@ COMMANDS = {  # each is a file in commands/
     "predict": "classify image files with a trained model, or ask about them",
     "analyze": "measure what a trained model has learned, and draw it",
     "report": "write a page that shows what a run has learned, or two runs side by side",
-    "bench": "time recipes side by side",
+    "bench": "measure speed and memory, side by side",
     "show": "draw images of a data set, with their classes or their questions and answers",
     "run-table": "train all runs of a table that are missing",
     "table": "put finished runs beside the published results",

@@ -1,0 +1,88 @@
+"""The workspace's write alone: a pool of random tokens, forward and backward.
+
+Dims     T pooled tokens   E token width
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from associative_transformer import functional
+from associative_transformer.experiment import TrainConfig
+from associative_transformer.kernels import sparse
+from associative_transformer.step import make_accelerator
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+
+ATTEND = {
+    "sparse": sparse.pooled_attention,
+    "plain": functional.pooled_attention,
+    "dense": functional.pooled_attention,  # with a bottleneck of None
+}
+
+
+@dataclass(frozen=True)
+class PoolSizes:
+    """What writes into what."""
+
+    tokens: int
+    embed_dim: int
+    config: WorkspaceConfig
+
+
+TINY = PoolSizes(8, 8, WorkspaceConfig(num_priors=2, prior_dim=4, num_heads=2, bottleneck=2))
+
+
+def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[], object]:
+    """Build workspace and pool on their device and give the function to time.
+
+    A tiny pool is written first: it loads the libraries, so that what the first call adds to the
+    peak memory is its own (and the compiler's, with `train.compile`).
+    """
+    accelerator = make_accelerator(train, ProjectConfiguration())
+    _Write(build_workspace(name, TINY), TINY, accelerator)()
+    write = _Write(build_workspace(name, sizes), sizes, accelerator)
+    if train.compile:
+        write.write = torch.compile(write.write)
+    return write
+
+
+def build_workspace(name: str, sizes: PoolSizes) -> GlobalWorkspace:
+    """Build a workspace that writes in the form of this name."""
+    bottleneck = None if name == "dense" else sizes.config.bottleneck
+    config = replace(sizes.config, bottleneck=bottleneck)
+    return GlobalWorkspace(sizes.embed_dim, config, ATTEND[name])
+
+
+def count_write(name: str, sizes: PoolSizes) -> int:
+    """Count the floating-point operations of a write in the plain form, forward."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        workspace = build_workspace("dense" if name == "dense" else "plain", sizes)
+        workspace.write(torch.empty(sizes.tokens, sizes.embed_dim))
+    return int(counter.get_total_flops())
+
+
+class _Write:
+    """Take the gradient of what is written to the tokens of a random pool and to the weights."""
+
+    def __init__(
+        self, workspace: GlobalWorkspace, sizes: PoolSizes, accelerator: Accelerator
+    ) -> None:
+        self.accelerator = accelerator
+        self.workspace = workspace.to(accelerator.device)
+        self.write = self.workspace.write
+        self.pool = torch.randn(sizes.tokens, sizes.embed_dim, device=accelerator.device)
+        self.pool.requires_grad_()
+
+    def __call__(self) -> Tensor:
+        self.pool.grad = None
+        self.workspace.zero_grad()
+        with self.accelerator.autocast():
+            written = self.write(self.pool)
+        loss = written.priors.square().sum() + written.balance_loss
+        torch.autograd.backward(loss)
+        return loss.detach()
