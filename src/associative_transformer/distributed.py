@@ -16,7 +16,9 @@ Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from associative_transformer.functional import Selection
+from associative_transformer.interface import UserError
 from associative_transformer.kernels import sparse
 
 T = TypeVar("T")
@@ -48,6 +51,16 @@ def num_ranks() -> int:
 def rank() -> int:
     """Number this process, from 0."""
     return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def is_first() -> bool:
+    """Say whether this process speaks for all; known before the process group and after it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_launched() -> bool:
+    """Say whether a launcher started this process, which repeats its command after a failure."""
+    return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def pooled_attention(
@@ -93,7 +106,8 @@ def _compare(
 
     Of equal ones the first in the order of ranks wins.
     """
-    everyone = rearrange(gather(similarity.float()), "w r k -> r (w k)")
+    dtype = torch.promote_types(similarity.dtype, torch.float32)
+    everyone = rearrange(gather(similarity.to(dtype)), "w r k -> r (w k)")
     if limit >= everyone.shape[1]:
         return torch.ones_like(similarity, dtype=torch.bool), everyone.amax(dim=-1)
     order = everyone.argsort(dim=-1, descending=True, stable=True)[:, :limit]
@@ -179,3 +193,20 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * num_ranks()
     dist.all_gather_object(values, value)
     return values
+
+
+def check_same(value: object, advice: str) -> None:
+    """Raise UserError with this advice where the ranks hold different values."""
+    values = gather_objects(value)
+    if any(other != values[0] for other in values):
+        raise UserError(advice)
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Run a block on rank 0, and on the others when it is through."""
+    if rank():
+        gather_objects(None)
+    yield
+    if not rank():
+        gather_objects(None)

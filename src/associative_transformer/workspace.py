@@ -23,7 +23,7 @@ from associative_transformer.functional import (
     hopfield_retrieve,
     update_priors,
 )
-from associative_transformer.kernels import pooled_attention
+from associative_transformer.kernels import broadcast, pooled_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
 
@@ -85,7 +85,7 @@ class Write(NamedTuple):
 class WorkspaceOutput(NamedTuple):
     """What the workspace gives back to the tokens."""
 
-    read: Float[Tensor, "B N E"]  # add it to the tokens
+    read: Float[Tensor, "B N E"]  # add it to the tokens; where `x` was given, x + u + it
     balance_loss: Float[Tensor, ""]  # add it to the loss; zero in evaluation
 
 
@@ -148,12 +148,14 @@ class GlobalWorkspace(nn.Module):
         self.to_attractor = nn.Linear(c.prior_dim, embed_dim)  # f_LT
         self.register_buffer("priors", torch.randn(c.num_priors, c.prior_dim))  # gamma
 
-    def forward(self, u: Float[Tensor, "B N E"]) -> WorkspaceOutput:
+    def forward(
+        self, u: Float[Tensor, "B N E"], x: Float[Tensor, "B N E"] | None = None
+    ) -> WorkspaceOutput:
         if not self.training:  # the memory is frozen: nothing competes, nothing is written
-            return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
+            return WorkspaceOutput(self.read(u, self.priors, x), self.priors.new_zeros(()))
         written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
         priors = self.remember(written.priors)
-        return WorkspaceOutput(self.read(u, priors), written.balance_loss)
+        return WorkspaceOutput(self.read(u, priors, x), written.balance_loss)
 
     def write(self, pool: Float[Tensor, "T E"]) -> Write:
         """Let the priors compete for the tokens of the pool."""
@@ -161,7 +163,11 @@ class GlobalWorkspace(nn.Module):
         priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
         # no einops: it would note the type of a parameter, for which the compiler starts again
-        w_k, w_v = (m.weight.unflatten(0, (c.num_heads, -1)) for m in (self.to_k, self.to_v))
+        w_k, w_v = (
+            torch.unflatten(m.weight, 0, (c.num_heads, -1)) for m in (self.to_k, self.to_v)
+        )
+        if not c.differentiable_write:  # the exchange would bring a gradient of zeros, not none
+            w_v = w_v.detach()
         over_ranks = c.pool == "global" and distributed.num_ranks() > 1
         if over_ranks:
             selection, unevenness = distributed.pooled_attention(q, pool, w_k, w_v, c.bottleneck)
@@ -187,13 +193,19 @@ class GlobalWorkspace(nn.Module):
         return priors
 
     def read(
-        self, u: Float[Tensor, "B N E"], priors: Float[Tensor, "M D"]
+        self,
+        u: Float[Tensor, "B N E"],
+        priors: Float[Tensor, "M D"],
+        x: Float[Tensor, "B N E"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        """Retrieve each token from the attractors f_LT(priors)."""
-        attractors = self.to_attractor(priors)
+        """Retrieve each token from the attractors f_LT(priors); with x, give x + u + what came."""
+        c, attractors = self.config, self.to_attractor(priors)
         if self.reader is not None:
-            return self.reader(u, attractors.expand(len(u), -1, -1))
-        return hopfield_retrieve(u, attractors, self.config.beta, self.config.num_steps)
+            read = self.reader(u, attractors.expand(len(u), -1, -1))
+            return read if x is None else x + u + read
+        if x is None:
+            return hopfield_retrieve(u, attractors, c.beta, c.num_steps)
+        return broadcast(x, u, attractors, c.beta, c.num_steps)
 
     @torch.no_grad()
     def reset(self) -> None:

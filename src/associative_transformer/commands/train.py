@@ -14,7 +14,7 @@ from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.questions import example
 from associative_transformer.recipes import RECIPES, find_recipe
 from associative_transformer.report import Effort, write_report
-from associative_transformer.train import train
+from associative_transformer.train import Result, train
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,26 @@ def run(arguments: list[str]) -> None:
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
     folder = options.runs / experiment.name / str(experiment.train.seed)
     every = options.report_every
+    # a launcher's command is the same after a failure and before any
+    is_new = distributed.is_launched() and not (folder / "experiment.yaml").exists()
     result = train(
         experiment,
         folder,
-        resume=options.resume,
+        resume=options.resume and not is_new,
         overwrite=options.overwrite,
         on_epoch_end=None if every is None else partial(_report_progress, every=every),
     )
-    if distributed.rank():  # one of several processes tells
+    if not distributed.is_first():
         return
     report = None
     if every is not None:
         effort = Effort(device=str(choose_device(experiment.train.device)))
         report = write_report(folder, effort=effort)
+    _tell(result, folder, report)
+
+
+def _tell(result: Result, folder: Path, report: Path | None) -> None:
+    """Say what came out, where it lies and what to do with it."""
     if best := result.get("best_validation"):
         score = f"{best['test_accuracy']:.2f} % of the test set"
         print(f"saved model   of epoch {best['epoch']}, {score}")

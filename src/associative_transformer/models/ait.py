@@ -101,8 +101,8 @@ class Block(nn.Module):
             x, u = checkpoint(self.think, x, use_reentrant=False)
         else:
             x, u = self.think(x)
-        retrieved, balance_loss = self.workspace(u)  # outside: the memory must move only once
-        return BlockOutput(x + u + retrieved, balance_loss)
+        # outside of what is recomputed: the memory must move only once
+        return BlockOutput(*self.workspace(u, x))
 
     def think(
         self, x: Float[Tensor, "B N E"]
