@@ -302,7 +302,8 @@ def test_a_rival_of_a_recipe_differs_in_what_its_name_says() -> None:
         ("plain:cifar10-vit-small", "plain: goes before a recipe of AiT, not .*cifar10-vit-small"),
         ("dense:cifar10-vit-small", "dense: goes before a recipe of AiT"),
         ("timm:cifar10-ait-small", "timm: goes before a recipe of ViT, not .*cifar10-ait-small"),
-        ("fast:cifar10-vit-small", "no fast: .*plain:, dense: or timm:"),
+        ("triton:cifar10-ait-small", "need a CUDA GPU"),
+        ("fast:cifar10-vit-small", "no fast: .*plain:, triton:, dense: or timm:"),
         ("plain:cifar10-ait-smal", "no recipe 'cifar10-ait-smal'.*cifar10-ait-small"),
     ],
 )

@@ -380,6 +380,20 @@ def test_another_attention_takes_the_place_of_the_plain_one() -> None:
     assert seen == [[(3, 5, 4), (12, EMBED_DIM), (3, 4, EMBED_DIM), (3, 4, EMBED_DIM), 4]]
 
 
+def test_another_retrieval_takes_the_place_of_the_plain_one() -> None:
+    seen = []
+
+    def retrieve(u: Tensor, attractors: Tensor, beta: float, num_steps: int) -> Tensor:
+        seen.append((u, attractors.shape, beta, num_steps))
+        return 2 * u
+
+    config = replace(SMALL, beta=3.0, num_steps=2)
+    module, u, x = workspace(config, retrieve=retrieve), tokens(), tokens()
+    assert_close(module(u).read, 2 * u)
+    assert_close(module(u, x).read, x + 3 * u)
+    assert all(given[0] is u and given[1:] == ((5, EMBED_DIM), 3.0, 2) for given in seen)
+
+
 def test_dropout_drops_from_the_write_before_it_is_added_to_the_priors() -> None:
     rate = 0.25
     config = WorkspaceConfig(num_priors=64, prior_dim=32, num_heads=2, dropout=rate)

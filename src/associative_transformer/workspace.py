@@ -26,6 +26,7 @@ from associative_transformer.functional import (
 from associative_transformer.kernels import broadcast, pooled_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
+Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class GlobalWorkspace(nn.Module):
     for the device, or `functional.pooled_attention`, the plain one, which can be differentiated
     twice. It gets the weights of `to_k` and `to_v`; their own forward is not called.
 
+    `retrieve` takes the place of `functional.hopfield_retrieve`, as a twin in Triton does.
+
     `reader`, called with the tokens and the attractors of each image, replaces the Hopfield
     retrieval.
 
@@ -133,11 +136,13 @@ class GlobalWorkspace(nn.Module):
         config: WorkspaceConfig | None = None,
         attend: Attend = pooled_attention,
         reader: nn.Module | None = None,
+        retrieve: Retrieve | None = None,
     ) -> None:
         super().__init__()
         c = self.config = config or WorkspaceConfig()
         self.attend = attend
         self.reader = reader
+        self.retrieve = retrieve
         heads_dim = c.num_heads * c.prior_dim
         self.to_q = nn.Linear(c.prior_dim, heads_dim, bias=False)  # W^Q
         self.to_k = nn.Linear(embed_dim, heads_dim, bias=False)  # W^K
@@ -203,9 +208,10 @@ class GlobalWorkspace(nn.Module):
         if self.reader is not None:
             read = self.reader(u, attractors.expand(len(u), -1, -1))
             return read if x is None else x + u + read
-        if x is None:
-            return hopfield_retrieve(u, attractors, c.beta, c.num_steps)
-        return broadcast(x, u, attractors, c.beta, c.num_steps)
+        if x is not None and self.retrieve is None:
+            return broadcast(x, u, attractors, c.beta, c.num_steps)
+        read = (self.retrieve or hopfield_retrieve)(u, attractors, c.beta, c.num_steps)
+        return read if x is None else x + u + read
 
     @torch.no_grad()
     def reset(self) -> None:

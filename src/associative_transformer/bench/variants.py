@@ -34,16 +34,16 @@ class Variant(NamedTuple):
 def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
     """Find a recipe, or a rival of one, with the precision, compilation and device of `train`.
 
-    `plain:NAME` is an AiT in the plain form of `functional`, `dense:NAME` one whose priors take
-    from all tokens, without top-k, `timm:NAME` timm's ViT of the shape of one of ours. Raises
-    UserError where there is none of that name.
+    `plain:NAME` is an AiT in the plain form of `functional`, `triton:NAME` one with the kernels
+    in Triton, `dense:NAME` one whose priors take from all tokens, without top-k, `timm:NAME`
+    timm's ViT of the shape of one of ours. Raises UserError where there is none of that name.
     """
     prefix, _, recipe_name = name.rpartition(":")
     recipe = find_recipe(recipe_name)
     if prefix not in BUILD:
         raise UserError(
             f"there is no {prefix}: in front of a recipe, as in {name!r}: "
-            "write plain:, dense: or timm:"
+            "write plain:, triton:, dense: or timm:"
         )
     model = recipe.model
     if not isinstance(model, FOR[prefix]):
@@ -51,6 +51,8 @@ def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
         raise UserError(f"{prefix}: goes before a recipe of {wanted}, not before {recipe_name}")
     if prefix == "dense" and isinstance(model, AiTConfig):
         model = replace(model, workspace=replace(model.workspace, bottleneck=None))
+    if prefix == "triton" and (train.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("the kernels in Triton need a CUDA GPU: take plain: or no prefix here")
     if prefix == "timm" and isinstance(model, ViTConfig):
         check_timm(model)
     train = replace(
@@ -66,6 +68,15 @@ def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
 def build_plain(config: AiTConfig) -> AiT:
     """Build an AiT whose priors attend in the plain form."""
     return AiT(config, functional.pooled_attention)
+
+
+def build_triton(config: AiTConfig) -> AiT:
+    """Build an AiT whose priors attend, and whose tokens read, in Triton."""
+    write, read = (
+        import_module(f"associative_transformer.kernels.triton_{name}")
+        for name in ("write", "read")
+    )
+    return AiT(config, write.pooled_attention, read.hopfield_retrieve)
 
 
 class TimmViT(nn.Module):
@@ -121,10 +132,17 @@ def check_timm(config: ViTConfig) -> None:
 BUILD: dict[str, Callable[[Any], nn.Module]] = {
     "": build_model,
     "plain": build_plain,
+    "triton": build_triton,
     "dense": build_model,
     "timm": TimmViT,
 }
-FOR: dict[str, type] = {"": object, "plain": AiTConfig, "dense": AiTConfig, "timm": ViTConfig}
+FOR: dict[str, type] = {
+    "": object,
+    "plain": AiTConfig,
+    "triton": AiTConfig,
+    "dense": AiTConfig,
+    "timm": ViTConfig,
+}
 
 
 def prepare_model(variant: Variant, what: What) -> Callable[[], object]:

@@ -72,8 +72,8 @@ class ModelOptions(Options):
     """What models are timed with."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ("cifar10-vit-small", "cifar10-ait-small")
-    """What to time. plain:NAME is an AiT in the plain form, dense:NAME one without top-k,
-    timm:NAME timm's ViT of the shape of ours."""
+    """What to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
+    Triton, dense:NAME one without top-k, timm:NAME timm's ViT of the shape of ours."""
     rival: str | None = None
     """What the others are compared with; None: the first one."""
     batch_size: int = 64

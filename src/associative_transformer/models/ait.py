@@ -28,7 +28,7 @@ from associative_transformer.layers import (
     check_sizes,
 )
 from associative_transformer.pretrained import PretrainedModel
-from associative_transformer.workspace import Attend, GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve, WorkspaceConfig
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -81,7 +81,7 @@ class BlockOutput(NamedTuple):
 class Block(nn.Module):
     """Self-attention, feed-forward, then the workspace: write, remember, broadcast."""
 
-    def __init__(self, config: AiTConfig, attend: Attend) -> None:
+    def __init__(self, config: AiTConfig, attend: Attend, retrieve: Retrieve | None) -> None:
         super().__init__()
         c, dim = config, config.embed_dim
         self.norm1 = nn.LayerNorm(dim) if c.use_self_attention else None
@@ -93,7 +93,7 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         by_attention = c.read == "cross_attention"
         reader = CrossAttention(dim, dim, c.num_heads, c.head_dim) if by_attention else None
-        self.workspace = GlobalWorkspace(dim, c.workspace, attend, reader)
+        self.workspace = GlobalWorkspace(dim, c.workspace, attend, reader, retrieve)
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
@@ -114,15 +114,23 @@ class Block(nn.Module):
 
 
 class AiT(PretrainedModel, tags=["associative-transformer"]):
-    """Classify images with tokens that share one associative memory per layer."""
+    """Classify images with tokens that share one associative memory per layer.
 
-    def __init__(self, config: AiTConfig, attend: Attend = pooled_attention) -> None:
+    `attend` and `retrieve` are those of the `GlobalWorkspace`: other forms of the same numbers.
+    """
+
+    def __init__(
+        self,
+        config: AiTConfig,
+        attend: Attend = pooled_attention,
+        retrieve: Retrieve | None = None,
+    ) -> None:
         super().__init__()
         c = self.config = config
         self.embed = TokenEmbed(
             c.image_size, c.patch_size, c.num_channels, c.embed_dim, c.question_dim, c.pos
         )
-        self.blocks = nn.ModuleList(Block(c, attend) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(Block(c, attend, retrieve) for _ in range(c.depth))
         self.head = FlattenHead(self.embed.num_tokens, c.embed_dim, c.num_classes)
 
     def forward(
