@@ -1,6 +1,6 @@
 """Kill runs at random moments, resume them, and look for anything that they have lost.
 
-    python tests/kill.py --kills 40 --seed 0
+    python tests/kill.py --kills 100 --real 10 --seed 0
 
 Each run is killed (SIGKILL) several times and resumed each time; at its end weights, memory,
 moments, metrics and result have to be those of an undisturbed run, bit for bit. What depends on
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -118,6 +119,19 @@ class Child:
         while not happens() and not self.is_over() and time.monotonic() < until:
             pass
 
+    def step_to(self, happens: Callable[[], bool], seconds: float) -> None:
+        """Halt the process again and again until something is so while it stands."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.is_over():
+            os.kill(self.pid, signal.SIGSTOP)
+            _, status = os.waitpid(self.pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                self.code = os.waitstatus_to_exitcode(status)
+            elif happens():
+                return
+            else:
+                os.kill(self.pid, signal.SIGCONT)
+
     def kill(self, signum: int = signal.SIGKILL) -> None:
         if not self.is_over():
             os.kill(self.pid, signum)
@@ -184,30 +198,31 @@ class Killer:
         return self.root / name / "runs" / NAME / "0"
 
     def _aim(self, child: Child, folder: Path, is_real: bool) -> None:
-        """Wait for a moment to kill: any, in a checkpoint's writing, or in another file's."""
-        checkpoint, last = folder / "checkpoint", folder / "checkpoint" / "last"
-        kind = self.random.choice(("any", "writing", "writing", "renaming", "other file"))
-        if kind == "any":
-            if is_real:  # starting takes most of the time: half of the kills when that is over
-                child.watch(checkpoint.exists, self.random.choice((0.0, PATIENCE)))
-            time.sleep(self.random.uniform(0, self.seconds))
-            return
+        """Wait for a moment to kill: any, or one in which a file is being written."""
+        checkpoint = folder / "checkpoint"
+        last, partial = checkpoint / "last", checkpoint / ".partial"
         others = [folder / f".{name}.partial" for name in ("metrics.jsonl", "memory.npz")]
-        others += [
-            folder / ".result.json.partial",
-            checkpoint / "best" / ".model.safetensors.partial",
-        ]
-        happens = {
-            "writing": (checkpoint / ".partial").exists,
-            "renaming": lambda: checkpoint.exists() and not last.exists(),
-            "other file": lambda: any(path.exists() for path in others),
-        }[kind]
-        for _ in range(self.random.randint(1, 6) if kind == "writing" else 1):
-            child.watch(lambda: not happens())
-            child.watch(happens)
-        if kind == "writing":  # a checkpoint takes some milliseconds
-            until = time.monotonic() + self.random.uniform(0, 0.01)
+        others += [folder / ".result.json.partial"]
+        others += [checkpoint / "best" / ".model.safetensors.partial"]
+        kind = self.random.choice(("start", "any", "writing", "writing", "renaming", "other"))
+        if not checkpoint.exists() and self.random.random() < 0.5:
+            kind = "start"
+        if kind == "start":
+            time.sleep(self.random.uniform(0, 10.0 if is_real else self.seconds / 2))
+        elif kind == "any":
+            child.watch(checkpoint.exists)
+            time.sleep(self.random.uniform(0, self.seconds / 4))
+        elif kind == "writing":
+            for _ in range(self.random.randint(1, 6)):
+                child.watch(lambda: not partial.exists())
+                child.watch(partial.exists)
+            until = time.monotonic() + self.random.uniform(0, 0.01)  # as long as it takes
             child.watch(lambda: time.monotonic() > until)
+        elif kind == "renaming":
+            child.watch((partial / "state.json").exists)
+            child.step_to(lambda: partial.exists() and not last.exists(), seconds=1.0)
+        else:
+            child.watch(lambda: any(path.exists() for path in others))
 
     def _place(self, folder: Path) -> str:
         """Say where a kill has landed, from what lies about."""
@@ -239,31 +254,34 @@ class Killer:
             self.tally.lost.append(f"{name}: other files: {files[0] ^ files[1]}")
 
 
-def kill_runs(root: Path, kills: int, real_kills: int, seed: int) -> Tally:
-    """Kill runs until there were so many kills, then stop one by each signal."""
+def kill_runs(root: Path, kills: int, real_kills: int, seed: int, is_stopped: bool) -> Tally:
+    """Kill runs until there were so many kills, then stop one by each signal where asked to."""
     killer = Killer(root, seed)
     tally = killer.tally
-    if real_kills:
-        tally.real_kills = killer.kill_a_run("real", real_kills, is_real=True)
+    while tally.kills < real_kills and not tally.lost:
+        name, wanted = f"real {tally.runs}", min(KILLS_OF_A_RUN, real_kills - tally.kills)
+        tally.real_kills += killer.kill_a_run(name, wanted, is_real=True)
     while tally.kills < kills and not tally.lost:
         wanted = min(KILLS_OF_A_RUN, kills - tally.kills)
         killer.kill_a_run(f"run {tally.runs}", wanted, is_real=False)
-    for signum in STOPS:
+    for signum in STOPS if is_stopped else ():
         killer.stop_a_run(signum)
     return tally
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=40, help="all kills")
-    parser.add_argument("--real", type=int, default=8, help="those of them that start anew")
+    parser.add_argument("--kills", type=int, default=100, help="all kills")
+    parser.add_argument("--real", type=int, default=10, help="those of them that start anew")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stops", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     torch.set_num_threads(1)  # no threads that a fork would lose
+    import_module("associative_transformer.commands.train")  # once, for all children
     root = Path(tempfile.mkdtemp())
     started = time.monotonic()
     try:
-        tally = kill_runs(root, given.kills, min(given.real, given.kills), given.seed)
+        tally = kill_runs(root, given.kills, min(given.real, given.kills), given.seed, given.stops)
     finally:
         with suppress(OSError):
             shutil.rmtree(root)

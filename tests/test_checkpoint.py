@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,16 @@ class Crashing:
         return crashing
 
 
+DISK = (
+    (Path, "open"),
+    (os, "fsync"),
+    (Path, "replace"),
+    (Path, "rename"),
+    (Path, "mkdir"),
+    (shutil, "rmtree"),
+)
+
+
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(
     is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,14 +173,7 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(
         trainee = Trainee(num_steps=1)
         crashing = Crashing(at, is_done)
         with monkeypatch.context() as patch:
-            for place, name in (
-                (Path, "open"),
-                (os, "fsync"),
-                (Path, "replace"),
-                (Path, "rename"),
-                (Path, "mkdir"),
-                (shutil, "rmtree"),
-            ):
+            for place, name in DISK:
                 patch.setattr(place, name, crashing.wrap(getattr(place, name)))
             try:
                 trainee.save(folder, 3)
@@ -235,6 +239,66 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert f"{tmp_path / 'last'} is damaged" in capsys.readouterr().err
 
 
+def cut(content: bytes, chance: random.Random) -> bytes:
+    return content[: chance.randrange(len(content))]
+
+
+def flip(content: bytes, chance: random.Random) -> bytes:
+    place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_at_a_random_place_is_noticed_and_the_good_one_is_used_and_kept(
+    name: str,
+    damage: Callable[[bytes, random.Random], bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "checkpoint"
+    looks = two_checkpoints(folder)
+    good = {path.name: path.read_bytes() for path in (folder / "last").iterdir()}
+    previous = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
+    for seed in range(100):
+        (folder / "last" / name).write_bytes(damage(good[name], random.Random(seed)))
+        assert assert_is_whole(folder, looks) == 1
+        said = capsys.readouterr().err
+        assert f"{folder / 'last'} is damaged" in said
+        assert f"going on from the checkpoint before it, {folder / 'previous'}" in said
+        assert not (folder / "last").exists()
+        kept = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
+        assert kept == previous
+        (folder / "damaged").rename(folder / "last")
+        (folder / "last" / name).write_bytes(good[name])
+    assert assert_is_whole(folder, looks) == 2
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_a_crash_of_the_first_saving_after_a_damaged_checkpoint_never_costs_the_good_one(
+    is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 30):
+        folder = tmp_path / str(at)
+        looks = two_checkpoints(folder)
+        (folder / "last" / "optimizer.pt").write_bytes(b"")
+        trainee = Trainee()
+        assert trainee.restore(folder) == {"step": 1}
+        crashing = Crashing(at, is_done)
+        with monkeypatch.context() as patch:
+            for place, name in DISK:
+                patch.setattr(place, name, crashing.wrap(getattr(place, name)))
+            try:
+                trainee.save(folder, 3)
+                break
+            except Crash:
+                looks[3] = trainee.fingerprint()
+        assert assert_is_whole(folder, looks) in (1, 3)
+    else:
+        pytest.fail("saving never ended")
+    assert at > 10
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_that_lacks_a_file_is_passed_over_for_the_one_before(
     name: str, tmp_path: Path
@@ -258,6 +322,8 @@ def test_no_flipped_bit_of_the_state_goes_unnoticed(tmp_path: Path) -> None:
         )
         if trainee.restore(tmp_path) != {"step": 1, **state}:
             unnoticed.append(content[max(place - 8, 0) : place + 8])
+        else:
+            (tmp_path / "damaged").rename(tmp_path / "last")
     assert not unnoticed
 
 
@@ -356,6 +422,30 @@ def test_a_full_disk_leaves_the_checkpoints_that_stood(
             Trainee(num_steps=1).save(tmp_path, 3)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert assert_is_whole(tmp_path, looks) == 2
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_checkpoint_that_cannot_take_its_place_is_named(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = two_checkpoints(tmp_path)
+    count, rename = 0, Path.rename
+
+    def refuse(path: Path, place: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return rename(path, place)
+
+    trainee = Trainee(num_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(UserError, match=f"can't replace {tmp_path / 'last'}: Read-only"):
+            trainee.save(tmp_path, 3)
+    assert assert_is_whole(tmp_path, looks) == 2
+    trainee.save(tmp_path, 3)
+    assert trainee.restore(tmp_path) == {"step": 3}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ WORKSPACE_CHANGES: list[dict[str, Any]] = [
     {"model.workspace.dropout": 0.5},
     {"model.workspace.differentiable_write": False},
     {"model.workspace.reset_each_epoch": True},
+    {"model.workspace.pool": "local"},
 ]
 MODEL_CHANGES: list[dict[str, Any]] = [
     {"model.patch_size": 16},
@@ -165,6 +166,7 @@ CIRCUMSTANCES: list[dict[str, Any]] = [
     {"train.log_every": 1},
     {"train.tracker": "tensorboard"},
     {"train.device": "auto"},
+    {"train.detect_anomaly": True},
 ]
 IMAGES_CIRCUMSTANCES: list[dict[str, Any]] = [
     *CIRCUMSTANCES,

@@ -25,6 +25,7 @@ from associative_transformer.run_folder import (
     describe_environment,
     load_run,
     open_folder,
+    read_result,
 )
 from associative_transformer.workspace import WorkspaceConfig
 
@@ -93,6 +94,18 @@ def test_metrics_are_an_object_a_line_and_the_memory_an_entry_an_epoch(tmp_path:
         assert saved["priors"].shape == (3, 1, 4, 8)  # epochs, layers, priors, their width
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "memory.npz"])
+def test_a_history_that_ends_before_the_checkpoint_is_damaged(name: str, tmp_path: Path) -> None:
+    history_of(2).write(tmp_path)
+    short = (tmp_path / name).read_bytes()
+    history_of(3).write(tmp_path)
+    assert len(History.read(tmp_path, 3).metrics) == 3
+    (tmp_path / name).write_bytes(short)
+    assert len(History.read(tmp_path, 2).metrics) == 2
+    with pytest.raises(UserError, match=r"damaged \(it ends before epoch 3\).*--overwrite"):
+        History.read(tmp_path, 3)
+
+
 @pytest.mark.parametrize("epochs", [0, 1, 2])
 def test_a_history_is_cut_where_the_checkpoint_stands(epochs: int, tmp_path: Path) -> None:
     history_of(3).write(tmp_path)
@@ -126,6 +139,65 @@ def test_a_folder_that_exists_is_refused_with_both_ways_out(tmp_path: Path) -> N
     folder = make_run(tmp_path / "run")
     with pytest.raises(UserError, match=rf"{folder} exists.*--resume.*--overwrite"):
         check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".experiment.yaml.partial"]], ids=str)
+def test_a_run_killed_before_its_first_file_is_started_again_by_the_same_command(
+    left: list[str], tmp_path: Path
+) -> None:
+    for name in left:
+        (tmp_path / name).touch()
+    check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=False)
+    open_folder(tmp_path, EXPERIMENT, CPU, resume=False)
+    assert (tmp_path / "experiment.yaml").exists()
+    assert not (tmp_path / ".experiment.yaml.partial").exists()
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_run_killed_while_it_replaces_an_older_one_is_started_again_by_the_same_command(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path / "run")
+    for name in ("last", "best"):
+        (folder / "checkpoint" / name).mkdir(parents=True)
+    (folder / "checkpoint" / "last" / "state.json").touch()
+    count, unlink = 0, os.unlink
+
+    def crash(*arguments: object, **more: object) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        unlink(*arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "unlink", crash)
+        open_folder(folder, replace(EXPERIMENT, name="other"), CPU, resume=False)
+        pytest.fail(f"it removed {count} files only")
+    assert at == 1 or not (folder / "result.json").exists()  # never the result of half a run
+    check_folder(folder, EXPERIMENT, resume=False, overwrite=True)
+    open_folder(folder, EXPERIMENT, CPU, resume=False)
+    assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
+
+
+def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_folder(tmp_path, EXPERIMENT, CPU, resume=False)
+    assert capsys.readouterr().err == ""
+    open_folder(tmp_path, EXPERIMENT, CPU, resume=True)
+    assert f"{tmp_path} holds no checkpoint yet" in capsys.readouterr().err
+    (tmp_path / "checkpoint" / "previous").mkdir(parents=True)
+    open_folder(tmp_path, EXPERIMENT, CPU, resume=True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_result_is_named_with_the_way_out(content: bytes, tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged .*--resume writes it again"):
+        read_result(tmp_path)
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:

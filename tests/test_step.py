@@ -211,6 +211,39 @@ def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> No
     assert not sums.any()
 
 
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
+    step = make_step()
+    step(make_batch())
+    before = everything(step)
+    handle = step.model.register_forward_hook(
+        lambda *given: given[2]._replace(aux_loss=given[2].aux_loss + torch.inf)
+    )
+    sums = step(make_batch())
+    handle.remove()
+    assert same(everything(step), before)
+    assert step.num_skipped == step.num_bad == 1
+    assert not sums.any()
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_the_memory_is_finite_whatever_the_images_and_weights_are(poison: float) -> None:
+    step = make_step()
+    start = deepcopy(step.model.state_dict())
+    for name in ("images", *dict(step.model.named_parameters())):
+        step.model.load_state_dict(start)
+        batch, before = make_batch(), memories(step.model)
+        if name == "images":
+            batch.images[0, 0, 0, 0] = poison
+        else:
+            step.model.get_parameter(name).data.view(-1)[0] = poison
+        bad = step.num_skipped
+        step(batch)
+        assert all(memory.isfinite().all() for memory in memories(step.model)), name
+        if step.num_skipped > bad:
+            assert same(memories(step.model), before), name
+    assert step.num_skipped > 10
+
+
 def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> None:
     config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
     step = make_step(ConvMLP(config))

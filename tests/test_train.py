@@ -647,7 +647,21 @@ def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
     steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
     with pytest.raises(UserError, match="not finite 10 steps in a row"):
         train_to_the_end(EXPERIMENT, tmp_path / "run")
-    assert steps.count == 12  # the count is read at the end of each epoch of 6
+    assert steps.count == 12  # the count is read at the end of each epoch
+
+
+def test_a_run_that_gives_up_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Steps(bad=set(range(6, 20))).install(patch)
+        with pytest.raises(UserError, match=r"10 steps in a row.*--train\.lr.*--train\.detect"):
+            train(vary(epochs=4, checkpoint_every=5), tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "checkpoint" / "last" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        Steps(interrupts={5}).install(patch)
+        train(vary(epochs=4), tmp_path / "good")
+    good = load_file(tmp_path / "good" / "checkpoint" / "last" / "model.safetensors")
+    assert all(torch.equal(saved[name], good[name]) for name in good)
 
 
 def test_a_complete_run_is_not_trained_again(
@@ -947,4 +961,56 @@ def test_a_signal_while_the_test_images_are_scored_is_heeded_too(
             train(EXPERIMENT, tmp_path / "run")
     assert stopped.type is Interrupted
     train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def interrupt_and_wait(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("the signal had to wait")
+
+
+def test_a_signal_does_not_wait_for_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
+    train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_split", interrupt_and_wait)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(experiment, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "checkpoint" / "last" / "state.json").read_text())
+    assert (state["epoch"], state["step"]) == (0, STEPS)
+    steps = Steps().install(monkeypatch)
+    train(experiment, tmp_path / "run", resume=True)
+    assert steps.count == 2 * STEPS
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_signal_does_not_wait_for_a_report(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train(EXPERIMENT, tmp_path / "run", on_epoch_end=interrupt_and_wait)
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_signal_while_the_best_epoch_is_scored_leaves_the_last_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([60.0, 50.0, 55.0]))
+        train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([60.0, 50.0, 55.0]))
+        load = train_module.load_best
+
+        def interrupted(*arguments: Any) -> None:  # noqa: ANN401
+            load(*arguments)
+            interrupt_and_wait()
+
+        patch.setattr(train_module, "load_best", interrupted)
+        with pytest.raises(Interrupted):
+            train(experiment, tmp_path / "run")
+    train(experiment, tmp_path / "run", resume=True)
     assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")

@@ -129,7 +129,7 @@ class TrainingStep:
             logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
         total = loss + aux_loss
-        # a loss that is not finite makes its gradient so too, and by the exchange that of all ranks
+        # a loss that is not finite makes its gradient so too, and that of all ranks with it
         total = total * torch.where(total.isfinite(), 1.0, torch.nan)
         self.accelerator.backward(total / self.train.accumulation_steps)
         correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()

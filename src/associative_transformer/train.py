@@ -279,7 +279,10 @@ class Run:
     def _restore(self) -> None:
         """Take up the last checkpoint, where there is one."""
         step = self.take_step
-        saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
+        with distributed.first_alone():  # it has made the folder, and sets aside what is damaged
+            saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
+        found = (saved, self.state.data)
+        distributed.check_same(found, "the processes have to share the run folder and the data")
         if saved is not None:
             here, self.state = self.state, State(**saved)
             if self.state.data != here.data:
