@@ -1,0 +1,304 @@
+"""Several processes against one that holds the whole batch: joined by gloo, on a CPU."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ranks
+from associative_transformer import distributed
+from associative_transformer.data import Share
+from associative_transformer.functional import balance_loss
+from associative_transformer.interface import UserError
+from associative_transformer.models import (
+    AiT,
+    AiTConfig,
+    ViTConfig,
+    build_model,
+)
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+
+WORLDS = [2, 3]
+slow = pytest.mark.slow
+
+
+# --- with real processes ---
+
+
+@slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_training_ends_with_the_numbers_of_one_process(world: int) -> None:
+    far = {
+        f"{name}: {key}": difference
+        for name, group in ranks.trained(world).items()
+        if name != "local pools"
+        for key, difference in ranks.differences(group, ranks.trained(1)[name]).items()
+        if not difference <= ranks.CASES[name].tolerance
+    }
+    assert not far
+
+
+@slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_memory_weights_and_gradients_are_the_same_bit_for_bit_on_all_ranks(world: int) -> None:
+    groups = ranks.trained(world)
+    assert len(groups) >= 13
+    assert [name for name, group in groups.items() if not ranks.has_same_bits(group)] == []
+
+
+@slow
+def test_twenty_steps_move_everything_by_more_than_the_tolerance() -> None:
+    state = ranks.trained(1)["float32"][0].state
+    moves = state["memory"].diff(dim=0).abs().amax(dim=(1, 2, 3))
+    assert (moves > 1e-3).all()
+    torch.manual_seed(0)
+    for name, start in AiT(ranks.CONFIG).named_parameters():
+        assert (state[name] - start).abs().max() > 3e-4, name
+
+
+@slow
+def test_local_pools_answer_otherwise_than_the_global_one() -> None:
+    local, whole = (
+        ranks.trained(2)[name] for name in ("local pools", "fewer winners than tokens")
+    )
+    assert ranks.has_same_bits(local)
+    assert ranks.differences(local, whole)["memory"] > 0.01
+    one = ranks.trained(1)
+    alone = ranks.differences(one["local pools"], one["fewer winners than tokens"])
+    assert not any(alone.values())  # there is only one pool
+
+
+@slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_local_pools_move_one_memory_by_the_mean_of_what_they_write(world: int) -> None:
+    torch.manual_seed(0)
+    workspace = GlobalWorkspace(8, replace(ranks.MEMORY, pool="local"))
+    u, slope = torch.randn(2, world, 10, 8)
+    writes = [workspace.write(pool) for pool in u]
+    priors = workspace.remember(torch.stack([write.priors for write in writes]).mean(dim=0))
+    losses = [
+        (workspace.read(tokens[None], priors) * s).sum() + write.balance_loss
+        for tokens, s, write in zip(u, slope, writes, strict=True)
+    ]
+    torch.stack(losses).mean().backward()
+    for found in ranks.in_ranks(world, ranks.write_locally):
+        torch.testing.assert_close(found.pop("memory"), workspace.priors)
+        for name, parameter in workspace.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, msg=name)
+
+
+@slow
+@pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
+def test_a_plain_loop_gives_the_same_wrapped_or_sharded(wrap: str) -> None:
+    alone = ranks.in_ranks(1, ranks.train_by_hand, wrap)
+    group = ranks.in_ranks(2, ranks.train_by_hand, wrap)
+    assert ranks.has_same_bits(group)
+    differences = ranks.differences(group, alone)
+    assert {name: x for name, x in differences.items() if not x <= 1e-5} == {}
+    assert "gradient of blocks.1.workspace.to_k.weight" in differences
+
+
+@slow
+@pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer and more than a rank has, and all
+@pytest.mark.parametrize("world", WORLDS)
+def test_exactly_k_of_equal_tokens_win_the_same_on_all_ranks(bottleneck: int, world: int) -> None:
+    (alone,) = ranks.in_ranks(1, ranks.tie, bottleneck)
+    group = ranks.in_ranks(world, ranks.tie, bottleneck)
+    winners = torch.stack([rank.winners for rank in group])
+    assert (winners.sum(dim=0) == bottleneck).all()
+    first = 36 // world  # those of the first rank come first
+    assert (winners[0] == min(bottleneck, first)).all()
+    score = torch.stack([rank.score for rank in group]).sum(dim=0)
+    torch.testing.assert_close(score, torch.ones_like(score))
+    for rank in group:
+        assert torch.equal(rank.written, group[0].written)
+        torch.testing.assert_close(rank.written, alone.written)
+        torch.testing.assert_close(rank.balance_loss, alone.balance_loss)
+
+
+@slow
+@pytest.mark.parametrize("pool", ["global", "local"])
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(pool: str) -> None:
+    (alone,) = ranks.in_ranks(1, ranks.train_spoiled, pool)
+    for rank in (alone, *ranks.in_ranks(2, ranks.train_spoiled, pool)):
+        assert (rank.skipped, rank.is_restored) == (1, True)
+        if pool == "global":
+            for name, ours in rank.state.items():
+                torch.testing.assert_close(ours, alone.state[name], rtol=1e-4, atol=1e-5)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [({}, 12), ({}, 48), ({"bottleneck": 120}, 48), ({"bottleneck": None, "num_heads": 3}, 12)],
+    ids=str,
+)
+def test_a_rank_sends_what_the_formula_says(changes: dict[str, Any], images: int) -> None:
+    config = ranks.remembering(**changes)
+    for sent in ranks.in_ranks(2, ranks.count_sent, config, images):
+        expected = ranks.formula(config, images // 2 * ranks.TOKENS)
+        assert (sent.forward, sent.backward) == expected
+        assert sent.bytes == 4 * sum(expected)
+
+
+@slow
+def test_what_is_sent_does_not_depend_on_the_tokens() -> None:
+    few, many = (ranks.in_ranks(2, ranks.count_sent, ranks.CONFIG, n)[0] for n in (6, 60))
+    assert few == many
+
+
+@slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_evaluation_counts_every_image_once_in_order(world: int) -> None:
+    (alone,) = ranks.in_ranks(1, ranks.evaluate, 16)
+    assert alone.confusion.sum() == len(alone.predicted) == 103
+    assert len(alone.predicted.unique()) == 2  # else the order would not show
+    for rank in ranks.in_ranks(world, ranks.evaluate, 16):
+        assert torch.equal(rank.predicted, alone.predicted)
+        assert torch.equal(rank.confusion, alone.confusion)
+        assert rank.accuracy == alone.accuracy
+        assert rank.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+@slow
+def test_the_driver_of_weak_scaling_measures_one_and_two_processes() -> None:
+    driver = Path(__file__).parents[1] / "benchmarks/weak_scaling.py"
+    short = ["--steps", "1", "--batch", "2", "--embed-dim", "48"]
+    out = subprocess.check_output([sys.executable, driver, *short], text=True)
+    assert [row.split(" | ")[0] for row in out.splitlines()[2:]] == ["| 1", "| 2"]
+
+
+# --- within this process ---
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Say that there are so many ranks, and which one this is."""
+
+    def become(rank: int, world: int) -> None:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "num_ranks", lambda: world)
+
+    return become
+
+
+def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert (distributed.rank(), distributed.num_ranks()) == (0, 1)
+    assert distributed.is_first()
+    assert not distributed.is_launched()
+    x = torch.randn(3, requires_grad=True)
+    assert torch.equal(distributed.gather(x), x[None])
+    assert torch.equal(distributed.add(x), x)
+    assert distributed.mean(x) is x
+    assert distributed.gather_objects("it") == ["it"]
+    distributed.check_same("it", "never")
+    model = AiT(ranks.CONFIG)
+    assert distributed.replicate(model, torch.device("cpu"), False) is model
+
+
+@pytest.mark.parametrize(("rank", "first"), [("0", True), ("1", False)])
+def test_the_launcher_says_who_speaks(
+    rank: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "it")
+    assert distributed.is_first() == first
+    assert distributed.is_launched()
+
+
+def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(distributed.gather, (x.detach(),))
+    torch.library.opcheck(distributed.add, (x,))
+    assert torch.autograd.gradcheck(distributed.add, (x,))
+
+
+def pooled(bottleneck: int | None, dtype: torch.dtype) -> tuple[list[Tensor], distributed.Pooled]:
+    shapes = (2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6)
+    given = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return given, distributed.pooled_attention(*given, bottleneck)
+
+
+@pytest.mark.parametrize("bottleneck", [1, 7, 30, 40, None])
+def test_on_one_rank_the_exchange_is_the_workspace_without_one(bottleneck: int | None) -> None:
+    given, (selection, unevenness) = pooled(bottleneck, torch.float64)
+    workspace = GlobalWorkspace(6, replace(ranks.MEMORY, num_heads=2, bottleneck=bottleneck))
+    theirs = workspace.attend(*given, bottleneck)
+    torch.testing.assert_close(selection.value, theirs.value)
+    balance = balance_loss(theirs.score, theirs.chosen, 30)
+    torch.testing.assert_close(unevenness, balance)
+    slope = torch.randn_like(theirs.value)
+    ours = torch.autograd.grad((selection.value * slope).sum() + unevenness, given)
+    others = torch.autograd.grad((theirs.value * slope).sum() + balance, given)
+    for mine, other in zip(ours, others, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_values_that_differ_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
+    distributed.check_same(1, "never")
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value + 1])
+    with pytest.raises(UserError, match="share the folder"):
+        distributed.check_same(1, "share the folder")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_wait_for_the_first(
+    rank: int, pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(rank, 2)
+    seen: list[str] = []
+    monkeypatch.setattr(distributed, "gather_objects", lambda _: seen.append("meets"))
+    with distributed.first_alone():
+        seen.append("works")
+    assert seen == [["works", "meets"], ["meets", "works"]][rank]
+
+
+@pytest.mark.parametrize(("batch", "parts", "of"), [(10, 1, 4), (8, 4, 16), (9, 3, 12)])
+def test_a_batch_that_cannot_be_shared_is_refused(
+    batch: int, parts: int, of: int, pretend: Callable[[int, int], None]
+) -> None:
+    model, train = AiT(ranks.CONFIG), {"batch_size": batch, "accumulation_steps": parts}
+    ranks.make_step(model, **train)
+    pretend(0, 4)
+    with pytest.raises(UserError, match=rf"{batch} .* 4 processes .* {parts}: .* {of}"):
+        ranks.make_step(model, **train)
+
+
+VIT = ViTConfig(image_size=16, patch_size=4, embed_dim=8, num_heads=1, head_dim=8, depth=1)
+
+
+@pytest.mark.parametrize("config", [ranks.CONFIG, VIT], ids=lambda config: config.kind)
+def test_ranks_draw_alike_where_they_share_a_workspace_and_apart_elsewhere(
+    config: AiTConfig | ViTConfig, pretend: Callable[[int, int], None]
+) -> None:
+    step = ranks.make_step(build_model(config))
+    drawn = []
+    for rank in range(3):
+        pretend(rank, 3)
+        step.seed(1, 2)
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == (1 if isinstance(config, AiTConfig) else 3)
+    pretend(0, 1)
+    step.seed(1, 2)
+    assert float(torch.rand(())) == drawn[0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_micro_batches_of_the_ranks_are_those_of_one_process(world: int, parts: int) -> None:
+    items = torch.arange(24).view(2, 12)
+    micro = [Share(rank, world, parts).of(items).chunk(parts, dim=1) for rank in range(world)]
+    for part, whole in enumerate(items.chunk(parts, dim=1)):
+        assert torch.equal(torch.cat([rank[part] for rank in micro], dim=1), whole)
+
+
+def test_the_pool_is_global_by_default() -> None:
+    assert WorkspaceConfig().pool == "global"

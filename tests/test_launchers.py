@@ -1,0 +1,192 @@
+"""`ait train` under torchrun and accelerate: the run of one process, however many there are."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import Ait
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+SLOWLY = str(Path(__file__).parent / "launched.py")
+RUN = [
+    *("train", "triangle-ait-tiny", "--train.epochs", "2", "--train.batch-size", "24"),
+    *("--data.num-train", "400", "--data.num-test", "103", "--data.val-fraction", "0.1"),
+    *("--train.device", "cpu", "--train.log-every", "2", "--train.checkpoint-every", "4"),
+]
+STEPS = 15  # an epoch
+SECONDS = 150  # a launcher waits 30 for workers that it has asked to end
+
+
+@contextmanager
+def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a launcher; what it has left is killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]], env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for worker in children(process.pid):
+                os.kill(worker, signal.SIGKILL)
+            process.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def children(process: int) -> list[int]:
+    return [
+        int(child)
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def torchrun(ranks: int, *options: str) -> list[str]:
+    return [
+        "torchrun",
+        "--nproc-per-node",
+        str(ranks),
+        "--master-port",
+        str(free_port()),
+        *options,
+    ]
+
+
+def folder_in(runs: Path) -> Path:
+    (folder,) = runs.glob("*/0")
+    return folder
+
+
+def wait_for_checkpoint(runs: Path, is_right: Callable[[dict[str, int]], bool]) -> None:
+    """Wait until a run has saved itself in a state that is right."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for path in runs.glob("*/0/checkpoint/last/state.json"):
+            if is_right(json.loads(path.read_text())):
+                return
+        time.sleep(0.02)
+    raise TimeoutError(f"no checkpoint in {runs}")
+
+
+@pytest.fixture
+def alone(ait: Ait, tmp_path: Path) -> Path:
+    """Train in one process."""
+    assert ait(*RUN, "--runs", tmp_path / "alone").code == 0
+    return folder_in(tmp_path / "alone")
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    with np.load(ours / "memory.npz") as mine, np.load(theirs / "memory.npz") as other:
+        np.testing.assert_allclose(mine["priors"], other["priors"], rtol=1e-4, atol=1e-5)
+    for file in ("model.safetensors", "checkpoint/last/model.safetensors"):
+        mine, other = load_file(ours / file), load_file(theirs / file)
+        assert mine.keys() == other.keys()
+        for name, weight in other.items():
+            torch.testing.assert_close(mine[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    mine, other = (json.loads((x / "result.json").read_text()) for x in (ours, theirs))
+    assert mine["test_images"] == 103
+    assert mine["test_accuracy"] == other["test_accuracy"]
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            **{name: x for name, x in row.items() if name not in ("timing", "validation")},
+            **row["validation"],
+        }
+        for row in rows
+    ]
+
+
+def test_three_processes_train_the_run_of_one_and_one_of_them_tells(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = torchrun(3, "-m", "associative_transformer", *RUN, "--runs", str(runs))
+    with started(*command) as launcher:
+        code, out, err = finish(launcher)
+    assert code == 0, err
+    assert_same_run(folder_in(runs), alone)
+    assert out.count("test accuracy") == out.count("next ") == 1
+    assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(runs)]
+    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+        wait_for_checkpoint(runs, lambda state: state["step"] > 0)
+        launcher.send_signal(signal.SIGTERM)
+        code, _, err = finish(launcher)
+    assert code != 0
+    assert err.count("stopped by SIGTERM and saved") == 1
+    assert not (folder_in(runs) / "result.json").exists()
+    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "3"]
+    command += ["--main_process_port", str(free_port()), "-m", "associative_transformer"]
+    with started(*command, *RUN, "--runs", str(runs), "--resume") as launcher:
+        code, out, err = finish(launcher)
+    assert code == 0, err
+    assert out.count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(tmp_path / "runs")]
+    with started(*command, FAILING_RANK="1") as launcher:
+        code, _, err = finish(launcher)
+    assert code != 0
+    assert "RuntimeError: rank 1 has had enough" in err
+    assert time.monotonic() - begun < 60
+
+
+def test_two_nodes_lose_a_worker_and_go_on_from_the_last_checkpoint(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs, port = tmp_path / "runs", free_port()
+    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    command += ["--rdzv-id", "two", SLOWLY, *RUN, "--runs", str(runs), "--resume"]
+    slow = {"SECONDS_A_STEP": "0.1"}
+    with started(*command, **slow) as first, started(*command, **slow) as second:
+        wait_for_checkpoint(runs, lambda state: state["step"] > 0)
+        (lost,) = children(second.pid)
+        os.kill(lost, signal.SIGKILL)
+        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert str(lost) in errors[1]  # so it was one that worked
+    assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
