@@ -41,17 +41,22 @@ class History:
     """Priors (L, M, D) of all layers after the epoch, in `memory.npz`; empty without any."""
 
     @classmethod
-    def read(cls, folder: Path, epochs: int) -> "History":
-        """Read the first `epochs` entries. Raises UserError where the files are damaged."""
-        if epochs == 0:  # there may be no files yet
+    def read(cls, folder: Path, epochs: int | None) -> "History":
+        """Read the first `epochs` entries; None: as many as a run under way has written.
+
+        Raises UserError where the files are damaged.
+        """
+        is_new = epochs is None and not (folder / "metrics.jsonl").exists()
+        if epochs == 0 or is_new:  # there may be no files yet
             return cls()
         try:
             rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
             with np.load(folder / "memory.npz") as saved:
                 read = cls([json.loads(row) for row in rows], list(saved["priors"][:epochs]))
-            if min(len(read.metrics), len(read.memory)) < epochs:
+            both = min(len(read.metrics), len(read.memory))  # one is written before the other
+            if epochs is not None and both < epochs:
                 raise ValueError(f"it ends before epoch {epochs}")
-            return read
+            return cls(read.metrics[:both], read.memory[:both])
         except Exception as error:  # damaged archives make zipfile raise nearly anything
             raise UserError(
                 f"the history of the run in {folder} is damaged ({error}): "

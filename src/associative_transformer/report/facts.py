@@ -81,8 +81,7 @@ def read_facts(folder: Path) -> Facts:
     if seeds:
         raise UserError(f"{folder} holds the runs {', '.join(seeds)}: pass {folder / seeds[0]}")
     experiment = load_experiment(folder / "experiment.yaml")
-    metrics = folder / "metrics.jsonl"
-    history = History.read(folder, experiment.train.epochs if metrics.exists() else 0)
+    history = History.read(folder, None)
     result = _read_json(folder / "result.json")
     if result is not None and (missing := REQUIRED - result.keys()):
         raise UserError(f"the result.json of {folder} lacks {', '.join(sorted(missing))}")
