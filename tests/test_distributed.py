@@ -104,6 +104,18 @@ def test_a_plain_loop_gives_the_same_wrapped_or_sharded(wrap: str) -> None:
     assert "gradient of blocks.1.workspace.to_k.weight" in differences
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate shards on GPUs only")
+def test_accelerate_shards_an_ait_with_fsdp2() -> None:
+    launch = [
+        *(str(Path(sys.executable).parent / "accelerate"), "launch", "--use_fsdp"),
+        *("--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+        *("--fsdp_transformer_layer_cls_to_wrap", "Block", "--mixed_precision", "no"),
+        *("--num_processes", str(torch.cuda.device_count())),
+    ]
+    subprocess.run([*launch, str(Path(__file__).parent / "sharded.py")], check=True, timeout=300)
+
+
 @slow
 @pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer and more than a rank has, and all
 @pytest.mark.parametrize("world", WORLDS)
