@@ -173,20 +173,30 @@ def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> N
     assert time.monotonic() - begun < 60
 
 
-def test_two_nodes_lose_a_worker_and_go_on_from_the_last_checkpoint(
-    alone: Path, tmp_path: Path
-) -> None:
+def test_two_launchers_joined_as_two_nodes_are_one_run(alone: Path, tmp_path: Path) -> None:
     runs, port = tmp_path / "runs", free_port()
-    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
-    command += ["--rdzv-id", "two", SLOWLY, *RUN, "--runs", str(runs), "--resume"]
-    slow = {"SECONDS_A_STEP": "0.1"}
-    with started(*command, **slow) as first, started(*command, **slow) as second:
-        wait_for_checkpoint(runs, lambda state: state["step"] > 0)
-        (lost,) = children(second.pid)
-        os.kill(lost, signal.SIGKILL)
+    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two", SLOWLY, *RUN]
+    command += ["--runs", str(runs), "--resume"]
+    with started(*command) as first, started(*command) as second:
         codes, said, errors = zip(*map(finish, (first, second)), strict=True)
     assert codes == (0, 0), "".join(errors)
-    assert str(lost) in errors[1]  # so it was one that worked
     assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoint(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = ["torchrun", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["--master-port", str(free_port()), SLOWLY, *RUN, "--runs", str(runs), "--resume"]
+    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+        wait_for_checkpoint(runs, lambda state: state["step"] > 0)
+        lost = children(launcher.pid)[1]
+        os.kill(lost, signal.SIGKILL)
+        code, said, errors = finish(launcher)
+    assert code == 0, errors
+    assert str(lost) in errors  # so it was one that worked
+    assert said.count("test accuracy") == 1
     assert_same_run(folder_in(runs), alone)
