@@ -76,7 +76,10 @@ def test_without_anomaly_the_step_is_the_same_and_nothing_stays_behind() -> None
 @pytest.mark.parametrize("variation", VARIATIONS)
 def test_no_model_is_stopped_without_reason(variation: str, tmp_path: Path) -> None:
     e = VARIATIONS[variation]
-    train(replace(e, train=replace(e.train, epochs=1, detect_anomaly=True)), tmp_path / "run")
+    result = train(
+        replace(e, train=replace(e.train, epochs=1, detect_anomaly=True)), tmp_path / "run"
+    )
+    assert result["skipped_steps"] == 0
 
 
 def test_another_error_of_the_step_stays_what_it_is() -> None:

@@ -162,24 +162,30 @@ DISK = (
 )
 
 
+def crashes(trainee: Trainee, folder: Path, crashing: Crashing) -> bool:
+    """Save the third checkpoint, and say whether the crash came before its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name in DISK:
+            patch.setattr(place, name, crashing.wrap(getattr(place, name)))
+        try:
+            trainee.save(folder, 3)
+        except Crash:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(
-    is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_done: bool, tmp_path: Path
 ) -> None:
     survived = set()
     for at in range(1, 30):
         folder = tmp_path / str(at)
         looks = two_checkpoints(folder)
         trainee = Trainee(num_steps=1)
-        crashing = Crashing(at, is_done)
-        with monkeypatch.context() as patch:
-            for place, name in DISK:
-                patch.setattr(place, name, crashing.wrap(getattr(place, name)))
-            try:
-                trainee.save(folder, 3)
-                break
-            except Crash:
-                looks[3] = trainee.fingerprint()
+        if not crashes(trainee, folder, Crashing(at, is_done)):
+            break
+        looks[3] = trainee.fingerprint()
         survived.add(assert_is_whole(folder, looks))
         trainee.save(folder, 3)  # what the crash left lying about is not in the way
         assert assert_is_whole(folder, looks) == 3
@@ -276,7 +282,7 @@ def test_damage_at_a_random_place_is_noticed_and_the_good_one_is_used_and_kept(
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 def test_a_crash_of_the_first_saving_after_a_damaged_checkpoint_never_costs_the_good_one(
-    is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_done: bool, tmp_path: Path
 ) -> None:
     for at in range(1, 30):
         folder = tmp_path / str(at)
@@ -284,15 +290,9 @@ def test_a_crash_of_the_first_saving_after_a_damaged_checkpoint_never_costs_the_
         (folder / "last" / "optimizer.pt").write_bytes(b"")
         trainee = Trainee()
         assert trainee.restore(folder) == {"step": 1}
-        crashing = Crashing(at, is_done)
-        with monkeypatch.context() as patch:
-            for place, name in DISK:
-                patch.setattr(place, name, crashing.wrap(getattr(place, name)))
-            try:
-                trainee.save(folder, 3)
-                break
-            except Crash:
-                looks[3] = trainee.fingerprint()
+        if not crashes(trainee, folder, Crashing(at, is_done)):
+            break
+        looks[3] = trainee.fingerprint()
         assert assert_is_whole(folder, looks) in (1, 3)
     else:
         pytest.fail("saving never ended")

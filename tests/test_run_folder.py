@@ -359,7 +359,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 # --- environment ---
 
 
-def test_the_environment_names_versions_device_and_commit() -> None:
+def test_the_environment_names_versions_device_andfind_commit() -> None:
     environment = describe_environment(CPU)
     assert set(environment) == {
         "python",
@@ -378,7 +378,7 @@ def test_the_environment_names_versions_device_and_commit() -> None:
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:
-    assert run_folder._version("a-package-that-nobody-has") is None
+    assert run_folder.find_version("a-package-that-nobody-has") is None
 
 
 def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -352,6 +352,7 @@ def test_on_a_gpu_a_step_never_waits_for_it() -> None:
         step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert step.num_skipped == 0
 
 
 # --- precision ---

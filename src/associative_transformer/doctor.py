@@ -7,7 +7,6 @@ in the home folder start with ~, and no name of a user or a machine is told.
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from associative_transformer.data import KNOWN
-from associative_transformer.run_folder import describe_environment
+from associative_transformer.kernels import FASTEST
+from associative_transformer.run_folder import find_commit, find_version
 
 PACKAGES = (
     "associative-transformer",
@@ -88,14 +88,12 @@ Line = tuple[str, str]
 
 
 def _versions() -> list[Line]:
-    here = describe_environment(torch.device("cpu"))
-    found = [("Python", platform.python_version()), ("system", platform.platform())]
-    for name in PACKAGES:
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            found.append((name, "not installed"))
-    return [*found, ("commit", str(here["commit"] or "unknown"))]
+    return [
+        ("Python", platform.python_version()),
+        ("system", platform.platform()),
+        *((name, find_version(name) or "not installed") for name in PACKAGES),
+        ("commit", find_commit() or "unknown"),
+    ]
 
 
 def _devices() -> list[Line]:
@@ -118,7 +116,8 @@ def _devices() -> list[Line]:
 
 def _kernels() -> list[Line]:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    write = "sparse on a CPU, plain on a GPU"
+    forms = [f"{form.__name__.rpartition('.')[2]} on {kind}" for kind, form in FASTEST.items()]
+    write = ", ".join([*forms, "plain elsewhere"])
     return [
         ("write of the workspace", write),
         ("Triton", "available" if find_spec("triton") else "not installed"),

@@ -55,16 +55,17 @@ def evaluate_split(
     if split.loader.device.type == "cpu" or share.num_ranks > 1:
         return evaluate(model, split.eval_batches(batch_size, share), num_classes)
 
-    sizes = [min(len(split), MAX_GPU_BATCH)]
+    size = min(len(split), MAX_GPU_BATCH)
 
     def halve() -> int:
-        sizes.append(sizes[-1] // 2)
-        return sizes[-1]
+        nonlocal size
+        size //= 2
+        return size
 
     def score(size: int) -> Evaluation:
         return evaluate(model, split.eval_batches(size), num_classes)
 
-    run = find_executable_batch_size(score, sizes[0], reduce_batch_size_fn=halve)
+    run = find_executable_batch_size(score, size, reduce_batch_size_fn=halve)
     return cast(Evaluation, run())
 
 

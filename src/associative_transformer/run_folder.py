@@ -249,22 +249,23 @@ def describe_environment(device: torch.device) -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: find_version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "cuda": torch.version.cuda if on_gpu else None,
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": find_commit(),
     }
 
 
-def _version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
+    """Give the version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def find_commit() -> str | None:
     """Give the commit of the source tree, with `+changes` where it was edited since."""
     here = Path(__file__).parent
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}

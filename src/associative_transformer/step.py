@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
-from associative_transformer.anomaly import find_anomaly
+from associative_transformer.anomaly import WAY_OUT, find_anomaly
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.workspace import GlobalWorkspace
@@ -118,9 +118,8 @@ class TrainingStep:
         """Raise UserError if `MAX_BAD_STEPS` steps in a row, or more, had no finite gradient."""
         if int(self.most_bad) >= MAX_BAD_STEPS:
             raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: start again with "
-                "a lower --train.lr, or with --train.clip-norm 1.0; --train.detect-anomaly "
-                "names the operation"
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {WAY_OUT}; "
+                "--train.detect-anomaly names the operation"
             )
         self.most_bad.copy_(self.bad)
 

@@ -11,6 +11,9 @@ from associative_transformer import functional
 from associative_transformer.functional import Selection
 from associative_transformer.kernels import sparse
 
+FASTEST = {"cpu": sparse}
+"""The form that was measured as the fastest, by kind of device; `docs/performance.md` has what."""
+
 
 def pooled_attention(
     q: Float[Tensor, "S M D"],
@@ -19,12 +22,8 @@ def pooled_attention(
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
 ) -> Selection:
-    """Let the priors attend to the pool, in the form that was measured as the fastest.
-
-    That is `sparse` on a CPU. Elsewhere it is the plain one: `docs/performance.md` says what is
-    measured where.
-    """
-    form = sparse if pool.device.type == "cpu" else functional
+    """Let the priors attend to the pool in the form of `FASTEST`, elsewhere in the plain one."""
+    form = FASTEST.get(pool.device.type, functional)
     return form.pooled_attention(q, pool, w_k, w_v, bottleneck)
 
 
