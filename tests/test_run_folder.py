@@ -359,7 +359,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 # --- environment ---
 
 
-def test_the_environment_names_versions_device_andfind_commit() -> None:
+def test_the_environment_names_versions_device_and_commit() -> None:
     environment = describe_environment(CPU)
     assert set(environment) == {
         "python",

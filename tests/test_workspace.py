@@ -333,33 +333,6 @@ class _Reader(nn.Module):
         return u + attractors.sum(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("num_steps", [1, 3])
-@pytest.mark.parametrize("reader", [None, "some"])
-def test_with_the_tokens_before_it_gives_their_sum_with_u_and_the_read(
-    training: bool, num_steps: int, reader: str | None
-) -> None:
-    config = replace(SMALL, num_steps=num_steps)
-    alone = workspace(config, reader=None if reader is None else _Reader()).train(training)
-    together = copy.deepcopy(alone)
-    u, x = tokens(), tokens()
-    before = x.detach().clone(), u.detach().clone()
-    expected = x + u + alone(u).read
-    found = together(u, x).read
-    assert_close(found, expected)
-    assert torch.equal(x, before[0]) and torch.equal(u, before[1])
-    slope = torch.randn_like(found)
-    wanted = [x, u, *alone.parameters()]
-    ours = torch.autograd.grad(
-        (found * slope).sum(), [x, u, *together.parameters()], allow_unused=True
-    )
-    theirs = torch.autograd.grad((expected * slope).sum(), wanted, allow_unused=True)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert (mine is None) == (other is None)
-        if mine is not None and other is not None:
-            assert_close(mine, other)
-
-
 def test_a_reader_takes_the_place_of_the_hopfield_network() -> None:
     reader = _Reader()
     module, u = workspace(reader=reader), tokens()
@@ -388,10 +361,9 @@ def test_another_retrieval_takes_the_place_of_the_plain_one() -> None:
         return 2 * u
 
     config = replace(SMALL, beta=3.0, num_steps=2)
-    module, u, x = workspace(config, retrieve=retrieve), tokens(), tokens()
+    module, u = workspace(config, retrieve=retrieve), tokens()
     assert_close(module(u).read, 2 * u)
-    assert_close(module(u, x).read, x + 3 * u)
-    assert all(given[0] is u and given[1:] == ((5, EMBED_DIM), 3.0, 2) for given in seen)
+    assert seen[0][0] is u and seen[0][1:] == ((5, EMBED_DIM), 3.0, 2)
 
 
 def test_dropout_drops_from_the_write_before_it_is_added_to_the_priors() -> None:

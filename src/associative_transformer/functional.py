@@ -95,15 +95,9 @@ def hopfield_retrieve(
 ) -> Float[Tensor, "*B E"]:
     """Pull each state towards the attractors: softmax(beta xi Y^T) Y, `num_steps` times."""
     for _ in range(num_steps):
-        state = hopfield_weights(state, attractors, beta) @ attractors
+        weight = _softmax(beta * (state @ attractors.mT))  # (*B, M)
+        state = weight.to(attractors.dtype) @ attractors
     return state
-
-
-def hopfield_weights(
-    state: Float[Tensor, "*B E"], attractors: Float[Tensor, "M E"], beta: float
-) -> Float[Tensor, "*B M"]:
-    """Weigh the attractors for each state: softmax(beta xi Y^T)."""
-    return _softmax(beta * (state @ attractors.mT)).to(attractors.dtype)
 
 
 def hopfield_energy(

@@ -23,7 +23,7 @@ from associative_transformer.functional import (
     hopfield_retrieve,
     update_priors,
 )
-from associative_transformer.kernels import broadcast, pooled_attention
+from associative_transformer.kernels import pooled_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
@@ -86,7 +86,7 @@ class Write(NamedTuple):
 class WorkspaceOutput(NamedTuple):
     """What the workspace gives back to the tokens."""
 
-    read: Float[Tensor, "B N E"]  # add it to the tokens; where `x` was given, x + u + it
+    read: Float[Tensor, "B N E"]  # add it to the tokens
     balance_loss: Float[Tensor, ""]  # add it to the loss; zero in evaluation
 
 
@@ -112,13 +112,12 @@ class GlobalWorkspace(nn.Module):
 
     In training the tokens of all images form one pool and the memory moves once per forward. In
     evaluation the memory is frozen and the answer for an image does not depend on the others.
-    Called with the tokens `x` beside `u` it gives x + u + read, faster than adding what it read.
 
     `attend` is the bottleneck attention: `kernels.pooled_attention`, which takes the fastest form
     for the device, or `functional.pooled_attention`, the plain one, which can be differentiated
     twice. It gets the weights of `to_k` and `to_v`; their own forward is not called.
 
-    `retrieve` takes the place of `functional.hopfield_retrieve`, as a twin in Triton does.
+    `retrieve` is `functional.hopfield_retrieve` or its twin in Triton.
 
     `reader`, called with the tokens and the attractors of each image, replaces the Hopfield
     retrieval.
@@ -137,7 +136,7 @@ class GlobalWorkspace(nn.Module):
         config: WorkspaceConfig | None = None,
         attend: Attend = pooled_attention,
         reader: nn.Module | None = None,
-        retrieve: Retrieve | None = None,
+        retrieve: Retrieve = hopfield_retrieve,
     ) -> None:
         super().__init__()
         c = self.config = config or WorkspaceConfig()
@@ -154,14 +153,12 @@ class GlobalWorkspace(nn.Module):
         self.to_attractor = nn.Linear(c.prior_dim, embed_dim)  # f_LT
         self.register_buffer("priors", torch.randn(c.num_priors, c.prior_dim))  # gamma
 
-    def forward(
-        self, u: Float[Tensor, "B N E"], x: Float[Tensor, "B N E"] | None = None
-    ) -> WorkspaceOutput:
+    def forward(self, u: Float[Tensor, "B N E"]) -> WorkspaceOutput:
         if not self.training:  # the memory is frozen: nothing competes, nothing is written
-            return WorkspaceOutput(self.read(u, self.priors, x), self.priors.new_zeros(()))
+            return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
         written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
         priors = self.remember(written.priors)
-        return WorkspaceOutput(self.read(u, priors, x), written.balance_loss)
+        return WorkspaceOutput(self.read(u, priors), written.balance_loss)
 
     def write(self, pool: Float[Tensor, "T E"]) -> Write:
         """Let the priors compete for the tokens of the pool."""
@@ -199,20 +196,13 @@ class GlobalWorkspace(nn.Module):
         return priors
 
     def read(
-        self,
-        u: Float[Tensor, "B N E"],
-        priors: Float[Tensor, "M D"],
-        x: Float[Tensor, "B N E"] | None = None,
+        self, u: Float[Tensor, "B N E"], priors: Float[Tensor, "M D"]
     ) -> Float[Tensor, "B N E"]:
-        """Retrieve each token from the attractors f_LT(priors); with x, give x + u + what came."""
+        """Retrieve each token from the attractors f_LT(priors)."""
         c, attractors = self.config, self.to_attractor(priors)
         if self.reader is not None:
-            read = self.reader(u, attractors.expand(len(u), -1, -1))
-        elif self.retrieve is None and x is not None:
-            return broadcast(x, u, attractors, c.beta, c.num_steps)
-        else:
-            read = (self.retrieve or hopfield_retrieve)(u, attractors, c.beta, c.num_steps)
-        return read if x is None else x + u + read
+            return self.reader(u, attractors.expand(len(u), -1, -1))
+        return self.retrieve(u, attractors, c.beta, c.num_steps)
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -66,8 +66,8 @@ def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
 
 
 def build_plain(config: AiTConfig) -> AiT:
-    """Build an AiT whose priors attend, and whose tokens read, in the plain form."""
-    return AiT(config, functional.pooled_attention, functional.hopfield_retrieve)
+    """Build an AiT whose priors attend in the plain form."""
+    return AiT(config, functional.pooled_attention)
 
 
 def build_triton(config: AiTConfig) -> AiT:

@@ -3,7 +3,6 @@
 Dims     T pooled tokens   E token width   S heads   M priors   D head width
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,19 +24,3 @@ def pooled_attention(
     """Let the priors attend to the pool in the form of `FASTEST`, elsewhere in the plain one."""
     form = FASTEST.get(pool.device.type, functional)
     return form.pooled_attention(q, pool, w_k, w_v, bottleneck)
-
-
-def broadcast(
-    x: Float[Tensor, "*B E"],
-    u: Float[Tensor, "*B E"],
-    attractors: Float[Tensor, "M E"],
-    beta: float,
-    num_steps: int = 1,
-) -> Float[Tensor, "*B E"]:
-    """Give x + u + `functional.hopfield_retrieve(u, ...)`, summed inside the last product."""
-    state = functional.hopfield_retrieve(u, attractors, beta, num_steps - 1)
-    weight = functional.hopfield_weights(state, attractors, beta)
-    if x.dtype != weight.dtype or u.dtype != weight.dtype:  # under autocast
-        return x + u + weight @ attractors
-    total = torch.add(x.flatten(0, -2), u.flatten(0, -2))
-    return total.addmm_(weight.flatten(0, -2), attractors).view_as(x)

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from associative_transformer.functional import hopfield_retrieve
 from associative_transformer.interface import ModelOutput
 from associative_transformer.kernels import pooled_attention
 from associative_transformer.layers import (
@@ -81,7 +82,7 @@ class BlockOutput(NamedTuple):
 class Block(nn.Module):
     """Self-attention, feed-forward, then the workspace: write, remember, broadcast."""
 
-    def __init__(self, config: AiTConfig, attend: Attend, retrieve: Retrieve | None) -> None:
+    def __init__(self, config: AiTConfig, attend: Attend, retrieve: Retrieve) -> None:
         super().__init__()
         c, dim = config, config.embed_dim
         self.norm1 = nn.LayerNorm(dim) if c.use_self_attention else None
@@ -101,8 +102,8 @@ class Block(nn.Module):
             x, u = checkpoint(self.think, x, use_reentrant=False)
         else:
             x, u = self.think(x)
-        # outside of what is recomputed: the memory must move only once
-        return BlockOutput(*self.workspace(u, x))
+        retrieved, balance_loss = self.workspace(u)  # outside: the memory must move only once
+        return BlockOutput(x + u + retrieved, balance_loss)
 
     def think(
         self, x: Float[Tensor, "B N E"]
@@ -123,7 +124,7 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         self,
         config: AiTConfig,
         attend: Attend = pooled_attention,
-        retrieve: Retrieve | None = None,
+        retrieve: Retrieve = hopfield_retrieve,
     ) -> None:
         super().__init__()
         c = self.config = config
