@@ -36,9 +36,9 @@ def work(rank: int, world: int, options: argparse.Namespace, answers: Queue) -> 
         dist.init_process_group("gloo", rank=rank, world_size=world)
     spent, gather = [0.0], dist.all_gather
 
-    def timed(found: list[Tensor], mine: Tensor) -> None:
+    def timed(found: list[Tensor], mine: Tensor, group: dist.ProcessGroup) -> None:
         start = time.perf_counter()
-        gather(found, mine)
+        gather(found, mine, group)
         spent[0] += time.perf_counter() - start
 
     dist.all_gather = timed

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import tempfile
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ T = TypeVar("T")
 SECONDS = 60
 STEPS, BATCH, TOKENS = 20, 12, 16  # of an image
 MEMORY = WorkspaceConfig(num_priors=3, prior_dim=6, num_heads=2, bottleneck=20)
+APART = replace(MEMORY, bottleneck=7)  # fewer than a rank has
 CONFIG = AiTConfig(
     image_size=16,
     patch_size=4,
@@ -127,7 +129,7 @@ def _join(
     except BaseException:
         answer = f"rank {rank}: {traceback.format_exc()}"
     torch.save(answer, Path(folder) / f"{rank}.pt")
-    if world > 1 and not isinstance(answer, str):
+    if dist.is_initialized() and not isinstance(answer, str):
         dist.destroy_process_group()
 
 
@@ -279,15 +281,26 @@ def tie(rank: int, world: int, bottleneck: int) -> Tied:
     return Tied((score > 0).sum(-1), score.sum(-1), write.priors, write.balance_loss)
 
 
-def write_locally(rank: int, world: int) -> dict[str, Tensor]:
-    """Move the memory once, over pools of their own, and give the mean gradients."""
+def write_apart(rank: int, world: int, size: int) -> dict[str, Tensor]:
+    """Move the memory once, over pools of so many ranks, and give the mean gradients."""
     torch.manual_seed(0)
-    workspace = GlobalWorkspace(8, replace(MEMORY, pool="local"))
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    workspace = GlobalWorkspace(8, replace(APART, pool="local" if size == 1 else "node"))
+    workspace.compile(backend="aot_eager", fullgraph=True)
     u, slope = torch.randn(2, world, 10, 8)
     output = workspace(u[rank][None])
     ((output.read * slope[rank]).sum() + output.balance_loss).backward()
     gradients = {n: distributed.mean(p.grad) for n, p in workspace.named_parameters()}
     return {"memory": workspace.priors, **gradients}
+
+
+def leave(rank: int, world: int) -> bool:
+    """Exchange among all and among few, leave the group, and say whether it is gone."""
+    for size in (world, world // 2):
+        distributed.gather(torch.ones(1), size)
+    group = weakref.ref(dist.group.WORLD)
+    dist.destroy_process_group()
+    return group() is None
 
 
 class Sent(NamedTuple):
@@ -317,9 +330,9 @@ def counting() -> Iterator[list[Tensor]]:
     sent: list[Tensor] = []
     gather = dist.all_gather
 
-    def note(found: list[Tensor], mine: Tensor) -> None:
+    def note(found: list[Tensor], mine: Tensor, group: dist.ProcessGroup) -> None:
         sent.append(mine)
-        gather(found, mine)
+        gather(found, mine, group)
 
     dist.all_gather = note
     yield sent

@@ -16,8 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import Ait
-
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
@@ -77,6 +75,13 @@ def torchrun(ranks: int, *options: str) -> list[str]:
     ]
 
 
+def node_of_two(port: int) -> list[str]:
+    """Start one of two launchers with a worker each; the other one needs the same command."""
+    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    return [*command, "--rdzv-id", "two", SLOWLY, *RUN, "--resume"]
+
+
 def folder_in(runs: Path) -> Path:
     (folder,) = runs.glob("*/0")
     return folder
@@ -93,11 +98,24 @@ def wait_for_checkpoint(runs: Path, is_right: Callable[[dict[str, int]], bool]) 
     raise TimeoutError(f"no checkpoint in {runs}")
 
 
-@pytest.fixture
-def alone(ait: Ait, tmp_path: Path) -> Path:
+def wait_for_listener(port: int) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        with socket.socket() as caller:
+            if caller.connect_ex(("localhost", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise TimeoutError(f"nobody listens on port {port}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train in one process."""
-    assert ait(*RUN, "--runs", tmp_path / "alone").code == 0
-    return folder_in(tmp_path / "alone")
+    runs = tmp_path_factory.mktemp("alone")
+    with started("ait", *RUN, "--runs", str(runs)) as process:
+        code, _, err = finish(process)
+    assert code == 0, err
+    return folder_in(runs)
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -174,10 +192,8 @@ def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> N
 
 
 def test_two_launchers_joined_as_two_nodes_are_one_run(alone: Path, tmp_path: Path) -> None:
-    runs, port = tmp_path / "runs", free_port()
-    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two", SLOWLY, *RUN]
-    command += ["--runs", str(runs), "--resume"]
+    runs = tmp_path / "runs"
+    command = [*node_of_two(free_port()), "--runs", str(runs)]
     with started(*command) as first, started(*command) as second:
         codes, said, errors = zip(*map(finish, (first, second)), strict=True)
     assert codes == (0, 0), "".join(errors)
@@ -185,17 +201,11 @@ def test_two_launchers_joined_as_two_nodes_are_one_run(alone: Path, tmp_path: Pa
     assert_same_run(folder_in(runs), alone)
 
 
-@pytest.mark.skipif(
-    "ELASTIC" not in os.environ,
-    reason="a restarted group of torch 2.14 hangs now and then: ELASTIC=1 runs it",
-)
 def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoint(
     alone: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    # three: a new group that could not connect is started again too
-    command = ["torchrun", "--nproc-per-node", "2", "--max-restarts", "3"]
-    command += ["--master-port", str(free_port()), SLOWLY, *RUN, "--runs", str(runs), "--resume"]
+    command = [*torchrun(2, "--max-restarts", "1"), SLOWLY, *RUN, "--runs", str(runs), "--resume"]
     with started(*command, SECONDS_A_STEP="0.1") as launcher:
         wait_for_checkpoint(runs, lambda state: state["step"] > 0)
         lost = children(launcher.pid)[1]
@@ -204,4 +214,40 @@ def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoint(
     assert code == 0, errors
     assert str(lost) in errors  # so it was one that worked
     assert said.count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
+    alone: Path, tmp_path: Path, node: int
+) -> None:
+    runs = tmp_path / "runs"
+    command, slow = [*node_of_two(free_port()), "--runs", str(runs)], {"SECONDS_A_STEP": "0.1"}
+    with started(*command, **slow) as first, started(*command, **slow) as second:
+        wait_for_checkpoint(runs, lambda state: state["step"] > 0)
+        (lost,) = children((first, second)[node].pid)
+        os.kill(lost, signal.SIGKILL)
+        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert str(lost) in errors[node]
+    assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_lost_node_is_replaced_by_another_launcher(alone: Path, tmp_path: Path) -> None:
+    runs, port = tmp_path / "runs", free_port()
+    command = [*node_of_two(port), "--runs", str(runs)]
+    # else torch's launcher keeps the address of a store from the others
+    slow = {"SECONDS_A_STEP": "0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with started(*command, **slow) as first:
+        wait_for_listener(port)  # where the launchers meet
+        with started(*command, **slow) as second:
+            wait_for_checkpoint(runs, lambda state: state["step"] > 0)
+            (worker,) = children(second.pid)
+            second.kill()
+            os.kill(worker, signal.SIGKILL)
+        with started(*command, **slow) as third:
+            codes, said, errors = zip(*map(finish, (first, third)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert "".join(said).count("test accuracy") == 1
     assert_same_run(folder_in(runs), alone)

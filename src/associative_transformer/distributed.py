@@ -20,7 +20,8 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -63,28 +64,53 @@ def is_launched() -> bool:
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def ranks_of(pool: Literal["global", "node", "local"]) -> int:
+    """Count the ranks, neighbours by number, that form a pool.
+
+    Raises UserError where the nodes can't be told apart, or differ in size.
+    """
+    ranks = num_ranks()
+    if pool == "global" or ranks == 1:
+        return ranks
+    if pool == "local":
+        return 1
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    if not size or ranks % size:
+        raise UserError(
+            f"pools per node need LOCAL_WORLD_SIZE, which torchrun sets, to divide the {ranks} "
+            f"processes, and it is {size or 'not set'}: take pool=global or pool=local"
+        )
+    return size
+
+
 def pooled_attention(
     q: Float[Tensor, "S M D"],
     pool: Float[Tensor, "T E"],
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
+    ranks: int,
 ) -> Pooled:
-    """Let the priors attend to the tokens of all ranks, and measure how evenly these are used."""
+    """Let the priors attend to the tokens of this rank and its neighbours in the pool.
+
+    `ranks`: how many ranks a pool has. Measures too how evenly its tokens are used.
+    """
     num_heads, num_priors, width = q.shape
-    num_tokens = num_ranks() * len(pool)
+    num_tokens = ranks * len(pool)
     limit = min(bottleneck or num_tokens, num_tokens)
     q, pool, w_k, w_v = sparse.in_autocast(q, pool, w_k, w_v)
     q = q / math.sqrt(width)
     asked = (q @ w_k).flatten(0, 1)  # (R, E)
     with torch.no_grad():
         similarity, chosen = sparse.choose(q, w_k, pool, min(limit, len(pool)))
-        wins, largest = _compare(similarity, limit)
+        wins, largest = _compare(similarity, limit, ranks)
     similarity = similarity.masked_fill(~wins, -torch.inf)
     weight, taken = sparse.take(asked, pool, similarity, chosen, largest)
     value = rearrange(taken, "(s m) e -> s m e", s=num_heads) @ w_v.mT
     weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
-    sums = add(torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1))
+    sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
+    sums = add(sums, ranks)
     score = weight / sums[..., -1:]
     chosen, wins = (x.view(score.shape) for x in (chosen, wins))
     unused = score.new_zeros(num_heads, len(pool))
@@ -93,64 +119,89 @@ def pooled_attention(
     # the mean of either is known: a row of the scores sums to 1, and has `limit` winners
     mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
     squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
-    variance = add(squares) / max(num_tokens - 1, 1)  # of each head, summed over the heads
+    variance = add(squares, ranks) / max(num_tokens - 1, 1)  # of each head, summed over the heads
     unevenness = (variance / (mean.square() + 1e-10)).sum()
     value = (sums[..., :-1] / sums[..., -1:]).to(w_v.dtype)
     return Pooled(Selection(value, score, chosen), unevenness)
 
 
 def _compare(
-    similarity: Float[Tensor, "R K"], limit: int
+    similarity: Float[Tensor, "R K"], limit: int, ranks: int
 ) -> tuple[Bool[Tensor, "R K"], Float[Tensor, " R"]]:
-    """Tell which similarities are among the `limit` largest of all ranks, and the largest of all.
+    """Tell which similarities are among the `limit` largest of the pool, and the largest of all.
 
     Of equal ones the first in the order of ranks wins.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
-    everyone = rearrange(gather(similarity.to(dtype)), "w r k -> r (w k)")
+    everyone = rearrange(gather(similarity.to(dtype), ranks), "w r k -> r (w k)")
     if limit >= everyone.shape[1]:
         return torch.ones_like(similarity, dtype=torch.bool), everyone.amax(dim=-1)
     order = everyone.argsort(dim=-1, descending=True, stable=True)[:, :limit]
     wins = torch.zeros_like(everyone, dtype=torch.bool).scatter(1, order, True)
-    first = rank() * similarity.shape[1]
+    first = rank() % ranks * similarity.shape[1]
     return wins[:, first : first + similarity.shape[1]], everyone.amax(dim=-1)
 
 
 @torch.library.custom_op(
-    "associative_transformer::gather", mutates_args=(), schema="(Tensor x) -> Tensor"
+    "associative_transformer::gather",
+    mutates_args=(),
+    schema="(Tensor x, int? ranks=None) -> Tensor",
 )
-def gather(x: Float[Tensor, "..."]) -> Float[Tensor, "W ..."]:
-    """Give what each rank holds, in their order; every rank has to call."""
-    found = x.new_empty(num_ranks(), *x.shape)
-    if num_ranks() == 1:
+def gather(x: Float[Tensor, "..."], ranks: int | None = None) -> Float[Tensor, "W ..."]:
+    """Give what each rank holds, in their order; every rank has to call.
+
+    `ranks`: of so many neighbours, not of all.
+    """
+    ranks = ranks or num_ranks()
+    found = x.new_empty(ranks, *x.shape)
+    if ranks == 1:
         return found.copy_(x)
-    dist.all_gather(list(found.unbind()), x.contiguous())
+    dist.all_gather(list(found.unbind()), x.contiguous(), _neighbours(ranks))
     return found
 
 
 @gather.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(num_ranks(), *x.shape)
+def _(x: Tensor, ranks: int | None = None) -> Tensor:
+    return x.new_empty(ranks or num_ranks(), *x.shape)
+
+
+# of each process group; a reference to one would keep its threads beyond its end
+_subgroups: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
+
+
+def _neighbours(ranks: int) -> Any:  # noqa: ANN401
+    """Form groups of so many ranks, once, and give that of this rank."""
+    world = dist.group.WORLD
+    if ranks == num_ranks():
+        return world
+    formed = _subgroups.setdefault(world, {})
+    if ranks not in formed:
+        formed[ranks] = dist.new_subgroups(ranks)[0]
+    return formed[ranks]
 
 
 @torch.library.custom_op(
-    "associative_transformer::add", mutates_args=(), schema="(Tensor x) -> Tensor"
+    "associative_transformer::add", mutates_args=(), schema="(Tensor x, int? ranks=None) -> Tensor"
 )
-def add(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def add(x: Float[Tensor, "..."], ranks: int | None = None) -> Float[Tensor, "..."]:
     """Add what the ranks hold, in their order; the gradients of the copies are added likewise."""
-    return gather(x).sum(dim=0)
+    return gather(x, ranks).sum(dim=0)
 
 
 @add.register_fake
-def _(x: Tensor) -> Tensor:
+def _(x: Tensor, ranks: int | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def _add_backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-    return add(gradient)
+def _keep_ranks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    ctx.ranks = inputs[1]
 
 
-add.register_autograd(_add_backward)
+def _add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    return add(gradient, ctx.ranks), None
+
+
+add.register_autograd(_add_backward, setup_context=_keep_ranks)
 
 
 def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

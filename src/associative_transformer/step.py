@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -22,6 +22,7 @@ from associative_transformer import distributed
 from associative_transformer.anomaly import WAY_OUT, find_anomaly
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
+from associative_transformer.rendezvous import INIT_METHOD
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
@@ -165,6 +166,12 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
             f"a {type(model).__name__} has a BatchNorm, whose statistics would differ between "
             f"{ranks} processes: start one process"
         )
+    pools = [
+        distributed.ranks_of(module.config.pool)
+        for module in model.modules()
+        if isinstance(module, GlobalWorkspace)
+    ]
+    distributed.check_same(pools, "pools per node need nodes with equally many processes")
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
@@ -183,4 +190,5 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
         mixed_precision="bf16" if precision == "bfloat16" else "no",
         log_with=tracker,
         project_config=project,
+        kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD)],
     )

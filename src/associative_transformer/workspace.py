@@ -55,9 +55,9 @@ class WorkspaceConfig:
     """Let gradients flow through the memory into the write; False is the official code."""
     reset_each_epoch: bool = False
     """Ask the training loop to draw the memory anew at the start of each epoch."""
-    pool: Literal["global", "local"] = "global"
-    """global: the tokens of all processes form one pool; local: those of each process do, for
-    comparison, and the memory moves towards the mean of what they write."""
+    pool: Literal["global", "node", "local"] = "global"
+    """global: the tokens of all processes form one pool; node: those of each machine do; local:
+    those of each process, for comparison. The memory moves towards the mean of what they write."""
 
     def __post_init__(self) -> None:
         for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):
@@ -171,15 +171,17 @@ class GlobalWorkspace(nn.Module):
         )
         if not c.differentiable_write:  # the exchange would bring a gradient of zeros, not none
             w_v = w_v.detach()
-        over_ranks = c.pool == "global" and distributed.num_ranks() > 1
-        if over_ranks:
-            selection, unevenness = distributed.pooled_attention(q, pool, w_k, w_v, c.bottleneck)
+        ranks = distributed.ranks_of(c.pool)
+        if ranks > 1:
+            selection, unevenness = distributed.pooled_attention(
+                q, pool, w_k, w_v, c.bottleneck, ranks
+            )
         else:
             selection = self.attend(q, pool, w_k, w_v, c.bottleneck)
             unevenness = balance_loss(selection.score, selection.chosen, len(pool))
         taken = self.to_prior(rearrange(selection.value, "s m d -> m (s d)"))
         written = self.norm(priors + self.dropout(taken))
-        if not over_ranks:  # the same memory everywhere, also with pools of their own
+        if ranks < distributed.num_ranks():  # one memory for several pools
             written = distributed.mean(written)
         unevenness = unevenness if c.balance_weight else priors.new_zeros(())
         return Write(written, c.balance_weight * unevenness, selection)
