@@ -17,9 +17,9 @@ ROOT = Path(associative_transformer.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 FLOORS = {  # a file imports from lower floors only; a folder is one floor
-    0: {"functional", "interface", "tabular", "charts", "rank"},
+    0: {"functional", "interface", "tabular", "charts", "rank", "rendezvous"},
     0.5: {"kernels"},  # the workspace takes the fastest form by itself
-    0.75: {"distributed", "rendezvous"},
+    0.75: {"distributed"},
     1: {"layers", "pretrained", "workspace", "questions", "lock", "anomaly"},
     2: {"models", "data"},
     3: {"experiment"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,6 +159,25 @@ def test_three_processes_train_the_run_of_one_and_one_of_them_tells(
     assert_same_run(folder_in(runs), alone)
     assert out.count("test accuracy") == out.count("next ") == 1
     assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1
+
+
+def test_three_processes_share_the_images_of_an_evaluation(alone: Path, tmp_path: Path) -> None:
+    commands = ["ait"], torchrun(3, "-m", "associative_transformer")
+    said, losses, files = [], [], []
+    for command in commands:
+        folder = tmp_path / command[0]
+        shutil.copytree(alone, folder)
+        with started(*command, "eval", str(folder), "--batch-size", "10") as process:
+            code, out, err = finish(process)
+        assert code == 0, err
+        said.append(out.replace(str(folder), "RUN"))
+        scores = json.loads((folder / "evaluation.json").read_text())
+        losses.append(scores.pop("loss"))
+        files.append((scores, (folder / "confusion.csv").read_text()))
+    assert said[0] == said[1]
+    assert "of all 103 test images" in said[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert files[0] == files[1]
 
 
 def test_a_stopped_run_goes_on_with_another_number_of_processes(

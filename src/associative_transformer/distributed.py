@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from associative_transformer.functional import Selection
 from associative_transformer.interface import UserError
 from associative_transformer.kernels import sparse
+from associative_transformer.rendezvous import INIT_METHOD
 
 T = TypeVar("T")
 
@@ -235,6 +236,23 @@ def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
     if not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return cast(AbstractContextManager[None], model.no_sync())
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Let the processes of a launcher work together in a block; gives the device of this one."""
+    if not is_launched():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=INIT_METHOD)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def gather_objects(value: T) -> list[T]:

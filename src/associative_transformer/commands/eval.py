@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from associative_transformer import distributed
 from associative_transformer.command_line import check_counts, choose_device, parse
 from associative_transformer.evaluate import (
     describe_kinds,
@@ -15,7 +16,10 @@ from associative_transformer.run_folder import load_run, load_test_of
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Score a trained model on every test image; write evaluation.json and confusion.csv."""
+    """Score a trained model on every test image; write evaluation.json and confusion.csv.
+
+    Under torchrun or accelerate the processes share the images.
+    """
 
     run: Path
     """Folder of the run, such as runs/triangle-ait-tiny/0."""
@@ -33,12 +37,14 @@ class EvalOptions:
 def run(arguments: list[str]) -> None:
     """Score the model of a run and write what came out beside it."""
     options = parse(EvalOptions, arguments, "eval")
-    device = choose_device(options.device)
-    saved = load_run(options.run)
-    data = load_test_of(saved, options.source, device)
-    scored = evaluate_split(
-        saved.model.to(device), data.test, options.batch_size, len(saved.classes)
-    )
+    with distributed.joined(choose_device(options.device)) as device:
+        saved = load_run(options.run)
+        data = load_test_of(saved, options.source, device)
+        scored = evaluate_split(
+            saved.model.to(device), data.test, options.batch_size, len(saved.classes)
+        )
+    if not distributed.is_first():
+        return
     summary = summarize(scored, data)
     source = options.source or getattr(saved.experiment.data, "source", None)
     context = {"source": source, "skipped_images": data.num_skipped}
