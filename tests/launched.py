@@ -1,13 +1,16 @@
-"""`ait` as a launcher starts it, only slower, or failing where the environment says so."""
+"""`ait` as a launcher starts it; slower, failing or telling more where the environment says so."""
 
 import os
 import sys
 import time
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from associative_transformer import distributed, train
 from associative_transformer.cli import main
+from associative_transformer.commands import eval as eval_command
+from associative_transformer.data import Split
+from associative_transformer.evaluate import Evaluation, evaluate_split
 from associative_transformer.interface import Batch
 from associative_transformer.step import TrainingStep
 
@@ -25,6 +28,13 @@ class SlowStep(TrainingStep):
         return super().__call__(batch)
 
 
+def evaluate_and_tell(model: nn.Module, split: Split, *sizes: int) -> Evaluation:
+    """Say how many processes share an evaluation."""
+    print(f"shared by {distributed.num_ranks()}", file=sys.stderr)
+    return evaluate_split(model, split, *sizes)
+
+
 if __name__ == "__main__":
     train.TrainingStep = SlowStep
+    eval_command.evaluate_split = evaluate_and_tell
     sys.exit(main())

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from associative_transformer import __version__, step
+from associative_transformer import __version__, distributed, step
 from associative_transformer.cli import COMMANDS, main
 from associative_transformer.data import SortOfClevrConfig, load_test
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
@@ -581,6 +581,13 @@ def test_eval_scores_every_question_and_says_what_training_said(ait: Ait, runs: 
     with (folder / "confusion.csv").open(newline="") as file:
         _, *rows = csv.reader(file)
     assert sum(int(cell) for row in rows for cell in row[1:]) == 48
+
+
+def test_eval_refuses_processes_that_see_different_runs(
+    ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "gather_objects", lambda seen: [seen, seen[::-1]])
+    assert_refused(ait("eval", runs / "colors" / "0"), "share the run folder and the data")
 
 
 def test_eval_takes_images_that_were_moved(ait: Ait, runs: Path, tmp_path: Path) -> None:

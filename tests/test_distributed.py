@@ -340,3 +340,8 @@ def test_a_pool_has_the_ranks_of_all_of_a_node_or_one(
         distributed.ranks_of("node")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert [distributed.ranks_of(pool) for pool in ("global", "node", "local")] == [6, 3, 1]
+    monkeypatch.setattr(distributed, "gather_objects", lambda size: [size] * 6)
+    assert [distributed.num_pools(pool) for pool in ("global", "node", "local")] == [1, 2, 6]
+    monkeypatch.setattr(distributed, "gather_objects", lambda _: ["4"] * 4 + ["2"] * 2)
+    with pytest.raises(UserError, match="they have 2 and 4: take pool="):
+        distributed.num_pools("node")

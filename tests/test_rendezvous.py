@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from associative_transformer.rendezvous import agree
 
-SOON = timedelta(seconds=20)
+SOON = timedelta(seconds=5)
 
 
 class LostError(Exception):
@@ -39,12 +39,18 @@ class Mortal:
         self._live()
         return self.store.check(keys)
 
-    def get(self, key: str) -> bytes:
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
         self._live()
-        while not self.store.check([key]):
+        end = time.monotonic() + timeout.total_seconds()
+        while not self.store.check(keys):
             if self.killed.is_set():
                 raise LostError
+            if time.monotonic() > end:
+                raise dist.DistStoreError(keys)
             time.sleep(0.001)
+
+    def get(self, key: str) -> bytes:
+        self._live()
         return self.store.get(key)
 
 
@@ -78,8 +84,12 @@ def test_a_group_agrees_on_a_new_name_whenever_ranks_of_earlier_ones_were_lost(s
     assert not names & (earlier | {None})
 
 
-def test_a_rank_that_does_not_come_is_named() -> None:
+@pytest.mark.parametrize("left", [{}, {"word/1": "of a rank that is gone"}], ids=["new", "old"])
+@pytest.mark.parametrize(("rank", "missing"), [(0, 1), (1, 0)])
+def test_a_rank_that_does_not_come_is_named(left: dict[str, str], rank: int, missing: int) -> None:
     store = dist.HashStore()
-    store.set("word/1", "left by a rank that is gone")
-    with pytest.raises(TimeoutError, match=r"rank 1 of 2 did not come within 0:00:00\.2"):
-        agree(store, 0, 2, timedelta(seconds=0.2))
+    for key, value in left.items():
+        store.set(key, value)
+    late = rf"rank {missing} of 2 did not come within 0:00:00\.2"
+    with pytest.raises(TimeoutError, match=late):
+        agree(store, rank, 2, timedelta(seconds=0.2))

@@ -20,6 +20,7 @@ from associative_transformer import step as step_module
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
+from associative_transformer.rendezvous import INIT_METHOD
 from associative_transformer.step import MAX_BAD_STEPS, Sums, TrainingStep, make_accelerator
 from associative_transformer.workspace import WorkspaceConfig
 
@@ -414,6 +415,10 @@ def test_several_processes_and_a_batchnorm_are_refused(monkeypatch: pytest.Monke
     config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
     with pytest.raises(UserError, match="ConvMLP has a BatchNorm"):
         make_step(ConvMLP(config))
+
+
+def test_processes_join_in_a_way_that_outlives_lost_ones() -> None:
+    assert make_accelerator(TrainConfig(), PROJECT).init_handler.init_method == INIT_METHOD
 
 
 def test_the_device_cpu_is_a_cpu() -> None:

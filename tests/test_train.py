@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load, load_file
 
+from associative_transformer import distributed
 from associative_transformer import train as train_module
 from associative_transformer.data import (
     DataSet,
@@ -452,7 +453,7 @@ def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) ->
 # --- stopping and resuming ---
 
 
-def test_a_run_is_not_resumed_on_other_data_or_in_another_precision(
+def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = replace(EXPERIMENT, train=replace(EXPERIMENT.train, epochs=2))
@@ -468,6 +469,9 @@ def test_a_run_is_not_resumed_on_other_data_or_in_another_precision(
         train(first, tmp_path / "run", resume=True)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="float32 but bfloat16"):
         patch.setattr(Accelerator, "mixed_precision", "bf16")
+        train(first, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in 1 pools .* in 4"):
+        patch.setattr(distributed, "num_pools", lambda _: 4)
         train(first, tmp_path / "run", resume=True)
     assert train(first, tmp_path / "run", resume=True)["epochs"] == 2
 

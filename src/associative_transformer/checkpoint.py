@@ -37,7 +37,26 @@ class State:
     best_digest: str = ""  # of the weights in checkpoint/best
     data: str = ""  # digest of the data set
     precision: str = ""  # float32 or bfloat16
+    pools: int = 1  # of tokens; more where nodes or processes have their own
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
+
+    def check_same(self, here: "State", folder: Path) -> None:
+        """Raise UserError where a run can't go on from this state as it went before."""
+        if self.data != here.data:
+            raise UserError(
+                f"the run in {folder} was trained on other data under the same name: "
+                "pass the same --data.source, or use the same version of this package"
+            )
+        if self.precision != here.precision:
+            raise UserError(
+                f"the run in {folder} has the precision {self.precision} but "
+                f"{here.precision} is what this device takes: resume it on one like before"
+            )
+        if self.pools != here.pools:
+            raise UserError(
+                f"the run in {folder} has its tokens in {self.pools} pools and these processes "
+                f"in {here.pools}: resume it on as many nodes or processes as before"
+            )
 
 
 def save_checkpoint(

@@ -3,6 +3,7 @@
 Every rank finds the winners of its own tokens; comparing the similarities of these tells which
 of them win over all ranks. Each then sums over its own winners, and the sums are added in the
 order of the ranks, so that the write, and with it the memory, is the same bit for bit everywhere.
+Pools of fewer ranks do this among themselves, and the memory follows the mean of their writes.
 Values and tokens stay where they are. A rank and a layer send S M (k + D + 1) + 2 numbers forward
 and S M (D + 1) + 2 backward.
 
@@ -36,13 +37,14 @@ from associative_transformer.kernels import sparse
 from associative_transformer.rendezvous import INIT_METHOD
 
 T = TypeVar("T")
+Pool = Literal["global", "node", "local"]
 
 
 class Pooled(NamedTuple):
-    """What the priors take from the pool over all ranks."""
+    """What the priors take from a pool over several ranks."""
 
-    selection: Selection  # value: over all ranks; score, chosen: of this rank, score 0: lost
-    unevenness: Float[Tensor, ""]  # the balance loss over all ranks
+    selection: Selection  # value: over the pool; score, chosen: of this rank, score 0: lost
+    unevenness: Float[Tensor, ""]  # the balance loss over the pool
 
 
 def num_ranks() -> int:
@@ -66,7 +68,7 @@ def is_launched() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def ranks_of(pool: Literal["global", "node", "local"]) -> int:
+def ranks_of(pool: Pool) -> int:
     """Count the ranks, neighbours by number, that form a pool.
 
     Raises UserError where the nodes can't be told apart, or differ in size.
@@ -83,6 +85,18 @@ def ranks_of(pool: Literal["global", "node", "local"]) -> int:
             f"processes, and it is {size or 'not set'}: take pool=global or pool=local"
         )
     return size
+
+
+def num_pools(pool: Pool) -> int:
+    """Count the pools of all ranks; all have to call. Raises UserError, on all, as `ranks_of`."""
+    if pool == "node":
+        sizes = gather_objects(os.environ.get("LOCAL_WORLD_SIZE"))
+        if len(set(sizes)) > 1:
+            raise UserError(
+                "pools per node need equally many processes on each node, and they have "
+                f"{' and '.join(sorted(set(map(str, sizes))))}: take pool=global or pool=local"
+            )
+    return num_ranks() // ranks_of(pool)
 
 
 def pooled_attention(
@@ -241,7 +255,7 @@ def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Let the processes of a launcher work together in a block; gives the device of this one."""
-    if not is_launched():
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield device
         return
     if device.type == "cuda":
@@ -249,10 +263,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=INIT_METHOD)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # not after an error: it could wait for the others
 
 
 def gather_objects(value: T) -> list[T]:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from urllib.parse import urlparse
 from uuid import uuid4
 
+from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
@@ -25,26 +26,36 @@ def agree(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
 
     Every rank leaves a word of its own, and rank 0 answers each word it finds with the name. The
     words of ranks that are gone are answered too, but nobody reads that; rank 0 looks again until
-    the word of every rank is confirmed. Raises TimeoutError where one is not.
+    the word of every rank is confirmed. The launcher has ended the ranks of the groups before.
+
+    Raises TimeoutError where a rank does not come.
     """
+
+    def read(key: str, whose: int) -> str:
+        try:
+            store.wait([key], timeout)
+        except DistStoreError as error:
+            raise TimeoutError(late.format(whose)) from error
+        return store.get(key).decode()
+
+    late = f"rank {{}} of {num_ranks} did not come within {timeout}"
     own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
     store.set(f"word/{rank}", own)
     if rank:
-        name = store.get(f"answer/{own}").decode()
+        name = read(f"answer/{own}", 0)
         store.set(f"known/{name}/{own}", "")
         return name
-
-    def word(other: int) -> str:
-        return store.get(f"word/{other}").decode()
-
     missing = list(range(1, num_ranks))
     while missing:
         if time.monotonic() > end:
-            raise TimeoutError(f"rank {missing[0]} of {num_ranks} did not come within {timeout}")
-        for other in missing:
-            store.set(f"answer/{word(other)}", own)
+            raise TimeoutError(late.format(missing[0]))
+        words = {other: read(f"word/{other}", other) for other in missing}
+        for word in words.values():
+            store.set(f"answer/{word}", own)
         time.sleep(LOOK_AGAIN)
-        missing = [other for other in missing if not store.check([f"known/{own}/{word(other)}"])]
+        missing = [
+            other for other, word in words.items() if not store.check([f"known/{own}/{word}"])
+        ]
     return own
 
 

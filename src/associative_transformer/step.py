@@ -50,6 +50,8 @@ class TrainingStep:
         _check_ranks(model, train)
         self.model = model.to(accelerator.device)
         self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
+        pools = {distributed.num_pools(workspace.config.pool) for workspace in self.workspaces}
+        self.num_pools = max(pools, default=1)
         if train.compile:
             self.model.compile(fullgraph=True)
         is_detached = any(not w.config.differentiable_write for w in self.workspaces)
@@ -166,12 +168,6 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
             f"a {type(model).__name__} has a BatchNorm, whose statistics would differ between "
             f"{ranks} processes: start one process"
         )
-    pools = [
-        distributed.ranks_of(module.config.pool)
-        for module in model.modules()
-        if isinstance(module, GlobalWorkspace)
-    ]
-    distributed.check_same(pools, "pools per node need nodes with equally many processes")
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:

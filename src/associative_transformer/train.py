@@ -86,7 +86,9 @@ class Run:
         self.take_step = TrainingStep(self.model, self.config, self.accelerator)
         self.history = History()
         precision = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
-        self.state = State(data=self.data.digest, precision=precision)
+        self.state = State(
+            data=self.data.digest, precision=precision, pools=self.take_step.num_pools
+        )
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.device)
         self.since = 0.0
 
@@ -285,15 +287,6 @@ class Run:
         distributed.check_same(found, "the processes have to share the run folder and the data")
         if saved is not None:
             here, self.state = self.state, State(**saved)
-            if self.state.data != here.data:
-                raise UserError(
-                    f"the run in {self.folder} was trained on other data under the same name: "
-                    "pass the same --data.source, or use the same version of this package"
-                )
-            if self.state.precision != here.precision:
-                raise UserError(
-                    f"the run in {self.folder} has the precision {self.state.precision} but "
-                    f"{here.precision} is what this device takes: resume it on one like before"
-                )
+            self.state.check_same(here, self.folder)
             self.history = History.read(self.folder, self.state.epoch)
             step.count_on(self.state.skipped_steps, self.state.bad_steps)

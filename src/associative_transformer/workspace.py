@@ -9,7 +9,7 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -55,7 +55,7 @@ class WorkspaceConfig:
     """Let gradients flow through the memory into the write; False is the official code."""
     reset_each_epoch: bool = False
     """Ask the training loop to draw the memory anew at the start of each epoch."""
-    pool: Literal["global", "node", "local"] = "global"
+    pool: distributed.Pool = "global"
     """global: the tokens of all processes form one pool; node: those of each machine do; local:
     those of each process, for comparison. The memory moves towards the mean of what they write."""
 
@@ -124,8 +124,8 @@ class GlobalWorkspace(nn.Module):
 
     Under activation checkpointing keep this module outside the recomputed region: a second
     forward would move the memory twice. With several processes (an initialized process group) the
-    tokens of all of them form one pool, and the memory stays the same on all: `distributed` has
-    the exchange, which takes the place of `attend`.
+    tokens of all of them form one pool (or of those that `config.pool` says), and the memory
+    stays the same on all: `distributed` has the exchange, which takes the place of `attend`.
     """
 
     priors: Tensor

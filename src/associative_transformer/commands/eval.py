@@ -1,9 +1,12 @@
 """`ait eval`: score the model of a run on its test images."""
 
+import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from associative_transformer import distributed
+from associative_transformer.checkpoint import WEIGHTS
 from associative_transformer.command_line import check_counts, choose_device, parse
 from associative_transformer.evaluate import (
     describe_kinds,
@@ -26,7 +29,7 @@ class EvalOptions:
     source: str | None = None
     """Folder of the images, where they no longer lie where they lay in training."""
     batch_size: int = 512
-    """Images at a time; a GPU takes as many as fit its memory."""
+    """Images at a time in each process; a single GPU takes as many as fit its memory."""
     device: str = "auto"
     """auto, cpu, cuda, or another device that torch knows."""
 
@@ -40,9 +43,12 @@ def run(arguments: list[str]) -> None:
     with distributed.joined(choose_device(options.device)) as device:
         saved = load_run(options.run)
         data = load_test_of(saved, options.source, device)
-        scored = evaluate_split(
-            saved.model.to(device), data.test, options.batch_size, len(saved.classes)
-        )
+        weights, labels = (options.run / WEIGHTS).read_bytes(), data.test.labels.numpy().tobytes()
+        found = [hashlib.sha256(x).hexdigest() for x in (weights, labels)]
+        distributed.check_same(found, "the processes have to share the run folder and the data")
+        ranks = distributed.num_ranks()
+        batch_size = ranks * min(options.batch_size, math.ceil(len(data.test) / ranks))
+        scored = evaluate_split(saved.model.to(device), data.test, batch_size, len(saved.classes))
     if not distributed.is_first():
         return
     summary = summarize(scored, data)
