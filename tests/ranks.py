@@ -342,6 +342,8 @@ def counting() -> Iterator[list[Tensor]]:
 def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
     """Give the numbers of docs/scaling.md for all layers, forward and backward."""
     c = config.workspace
+    if c.pool == "local":  # the mean of what the pools write
+        return (config.depth * c.num_priors * c.prior_dim,) * 2
     kept = min(c.bottleneck or num_tokens, num_tokens)
     rows, sums = c.num_heads * c.num_priors, c.prior_dim + 1
     return config.depth * (rows * (kept + sums) + 2), config.depth * (rows * sums + 2)

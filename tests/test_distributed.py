@@ -159,7 +159,13 @@ def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(pool: str) -> 
 @slow
 @pytest.mark.parametrize(
     ("changes", "images"),
-    [({}, 12), ({}, 48), ({"bottleneck": 120}, 48), ({"bottleneck": None, "num_heads": 3}, 12)],
+    [
+        ({}, 12),
+        ({}, 48),
+        ({"bottleneck": 120}, 48),
+        ({"bottleneck": None, "num_heads": 3}, 12),
+        ({"pool": "local"}, 12),
+    ],
     ids=str,
 )
 def test_a_rank_sends_what_the_formula_says(changes: dict[str, Any], images: int) -> None:
