@@ -18,10 +18,11 @@ class LostError(Exception):
     """A rank was killed."""
 
 
-class Mortal:
+class Mortal(dist.Store):
     """The store of a rank that is killed at its n-th call, or when the launcher says so."""
 
     def __init__(self, store: dist.Store, calls: int, killed: threading.Event) -> None:
+        super().__init__()
         self.store, self.calls, self.killed = store, calls, killed
 
     def _live(self) -> None:
