@@ -227,7 +227,7 @@ def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(distributed.add(x), x)
     assert distributed.mean(x) is x
     assert distributed.gather_objects("it") == ["it"]
-    distributed.check_same("it", "never")
+    distributed.check_same("it")
     model = AiT(ranks.CONFIG)
     assert distributed.replicate(model, torch.device("cpu"), False) is model
 
@@ -272,10 +272,10 @@ def test_on_one_rank_the_exchange_is_the_workspace_without_one(bottleneck: int |
 
 def test_values_that_differ_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
-    distributed.check_same(1, "never")
+    distributed.check_same(1)
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value + 1])
-    with pytest.raises(UserError, match="share the folder"):
-        distributed.check_same(1, "share the folder")
+    with pytest.raises(UserError, match="share the run folder and the data"):
+        distributed.check_same(1)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -276,11 +276,11 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def check_same(value: object, advice: str) -> None:
-    """Raise UserError with this advice where the ranks hold different values."""
+def check_same(value: object) -> None:
+    """Raise UserError where the ranks found different values in the run folder or the data."""
     values = gather_objects(value)
     if any(other != values[0] for other in values):
-        raise UserError(advice)
+        raise UserError("the processes have to share the run folder and the data")
 
 
 @contextmanager

@@ -283,10 +283,9 @@ class Run:
         step = self.take_step
         with distributed.first_alone():  # it has made the folder, and sets aside what is damaged
             saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
-        found = (saved, self.state.data)
-        distributed.check_same(found, "the processes have to share the run folder and the data")
+        distributed.check_same((saved, self.state.data))
         if saved is not None:
             here, self.state = self.state, State(**saved)
-            self.state.check_same(here, self.folder)
+            self.state.check_terms(here, self.folder)
             self.history = History.read(self.folder, self.state.epoch)
             step.count_on(self.state.skipped_steps, self.state.bad_steps)
