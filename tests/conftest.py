@@ -9,15 +9,15 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from making.commands import Ait, Child, Said
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 # a shell's background jobs are started with SIGINT ignored
@@ -26,18 +26,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("default", deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", deadline=None)  # other cases each time, and more of them
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-class Said(NamedTuple):
-    """What a command of `ait` left behind."""
-
-    code: int
-    out: str
-    err: str  # in one line, without the boxes around it
-
-
-Ait = Callable[..., Said]
-Child = Callable[[str], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,7 +96,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 
     It notes its arguments, in $*, and completes the run FOLDER. The body may do otherwise.
     """
-    sweep = import_module("associative_transformer.sweep")
+    sweep = import_module("associative_transformer.tables.run_all")
     log = tmp_path / "log"
 
     def write(body: str = "") -> Path:
@@ -128,7 +116,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     return write
 
 
-def assert_refused(said: Said, *words: object) -> None:
-    assert said.code == 2
-    assert said.out == ""
-    assert [word for word in words if str(word) not in said.err] == []
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `images` and the complete runs `ait` and `vit`, both with reports."""
+    return import_module("making.reports").make_reported_runs(tmp_path_factory.mktemp("reported"))

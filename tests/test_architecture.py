@@ -16,36 +16,55 @@ PACKAGE = "associative_transformer"
 ROOT = Path(associative_transformer.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
-FLOORS = {  # a file imports from lower floors only; a folder is one floor
-    0: {"functional", "interface", "tabular", "charts", "rank", "rendezvous"},
-    0.5: {"kernels"},  # the workspace takes the fastest form by itself
-    0.75: {"distributed"},
-    1: {"layers", "pretrained", "workspace", "questions", "lock", "anomaly"},
-    2: {"models", "data"},
-    3: {"experiment"},
-    4: {
-        "recipes",
-        "checkpoint",
-        "evaluate",
-        "predict",
-        "run_folder",  # this one and the next three are what `train` is made of
-        "step",
-        "progress",
-        "interruption",
-        "command_line",
-        "trace",
-        "results",
-    },
-    5: {"train", "analysis", "runs"},
-    6: {"tables", "sweep", "figures", "bench", "doctor"},
-    7: {"report"},
-    8: {"commands"},
-    9: {"cli"},
-    10: {"__main__"},
+ORDER = {  # from the ground up: a file imports only from what stands before it
+    "functional": "the paper's equations, pure functions",
+    "interface": "Batch, ModelOutput, UserError: what passes between the parts",
+    "files": "atomic writes, folders, the first error of a validation",
+    "tabular": "tables for a terminal, as Markdown, as HTML",
+    "distributed": "process groups and collectives",
+    "kernels": "faster or distributed implementations of functional.py; picks one",
+    "workspace": "GlobalWorkspace: the heart",
+    "models": "one file per model, its config above it",
+    "data": "one file per data set, including the code that loads it",
+    "experiment": "Experiment and TrainConfig",
+    "recipes": "lists of Experiments, one file per table of the paper",
+    "evaluate": "accuracy on a split, and on each kind of question",
+    "predict": "predictions for image files, and answers about them",
+    "runs": "run folders, written and read back",
+    "training": "loop, step, progress, anomaly, signals",
+    "analysis": "numbers about what a model has learned",
+    "tables": "runs -> the paper's tables; training what is missing",
+    "figures": "numbers -> pictures",
+    "report": "numbers -> one HTML page",
+    "bench": "speed and memory, ours and a rival in one run",
+    "cli": "ait: one file per command",
+    "__main__": "python -m associative_transformer",
 }
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-PUBLIC_NAMES = "__init__.py"  # loads every public name on first use: above all floors
-MAY_IMPORT_INSIDE_FUNCTIONS = {"cli.py", "models/__init__.py"}
+"""The parts of the package; the tree in the README is this list."""
+
+INSIDE = {  # the same inside the folders: files not named import no sibling, __init__ comes last
+    "kernels": ("sparse", "over_ranks"),
+    "models": ("layers", "pretrained"),
+    "data": (
+        "batches",
+        "augment",
+        "loaders",
+        "decoding",
+        "questions",
+        "sources",
+    ),
+    "runs": ("lock", "environment", "folder", "result", "saved"),
+    "training": ("signals", "progress", "anomaly", "step", "loop"),
+    "analysis": ("storage", "trace"),
+    "tables": ("collect",),
+    "figures": (),
+    "report": ("charts",),
+    "bench": ("timing", "variants"),
+    "recipes": ("classification", "ablations"),
+    "cli": ("options",),
+}
+PUBLIC_NAMES = "__init__.py"  # loads every public name on first use: after all parts
+MAY_IMPORT_INSIDE_FUNCTIONS = {"cli/__init__.py"}
 FORBIDDEN_NAMES = {"utils", "common", "misc", "helpers"}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_FIELDS = 300, 45, 12, 15
 
@@ -91,32 +110,41 @@ def own_imports(file: str) -> Iterator[str]:
         yield ".".join(parts)
 
 
+def position(module: str) -> tuple[int, int]:
+    """Return where a module stands in the written order."""
+    part, _, inner = module.partition(".")
+    parts, siblings = list(ORDER), INSIDE.get(part, ())
+    if not inner:
+        return parts.index(part), len(siblings) + 1  # __init__.py may import all its siblings
+    if inner in siblings:
+        return parts.index(part), siblings.index(inner)
+    return parts.index(part), len(siblings)
+
+
 def breaches(file: str) -> list[str]:
-    """Name the imports that go sideways or upwards."""
+    """Return the imports of a file that do not stand before it in the written order."""
     if file == PUBLIC_NAMES:
         return []
-    home, found = dotted(file).split(".")[0], []
-    for module in own_imports(file):
-        target = module.split(".")[0]
-        if not target:  # the public names are for users
-            found.append(PACKAGE)
-        elif target == home:  # inside a folder only __init__.py imports its siblings
-            if not file.endswith("/__init__.py"):
-                found.append(module)
-        elif FLOOR_OF[target] >= FLOOR_OF[home]:
-            found.append(module)
-    return found
+    home = position(dotted(file))
+    return [
+        module or PACKAGE
+        for module in own_imports(file)
+        if not module or position(module) >= home  # the public names are for users
+    ]
+
+
+def test_every_part_is_in_the_written_order() -> None:
+    parts = {dotted(file).split(".")[0] for file in FILES if file != PUBLIC_NAMES}
+    assert parts == set(ORDER)
+
+
+def test_the_order_inside_a_folder_names_files_that_exist() -> None:
+    for folder, names in INSIDE.items():
+        assert {f"{folder}/{name}.py" for name in names} <= set(FILES)
 
 
 @every_file
-def test_every_file_has_its_floor(file: str) -> None:
-    assert file == PUBLIC_NAMES or dotted(file).split(".")[0] in FLOOR_OF, (
-        f"give {file} a floor: here, and in section 1 of the style guide"
-    )
-
-
-@every_file
-def test_a_file_imports_from_lower_floors_only(file: str) -> None:
+def test_a_file_imports_only_from_what_stands_before_it(file: str) -> None:
     assert not breaches(file)
 
 
@@ -227,8 +255,8 @@ def users_of(library: str) -> set[str]:
     return users
 
 
-def test_torch_distributed_stays_in_two_files() -> None:
-    assert users_of("torch.distributed") <= {"distributed.py", "rendezvous.py"}
+def test_torch_distributed_stays_in_one_file() -> None:
+    assert users_of("torch.distributed") <= {"distributed.py"}
 
 
 def test_only_figures_imports_matplotlib() -> None:
@@ -283,13 +311,15 @@ def test_every_name_that_a_module_exports_exists(file: str) -> None:
 
 
 PLANTED = {
-    "functional.py": "from associative_transformer.layers import FlattenHead",
-    "layers.py": "import associative_transformer.workspace",
+    "functional.py": "from associative_transformer.models.layers import FlattenHead",
+    "models/layers.py": "import associative_transformer.models",
+    "kernels/sparse.py": "import associative_transformer.workspace",
     "models/ait.py": "from associative_transformer.models.vit import ViT",
     "models/vit.py": "from .ait import AiT",
     "models/__init__.py": "from associative_transformer.experiment import Experiment",
     "workspace.py": "from associative_transformer import AiT",
-    "interface.py": "if True:\n    from . import train",
+    "data/batches.py": "from associative_transformer.data.loaders import ResidentLoader",
+    "interface.py": "if True:\n    from . import workspace",
 }
 
 

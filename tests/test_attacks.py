@@ -24,16 +24,18 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import EpsImagePlugin, Image
 
 import associative_transformer
-from associative_transformer import run_folder
+from associative_transformer.analysis.storage import load_result
 from associative_transformer.data import decode_image
 from associative_transformer.data.sources import open_folder, open_hub
-from associative_transformer.experiment import load_experiment, save_experiment, write_file
+from associative_transformer.experiment import load_experiment, save_experiment
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models import ViT, build_model, load_model
-from associative_transformer.results import load_result
-from associative_transformer.run_folder import History, check_folder, load_run
-from conftest import Ait, assert_refused
-from hostile import COLOR, EPS, EXPERIMENT, Malice, make_run, png
+from associative_transformer.runs import folder as run_folder
+from associative_transformer.runs.folder import History, check_folder
+from associative_transformer.runs.saved import load_run
+from making.commands import Ait, assert_refused
+from making.hostile import COLOR, EPS, EXPERIMENT, Malice, make_run, png
 
 CODE, OUTSIDE = "attacks: code in data", "attacks: writing outside a run"
 code, outside = pytest.mark.hostile(CODE), pytest.mark.hostile(OUTSIDE)
@@ -113,7 +115,7 @@ def test_the_hub_s_pickle_is_refused_where_it_has_no_safetensors(
         return str(run / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr("associative_transformer.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("associative_transformer.models.pretrained.hf_hub_download", download)
     with pytest.raises(UserError, match=r"pytorch_model\.bin may hold code and is not read"):
         load_model("someone/model")
     assert not trap.exists()

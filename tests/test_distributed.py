@@ -11,18 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import ranks
 from associative_transformer import distributed
 from associative_transformer.data import Share
 from associative_transformer.functional import balance_loss
 from associative_transformer.interface import UserError
-from associative_transformer.models import (
-    AiT,
-    AiTConfig,
-    ViTConfig,
-    build_model,
-)
+from associative_transformer.kernels import over_ranks
+from associative_transformer.models import AiT, AiTConfig, ViTConfig, build_model
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from drivers import ranks
 
 WORLDS = [2, 3]
 slow = pytest.mark.slow
@@ -124,7 +120,9 @@ def test_accelerate_shards_an_ait_with_fsdp2() -> None:
         *("--fsdp_transformer_layer_cls_to_wrap", "Block", "--mixed_precision", "no"),
         *("--num_processes", str(torch.cuda.device_count())),
     ]
-    subprocess.run([*launch, str(Path(__file__).parent / "sharded.py")], check=True, timeout=300)
+    subprocess.run(
+        [*launch, str(Path(__file__).parent / "drivers" / "sharded.py")], check=True, timeout=300
+    )
 
 
 @slow
@@ -249,10 +247,10 @@ def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     assert torch.autograd.gradcheck(distributed.add, (x,))
 
 
-def pooled(bottleneck: int | None, dtype: torch.dtype) -> tuple[list[Tensor], distributed.Pooled]:
+def pooled(bottleneck: int | None, dtype: torch.dtype) -> tuple[list[Tensor], over_ranks.Pooled]:
     shapes = (2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6)
     given = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    return given, distributed.pooled_attention(*given, bottleneck, ranks=1)
+    return given, over_ranks.pooled_attention(*given, bottleneck, ranks=1)
 
 
 @pytest.mark.parametrize("bottleneck", [1, 7, 30, 40, None])
@@ -337,17 +335,17 @@ def test_a_pool_has_the_ranks_of_all_of_a_node_or_one(
     pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [distributed.ranks_of(pool) for pool in ("global", "node", "local")] == [1, 1, 1]
+    assert [over_ranks.ranks_of(pool) for pool in ("global", "node", "local")] == [1, 1, 1]
     pretend(0, 6)
     with pytest.raises(UserError, match="divide the 6 processes, and it is not set: take pool="):
-        distributed.ranks_of("node")
+        over_ranks.ranks_of("node")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="divide the 6 processes, and it is 4"):
-        distributed.ranks_of("node")
+        over_ranks.ranks_of("node")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert [distributed.ranks_of(pool) for pool in ("global", "node", "local")] == [6, 3, 1]
+    assert [over_ranks.ranks_of(pool) for pool in ("global", "node", "local")] == [6, 3, 1]
     monkeypatch.setattr(distributed, "gather_objects", lambda size: [size] * 6)
-    assert [distributed.num_pools(pool) for pool in ("global", "node", "local")] == [1, 2, 6]
+    assert [over_ranks.num_pools(pool) for pool in ("global", "node", "local")] == [1, 2, 6]
     monkeypatch.setattr(distributed, "gather_objects", lambda _: ["4"] * 4 + ["2"] * 2)
     with pytest.raises(UserError, match="they have 2 and 4: take pool="):
-        distributed.num_pools("node")
+        over_ranks.num_pools("node")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from associative_transformer.data import HeldOut, Split
+from associative_transformer.data.questions import CLASS_NAMES, KINDS, NO_COLOR, Questions, encode
 from associative_transformer.evaluate import (
     Evaluation,
     Interval,
@@ -27,7 +28,6 @@ from associative_transformer.evaluate import (
 )
 from associative_transformer.interface import Batch, ModelOutput
 from associative_transformer.models import AiT, AiTConfig
-from associative_transformer.questions import CLASS_NAMES, KINDS, NO_COLOR, Questions, encode
 from associative_transformer.workspace import WorkspaceConfig
 
 CPU = torch.device("cpu")

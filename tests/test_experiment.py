@@ -23,8 +23,8 @@ from associative_transformer.experiment import (
     fingerprint,
     load_experiment,
     save_experiment,
-    write_file,
 )
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models import (
     LUNA_LRA,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import naive
 from associative_transformer.functional import (
     Selection,
     balance_loss,
@@ -15,6 +14,7 @@ from associative_transformer.functional import (
     hopfield_retrieve,
     update_priors,
 )
+from twins import naive
 
 ATTENTION_SIZES = [  # S, M, T, D, bottleneck
     (1, 1, 1, 1, 1),

@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from associative_transformer.command_line import parse
-from associative_transformer.commands.train import TrainOptions
+from associative_transformer.cli.options import parse
+from associative_transformer.cli.train import TrainOptions
 from associative_transformer.data import decode_image
 from associative_transformer.experiment import Experiment, load_experiment, save_experiment
 from associative_transformer.interface import UserError

@@ -26,16 +26,17 @@ import yaml
 from PIL import ImageFile
 from safetensors.torch import load_file, save_file
 
-from associative_transformer.checkpoint import restore_checkpoint, save_checkpoint
 from associative_transformer.data import DataSet, ImagesConfig, decode_image, load_data
 from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import build_model
 from associative_transformer.predict import predict_files
-from associative_transformer.run_folder import History, load_run
-from associative_transformer.runs import find_runs
-from conftest import Ait, assert_refused
-from hostile import (
+from associative_transformer.runs.checkpoint import restore_checkpoint, save_checkpoint
+from associative_transformer.runs.folder import History
+from associative_transformer.runs.saved import load_run
+from associative_transformer.tables.collect import find_runs
+from making.commands import Ait, assert_refused
+from making.hostile import (
     BOMBS,
     COLOR,
     EXPERIMENT,

@@ -21,10 +21,10 @@ from associative_transformer.data import (
     TriangleConfig,
     load_image,
 )
+from associative_transformer.data.questions import encode, parse_question
 from associative_transformer.interface import UserError
 from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
 from associative_transformer.predict import Prediction, predict_files, write_predictions
-from associative_transformer.questions import encode, parse_question
 from associative_transformer.workspace import WorkspaceConfig
 
 DATA = ImagesConfig("some", image_size=16)

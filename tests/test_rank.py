@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from associative_transformer.rank import effective_rank
+from associative_transformer.functional import effective_rank
 
 
 @pytest.mark.parametrize(

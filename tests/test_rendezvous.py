@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from associative_transformer.rendezvous import agree
+from associative_transformer.distributed import agree
 
 SOON = timedelta(seconds=5)
 

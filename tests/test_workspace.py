@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import naive
 from associative_transformer.functional import Selection, pooled_attention
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from twins import naive
 
 SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
 EMBED_DIM = 6

@@ -16,35 +16,29 @@ Dims     T tokens of this rank   E token width   S heads   M priors   D head wid
 Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
 """
 
-import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from inspect import signature
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
+from urllib.parse import urlparse
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import DistStoreError
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from associative_transformer.functional import Selection
 from associative_transformer.interface import UserError
-from associative_transformer.kernels import sparse
-from associative_transformer.rendezvous import INIT_METHOD
 
 T = TypeVar("T")
-Pool = Literal["global", "node", "local"]
-
-
-class Pooled(NamedTuple):
-    """What the priors take from a pool over several ranks."""
-
-    selection: Selection  # value: over the pool; score, chosen: of this rank, score 0: lost
-    unevenness: Float[Tensor, ""]  # the balance loss over the pool
 
 
 def num_ranks() -> int:
@@ -65,96 +59,6 @@ def is_first() -> bool:
 def is_launched() -> bool:
     """Say whether a launcher started this process, which repeats its command after a failure."""
     return dist.is_available() and dist.is_torchelastic_launched()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def ranks_of(pool: Pool) -> int:
-    """Count the ranks, neighbours by number, that form a pool.
-
-    Raises UserError where the nodes can't be told apart, or differ in size.
-    """
-    ranks = num_ranks()
-    if pool == "global" or ranks == 1:
-        return ranks
-    if pool == "local":
-        return 1
-    size = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    if not size or ranks % size:
-        raise UserError(
-            f"pools per node need LOCAL_WORLD_SIZE, which torchrun sets, to divide the {ranks} "
-            f"processes, and it is {size or 'not set'}: take pool=global or pool=local"
-        )
-    return size
-
-
-def num_pools(pool: Pool) -> int:
-    """Count the pools of all ranks; all have to call. Raises UserError, on all, as `ranks_of`."""
-    if pool == "node":
-        sizes = gather_objects(os.environ.get("LOCAL_WORLD_SIZE"))
-        if len(set(sizes)) > 1:
-            raise UserError(
-                "pools per node need equally many processes on each node, and they have "
-                f"{' and '.join(sorted(set(map(str, sizes))))}: take pool=global or pool=local"
-            )
-    return num_ranks() // ranks_of(pool)
-
-
-def pooled_attention(
-    q: Float[Tensor, "S M D"],
-    pool: Float[Tensor, "T E"],
-    w_k: Float[Tensor, "S D E"],
-    w_v: Float[Tensor, "S D E"],
-    bottleneck: int | None,
-    ranks: int,
-) -> Pooled:
-    """Let the priors attend to the tokens of this rank and its neighbours in the pool.
-
-    `ranks`: how many ranks a pool has. Measures too how evenly its tokens are used.
-    """
-    num_heads, num_priors, width = q.shape
-    num_tokens = ranks * len(pool)
-    limit = min(bottleneck or num_tokens, num_tokens)
-    q, pool, w_k, w_v = sparse.in_autocast(q, pool, w_k, w_v)
-    q = q / math.sqrt(width)
-    asked = (q @ w_k).flatten(0, 1)  # (R, E)
-    with torch.no_grad():
-        similarity, chosen = sparse.choose(q, w_k, pool, min(limit, len(pool)))
-        wins, largest = _compare(similarity, limit, ranks)
-    similarity = similarity.masked_fill(~wins, -torch.inf)
-    weight, taken = sparse.take(asked, pool, similarity, chosen, largest)
-    value = rearrange(taken, "(s m) e -> s m e", s=num_heads) @ w_v.mT
-    weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
-    sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
-    sums = add(sums, ranks)
-    score = weight / sums[..., -1:]
-    chosen, wins = (x.view(score.shape) for x in (chosen, wins))
-    unused = score.new_zeros(num_heads, len(pool))
-    importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
-    load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
-    # the mean of either is known: a row of the scores sums to 1, and has `limit` winners
-    mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
-    squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
-    variance = add(squares, ranks) / max(num_tokens - 1, 1)  # of each head, summed over the heads
-    unevenness = (variance / (mean.square() + 1e-10)).sum()
-    value = (sums[..., :-1] / sums[..., -1:]).to(w_v.dtype)
-    return Pooled(Selection(value, score, chosen), unevenness)
-
-
-def _compare(
-    similarity: Float[Tensor, "R K"], limit: int, ranks: int
-) -> tuple[Bool[Tensor, "R K"], Float[Tensor, " R"]]:
-    """Tell which similarities are among the `limit` largest of the pool, and the largest of all.
-
-    Of equal ones the first in the order of ranks wins.
-    """
-    dtype = torch.promote_types(similarity.dtype, torch.float32)
-    everyone = rearrange(gather(similarity.to(dtype), ranks), "w r k -> r (w k)")
-    if limit >= everyone.shape[1]:
-        return torch.ones_like(similarity, dtype=torch.bool), everyone.amax(dim=-1)
-    order = everyone.argsort(dim=-1, descending=True, stable=True)[:, :limit]
-    wins = torch.zeros_like(everyone, dtype=torch.bool).scatter(1, order, True)
-    first = rank() % ranks * similarity.shape[1]
-    return wins[:, first : first + similarity.shape[1]], everyone.amax(dim=-1)
 
 
 @torch.library.custom_op(
@@ -291,3 +195,64 @@ def first_alone() -> Iterator[None]:
     yield
     if not rank():
         gather_objects(None)
+
+
+INIT_METHOD = "associative-transformer://"  # of `init_process_group` and accelerate
+
+
+LOOK_AGAIN = 0.05  # seconds
+
+
+def agree(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
+    """Give all ranks a name that no earlier group of this store has had.
+
+    Every rank leaves a word of its own, and rank 0 answers each word it finds with the name. The
+    words of ranks that are gone are answered too, but nobody reads that; rank 0 looks again until
+    the word of every rank is confirmed. The launcher has ended the ranks of the groups before.
+
+    Raises TimeoutError where a rank does not come.
+    """
+
+    def read(key: str, whose: int) -> str:
+        try:
+            store.wait([key], timeout)
+        except DistStoreError as error:
+            raise TimeoutError(late.format(whose)) from error
+        return store.get(key).decode()
+
+    late = f"rank {{}} of {num_ranks} did not come within {timeout}"
+    own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
+    store.set(f"word/{rank}", own)
+    if rank:
+        name = read(f"answer/{own}", 0)
+        store.set(f"known/{name}/{own}", "")
+        return name
+    missing = list(range(1, num_ranks))
+    while missing:
+        if time.monotonic() > end:
+            raise TimeoutError(late.format(missing[0]))
+        words = {other: read(f"word/{other}", other) for other in missing}
+        for word in words.values():
+            store.set(f"answer/{word}", own)
+        time.sleep(LOOK_AGAIN)
+        missing = [
+            other for other, word in words.items() if not store.check([f"known/{own}/{word}"])
+        ]
+    return own
+
+
+def _find_ranks(
+    url: str,
+    timeout: timedelta,
+    **_: object,
+) -> Iterator[tuple[Store, int, int]]:
+    """Do what torch's `env://` does, and share the store of a launcher under a new name."""
+    query = urlparse(url).query  # the rank and the number of ranks, where the caller gives them
+    for store, rank, num_ranks in rendezvous(f"env://?{query}", timeout=timeout):
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            ours = PrefixStore("associative_transformer", store)
+            store = PrefixStore(agree(ours, rank, num_ranks, timeout), ours)
+        yield store, rank, num_ranks
+
+
+register_rendezvous_handler(INIT_METHOD.removesuffix("://"), _find_ranks)  # type: ignore[no-untyped-call]

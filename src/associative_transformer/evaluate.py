@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
 from associative_transformer.data import DataSet, HeldOut, Share, Split
-from associative_transformer.experiment import write_file
+from associative_transformer.data.questions import KINDS, NUM_SUBTYPES, TYPES, decode
+from associative_transformer.files import write_file
 from associative_transformer.interface import PADDING, Batch
-from associative_transformer.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 
 MAX_GPU_BATCH = 16_384
 """Images that a GPU is tried with first; half of them where they don't fit, and so on."""

@@ -3,12 +3,9 @@
 An experiment that is not its recipe any more carries the fingerprint of its fields in its name.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from associative_transformer.data import DataConfig, input_size
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models import ModelConfig
 
@@ -225,29 +223,6 @@ def load_experiment(path: Path) -> Experiment:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise UserError(f"{path}: {where}: {first['msg']}") from None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: an interrupted write leaves the old one.
-
-    Raises UserError where the disk is full or the folder can't be written.
-    """
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        partial.unlink(missing_ok=True)  # of an interrupted write; a link there is not followed
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        reason = error.strerror or error
-        hint = (
-            "free some space and try again" if error.errno == errno.ENOSPC else "nothing changed"
-        )
-        raise UserError(f"can't write {path}: {reason}; {hint}") from error
 
 
 def _names_a_folder(name: str) -> bool:

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from associative_transformer.data import SUFFIXES, DataConfig, list_files, load_image
+from associative_transformer.data.questions import Questions, encode
 from associative_transformer.interface import UserError
-from associative_transformer.questions import Questions, encode
 
 
 class Prediction(NamedTuple):

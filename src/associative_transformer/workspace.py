@@ -23,7 +23,7 @@ from associative_transformer.functional import (
     hopfield_retrieve,
     update_priors,
 )
-from associative_transformer.kernels import pooled_attention
+from associative_transformer.kernels import over_ranks, pooled_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
@@ -55,7 +55,7 @@ class WorkspaceConfig:
     """Let gradients flow through the memory into the write; False is the official code."""
     reset_each_epoch: bool = False
     """Ask the training loop to draw the memory anew at the start of each epoch."""
-    pool: distributed.Pool = "global"
+    pool: over_ranks.Pool = "global"
     """global: the tokens of all processes form one pool; node: those of each machine do; local:
     those of each process, for comparison. The memory moves towards the mean of what they write."""
 
@@ -171,9 +171,9 @@ class GlobalWorkspace(nn.Module):
         )
         if not c.differentiable_write:  # the exchange would bring a gradient of zeros, not none
             w_v = w_v.detach()
-        ranks = distributed.ranks_of(c.pool)
+        ranks = over_ranks.ranks_of(c.pool)
         if ranks > 1:
-            selection, unevenness = distributed.pooled_attention(
+            selection, unevenness = over_ranks.pooled_attention(
                 q, pool, w_k, w_v, c.bottleneck, ranks
             )
         else:

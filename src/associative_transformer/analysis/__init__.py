@@ -11,25 +11,19 @@ from associative_transformer.analysis.answers import Answers, measure_answers
 from associative_transformer.analysis.basins import Basins, measure_basins
 from associative_transformer.analysis.capacity import Capacity, measure_capacity
 from associative_transformer.analysis.competition import Competition, measure_competition
-from associative_transformer.analysis.reconstruction import (
-    Reconstruction,
-    measure_reconstruction,
-)
+from associative_transformer.analysis.reconstruction import Reconstruction, measure_reconstruction
 from associative_transformer.analysis.selection import (
     Drift,
     Selected,
     measure_drift,
     measure_selection,
 )
-from associative_transformer.analysis.specialization import (
-    Specialization,
-    measure_specialization,
-)
+from associative_transformer.analysis.specialization import Specialization, measure_specialization
+from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.data import HeldOut, Split
 from associative_transformer.interface import UserError
 from associative_transformer.models import AiT, ViT
-from associative_transformer.results import load_result, save_result
-from associative_transformer.run_folder import SavedRun
+from associative_transformer.runs.saved import SavedRun
 
 __all__ = [
     "Analysis",

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from associative_transformer.analysis.trace import trace_all
 from associative_transformer.functional import hopfield_energy, hopfield_retrieve
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models import AiT
-from associative_transformer.pretrained import PretrainedModel
-from associative_transformer.trace import trace_all
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
 BETAS = (0.05, 0.25, 1.0, 4.0, 16.0)

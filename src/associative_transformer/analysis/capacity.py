@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from associative_transformer.functional import hopfield_retrieve
+from associative_transformer.analysis.trace import trace_all
+from associative_transformer.functional import effective_rank, hopfield_retrieve
 from associative_transformer.interface import Batch
 from associative_transformer.models import AiT
-from associative_transformer.rank import effective_rank
-from associative_transformer.trace import trace_all
 from associative_transformer.workspace import GlobalWorkspace
 
 NUM_PRIORS = (8, 16, 32, 64, 128)

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from associative_transformer.analysis.trace import trace_all
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.pretrained import PretrainedModel
-from associative_transformer.trace import trace_all
+from associative_transformer.models.pretrained import PretrainedModel
 
 ROUNDING = 1e-6
 """What a sum of attention may lack, relative to the share: a softmax in float32 is not exact."""

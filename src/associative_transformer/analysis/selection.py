@@ -19,13 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from associative_transformer.functional import hopfield_retrieve
+from associative_transformer.analysis.trace import trace_all
+from associative_transformer.functional import effective_rank, hopfield_retrieve
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.layers import CrossAttention, TokenEmbed
 from associative_transformer.models import AiT
-from associative_transformer.pretrained import PretrainedModel
-from associative_transformer.rank import effective_rank
-from associative_transformer.trace import trace_all
+from associative_transformer.models.layers import CrossAttention, TokenEmbed
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
 DEAD = 0.1

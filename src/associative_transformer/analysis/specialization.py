@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from associative_transformer.analysis.trace import Layer, Traced, trace_all
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.layers import patchify
 from associative_transformer.models import AiT
-from associative_transformer.pretrained import PretrainedModel
-from associative_transformer.trace import Layer, Traced, trace_all
+from associative_transformer.models.layers import patchify
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
 VARIABLES = ("class", "position", "content")

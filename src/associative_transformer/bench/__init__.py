@@ -36,7 +36,7 @@ from associative_transformer.bench.variants import (
 )
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.models import count_operations
-from associative_transformer.step import make_accelerator
+from associative_transformer.training.step import make_accelerator
 
 __all__ = [
     "Entry",

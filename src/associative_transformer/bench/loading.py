@@ -8,7 +8,7 @@ from itertools import count
 import torch
 
 from associative_transformer.data import DataConfig, ImagesConfig, Split, load_data
-from associative_transformer.data.augment import ResidentLoader
+from associative_transformer.data.loaders import ResidentLoader
 from associative_transformer.experiment import Experiment
 
 

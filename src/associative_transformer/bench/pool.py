@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from associative_transformer import functional
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.kernels import sparse
-from associative_transformer.step import make_accelerator
+from associative_transformer.training.step import make_accelerator
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 ATTEND = {

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.experiment import write_file
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.tabular import Section, Table
 

@@ -19,7 +19,7 @@ from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch, ModelOutput, UserError
 from associative_transformer.models import AiT, AiTConfig, ViTConfig, build_model
 from associative_transformer.recipes import find_recipe
-from associative_transformer.step import TrainingStep, make_accelerator
+from associative_transformer.training.step import TrainingStep, make_accelerator
 
 What = Literal["step", "infer"]
 

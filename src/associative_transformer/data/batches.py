@@ -3,6 +3,7 @@
 Dims     N items   Q question features   S steps   B batch   C channels   H height   W width
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -142,3 +143,41 @@ class Split:
         for step, images in enumerate(self.loader.load(self.rows[items], seed)):
             asked = None if questions is None else questions[step]
             yield Batch(images, asked, labels[step])
+
+
+class DataSet(NamedTuple):
+    """The splits of a data set; model selection uses `validation`, never `test`."""
+
+    train: Split
+    validation: Split | None  # with a `val_fraction`
+    test: Split
+    class_names: tuple[str, ...]
+    num_skipped: int = 0  # unreadable images left out
+    guesses: Int[Tensor, " K"] | None = None  # best answer to each kind of question, unseen
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise UserError where a model tells another number of classes apart."""
+        if len(self.class_names) != num_classes:
+            raise UserError(
+                f"the data has {len(self.class_names)} classes but model.num_classes is "
+                f"{num_classes}: pass --model.num-classes {len(self.class_names)}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """Tell this data from other data under the same name by classes, labels and questions."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(b"|" if split is None else split.labels.numpy().tobytes())
+            if split is not None and split.questions is not None:
+                digest.update(split.questions.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class HeldOut(NamedTuple):
+    """The test split alone, for a model that is trained already."""
+
+    test: Split
+    class_names: tuple[str, ...]
+    num_skipped: int = 0
+    guesses: Int[Tensor, " K"] | None = None

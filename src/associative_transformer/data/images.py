@@ -3,9 +3,7 @@
 Dims     N images   C channels   S side of the square image
 """
 
-import io
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +13,15 @@ import datasets
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from associative_transformer.data.augment import Preparation
+from associative_transformer.data.batches import DataSet, HeldOut, Split
+from associative_transformer.data.decoding import decode_image, open_image, to_tensor
+from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
+from associative_transformer.data.sources import open_folder, open_hub
 from associative_transformer.interface import UserError
 
 
@@ -37,7 +40,6 @@ KNOWN = {
     "imagenet100": Known("clane9/imagenet-100", "image", "label"),
 }
 LIMIT_SEED = 0  # which images a limit leaves belongs to the data set, so no run's seed changes it
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start programs
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first one found is the test set
 
 
@@ -126,12 +128,12 @@ class ImageTable:
         try:
             if seed is None or self.random_crop is None:
                 return decode_image(source, self.image_size, name=name)
-            opened = _open(source, "RGB", name)
+            opened = open_image(source, "RGB", name)
         except UserError as error:
             raise UserError(f"{error}, or pass --data.on_error skip") from error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return _to_tensor(self.random_crop(opened))
+            return to_tensor(self.random_crop(opened))
 
 
 class ImageSet(NamedTuple):
@@ -139,22 +141,6 @@ class ImageSet(NamedTuple):
 
     train: ImageTable
     test: ImageTable
-
-
-def decode_image(
-    source: bytes | Path,
-    image_size: int,
-    mode: Literal["RGB", "L"] = "RGB",
-    name: str | None = None,
-) -> UInt8[Tensor, "C S S"]:
-    """Decode a file or its bytes to a square image, upright, without its alpha channel.
-
-    The shorter side is resized to `image_size` (bicubic, antialiased) and the longer one cropped
-    at the center; an image of that size comes back as it is. Raises a `UserError` with `name`, by
-    default the path, if the image cannot be read.
-    """
-    image = _open(source, mode, name)
-    return _to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def open_images(splits: Mapping[str, datasets.Dataset], config: ImagesConfig) -> ImageSet:
@@ -263,32 +249,48 @@ def _random_crop(image_size: int) -> Callable[[Image.Image], Image.Image]:
     return v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC)
 
 
-def _open(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
-    name = name or (str(source) if isinstance(source, Path) else "given as bytes")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    try:
-        with warnings.catch_warnings(action="ignore"):  # they name no file
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                return _eight_bit(image).convert(mode)
-    except Exception as error:  # broken files make Pillow raise nearly anything
-        is_image = not isinstance(error, UnidentifiedImageError)
-        reason = error if is_image else f"not an image in {', '.join(FORMATS)}"
-        raise UserError(
-            f"cannot read the image {name} ({reason}): replace or remove it"
-        ) from error
+def load_images(config: ImagesConfig, device: torch.device) -> DataSet:
+    found = _open_source(config)
+    fits = _fits(config, sum(len(table) for table in found))
+    train = _split(found.train, config, device, fits and config.augment != "resized_crop")
+    test = _split(found.test, config, device, fits)
+    num_skipped = sum(len(table) for table in found) - len(train) - len(test)
+    train, validation = train.carve(config.val_fraction)
+    check_classes(found, train.labels, test.labels)  # again: some may be skipped or carved out
+    return DataSet(train, validation, test, found.train.class_names, num_skipped)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Spare `convert` what it gets wrong: it clips 16 bits and warns of transparent palettes."""
-    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")
-    return image.convert("RGBA") if "transparency" in image.info else image
+def _open_source(config: ImagesConfig) -> ImageSet:
+    if config.source is None:
+        return open_images(open_hub(config.hub_id), config)
+    return open_images(open_folder(Path(config.source).expanduser()), config)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.view(image.height, image.width, -1).movedim(-1, 0).contiguous()
+def _fits(config: ImagesConfig, num_images: int) -> bool:
+    return num_images * 3 * config.image_size**2 <= config.memory_budget * 2**30
+
+
+def _split(
+    table: ImageTable, config: ImagesConfig, device: torch.device, is_resident: bool
+) -> Split:
+    """Decode the images now, if they are to stay in memory, or leave that to the workers."""
+    padding = {"none": None, "crop": config.crop_padding, "resized_crop": 0}[config.augment]
+    preparation = Preparation(config.mean, config.std, padding, device)
+    rows = torch.arange(len(table))
+    size = (len(table), 3, config.image_size, config.image_size)
+    images = torch.zeros(size, dtype=torch.uint8) if is_resident else None
+    if is_resident or config.on_error == "skip":
+        rows = read_once(table.read, len(table), config.num_workers, config.on_error, images)
+    loader = (
+        StreamingLoader(table.read, len(table), config.num_workers, preparation)
+        if images is None
+        else ResidentLoader(images, preparation)
+    )
+    return Split(table.labels[rows], rows, loader)
+
+
+def load_test_images(config: ImagesConfig, device: torch.device) -> HeldOut:
+    """Open the test split only, without decoding a training image."""
+    found = _open_source(config)
+    test = _split(found.test, config, device, _fits(config, len(found.test)))
+    return HeldOut(test, found.test.class_names, len(found.test) - len(test))

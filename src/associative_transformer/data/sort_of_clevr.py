@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int, UInt8
 from numpy.random import Generator, SeedSequence, default_rng
 
-from associative_transformer.questions import (
+from associative_transformer.data.augment import Preparation
+from associative_transformer.data.batches import DataSet, HeldOut, Split
+from associative_transformer.data.loaders import ResidentLoader
+from associative_transformer.data.questions import (
     CIRCLE,
+    CLASS_NAMES,
     COLORS,
     KINDS,
     NO,
@@ -28,6 +33,7 @@ from associative_transformer.questions import (
     YES,
     Questions,
     QuestionType,
+    encode,
 )
 
 PICTURE_SIZE = 75
@@ -256,3 +262,28 @@ def _is_obtuse(
     sides = np.stack([_squared(to_a), _squared(to_b), _squared(to_a - to_b)])  # (3, N, 6)
     is_flat = to_a[..., 0] * base[..., 1] == to_a[..., 1] * base[..., 0]
     return (2 * sides.max(axis=0) >= sides.sum(axis=0)) & ~is_flat
+
+
+def load_questions(config: SortOfClevrConfig, device: torch.device) -> DataSet:
+    """Generate all splits."""
+    items = generate_items(config, TRAIN)
+    train, validation = _questions(items, config, device).carve(config.val_fraction)
+    test = _questions(generate_items(config, TEST), config, device)
+    return DataSet(
+        train, validation, test, CLASS_NAMES, guesses=torch.from_numpy(best_guesses(items))
+    )
+
+
+def load_test_questions(config: SortOfClevrConfig, device: torch.device) -> HeldOut:
+    """Generate the test split only, and the training questions for their best guesses."""
+    test = _questions(generate_items(config, TEST), config, device)
+    guesses = torch.from_numpy(best_guesses(generate_items(config, TRAIN)))
+    return HeldOut(test, CLASS_NAMES, guesses=guesses)
+
+
+def _questions(items: Items, config: SortOfClevrConfig, device: torch.device) -> Split:
+    scenes, picture, questions, answers = items
+    preparation = Preparation(config.mean, config.std, device=device)
+    loader = ResidentLoader(torch.from_numpy(draw_pictures(scenes)), preparation)
+    vectors = torch.from_numpy(encode(questions))
+    return Split(torch.from_numpy(answers), torch.from_numpy(picture), loader, vectors)

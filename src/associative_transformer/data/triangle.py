@@ -11,8 +11,13 @@ from itertools import permutations
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int, UInt8
 from numpy.random import Generator, default_rng
+
+from associative_transformer.data.augment import Preparation
+from associative_transformer.data.batches import DataSet, HeldOut, Split
+from associative_transformer.data.loaders import ResidentLoader
 
 IMAGE_SIZE = 64
 CLASS_NAMES = ("equilateral", "other")
@@ -158,3 +163,22 @@ def _is_accepted(
             is_near |= (third_vertex(vertices[:, i], vertices[:, j]) == vertices[:, k]).all(-1)
         is_accepted &= is_equilateral | ~is_near
     return is_accepted
+
+
+def load_triangles(config: TriangleConfig, device: torch.device) -> DataSet:
+    """Generate all splits."""
+    train, validation = _triangles(config, TRAIN, device).carve(config.val_fraction)
+    return DataSet(train, validation, _triangles(config, TEST, device), CLASS_NAMES)
+
+
+def load_test_triangles(config: TriangleConfig, device: torch.device) -> HeldOut:
+    """Generate the test split only."""
+    return HeldOut(_triangles(config, TEST, device), CLASS_NAMES)
+
+
+def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Split:
+    num_items = config.num_train if split == TRAIN else config.num_test
+    images, labels, _ = generate_triangles(config, split, num_items)
+    preparation = Preparation(config.mean, config.std, device=device)
+    loader = ResidentLoader(torch.from_numpy(images)[:, None], preparation)
+    return Split(torch.from_numpy(labels), torch.arange(num_items), loader)

@@ -15,7 +15,6 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from associative_transformer.analysis import Analysis
-from associative_transformer.experiment import write_file
 from associative_transformer.figures.basins import draw_basins
 from associative_transformer.figures.capacity import draw_capacity
 from associative_transformer.figures.competition import draw_competition
@@ -23,6 +22,7 @@ from associative_transformer.figures.reconstruction import draw_reconstruction
 from associative_transformer.figures.selection import draw_selection
 from associative_transformer.figures.sheet import draw_sheet, write_images
 from associative_transformer.figures.specialization import draw_specialization
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 
 __all__ = ["draw_analysis", "draw_sheet", "write_images"]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from associative_transformer.experiment import write_file
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 
 FORMATS = (".png", ".svg", ".pdf")

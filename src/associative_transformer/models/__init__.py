@@ -28,13 +28,7 @@ from associative_transformer.models.coordination import (
     SlotsConfig,
 )
 from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense, DenseConfig
-from associative_transformer.models.luna import (
-    LUNA_BASE,
-    LUNA_LRA,
-    LUNA_SMALL,
-    Luna,
-    LunaConfig,
-)
+from associative_transformer.models.luna import LUNA_BASE, LUNA_LRA, LUNA_SMALL, Luna, LunaConfig
 from associative_transformer.models.perceiver import (
     PERCEIVER,
     PERCEIVER_IMAGENET,
@@ -42,6 +36,7 @@ from associative_transformer.models.perceiver import (
     Perceiver,
     PerceiverConfig,
 )
+from associative_transformer.models.pretrained import PretrainedModel, read_config
 from associative_transformer.models.relation_network import (
     CNN_MLP,
     CNN_RN,
@@ -60,7 +55,6 @@ from associative_transformer.models.set_transformer import (
     SetTransformerConfig,
 )
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
-from associative_transformer.pretrained import PretrainedModel, read_config
 
 __all__ = [
     "AIT_BASE",

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from associative_transformer.functional import hopfield_retrieve
 from associative_transformer.interface import ModelOutput
 from associative_transformer.kernels import pooled_attention
-from associative_transformer.layers import (
+from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
     FlattenHead,
@@ -28,7 +28,7 @@ from associative_transformer.layers import (
     TokenEmbed,
     check_sizes,
 )
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve, WorkspaceConfig
 
 

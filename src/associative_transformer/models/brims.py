@@ -23,8 +23,8 @@ from torch.nn.functional import dropout, interpolate
 from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import check_inputs, check_sizes
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.layers import check_inputs, check_sizes
+from associative_transformer.models.pretrained import PretrainedModel
 
 NUM_SHADES = 256
 """Values that a channel of a pixel can have."""

@@ -23,12 +23,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import (
+from associative_transformer.models.layers import (
     LinearTokenEmbed,
     check_sizes,
     shared_workspace_positions,
 )
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.pretrained import PretrainedModel
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import (
+from associative_transformer.models.layers import (
     FeedForward,
     FlattenHead,
     Positions,
     TokenEmbed,
     check_sizes,
 )
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.pretrained import PretrainedModel
 
 
 @with_config(ConfigDict(extra="forbid"))

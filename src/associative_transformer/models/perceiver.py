@@ -21,8 +21,8 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import check_inputs, check_sizes
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.layers import check_inputs, check_sizes
+from associative_transformer.models.pretrained import PretrainedModel
 
 
 @with_config(ConfigDict(extra="forbid"))

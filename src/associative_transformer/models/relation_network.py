@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import check_inputs, check_sizes
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.layers import check_inputs, check_sizes
+from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000
 """Relations that a CPU computes at once. The activations of more leave its cache, and each comes

@@ -22,12 +22,12 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.layers import (
+from associative_transformer.models.layers import (
     LinearTokenEmbed,
     check_sizes,
     shared_workspace_positions,
 )
-from associative_transformer.pretrained import PretrainedModel
+from associative_transformer.models.pretrained import PretrainedModel
 
 REFERENCE_POSITIONS = 300
 """Rows of the reference's position table; each has E gates that no gradient reaches."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from associative_transformer.data import SortOfClevrConfig
+from associative_transformer.data.questions import TYPES
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
 from associative_transformer.models import (
     AIT_BASE,
@@ -31,7 +32,6 @@ from associative_transformer.models import (
     SlotsConfig,
     ViTConfig,
 )
-from associative_transformer.questions import TYPES
 from associative_transformer.workspace import WorkspaceConfig
 
 Patched = TypeVar(

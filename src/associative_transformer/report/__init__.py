@@ -9,12 +9,12 @@ import torch
 
 from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
 from associative_transformer.analysis.selection import Selected
-from associative_transformer.charts import Section
 from associative_transformer.data import Split
-from associative_transformer.experiment import write_file
+from associative_transformer.files import write_file
 from associative_transformer.models import AiT
 from associative_transformer.report.answers import draw_answers
 from associative_transformer.report.attention import draw_competition
+from associative_transformer.report.charts import Section
 from associative_transformer.report.comparison import compare_results, describe_differences
 from associative_transformer.report.facts import Facts, describe, describe_cost, read_facts
 from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
@@ -24,7 +24,7 @@ from associative_transformer.report.page import render
 from associative_transformer.report.priors import describe_priors, list_cards, winning_items
 from associative_transformer.report.retrieval import draw_retrieval
 from associative_transformer.report.training import draw_training
-from associative_transformer.run_folder import SavedRun, load_run, load_test_of
+from associative_transformer.runs.saved import SavedRun, load_run, load_test_of
 
 __all__ = ["Effort", "write_comparison", "write_report"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from associative_transformer.analysis.answers import Answers
-from associative_transformer.charts import (
+from associative_transformer.report.charts import (
     Bars,
     Chart,
     Figure,

@@ -1,7 +1,7 @@
 """Competition inside the self-attention, as boxes: a box for each head."""
 
 from associative_transformer.analysis.competition import Competition
-from associative_transformer.charts import Boxes, Choice, Figure, Section
+from associative_transformer.report.charts import Boxes, Choice, Figure, Section
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TITLE = "Competition in self-attention"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from associative_transformer.charts import Bars, Figure, Grid, Section
 from associative_transformer.experiment import Experiment, differences
+from associative_transformer.report.charts import Bars, Figure, Grid, Section
 
 
 def compare_results(results: Mapping[str, Mapping[str, Any] | None]) -> Section:

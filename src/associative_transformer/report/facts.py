@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from associative_transformer.charts import Grid, Section, write
 from associative_transformer.data import name_data, name_items
 from associative_transformer.experiment import Experiment, differences, load_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import count_operations
 from associative_transformer.recipes import PUBLISHED, RECIPES
-from associative_transformer.run_folder import History
+from associative_transformer.report.charts import Grid, Section, write
+from associative_transformer.runs.folder import History
 
 # Where the data lies and on what it ran: no part of the experiment, but of the command.
 CIRCUMSTANCES = (("data", "source", None), ("train", "seed", 0), ("train", "device", "auto"))

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from associative_transformer.analysis.answers import Answers
-from associative_transformer.charts import Picture
 from associative_transformer.data import DataConfig, HeldOut
-from associative_transformer.questions import answer_words, decode, describe
+from associative_transformer.data.questions import answer_words, decode, describe
+from associative_transformer.report.charts import Picture
 
 SIDE = 128  # pixels; larger images are made smaller
 LOSSLESS_SIDE = 80  # larger images are compressed as photographs

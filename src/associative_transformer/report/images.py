@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from associative_transformer.analysis.selection import Selected
-from associative_transformer.charts import Choice, Section
+from associative_transformer.analysis.trace import trace
 from associative_transformer.data import Split
 from associative_transformer.functional import hopfield_energy, hopfield_retrieve
 from associative_transformer.models import AiT
-from associative_transformer.trace import trace
+from associative_transformer.report.charts import Choice, Section
 from associative_transformer.workspace import GlobalWorkspace
 
 NUM_STEPS = 4  # of the retrieval

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.analysis.selection import Drift, measure_drift
-from associative_transformer.charts import (
+from associative_transformer.report.charts import (
     Chart,
     Choice,
     Figure,

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from associative_transformer.charts import Chart, Section
+from associative_transformer.report.charts import Chart, Section
 
 HERE = Path(__file__).parent
 DIGITS = 4  # of the numbers in charts

@@ -10,7 +10,7 @@ import numpy as np
 
 from associative_transformer.analysis.selection import DEAD, DUPLICATE, Selected
 from associative_transformer.analysis.specialization import VARIABLES, Specialization
-from associative_transformer.charts import Choice, Grid, Section
+from associative_transformer.report.charts import Choice, Grid, Section
 
 TITLE = "Priors and the patches they take"
 SHOWN = 8  # winners on a card

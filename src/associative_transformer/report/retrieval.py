@@ -6,7 +6,7 @@ import numpy as np
 
 from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.reconstruction import Reconstruction
-from associative_transformer.charts import (
+from associative_transformer.report.charts import (
     Bars,
     Chart,
     Choice,

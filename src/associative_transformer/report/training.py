@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from associative_transformer.charts import Figure, Lines, Section, Series
+from associative_transformer.report.charts import Figure, Lines, Section, Series
 
 HUE = (0, 1, 2)  # of the lines of a run alone
 HUES = ((0, 5, 2), (1, 4, 3))  # of run A and of run B, which bars show in 0 and 1

@@ -12,7 +12,13 @@ from associative_transformer.experiment import Experiment
 from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.recipes import RECIPES, ablations, classification, sources
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
-from associative_transformer.runs import Found, Runs, describe_overrides, find_runs, spread
+from associative_transformer.tables.collect import (
+    Found,
+    Runs,
+    describe_overrides,
+    find_runs,
+    spread,
+)
 from associative_transformer.tabular import Section, Table
 
 SETS = dict(zip(classification.SETS, ("CIFAR-10", "CIFAR-100", "Triangle"), strict=True))

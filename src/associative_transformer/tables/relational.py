@@ -5,7 +5,7 @@ from pathlib import Path
 from associative_transformer.recipes import relational
 from associative_transformer.recipes.budgets import BUDGETS, shorten
 from associative_transformer.recipes.relational import Published
-from associative_transformer.runs import (
+from associative_transformer.tables.collect import (
     QuestionResult,
     Runs,
     describe_overrides,

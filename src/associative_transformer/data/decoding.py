@@ -1,0 +1,66 @@
+"""Decode one image file to a square image of eight bits.
+
+Dims     C channels   H height   W width   S side of a square image
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from associative_transformer.interface import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start programs
+
+
+def decode_image(
+    source: bytes | Path,
+    image_size: int,
+    mode: Literal["RGB", "L"] = "RGB",
+    name: str | None = None,
+) -> UInt8[Tensor, "C S S"]:
+    """Decode a file or its bytes to a square image, upright, without its alpha channel.
+
+    The shorter side is resized to `image_size` (bicubic, antialiased) and the longer one cropped
+    at the center; an image of that size comes back as it is. Raises a `UserError` with `name`, by
+    default the path, if the image cannot be read.
+    """
+    image = open_image(source, mode, name)
+    return to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
+    name = name or (str(source) if isinstance(source, Path) else "given as bytes")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they name no file
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return _eight_bit(image).convert(mode)
+    except Exception as error:  # broken files make Pillow raise nearly anything
+        is_image = not isinstance(error, UnidentifiedImageError)
+        reason = error if is_image else f"not an image in {', '.join(FORMATS)}"
+        raise UserError(
+            f"cannot read the image {name} ({reason}): replace or remove it"
+        ) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Spare `convert` what it gets wrong: it clips 16 bits and warns of transparent palettes."""
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")
+    return image.convert("RGBA") if "transparency" in image.info else image
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.view(image.height, image.width, -1).movedim(-1, 0).contiguous()

@@ -1,0 +1,524 @@
+"""`ait analyze` and what it measures on which images, of runs that were never trained."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from associative_transformer import analysis
+from associative_transformer.analysis import (
+    Analysis,
+    Basins,
+    Competition,
+    Selected,
+    analyze,
+    load_analysis,
+    sample,
+)
+from associative_transformer.cli.analyze import (
+    _describe_basins,
+    _describe_competition,
+    _describe_selection,
+)
+from associative_transformer.data import HeldOut, SortOfClevrConfig, Split, TriangleConfig
+from associative_transformer.data import load_test as load_held_out
+from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
+from associative_transformer.interface import UserError
+from associative_transformer.models import AiTConfig, DenseConfig, ViTConfig, build_model
+from associative_transformer.runs.folder import History
+from associative_transformer.runs.saved import load_run
+from associative_transformer.workspace import WorkspaceConfig
+from making.commands import Ait, assert_refused
+
+CPU = torch.device("cpu")
+NUM_TEST = 40
+TRIANGLE = TriangleConfig(num_train=8, num_test=NUM_TEST)
+CLEVR = SortOfClevrConfig(num_train=8, num_test=4, num_questions=3)
+SIZES: dict[str, Any] = {"embed_dim": 16, "depth": 1, "mlp_ratio": 1.0}
+HEADS: dict[str, Any] = {"num_heads": 2, "head_dim": 8}
+IMAGES: dict[str, Any] = {"image_size": 64, "patch_size": 32, "num_classes": 2}
+ASKED: dict[str, Any] = {"image_size": 75, "patch_size": 25, "num_classes": 10}
+AIT = AiTConfig(
+    **SIZES,
+    **HEADS,
+    **IMAGES,
+    workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16, beta=2.0),
+)
+ALL = set(Analysis._fields)
+MODELS: dict[str, tuple[Any, set[str]]] = {  # and what they have
+    "ait": (AIT, ALL),
+    "ait-without-attention": (replace(AIT, use_self_attention=False), ALL - {"competition"}),
+    "ait-cross-attention": (
+        replace(AIT, read="cross_attention"),
+        ALL - {"basins", "reconstruction"},
+    ),
+    "vit": (ViTConfig(**SIZES, **HEADS, **IMAGES), {"competition", "answers"}),
+    "dense": (DenseConfig(**SIZES, **IMAGES, question_dim=0), {"answers"}),
+}
+TRAIN = TrainConfig(epochs=2, batch_size=16, device="cpu")
+
+
+def make_run(folder: Path, model: Any = AIT, data: Any = TRIANGLE, train: Any = TRAIN) -> Path:  # noqa: ANN401
+    """Write a complete run without training it."""
+    folder.mkdir()
+    experiment = Experiment("tiny", data, model, train)
+    save_experiment(experiment, folder / "experiment.yaml")
+    build_model(model).save_pretrained(folder)
+    classes = load_held_out(replace(data, num_test=1), CPU).class_names
+    (folder / "result.json").write_text(json.dumps({"classes": classes}))
+    memory = torch.randn(2, 1, 4, 8).numpy() if isinstance(model, AiTConfig) else np.empty((2, 0))
+    History([{}, {}], list(memory)).write(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure what takes longest on a smaller scale."""
+    capacity = partial(analysis.measure_capacity, num_priors=(2, 3), num_moves=1)
+    basins = partial(analysis.measure_basins, betas=(0.5, 2.0), noise=(0.1,))
+    monkeypatch.setattr(analysis, "measure_capacity", capacity)
+    monkeypatch.setattr(analysis, "measure_basins", basins)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def held_out() -> HeldOut:
+    return load_held_out(TRIANGLE, CPU)
+
+
+def assert_equal(one: Analysis, two: Analysis) -> None:
+    for name in Analysis._fields:
+        mine, other = getattr(one, name), getattr(two, name)
+        assert type(mine) is type(other)
+        for field in fields(mine) if mine is not None else ():
+            values = getattr(mine, field.name), getattr(other, field.name)
+            np.testing.assert_array_equal(*values)
+
+
+# --- which images ---
+
+
+class Numbered:
+    """A loader of images that are their row."""
+
+    device = CPU
+
+    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
+        return (batch[:, None, None, None].float() for batch in rows)
+
+
+def make_split(size: int) -> Split:
+    """In order of class, as class folders are."""
+    return Split(torch.arange(size) // 10, torch.arange(size), Numbered(), torch.eye(size))
+
+
+def test_a_sample_is_a_shuffle_of_the_split() -> None:
+    whole = sample(make_split(50))
+    assert whole.rows.tolist() != list(range(50))
+    assert sorted(whole.rows.tolist()) == list(range(50))
+    assert torch.equal(whole.labels, whole.rows // 10)
+    assert whole.questions is not None
+    assert torch.equal(whole.questions.argmax(dim=1), whole.rows)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 99])
+def test_a_place_in_a_sample_is_the_same_image_whatever_its_size(size: int) -> None:
+    rows = sample(make_split(50)).rows
+    torch.randn(100)
+    assert torch.equal(sample(make_split(50), size).rows, rows[:size])
+
+
+def test_a_sample_mixes_the_classes_of_an_ordered_split() -> None:
+    assert set(sample(make_split(100), 40).labels.tolist()) == set(range(10))
+
+
+# --- what is measured ---
+
+
+@pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS)
+def test_what_a_model_has_is_measured_saved_and_read_back(
+    model: Any,  # noqa: ANN401
+    expected: set[str],
+    tmp_path: Path,
+    held_out: HeldOut,
+) -> None:
+    folder = make_run(tmp_path / "run", model)
+    assert load_analysis(folder) is None
+    found = analyze(load_run(folder), folder, held_out, num_images=10)
+    assert {name for name, result in found._asdict().items() if result is not None} == expected
+    saved = {f"{name}.{ending}" for name in expected for ending in ("npz", "json")}
+    assert {file.name for file in (folder / "analysis").iterdir()} == saved
+    read = load_analysis(folder)
+    assert read is not None
+    assert_equal(read, found)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        replace(AIT, question_dim=18, **ASKED),
+        ViTConfig(**SIZES, **HEADS, **ASKED, question_dim=18, head="cls"),
+        DenseConfig(**SIZES, **ASKED),
+    ],
+    ids=lambda model: model.kind,
+)
+def test_where_questions_are_asked_an_item_is_a_question(model: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    folder = make_run(tmp_path / "run", model, CLEVR)
+    data = load_held_out(CLEVR, CPU)
+    found = analyze(load_run(folder), folder, data, num_images=11)
+    assert found.answers is not None
+    assert found.answers.confusion.sum() == 11
+    assert found.answers.classes == list(data.class_names)
+    if found.selection is not None:
+        assert found.selection.pool_size == 11 * (9 + 1)
+    if found.reconstruction is not None:
+        assert found.reconstruction.before.shape[1:3] == (8, 9)
+
+
+def test_all_images_are_taken_unless_there_is_a_limit(folder: Path, held_out: HeldOut) -> None:
+    for limit, number in ((None, NUM_TEST), (NUM_TEST + 5, NUM_TEST), (7, 7)):
+        found = analyze(load_run(folder), folder, held_out, limit)
+        assert found.answers is not None
+        assert found.answers.confusion.sum() == number
+        for result in (found.competition, found.selection, found.specialization):
+            assert result is not None
+            assert result.num_images == number
+        assert found.basins is not None
+        assert found.basins.num_tokens == 4 * number
+        assert found.reconstruction is not None
+        assert len(found.reconstruction.images) == min(number, 8)
+        assert found.capacity is not None
+        assert found.capacity.pool_sizes.tolist() == [4 * NUM_TEST]  # tokens, not images, count
+
+
+@pytest.mark.parametrize(
+    ("train", "batch_size", "pool"),
+    [
+        (TRAIN, None, 16),
+        (replace(TRAIN, accumulation_steps=4), None, 4),
+        (TRAIN, 8, 8),
+        (TRAIN, 99, 30),
+    ],
+)
+def test_a_pool_is_as_large_as_in_training(
+    train: TrainConfig, batch_size: int | None, pool: int, tmp_path: Path, held_out: HeldOut
+) -> None:
+    folder = make_run(tmp_path / "run", train=train)
+    found = analyze(load_run(folder), folder, held_out, num_images=30, batch_size=batch_size)
+    assert found.selection is not None
+    assert found.selection.pool_size == 4 * pool
+
+
+def test_every_measurement_sees_the_sample(
+    folder: Path, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def listen(name: str, measure: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(model: Any, batches: Any, *more: Any) -> Any:  # noqa: ANN401
+            kept = list(batches)
+            images = torch.cat([batch.images[batch.labels >= 0] for batch in kept])
+            seen[name] = [int(row) for row in images.sum(dim=(1, 2, 3))]
+            return measure(model, iter(kept), *more)
+
+        return measured
+
+    for name in ALL - {"drift"}:
+        monkeypatch.setattr(
+            analysis, f"measure_{name}", listen(name, getattr(analysis, f"measure_{name}"))
+        )
+    analyze(load_run(folder), folder, held_out, num_images=20)
+    images = next(held_out.test.eval_batches(NUM_TEST)).images.sum(dim=(1, 2, 3))
+    expected = [int(images[row]) for row in sample(held_out.test).rows]
+    assert seen.pop("capacity") == expected
+    assert seen == dict.fromkeys(ALL - {"drift", "capacity"}, expected[:20])
+
+
+def test_an_analysis_leaves_the_run_as_it_was(folder: Path, held_out: HeldOut) -> None:
+    run = load_run(folder)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    first = analyze(run, folder, held_out, num_images=20)
+    assert all(torch.equal(x, before[name]) for name, x in run.model.state_dict().items())
+    assert not run.model.training
+    assert_equal(analyze(run, folder, held_out, num_images=20), first)
+
+
+# --- drift ---
+
+
+def test_the_drift_is_that_of_the_memory_in_the_folder(folder: Path, held_out: HeldOut) -> None:
+    priors = np.zeros((3, 1, 2, 2), np.float32)
+    priors[0, 0] = priors[1, 0] = np.eye(2)
+    priors[2, 0] = np.eye(2)[::-1]
+    np.savez(folder / "memory.npz", priors=priors)
+    found = analyze(load_run(folder), folder, held_out, num_images=4).drift
+    assert found is not None
+    assert found.epochs == [1, 2, 3]
+    np.testing.assert_allclose(found.angle, [[0], [0], [90]], atol=1e-4)
+
+
+def test_a_run_without_its_history_has_no_drift(folder: Path, held_out: HeldOut) -> None:
+    (folder / "memory.npz").unlink()
+    found = analyze(load_run(folder), folder, held_out, num_images=4)
+    assert found.drift is None
+    assert found.selection is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_a_damaged_memory_is_told(folder: Path, held_out: HeldOut, content: bytes) -> None:
+    (folder / "memory.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"memory\.npz is damaged .*: remove it"):
+        analyze(load_run(folder), folder, held_out, num_images=4)
+
+
+def test_a_memory_without_priors_is_told(folder: Path, held_out: HeldOut) -> None:
+    np.savez(folder / "memory.npz", other=np.zeros(3))
+    with pytest.raises(UserError, match="damaged"):
+        analyze(load_run(folder), folder, held_out, num_images=4)
+
+
+# --- saving ---
+
+
+def test_old_results_stay_until_all_new_ones_are_measured(
+    folder: Path, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = analyze(load_run(folder), folder, held_out, num_images=4)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ALL - {"drift"}:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(analysis, f"measure_{name}", stop)
+            analyze(load_run(folder), folder, held_out, num_images=5)
+    read = load_analysis(folder)
+    assert read is not None
+    assert_equal(read, old)
+
+
+def test_what_a_later_analysis_does_not_measure_does_not_stay(
+    folder: Path, held_out: HeldOut
+) -> None:
+    whole = analyze(load_run(folder), folder, held_out, num_images=4)
+    assert {name for name, result in whole._asdict().items() if result is not None} == ALL
+    (folder / "figures").mkdir()
+    for name in ("selection.png", "basins.svg", "of-mine.png"):
+        (folder / "figures" / name).touch()
+    (folder / "analysis" / "of-mine.npz").touch()
+    model = replace(AIT, use_self_attention=False, read="cross_attention")
+    (folder / "memory.npz").unlink()
+    save_experiment(Experiment("tiny", TRIANGLE, model, TRAIN), folder / "experiment.yaml")
+    build_model(model).save_pretrained(folder)
+    found = analyze(load_run(folder), folder, held_out, num_images=4)
+    read = load_analysis(folder)
+    assert read is not None
+    assert_equal(read, found)
+    assert (read.competition, read.drift, read.basins, read.reconstruction) == (None,) * 4
+    kept = {"selection", "specialization", "capacity", "answers"}
+    saved = {f"{name}.{ending}" for name in kept for ending in ("npz", "json")}
+    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "of-mine.npz"}
+    assert [file.name for file in (folder / "figures").iterdir()] == ["of-mine.png"]
+
+
+def test_an_old_figure_that_can_not_be_removed_is_told(folder: Path, held_out: HeldOut) -> None:
+    (folder / "figures" / "basins.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"can't remove the old .*basins\.png"):
+        analyze(load_run(folder), folder, held_out, num_images=4)
+
+
+def test_a_damaged_result_is_told(folder: Path, held_out: HeldOut) -> None:
+    analyze(load_run(folder), folder, held_out, num_images=4)
+    (folder / "analysis" / "basins.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"basins .*ait analyze"):
+        load_analysis(folder)
+
+
+# --- the command ---
+
+
+def test_the_command_writes_results_and_says_the_main_numbers(folder: Path, ait: Ait) -> None:
+    said = ait("analyze", folder, "--images", 12)
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    read = load_analysis(folder)
+    assert read is not None
+    assert read.answers is not None
+    assert read.competition is not None
+    assert read.selection is not None
+    share = 100 * read.answers.confusion.trace() / 12
+    error = 100 * read.answers.calibration_error
+    assert lines == [
+        f"{share:.2f} % of 12 items right, calibration error {error:.2f} %",
+        *_describe_competition(read.competition),
+        *_describe_selection(read.selection),
+        *_describe_basins(read.basins),
+        f"written: {folder / 'analysis'}",
+        "drawn:   competition, selection, specialization, basins, reconstruction, capacity in "
+        f"{folder / 'figures'}",
+    ]
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn >= {"competition.png", "competition.svg", "capacity.png", "capacity.svg"}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [
+        (AIT, TRIANGLE, "tiny, triangle, seed 3, test images. "),
+        (
+            replace(AIT, question_dim=18, **ASKED),
+            CLEVR,
+            "tiny, sort-of-clevr, seed 3, test questions. ",
+        ),
+    ],
+    ids=["images", "questions"],
+)
+def test_every_caption_names_model_data_and_seed(
+    model: Any,  # noqa: ANN401
+    data: Any,  # noqa: ANN401
+    words: str,
+    tmp_path: Path,
+    ait: Ait,
+) -> None:
+    folder = make_run(tmp_path / "made", model, data, replace(TRAIN, seed=3))
+    assert ait("analyze", folder, "--images", 6).code == 0
+    files = sorted((folder / "figures").glob("*.svg"))
+    assert len(files) == 6
+    for file in files:
+        said = " ".join(" ".join(ElementTree.parse(file).getroot().itertext()).split())
+        assert words in said
+        other = "image" if "questions" in words else "question"
+        assert f"6 {other}" not in said and f"{other} 1" not in said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_model_lacks_is_said_in_one_line(name: str, tmp_path: Path, ait: Ait) -> None:
+    model, has = MODELS[name]
+    said = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
+    assert said.code == 0
+    lacks = [line for line in said.out.splitlines() if line.startswith("this run has no ")]
+    missing = [field for field in Analysis._fields if field not in has]
+    assert lacks == ([f"this run has no {', '.join(missing)}"] if missing else [])
+
+
+def test_the_competition_is_said_beside_the_even_one() -> None:
+    counts = np.zeros((2, 2, 11), np.int64)
+    counts[0, 0, 2], counts[0, 1, 8] = 30, 20  # the heads together: 2 is the median
+    counts[1, 0, 2], counts[1, 1, 8] = 20, 30
+    lines = list(_describe_competition(Competition(0.9, 5, [0, 2], counts)))
+    assert "90 %" in lines[0]
+    assert "9 if it were even" in lines[0]
+    assert lines[1:] == ["  layer 1: 2", "  layer 3: 8"]
+
+
+def test_the_selection_is_said_layer_by_layer() -> None:
+    num_priors = 3
+    overlap = np.empty((1, 2, num_priors, num_priors))
+    overlap[:] = np.eye(num_priors)
+    overlap[0, 0, 0, 1] = overlap[0, 0, 1, 0] = 1.0
+    overlap[0, 1, 0, 1] = overlap[0, 1, 1, 0] = 0.95
+    overlap[0, 0, 0, 2] = overlap[0, 0, 2, 0] = 0.3
+    nothing = np.zeros((1, 2, num_priors, 0, 2), np.int64)
+    selected = Selected(
+        num_images=5,
+        pool_size=2_000,
+        bottleneck=64,
+        usage=np.array([[0.98, 0.02, 0.0]]),
+        entropy=np.zeros((1, 2, num_priors)),
+        coverage=np.zeros((1, 2)),
+        overlap=overlap,
+        head_overlap=np.zeros((1, num_priors, 2, 2)),
+        similarity=np.zeros((1, num_priors, num_priors)),
+        effective_rank=np.array([1.26]),
+        winners=nothing,
+        winner_scores=nothing[..., 0].astype(float),
+        taken=nothing,
+    )
+    mean = (1.0 + 0.95 + 0.3) / 6
+    assert list(_describe_selection(selected)) == [
+        "memory of 3 priors, each taking 64 of 2,000:",
+        f"  layer 1: effective rank 1.3, 2 dead, 1 duplicate, mean overlap {mean:.2f}",
+    ]
+
+
+def test_a_single_prior_overlaps_with_none(tmp_path: Path, ait: Ait) -> None:
+    model = replace(AIT, workspace=replace(AIT.workspace, num_priors=1))
+    said = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
+    assert said.code == 0
+    assert "1 priors" in said.out
+    assert "mean overlap" not in said.out
+
+
+def test_the_states_at_rest_are_said_by_beta() -> None:
+    shares = np.array([[0.0, 0.25], [0.5, 1.0]])  # R = 2, L = 2
+    other = np.zeros((2, 2, 1))
+    basins = Basins(
+        betas=np.array([0.05, 4.0]),
+        trained_beta=2.0,
+        num_tokens=4,
+        energy=other,
+        energy_spread=other,
+        num_fixed_points=np.ones((2, 2), np.int64),
+        single=shares,
+        metastable=(1 - shares) / 4,
+        uniform=3 * (1 - shares) / 4,
+        basins=other,
+        noise=np.array([0.1]),
+        recall=other,
+    )
+    title, *lines = _describe_basins(basins)
+    assert "trained at beta 2)" in title
+    assert lines == [
+        "  layer 1: beta 0.05: 0 / 25 / 75, beta 4: 50 / 12 / 38",
+        "  layer 2: beta 0.05: 25 / 19 / 56, beta 4: 100 / 0 / 0",
+    ]
+
+
+def test_the_batch_size_of_the_command_is_that_of_the_pool(folder: Path, ait: Ait) -> None:
+    assert ait("analyze", folder, "--images", 12, "--batch-size", 3).code == 0
+    read = load_analysis(folder)
+    assert read is not None
+    assert read.selection is not None
+    assert (read.selection.num_images, read.selection.pool_size) == (12, 3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "0"], ["images must be at least 1"]),
+        (["--batch-size", "0"], ["batch_size must be at least 1"]),
+        (["--source", "somewhere"], ["triangle is generated", "leave --source out"]),
+        (["--device", "abacus"], ["abacus"]),
+    ],
+)
+def test_what_can_not_be_is_refused(
+    arguments: list[str], words: list[str], folder: Path, ait: Ait
+) -> None:
+    assert_refused(ait("analyze", folder, *arguments), *words)
+    assert load_analysis(folder) is None
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, ait: Ait) -> None:
+    assert_refused(ait("analyze", tmp_path), "experiment.yaml is missing", "no run folder")
+
+
+def test_data_with_other_classes_is_refused(folder: Path, ait: Ait) -> None:
+    (folder / "result.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    assert_refused(ait("analyze", folder), "cat, dog", "equilateral, other")
+
+
+def test_a_folder_that_can_not_be_made_is_told(folder: Path, ait: Ait) -> None:
+    (folder / "analysis").write_text("a file")
+    assert_refused(ait("analyze", folder, "--images", 4), "can't make the folder")

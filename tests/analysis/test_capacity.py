@@ -1,0 +1,311 @@
+"""Capacity of memories: separate small memories moved by loops, planted attractors, counts."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from associative_transformer.analysis import capacity
+from associative_transformer.analysis.capacity import Capacity, measure_capacity
+from associative_transformer.analysis.trace import trace
+from associative_transformer.interface import PADDING, Batch
+from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from twins import naive
+
+CONFIG = AiTConfig(
+    image_size=8,
+    patch_size=4,
+    num_classes=3,
+    embed_dim=10,
+    depth=2,
+    num_heads=1,
+    head_dim=6,
+    mlp_ratio=1.0,
+    workspace=WorkspaceConfig(num_priors=3, prior_dim=4, num_heads=2, bottleneck=3, beta=6.0),
+)
+NUM_PATCHES = 4
+
+
+def make_batches(sizes: tuple[int, ...] = (3, 2), question_dim: int = 0) -> list[Batch]:
+    return [
+        Batch(
+            torch.randn(size, 3, 8, 8),
+            torch.randn(size, question_dim) if question_dim else None,
+            torch.zeros(size, dtype=torch.int64),
+        )
+        for size in sizes
+    ]
+
+
+def make_model(**workspace: object) -> AiT:
+    """A small model whose attractors lie far apart, so that some are recalled."""
+    model = AiT(replace(CONFIG, workspace=replace(CONFIG.workspace, **workspace))).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.workspace.to_attractor.weight.mul_(4)
+    return model
+
+
+def workspace_of(model: AiT, layer: int) -> GlobalWorkspace:
+    return cast(GlobalWorkspace, model.blocks[layer].workspace)
+
+
+def assert_equal(one: Capacity, two: Capacity) -> None:
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(two, name))
+
+
+# --- against loops ---
+
+
+def weights_of(workspace: GlobalWorkspace) -> naive.WorkspaceWeights:
+    w = workspace
+    f = w.to_attractor
+    norm = (w.norm.weight, w.norm.bias)
+    maps = [linear.weight for linear in (w.to_q, w.to_k, w.to_v, w.to_prior)]
+    return naive.WorkspaceWeights(*maps, *norm, f.weight, f.bias)
+
+
+def slow_rank(priors: Tensor) -> float:
+    """Eigenvalues of the Gram matrix are the squared singular values."""
+    power = [max(x, 0.0) for x in torch.linalg.eigvalsh(priors @ priors.T).tolist()]
+    shares = [x / sum(power) for x in power]
+    return math.exp(-sum(s * math.log(s) for s in shares if s > 0))
+
+
+def slow_recall(attractors: Tensor, beta: float) -> float:
+    kept = 0
+    for place, own in enumerate(attractors):
+        state = naive.hopfield_retrieve(own[None], attractors, beta, num_steps=300)[0]
+        distance = [float((state - y).square().sum().sqrt()) for y in attractors]
+        others = [d for i, d in enumerate(distance) if i != place]
+        is_near = distance[place] <= 0.1 * float(own.square().sum().sqrt())
+        kept += is_near and distance[place] < min(others)
+    return kept / len(attractors)
+
+
+@torch.no_grad()
+def test_every_size_is_a_memory_of_its_own_moved_by_loops() -> None:
+    model, batches, numbers = make_model().double(), make_batches((5,)), (2, 5)
+    batches = [batches[0]._replace(images=batches[0].images.double())]
+    found = measure_capacity(model, batches, numbers, pool_sizes=(20,), num_moves=3, seed=7)
+    drawn = torch.randn(5, 4, generator=torch.Generator().manual_seed(7)).double()
+    recalled = []
+    for layer, passed in enumerate(trace(model, batches[0]).layers):
+        pool = cast(Tensor, passed.handed).flatten(0, 1)  # the whole pool, in whatever order
+        workspace = workspace_of(model, layer)
+        weights = weights_of(workspace)
+        for place, number in enumerate(numbers):
+            priors = drawn[:number]
+            for _ in range(3):
+                written, _ = naive.workspace_write(pool, priors, weights, 2, bottleneck=3)
+                priors = naive.update_priors(priors, written, workspace.config.smoothing)
+            _, taken = naive.workspace_write(pool, priors, weights, 2, bottleneck=3)
+            covered = [len(set(head.flatten().tolist())) / 20 for head in taken.chosen]
+            attractors = naive.linear(priors, weights.attractor_weight, weights.attractor_bias)
+            recalled.append(slow_recall(attractors, beta=6.0))
+            here = (layer, place, 0)
+            assert found.effective_rank[here] == pytest.approx(slow_rank(priors), rel=1e-9)
+            assert found.coverage[here] == pytest.approx(sum(covered) / 2)
+            assert found.recalled[here] == pytest.approx(recalled[-1])
+    assert 0 < sum(recalled) < 4  # some are recalled and some are not
+
+
+# --- pools ---
+
+
+def test_pools_that_the_split_can_not_fill_are_left_out() -> None:
+    found = measure_capacity(make_model(), make_batches(), (2, 4), (5, 20, 21, 99), num_moves=1)
+    assert found.pool_sizes.tolist() == [5, 20]
+    assert found.num_priors.tolist() == [2, 4]
+    assert found.num_moves == 1
+    for values in (found.effective_rank, found.coverage, found.recalled):
+        assert values.shape == (2, 2, 2)
+        assert np.isfinite(values).all()
+
+
+def test_a_split_that_fills_no_pool_is_one_pool() -> None:
+    found = measure_capacity(make_model(), make_batches((2,)), (2,), (9, 99), num_moves=1)
+    assert found.pool_sizes.tolist() == [8]
+    assert found.effective_rank.shape == (2, 1, 1)
+
+
+def test_no_more_batches_are_taken_than_fill_the_largest_pool() -> None:
+    taken = []
+
+    def batches() -> Iterator[Batch]:
+        for batch in make_batches((2, 2, 2, 2)):
+            taken.append(batch)
+            yield batch
+
+    found = measure_capacity(make_model(), batches(), (2,), (4, 13), num_moves=1)
+    assert found.pool_sizes.tolist() == [4, 13]
+    assert len(taken) == 2  # 16 tokens
+
+
+def test_the_tokens_at_hand_are_the_first_patches_of_every_layer() -> None:
+    model = AiT(replace(CONFIG, question_dim=5)).eval()
+    batches = make_batches((2, 3, 3), question_dim=5)
+    padded = batches[0]._replace(labels=torch.tensor([0, PADDING]))
+    gathered = capacity._gather(model, [padded, *batches[1:]], num_tokens=14)
+    for layer, found in enumerate(gathered):
+        expected = []
+        for batch, real in zip([padded, *batches[1:]], (1, 3, 3), strict=True):
+            u = trace(model, batch).layers[layer].handed
+            assert u is not None
+            expected += [u[image, 1 + patch] for image in range(real) for patch in range(4)]
+        torch.testing.assert_close(found, torch.stack(expected[:14]), rtol=0, atol=0)
+
+
+def test_a_pool_holds_tokens_once_and_every_draw_others() -> None:
+    u, generator = torch.arange(50.0)[:, None], torch.Generator().manual_seed(0)
+    pools = [set(capacity._draw(u, 20, generator).flatten().tolist()) for _ in range(10)]
+    assert {len(pool) for pool in pools} == {20}
+    assert len(set(map(frozenset, pools))) == 10
+    assert set().union(*pools) == set(range(50))
+
+
+def test_every_move_is_a_write_of_another_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = []
+    write = GlobalWorkspace.write
+
+    def listen(self: GlobalWorkspace, pool: Tensor) -> object:
+        pools.append(pool)
+        return write(self, pool)
+
+    monkeypatch.setattr(GlobalWorkspace, "write", listen)
+    measure_capacity(make_model(), make_batches(), (2,), (6, 12), num_moves=4)
+    assert [len(pool) for pool in pools] == ([6] * 5 + [12] * 5) * 2  # the fifth is looked at
+    assert len({tuple(pool[0].tolist()) for pool in pools}) > 4
+
+
+# --- coverage ---
+
+
+@pytest.mark.parametrize("bottleneck", [8, 100, None])
+def test_a_bottleneck_as_large_as_the_pool_covers_it(bottleneck: int | None) -> None:
+    model = make_model(bottleneck=bottleneck)
+    found = measure_capacity(model, make_batches(), (1, 3), (8,), num_moves=1)
+    assert (found.coverage == 1).all()
+
+
+def test_one_prior_covers_its_bottleneck() -> None:
+    found = measure_capacity(make_model(bottleneck=3), make_batches(), (1,), (6, 15), num_moves=2)
+    np.testing.assert_allclose(found.coverage, np.broadcast_to([3 / 6, 3 / 15], (2, 1, 2)))
+
+
+def test_coverage_counts_tokens_once_and_is_the_mean_over_heads() -> None:
+    chosen = torch.tensor([[[0, 1], [1, 2]], [[4, 3], [3, 4]]])
+    assert capacity._coverage(chosen, pool_size=10) == pytest.approx((0.3 + 0.2) / 2)
+
+
+# --- effective rank ---
+
+
+def test_without_moves_the_priors_are_normal_and_grow_in_rank() -> None:
+    found = measure_capacity(make_model(), make_batches(), (1, 2, 400), (8,), num_moves=0)
+    np.testing.assert_allclose(found.effective_rank[:, 0], 1, rtol=1e-6)
+    assert (found.effective_rank[:, 1] <= 2).all()
+    np.testing.assert_allclose(found.effective_rank[:, 2], 4, rtol=0.02)  # all of D alike
+
+
+# --- recall ---
+
+
+def plant(attractors: Tensor, beta: float) -> GlobalWorkspace:
+    """A workspace whose attractors are these."""
+    num_priors, dim = attractors.shape
+    config = WorkspaceConfig(num_priors=num_priors, prior_dim=dim, num_heads=1, beta=beta)
+    memory = GlobalWorkspace(dim, config).eval()
+    with torch.no_grad():
+        memory.to_attractor.weight.copy_(torch.eye(dim))
+        memory.to_attractor.bias.zero_()
+        memory.priors.copy_(attractors)
+    return memory
+
+
+@torch.no_grad()
+def recall(attractors: Tensor, beta: float) -> float:
+    return capacity._recalled(plant(attractors, beta), len(attractors))
+
+
+def test_attractors_far_apart_are_recalled_and_none_when_all_are_mixed() -> None:
+    assert recall(torch.eye(6), beta=40.0) == 1
+    assert recall(torch.eye(6), beta=0.1) == 0
+
+
+@pytest.mark.parametrize("size", [0.2, 1.0, 5.0])
+def test_the_last_recall_is_at_a_tenth_of_the_norm(size: float) -> None:
+    # Two orthogonal attractors a: rest at share w of one, where beta |a|^2 = logit(w) / (2w - 1).
+    # The distance to it is (1 - w) sqrt(2) |a|. One step alone gets nearer than the rest.
+    w = 1 - 0.1 / math.sqrt(2)
+    limit = math.log(w / (1 - w)) / (2 * w - 1) / size**2
+    pair = size * torch.eye(2)
+    assert recall(pair, 1.001 * limit) == 1
+    assert recall(pair, 0.999 * limit) == 0
+    one_step = 1 / (1 + math.exp(-0.999 * limit * size**2))
+    assert one_step > w
+
+
+def test_an_attractor_is_recalled_nearer_than_all_others() -> None:
+    # two at 2 % of each other end between them, well within a tenth of their norm
+    lone, near = torch.tensor([0.0, 10.0]), torch.tensor([[10.0, 0.1], [10.0, -0.1]])
+    assert recall(torch.stack([lone, *near]), beta=1.0) == pytest.approx(1 / 3)
+    assert recall(torch.stack([lone, lone]), beta=1.0) == 0  # twins can't be told apart
+
+
+def test_an_attractor_that_swallows_another_is_recalled_alone() -> None:
+    along = torch.tensor([[10.0, 0.0], [9.5, 0.0]])  # the shorter one flows to the longer one
+    assert recall(along, beta=10.0) == 0.5
+
+
+def test_the_first_priors_are_recalled_without_the_others() -> None:
+    memory = plant(torch.stack([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0])]), beta=10.0)
+    with torch.no_grad():
+        assert capacity._recalled(memory, 1) == 1
+        assert capacity._recalled(memory, 2) == 0.5
+
+
+def test_only_hopfield_retrieval_recalls() -> None:
+    model = AiT(replace(CONFIG, read="cross_attention")).eval()
+    found = measure_capacity(model, make_batches(), (2, 4), (8,), num_moves=1)
+    assert np.isnan(found.recalled).all()
+    assert np.isfinite(found.effective_rank).all()
+    assert np.isfinite(found.coverage).all()
+
+
+# --- what stays ---
+
+
+def test_the_seed_decides() -> None:
+    model, batches = make_model(), make_batches()
+    first = measure_capacity(model, batches, (2, 4), (8, 16), num_moves=2, seed=3)
+    torch.randn(100)
+    assert_equal(first, measure_capacity(model, batches, (2, 4), (8, 16), num_moves=2, seed=3))
+    other = measure_capacity(model, batches, (2, 4), (8, 16), num_moves=2, seed=4)
+    assert (first.effective_rank != other.effective_rank).all()
+
+
+def test_a_pool_size_does_not_change_what_is_found_for_another() -> None:
+    model, batches = make_model(), make_batches()
+    both = measure_capacity(model, batches, (2, 4), (8, 20), num_moves=2)
+    alone = measure_capacity(model, batches, (2, 4), (20,), num_moves=2)
+    np.testing.assert_array_equal(both.effective_rank[..., 1], alone.effective_rank[..., 0])
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_the_model_stays_as_it_is_and_dropout_is_off(is_training: bool) -> None:
+    model, batches = make_model(dropout=0.9).train(is_training), make_batches()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = measure_capacity(model, batches, (2,), (8,), num_moves=3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {module.training for module in model.modules()} == {is_training}
+    without = AiT(replace(CONFIG, workspace=replace(CONFIG.workspace, dropout=0.0))).eval()
+    without.load_state_dict(model.state_dict())
+    assert_equal(found, measure_capacity(without, batches, (2,), (8,), num_moves=3))

@@ -1,0 +1,262 @@
+"""Counting the tokens that make up most of an attention, on attentions whose counts are known."""
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from associative_transformer.analysis.competition import (
+    Competition,
+    measure_competition,
+    tokens_for_share,
+)
+from associative_transformer.analysis.storage import load_result, save_result
+from associative_transformer.data import Split
+from associative_transformer.interface import Batch, UserError
+from associative_transformer.models import AiT, AiTConfig, DenseConfig, ViT, ViTConfig, build_model
+from associative_transformer.workspace import WorkspaceConfig
+
+WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
+VIT = ViTConfig(image_size=16, patch_size=4, embed_dim=16, num_heads=3, head_dim=8, num_classes=3)
+AIT = AiTConfig(
+    image_size=16,
+    patch_size=4,
+    embed_dim=16,
+    num_heads=3,
+    head_dim=8,
+    num_classes=3,
+    workspace=WORKSPACE,
+)
+CONFIGS = {
+    "ait": AIT,
+    "ait with questions": replace(AIT, question_dim=5),
+    "vit": VIT,
+    "vit with class token": replace(VIT, head="cls", question_dim=5),
+}
+
+
+class Images:
+    """A loader of images at hand."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
+        return (self.images[batch] for batch in rows)
+
+
+def make_split(images: Tensor, question_dim: int = 0) -> Split:
+    questions = torch.randn(len(images), question_dim) if question_dim else None
+    rows = torch.arange(len(images))
+    return Split(torch.randint(3, rows.shape), rows, Images(images), questions)
+
+
+def sharpen(model: nn.Module, by: float = 2.5) -> None:
+    """Make the attention uneven: the weights of a new model hardly tell tokens apart."""
+    for block in model.blocks:
+        block.attention.to_qkv.weight.data *= by
+
+
+def needed(row: list[float], share: float) -> int:
+    total = 0.0
+    for count, weight in enumerate(sorted(row, reverse=True), start=1):
+        total += weight
+        if total >= share - 1e-6:
+            return count
+    raise AssertionError("the row does not reach the share")
+
+
+# --- one row ---
+
+
+@pytest.mark.parametrize("share", ["0.07", "0.1", "0.3", "0.5", "0.7", "0.9", "0.99", "1"])
+def test_a_uniform_row_needs_the_share_of_its_tokens_rounded_up(share: str) -> None:
+    for size in [*range(1, 130), 196, 197, 250, 1000, 1024, 4096]:
+        row = torch.zeros(size).softmax(dim=-1)
+        count = tokens_for_share(row, float(share))
+        assert int(count) == math.ceil(Fraction(share) * size), size
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_a_row_with_all_attention_on_one_token_needs_one(share: float, place: int) -> None:
+    assert int(tokens_for_share(torch.eye(10)[place], share)) == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "count"),
+    [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (0.9, 3), (0.95, 3), (0.96, 4), (1.0, 4)],
+)
+def test_the_largest_weights_are_taken_first(share: float, count: int) -> None:
+    assert int(tokens_for_share(torch.tensor([0.05, 0.3, 0.5, 0.15]), share)) == count
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.95])
+def test_counts_are_those_of_a_loop(share: float) -> None:
+    attention = (3 * torch.randn(2, 5, 17)).softmax(dim=-1)
+    counts = tokens_for_share(attention, share)
+    assert counts.tolist() == [[needed(row, share) for row in rows] for rows in attention.tolist()]
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share must be"):
+        tokens_for_share(torch.ones(1), share)
+
+
+# --- a model ---
+
+
+@torch.no_grad()
+def counts_by_loop(model: nn.Module, split: Split, share: float) -> list[list[list[int]]]:
+    """Count image by image, query by query."""
+    size = model.embed.num_tokens + 1
+    heads = model.config.num_heads
+    counts = [[[0] * size for _ in range(heads)] for _ in model.blocks]
+    for batch in split.eval_batches(1):
+        x = model.embed(batch.images, batch.questions)
+        for layer, block in enumerate(model.blocks):
+            for head, queries in enumerate(block.attention.scores(block.norm1(x))[0].tolist()):
+                for row in queries:
+                    counts[layer][head][needed(row, share)] += 1
+            x = block(x).tokens if isinstance(model, AiT) else block(x)
+    return counts
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 20])
+def test_every_token_of_every_image_is_counted_once(name: str, batch_size: int) -> None:
+    config = CONFIGS[name]
+    model = build_model(config).eval()
+    sharpen(model)
+    split = make_split(torch.randn(7, 3, 16, 16), config.question_dim)
+    found = measure_competition(model, split.eval_batches(batch_size), share=0.8)
+    assert found.counts.tolist() == counts_by_loop(model, split, 0.8)
+    assert np.count_nonzero(found.counts) > 40  # there is something to count
+    assert (found.share, found.num_images, found.layers) == (0.8, 7, [0, 1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_that_attends_to_all_alike_stands_at_the_uniform_bound(name: str) -> None:
+    config = CONFIGS[name]
+    model = build_model(config)
+    sharpen(model, by=0.0)
+    split = make_split(torch.randn(5, 3, 16, 16), config.question_dim)
+    found = measure_competition(model, split.eval_batches(2))
+    num_tokens = model.embed.num_tokens
+    assert found.uniform == math.ceil(Fraction("0.9") * num_tokens)
+    assert (found.counts[..., found.uniform] == 5 * num_tokens).all()
+    assert found.counts.sum() == 5 * num_tokens * 6
+    assert (found.mean == found.uniform).all()
+    assert (found.quantile(0.0) == found.uniform).all()
+    assert (found.quantile(1.0) == found.uniform).all()
+
+
+def test_heads_are_told_apart() -> None:
+    model = ViT(replace(VIT, depth=1))
+    pairs = torch.randn(6, 3, 16, 8).repeat_interleave(2, dim=-1)  # two pixels alike: no matter
+    images = torch.cat([pairs[..., :8], pairs[..., :8]], dim=-1)  # right half like the left one
+    with torch.no_grad():
+        weight = model.blocks[0].attention.to_qkv.weight.view(3, 3, 8, 16)  # (z, h, d, e)
+        weight.zero_()
+        projection = torch.linalg.qr(torch.randn(16, 8)).Q.T
+        weight[:2, 1] = 60 * projection  # head 1 seeks its like: the token and its twin
+    found = measure_competition(model, make_split(images).eval_batches(6))
+    assert found.uniform == 15
+    assert found.quantile(0.5).tolist() == [[15, 2, 15]]
+    assert found.counts[0, 1, 2] == 6 * 16
+
+
+def test_a_token_that_attends_to_itself_alone_stands_at_the_bound_of_one() -> None:
+    model = ViT(VIT)
+    with torch.no_grad():
+        for block in model.blocks:
+            weight = block.attention.to_qkv.weight.view(3, 3, 8, 16)
+            weight[:2] = 300 * torch.linalg.qr(torch.randn(16, 8)).Q.T
+    found = measure_competition(model, make_split(torch.randn(4, 3, 16, 16)).eval_batches(4))
+    assert found.one == 1
+    assert (found.quantile(0.5) == found.one).all()
+
+
+def test_layers_without_self_attention_are_left_out() -> None:
+    model = AiT(replace(AIT, depth=3))
+    sharpen(model)
+    split = make_split(torch.randn(3, 3, 16, 16))
+    model.blocks[1].attention = None
+    found = measure_competition(model, split.eval_batches(3))
+    assert found.layers == [0, 2]
+    assert found.counts.shape == (2, 3, 17)
+
+
+def test_a_model_without_self_attention_is_refused() -> None:
+    batches = make_split(torch.randn(3, 3, 16, 16)).eval_batches(3)
+    with pytest.raises(UserError, match="no self-attention"):
+        measure_competition(AiT(replace(AIT, use_self_attention=False)), batches)
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    model = build_model(DenseConfig(image_size=16, patch_size=4, embed_dim=8))
+    with pytest.raises(UserError, match="Dense"):
+        measure_competition(model, make_split(torch.randn(3, 3, 16, 16)).eval_batches(3))
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        measure_competition(ViT(VIT), [])
+
+
+def test_batches_are_forgotten_one_by_one() -> None:
+    model, traced = ViT(VIT), []  # logits belong to what is traced
+    model.head.register_forward_hook(lambda *call: traced.append(weakref.ref(call[-1])))
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(5):
+            assert all(logits() is None for logits in traced[:-1])
+            yield Batch(torch.randn(2, 3, 16, 16), None, torch.zeros(2, dtype=torch.int64))
+
+    assert measure_competition(model, batches()).num_images == 10
+    assert len(traced) == 5
+
+
+# --- the distribution ---
+
+
+@pytest.mark.parametrize("q", [0.0, 0.07, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
+def test_quantiles_and_means_are_those_of_the_single_counts(q: float) -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (2, 3, 18))
+    counts[..., 0] = 0
+    counts[0, 0] = np.eye(18, dtype=int)[4] * 100
+    counts[1, 1, 1:] = [7, *[0] * 10, 93, *[0] * 5]  # 0.07 is reached exactly by the first
+    found = Competition(0.9, 1, [0, 1], counts)
+    for layer in range(2):
+        for head in range(3):
+            single = np.repeat(np.arange(18), counts[layer, head])
+            wanted = sorted(single)[max(math.ceil(Fraction(str(q)) * len(single)), 1) - 1]
+            assert found.quantile(q)[layer, head] == wanted
+            assert found.mean[layer, head] == pytest.approx(single.mean())
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.1, math.nan])
+def test_a_quantile_that_is_none_is_refused(q: float) -> None:
+    found = Competition(0.9, 1, [0], np.ones((1, 1, 3), dtype=int))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        found.quantile(q)
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    batches = make_split(torch.randn(3, 3, 16, 16)).eval_batches(3)
+    found = measure_competition(ViT(VIT), batches)
+    save_result(found, tmp_path, "competition")
+    again = load_result(Competition, tmp_path, "competition")
+    assert (again.share, again.num_images, again.layers) == (0.9, 3, [0, 1])
+    assert np.array_equal(again.counts, found.counts)
+    assert again.uniform == found.uniform == 15

@@ -1,0 +1,572 @@
+"""Speed and memory: turns, warm-up, arithmetic, and what is built to be timed."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+from torch import nn
+
+from associative_transformer import bench, functional
+from associative_transformer.bench import (
+    Form,
+    PoolSizes,
+    Variant,
+    choose_precision,
+    find_variant,
+    loading,
+    loading_forms,
+    measure,
+    model_form,
+    timing,
+    write_forms,
+)
+from associative_transformer.bench.pool import build_workspace, count_write, prepare_write
+from associative_transformer.bench.timing import (
+    matrix_product,
+    measure_memory,
+    peak_memory,
+    time_in_turn,
+)
+from associative_transformer.bench.variants import TimmViT, prepare_model, random_batch
+from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
+from associative_transformer.data.loaders import ResidentLoader, StreamingLoader
+from associative_transformer.experiment import Experiment, TrainConfig
+from associative_transformer.interface import UserError
+from associative_transformer.kernels import pooled_attention, sparse
+from associative_transformer.models import (
+    AiT,
+    ConvMLPConfig,
+    ViTConfig,
+    build_model,
+    count_operations,
+)
+from associative_transformer.recipes import RECIPES
+from associative_transformer.training.step import make_accelerator
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+
+CPU = torch.device("cpu")
+VIT = ViTConfig(
+    image_size=64,
+    patch_size=32,
+    num_channels=1,
+    num_classes=2,
+    embed_dim=16,
+    num_heads=2,
+    head_dim=8,
+)
+TRAIN = TrainConfig(batch_size=4, device="cpu", precision="float32")
+HALF = replace(TRAIN, precision="bfloat16")
+SMALL = Experiment("small", TriangleConfig(num_train=20, num_test=4, channels=1), VIT, TRAIN)
+ASKED = Experiment(
+    "asked",
+    SortOfClevrConfig(),
+    ConvMLPConfig(conv_dim=2, hidden_dim=4),
+    replace(TRAIN, batch_size=3),
+)
+POOL = PoolSizes(12, 6, WorkspaceConfig(num_priors=3, prior_dim=4, num_heads=2, bottleneck=5))
+Given = Callable[[dict[str, list[float]]], None]
+
+
+# --- turns ---
+
+
+class Clock:
+    """A clock that only moves when a function runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def form(self, name: str, seconds: list[float]) -> Callable[[], None]:
+        """Make a function that takes these seconds, one call after another."""
+        left = iter(seconds)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += next(left)
+
+        return run
+
+
+def test_the_forms_take_turns_and_the_first_two_rounds_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    forms = {"a": clock.form("a", [64.0, 32.0, 1.0, 2.0, 4.0])}
+    forms["b"] = clock.form("b", [64.0, 32.0, 0.5, 0.25, 8.0])
+    assert time_in_turn(forms, 3, CPU) == {"a": [1.0, 2.0, 4.0], "b": [0.5, 0.25, 8.0]}
+    assert clock.calls == ["a", "b"] * 5
+
+
+def test_a_gpu_is_waited_for_before_and_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    wait = clock.form("wait", [1.0] * 99)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: wait())
+    form = clock.form("a", [10.0] * 3)
+    # what the wait after a call takes is part of it, what was under way before is not
+    assert time_in_turn({"a": form}, 1, torch.device("cuda")) == {"a": [11.0]}
+    assert clock.calls == ["wait", "a", "wait"] * 3
+
+
+@pytest.mark.parametrize("train", [TRAIN, HALF], ids=lambda train: train.precision)
+def test_the_matrix_product_has_the_precision_of_the_run(
+    train: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 8)
+    multiply, operations = matrix_product(make_accelerator(train, ProjectConfiguration()))
+    product = multiply()
+    assert isinstance(product, torch.Tensor)
+    assert (product.shape, product.dtype) == ((8, 8), getattr(torch, train.precision))
+    assert operations == 2 * 8**3
+
+
+# --- figures ---
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Given:
+    """Let the rounds take these seconds, of the forms and of the matrix product."""
+
+    def give(seconds: dict[str, list[float]]) -> None:
+        def time(
+            runs: dict[str, object], rounds: int, device: torch.device
+        ) -> dict[str, list[float]]:
+            assert (list(runs), rounds, device.type) == (list(seconds), 3, "cpu")
+            return seconds
+
+        monkeypatch.setattr(bench, "time_in_turn", time)
+
+    monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 10)
+    return give
+
+
+def nothing() -> Callable[[], object]:
+    return int
+
+
+def test_figures_follow_from_the_medians_of_the_rounds(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def memory(name: str, prepare: object, device: torch.device, share: int | None) -> float:
+        asked.append((name, prepare, device.type, share))
+        return len(asked) / 8
+
+    monkeypatch.setattr(bench, "measure_memory", memory)
+    given({"a": [9.0, 2.0, 1.0], "b": [0.5, 0.5, 8.0], "matrix product": [4.0, 0.25, 0.5]})
+    forms = [
+        Form("a", nothing, samples=4, operations=1_000),
+        Form("b", nothing, samples=8, batches=10, given=7),
+    ]
+    a, b = measure(forms, "b", TRAIN, 3)
+    assert (a.name, a.milliseconds, a.samples_per_second) == ("a", 2_000.0, 2.0)
+    assert (b.name, b.milliseconds, b.samples_per_second) == ("b", 50.0, 160.0)
+    assert (a.times_rival, b.times_rival) == (40.0, 1.0)
+    assert (a.best_times_rival, b.best_times_rival) == (20.0, 1.0)
+    assert a.peak_share == (1_000 / 2.0) / (2 * 10**3 / 0.5)  # the median product, in the rounds
+    assert b.peak_share is None
+    assert asked == [("a", nothing, "cpu", None), ("b", nothing, "cpu", 7)]
+    assert (a.peak_memory, b.peak_memory) == (1 / 8, 2 / 8)
+    assert measure(forms, "a", TRAIN, 3, use_memory=False)[1].times_rival == 1 / 40
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("what", "passes"), [("step", 3), ("infer", 1)])
+def test_a_backward_pass_counts_twice(what: Any, passes: int) -> None:  # noqa: ANN401
+    for experiment, size in ((SMALL, 4), (ASKED, 3)):
+        form = model_form(Variant(experiment), what)
+        assert (form.name, form.samples, form.given) == (experiment.name, size, None)
+        assert form.operations == passes * count_operations(experiment.model) * size
+
+
+def test_two_small_models_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 64)
+    here = lambda name, *rest: peak_memory(*rest)  # noqa: E731
+    monkeypatch.setattr(bench, "measure_memory", here)  # not on its own
+    forms = [model_form(Variant(experiment), "step") for experiment in (SMALL, ASKED)]
+    measured = measure(forms, "asked", TRAIN, 2)
+    assert [row.name for row in measured] == ["small", "asked"]
+    for row, size in zip(measured, (4, 3), strict=True):
+        assert row.milliseconds > 0
+        assert row.samples_per_second == pytest.approx(1e3 * size / row.milliseconds)
+        assert row.peak_memory is not None
+        assert 0.05 < row.peak_memory < 100  # GiB: no KiB, no bytes
+        assert row.peak_share is not None
+        assert row.peak_share > 0
+
+
+def test_auto_is_settled_before_it_is_printed() -> None:
+    assert choose_precision(replace(TRAIN, precision="auto")) == "float32"
+    assert choose_precision(TRAIN) == "float32"
+    assert choose_precision(HALF) == "bfloat16"
+
+
+# --- models ---
+
+
+@pytest.mark.parametrize("experiment", [SMALL, ASKED], ids=lambda e: e.name)
+def test_a_batch_is_made_up_in_the_size_that_the_model_takes(experiment: Experiment) -> None:
+    images, questions, labels = random_batch(experiment, CPU)
+    model, size = experiment.model, experiment.train.batch_size
+    assert images.shape == (size, model.num_channels, model.image_size, model.image_size)
+    assert 0 <= images.min() < images.max() <= 1
+    if model.question_dim:
+        assert questions is not None
+        assert questions.shape == (size, model.question_dim)
+    else:
+        assert questions is None
+    assert labels.shape == (size,)
+    assert 0 <= labels.min() <= labels.max() < model.num_classes
+
+
+@pytest.mark.parametrize("experiment", [SMALL, ASKED], ids=lambda e: e.name)
+def test_a_step_trains_and_inference_does_not(experiment: Experiment) -> None:
+    built: list[nn.Module] = []
+
+    def build(config: Any) -> nn.Module:  # noqa: ANN401
+        built.append(build_model(config))
+        return built[-1]
+
+    variant = Variant(experiment, build)
+    step, infer = prepare_model(variant, "step"), prepare_model(variant, "infer")
+    trained, used = built
+    before = [[p.clone() for p in model.parameters()] for model in built]
+    step()
+    first, second = infer(), infer()
+    same = [
+        all(map(torch.equal, old, model.parameters()))
+        for old, model in zip(before, built, strict=True)
+    ]
+    assert same == [False, True]
+    assert trained.training
+    assert torch.equal(first.logits, second.logits)  # without dropout
+    assert not first.logits.requires_grad
+    assert not used.training
+
+
+def test_precision_and_compilation_are_those_of_the_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(module))
+    assert prepare_model(Variant(SMALL), "infer")().logits.dtype == torch.float32
+    prepare_model(Variant(SMALL), "step")
+    assert compiled == []
+    other = Variant(replace(SMALL, train=replace(HALF, compile=True)))
+    infer = prepare_model(other, "infer")
+    prepare_model(other, "step")
+    assert infer().logits.dtype == torch.bfloat16
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("name", ["cifar10-ait-tiny", "plain:cifar10-ait-tiny"])
+def test_a_variant_is_a_recipe_under_the_circumstances_given(name: str) -> None:
+    train = TrainConfig(precision="bfloat16", compile=True, device="cpu")
+    recipe = RECIPES["cifar10-ait-tiny"]
+    changed = replace(recipe.train, batch_size=8, precision="bfloat16", compile=True, device="cpu")
+    found = find_variant(name, train, 8)
+    assert found.experiment == replace(recipe, name=name, train=changed)
+
+
+def test_a_rival_of_a_recipe_differs_in_what_its_name_says() -> None:
+    names = [prefix + "cifar10-ait-tiny" for prefix in ("", "plain:", "dense:")]
+    variants = [find_variant(name, TRAIN, 4) for name in names]
+    models = [variant.build(variant.experiment.model) for variant in variants]
+    attend, bottleneck = [], []
+    for model in models:
+        assert isinstance(model, AiT)
+        attend.append({m.attend for m in model.modules() if isinstance(m, GlobalWorkspace)})
+        bottleneck.append(model.config.workspace.bottleneck)
+    assert attend == [{pooled_attention}, {functional.pooled_attention}, {pooled_attention}]
+    usual = RECIPES["cifar10-ait-tiny"].model.workspace.bottleneck
+    assert bottleneck == [usual, usual, None]
+    assert usual is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plain:cifar10-vit-small", "plain: goes before a recipe of AiT, not .*cifar10-vit-small"),
+        ("dense:cifar10-vit-small", "dense: goes before a recipe of AiT"),
+        ("timm:cifar10-ait-small", "timm: goes before a recipe of ViT, not .*cifar10-ait-small"),
+        ("triton:cifar10-ait-small", "need a CUDA GPU"),
+        ("fast:cifar10-vit-small", "no fast: .*plain:, triton:, dense: or timm:"),
+        ("plain:cifar10-ait-smal", "no recipe 'cifar10-ait-smal'.*cifar10-ait-small"),
+    ],
+)
+def test_a_rival_that_there_is_not_is_refused(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        find_variant(name, TRAIN, 4)
+
+
+# --- timm ---
+
+
+class FakeViT(nn.Module):
+    """In the place of timm's class: it notes its arguments."""
+
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__()
+        self.arguments = arguments
+        self.to_logits = nn.Linear(1, arguments["num_classes"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.to_logits(images.flatten(1).mean(dim=1, keepdim=True))
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("timm.models.vision_transformer")
+    module.VisionTransformer = FakeViT  # type: ignore[attr-defined]
+    for name in ("timm", "timm.models"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.parametrize(
+    ("config", "choices"),
+    [
+        (VIT, {"global_pool": "avg", "class_token": False, "pos_embed": "none"}),
+        (
+            replace(VIT, head="cls", pos="learned", depth=3),
+            {"global_pool": "token", "class_token": True, "pos_embed": "learn"},
+        ),
+    ],
+    ids=["flatten", "cls"],
+)
+def test_timm_gets_the_shape_of_our_vit(
+    config: ViTConfig, choices: dict[str, object], timm: None
+) -> None:
+    model = TimmViT(config)
+    assert model.vit.arguments == choices | {
+        "img_size": 64,
+        "patch_size": 32,
+        "in_chans": 1,
+        "num_classes": 2,
+        "embed_dim": 16,
+        "depth": config.depth,
+        "num_heads": 2,
+        "mlp_ratio": 4.0,
+        "qkv_bias": False,
+    }
+    logits, aux_loss = model(torch.rand(4, 1, 64, 64))
+    assert logits.shape == (4, 2)
+    assert aux_loss == 0
+
+
+def test_timm_is_timed_like_a_recipe(timm: None) -> None:
+    variant = find_variant("timm:cifar10-vit-small", TRAIN, 4)
+    assert variant.experiment.name == "timm:cifar10-vit-small"
+    assert variant.experiment.model == RECIPES["cifar10-vit-small"].model
+    assert prepare_model(variant, "infer")().logits.shape == (4, 10)
+    prepare_model(variant, "step")()
+
+
+def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
+    with pytest.raises(UserError, match=r"timm is not installed: pip install timm"):
+        find_variant("timm:cifar10-vit-small", TRAIN, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"question_dim": 3}, "no questions"), ({"head_dim": 4}, r"2 \* 4 is not 16")],
+    ids=["questions", "head_dim"],
+)
+def test_a_shape_that_timm_has_not_is_refused(
+    changes: dict[str, int], words: str, timm: None
+) -> None:
+    with pytest.raises(UserError, match=words):
+        bench.variants.check_timm(replace(VIT, **changes))
+
+
+# --- the write alone ---
+
+
+def test_the_write_is_timed_in_three_forms() -> None:
+    attend = {name: build_workspace(name, POOL).attend for name in ("sparse", "plain", "dense")}
+    assert attend["sparse"] is sparse.pooled_attention
+    assert attend["plain"] is attend["dense"] is functional.pooled_attention
+    forms = write_forms(POOL, TRAIN)
+    assert [form.name for form in forms] == list(attend)
+    assert build_workspace("plain", POOL).config == POOL.config
+    assert build_workspace("dense", POOL).config == replace(POOL.config, bottleneck=None)
+    for form in forms:
+        assert form.samples == 12
+        assert form.given == 12 * 6 * 4  # the gradient of the tokens
+        assert form.operations == 3 * count_write(form.name, POOL)
+
+
+def test_the_operations_of_a_write_are_those_of_the_plain_form() -> None:
+    heads, priors, width = 2, 3, 4
+    maps = 2 * 12 * 6 * heads * width * 2  # keys and values
+    maps += 2 * priors * width * heads * width * 2  # queries, and from values to priors
+    similarity = 2 * heads * priors * width * 12
+    taken = {"sparse": 5, "plain": 5, "dense": 12}
+    for name, tokens in taken.items():
+        value = 2 * heads * priors * width * tokens
+        assert count_write(name, POOL) == maps + similarity + value
+
+
+@pytest.mark.parametrize("name", ["sparse", "plain", "dense"])
+def test_a_write_gives_the_tokens_the_gradient_of_priors_and_balance_loss(name: str) -> None:
+    write = prepare_write(name, POOL, TRAIN)
+    before = write.workspace.priors.clone()
+    with torch.no_grad():
+        write.workspace.norm.weight.uniform_()  # else all sums of squares are alike
+    loss = write()
+    gradient = write.pool.grad.clone()
+    assert gradient.abs().max() > 0
+    write.workspace.attend = functional.pooled_attention
+    pool = write.pool.detach().requires_grad_()
+    written = write.workspace.write(pool)
+    expected = written.priors.square().sum() + written.balance_loss
+    assert torch.allclose(loss, expected)
+    assert torch.allclose(gradient, torch.autograd.grad(expected, pool)[0], atol=1e-6)
+    assert torch.allclose(write(), loss)  # neither memory nor gradient grows from call to call
+    assert torch.allclose(write.pool.grad, gradient, atol=1e-6)
+    assert torch.equal(write.workspace.priors, before)
+
+
+def test_a_write_has_the_precision_given_and_is_compiled_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda form: compiled.append(form) or form)
+    seen: list[torch.dtype] = []
+    for train in (TRAIN, HALF, replace(TRAIN, compile=True)):
+        write = prepare_write("plain", POOL, train)
+        write.workspace.to_prior.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+        write()
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+    assert len(compiled) == 1
+
+
+# --- the data alone ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of two classes: ten to train on, two to test with."""
+    for split, number in (("train", 5), ("test", 1)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def images_of(folder: Path, **changes: Any) -> Variant:  # noqa: ANN401
+    data = ImagesConfig("mine", source=str(folder), image_size=8, num_workers=0, **changes)
+    vit = replace(VIT, image_size=8, patch_size=4, num_channels=3)
+    return Variant(Experiment("mine", data, vit, TRAIN))
+
+
+def test_generated_data_is_timed_beside_the_step_of_the_recipe() -> None:
+    step, resident = loading_forms(Variant(SMALL), 3)
+    assert (step.name, step.batches, step.samples) == ("step", 1, 4)
+    assert step.operations == 3 * 4 * count_operations(VIT)
+    assert (resident.name, resident.batches, resident.samples) == ("resident", 3, 4)
+    assert (resident.operations, resident.given) == (None, None)
+    assert loading_forms(Variant(SMALL), 99)[1].batches == 5  # no more than an epoch of 20 images
+    step.prepare()()
+    resident.prepare()()
+
+
+def test_images_are_timed_in_both_ways_where_there_are_two(folder: Path) -> None:
+    step, resident, streaming = loading_forms(images_of(folder), 2)
+    assert [form.name for form in (step, resident, streaming)] == ["step", "resident", "streaming"]
+    loaders = [
+        loading.open_training(form.prepare.args[0], CPU).loader for form in (resident, streaming)
+    ]
+    assert [type(loader) for loader in loaders] == [ResidentLoader, StreamingLoader]
+    for only in ({"augment": "resized_crop"}, {"memory_budget": 0.0}):
+        names = [form.name for form in loading_forms(images_of(folder, **only), 2)]
+        assert names == ["step", "streaming"]
+
+
+def test_a_round_takes_each_batch_to_its_end_and_another_epoch_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[tuple[int, int, int]] = []
+    train_batches = loading.Split.train_batches
+
+    def watch(split: Any, batch_size: int, seed: int, epoch: int) -> Any:  # noqa: ANN401
+        for batch in train_batches(split, batch_size, seed, epoch):
+            taken.append((len(split), epoch, len(batch.labels)))
+            yield batch
+
+    monkeypatch.setattr(loading.Split, "train_batches", watch)
+    run = loading_forms(Variant(SMALL), 3)[1].prepare()
+    run()
+    run()
+    assert taken == [(12, 0, 4)] * 3 + [(12, 1, 4)] * 3
+
+
+def test_a_set_without_a_batch_is_refused() -> None:
+    large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=21)))
+    with pytest.raises(UserError, match="20 images, fewer than one batch of 21"):
+        loading_forms(large, 3)
+
+
+# --- memory ---
+
+
+def block(mebibytes: int) -> Callable[[], object]:
+    """Hold some memory, and give a function that takes half of it for a while."""
+    held = np.ones(mebibytes * 2**17)
+    return lambda: held[: len(held) // 2].copy().sum()
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    prepare = partial(prepare_model, Variant(SMALL), "step")
+    before = measure_memory("small", prepare, CPU)
+    np.ones(2**26).sum()  # half a GiB here
+    assert measure_memory("small", prepare, CPU) == pytest.approx(before, abs=0.1)
+    large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=16_384)))  # 0.25 GiB of pixels
+    assert measure_memory("large", partial(prepare_model, large, "infer"), CPU) > before + 0.25
+
+
+@pytest.mark.slow
+def test_memory_beyond_the_inputs_is_what_the_first_call_adds() -> None:
+    prepare = partial(block, 512)  # MiB, and 256 in the call, of which 128 don't count
+    assert measure_memory("block", prepare, CPU, given=2**27) == pytest.approx(0.125, abs=0.03)
+
+
+@pytest.mark.slow
+def test_the_plain_write_takes_the_memory_of_its_keys_and_values() -> None:
+    sizes = PoolSizes(32_768, 64, WorkspaceConfig(num_heads=8, prior_dim=64, num_priors=4))
+    memory = {
+        form.name: measure_memory(form.name, form.prepare, CPU, form.given)
+        for form in write_forms(sizes, TRAIN)
+        if form.name != "dense"
+    }
+    both = 2 * 4 * 32_768 * 8 * 64 / 2**30  # 0.125 GiB in the forward pass
+    assert memory["plain"] > both
+    assert memory["sparse"] < both / 2
+
+
+def die() -> Callable[[], object]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return int
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_for_its_memory_is_named() -> None:
+    with pytest.raises(UserError, match=r"memory of small was killed: lower --batch-size or --to"):
+        measure_memory("small", die, CPU)

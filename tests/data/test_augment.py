@@ -1,0 +1,171 @@
+"""Augmentation of whole batches against torchvision, image by image, and both loaders."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
+
+from associative_transformer.data.augment import Preparation, crop_and_flip, draw_crops
+from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
+from associative_transformer.interface import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+ROWS = torch.tensor([[4, 0, 9], [7, 7, 1]])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(256, (12, 3, 10, 14), dtype=torch.uint8)
+
+
+def key(seed: int = 0) -> np.random.SeedSequence:
+    return np.random.SeedSequence((seed, 3))
+
+
+def torchvision_twin(image: Tensor, crop: Tensor, padding: int) -> Tensor:
+    top, left, is_flipped = crop.tolist()
+    height, width = image.shape[1:]
+    padded = v2.pad(image, [padding], fill=0)
+    cut = v2.crop(padded, top, left, height, width)
+    return v2.horizontal_flip(cut) if is_flipped else cut
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_a_batch_is_cropped_and_flipped_as_torchvision_does_it_image_by_image(
+    images: Tensor, padding: int
+) -> None:
+    crops = draw_crops(len(images), padding, key())
+    made = crop_and_flip(images, crops, padding)
+    for image, crop, one in zip(images, crops, made, strict=True):
+        assert torch.equal(one, torchvision_twin(image, crop, padding))
+
+
+def test_every_offset_and_both_flips_are_drawn_equally_often() -> None:
+    crops = draw_crops(9000, 4, key())
+    for column, num_values in ((0, 9), (1, 9), (2, 2)):
+        counts = crops[:, column].bincount(minlength=num_values)
+        assert len(counts) == num_values
+        assert (counts / 9000).sub(1 / num_values).abs().max() < 0.02
+
+
+def test_the_crop_of_an_image_does_not_depend_on_how_many_there_are() -> None:
+    assert torch.equal(draw_crops(10, 4, key()), draw_crops(500, 4, key())[:10])
+    assert not torch.equal(draw_crops(10, 4, key()), draw_crops(10, 4, key(1)))
+
+
+def test_normalization_is_that_of_torchvision(images: Tensor) -> None:
+    expected = v2.normalize(v2.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
+    torch.testing.assert_close(Preparation(MEAN, STD).normalize(images), expected)
+
+
+def test_a_single_channel_is_repeated(images: Tensor) -> None:
+    made = Preparation((0.0,) * 3, (1.0,) * 3).normalize(images[:, :1])
+    assert made.shape == (12, 3, 10, 14)
+    assert all(torch.equal(made[:, c], images[:, 0] / 255) for c in range(3))
+
+
+def test_padding_is_black_before_normalization(images: Tensor) -> None:
+    preparation = Preparation(MEAN, STD, crop_padding=4)
+    loader = ResidentLoader(torch.full_like(images, 255), preparation)
+    batch = next(loader.load(torch.arange(12)[None], key()))
+    black, white = (preparation.normalize(torch.full((1, 3, 1, 1), v).byte()) for v in (0, 255))
+    assert ((batch == black) | (batch == white)).all()
+    assert (batch == black).any()
+
+
+def test_an_image_is_augmented_alike_wherever_it_stands_in_the_epoch(images: Tensor) -> None:
+    loader = ResidentLoader(images, Preparation(MEAN, STD, crop_padding=4))
+    first, second = loader.load(ROWS, key())
+    assert torch.equal(second[0], second[1])
+    moved = torch.stack(list(loader.load(ROWS.flip(0).flip(1), key())))
+    assert torch.equal(moved, torch.stack([second, first]).flip(1))
+    (other, _) = loader.load(ROWS, key(1))
+    assert not torch.equal(first, other)
+
+
+def test_evaluation_and_augmentation_turned_off_leave_images_as_they_are(images: Tensor) -> None:
+    preparation = Preparation(MEAN, STD)
+    expected = preparation.normalize(images[ROWS[0]])
+    for padding, seed in ((4, None), (None, key()), (None, None)):
+        loader = ResidentLoader(images, Preparation(MEAN, STD, padding))
+        assert torch.equal(next(loader.load(ROWS, seed)), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_streamed_batches_equal_resident_ones(
+    images: Tensor, num_workers: int, seed: int | None
+) -> None:
+    preparation = Preparation(MEAN, STD, crop_padding=4)
+    resident = ResidentLoader(images, preparation)
+    streaming = StreamingLoader(lambda row, _: images[row], 12, num_workers, preparation)
+    sequence = None if seed is None else key(seed)
+    pairs = zip(resident.load(ROWS, sequence), streaming.load(ROWS, sequence), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_seed_a_worker_gets_depends_on_the_epoch_and_the_row_alone() -> None:
+    def read(row: int, seed: int | None) -> Tensor:
+        digits = torch.tensor([row, *np.uint64(seed).tobytes()] if seed else [row] + [0] * 8)
+        return digits.byte().view(1, 3, 3)
+
+    def load(num_workers: int, rows: Tensor, seed: np.random.SeedSequence | None) -> Tensor:
+        loader = StreamingLoader(read, 12, num_workers, Preparation((0.0,), (1.0,)))
+        return torch.cat(list(loader.load(rows, seed)))
+
+    one = load(0, ROWS, key())
+    assert torch.equal(one, load(2, ROWS, key()))
+    assert torch.equal(one[:3], load(0, ROWS[:1], key()))
+    assert torch.equal(one[3], one[4])
+    assert len(one[:, 0, 1:].unique(dim=0)) == 5  # each of the five rows has its own
+    assert not torch.equal(one, load(0, ROWS, key(1)))
+    assert not load(0, ROWS, None)[:, 0, 1:].any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_draws_nothing_from_the_generator_of_the_training_loop(
+    images: Tensor, num_workers: int
+) -> None:
+    before = torch.get_rng_state()
+    loader = StreamingLoader(
+        lambda row, _: images[row], 12, num_workers, Preparation(MEAN, STD, crop_padding=4)
+    )
+    assert len(list(loader.load(ROWS, key()))) == 2
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def broken_at(*broken: int) -> Callable[[int, int | None], Tensor]:
+    def read(row: int, seed: int | None) -> Tensor:
+        if row in broken:
+            raise UserError(f"cannot read image {row}")
+        return torch.full((3, 2, 2), row % 256, dtype=torch.uint8)
+
+    return read
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_stops_the_stream_with_its_own_sentence(num_workers: int) -> None:
+    loader = StreamingLoader(broken_at(7), 12, num_workers, Preparation(MEAN, STD))
+    batches = loader.load(ROWS, None)
+    next(batches)
+    with pytest.raises(UserError, match=r"\Acannot read image 7\Z"):
+        next(batches)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_left_out_on_request(num_workers: int) -> None:
+    images = torch.zeros(600, 3, 2, 2, dtype=torch.uint8)
+    broken = [0, 255, 256, 599]
+    rows = read_once(broken_at(*broken), 600, num_workers, "skip", images)
+    assert rows.tolist() == [row for row in range(600) if row not in broken]
+    assert torch.equal(images[rows, 0, 0, 0], (rows % 256).byte())
+    with pytest.raises(UserError, match="cannot read image 255"):
+        read_once(broken_at(255), 600, num_workers, "stop")
+
+
+def test_a_set_without_a_readable_image_comes_back_empty() -> None:
+    assert read_once(broken_at(*range(5)), 5, 0, "skip").tolist() == []
+    assert read_once(broken_at(), 0, 0, "stop").tolist() == []

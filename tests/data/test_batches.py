@@ -1,0 +1,254 @@
+"""Order, share and end of the batches of a split."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from associative_transformer.data import SortOfClevrConfig, TriangleConfig, load_data
+from associative_transformer.data.batches import Split
+from associative_transformer.data.questions import encode
+from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
+from associative_transformer.interface import PADDING, Batch, UserError
+
+CPU = torch.device("cpu")
+
+
+class RowLoader:
+    """Each image is its row; in training the seed is added to it."""
+
+    device = CPU
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
+        shift = 0 if seed is None else int(seed.generate_state(1)[0]) % 1000 / 1000
+        for row in rows:
+            self.loaded += row.tolist()
+            yield row[:, None, None, None] + torch.tensor(float(shift))
+
+
+def make_split(num_items: int, has_questions: bool = False) -> Split:
+    questions = torch.arange(2.0 * num_items).view(-1, 2) if has_questions else None
+    labels = torch.arange(num_items) % 7
+    return Split(labels, torch.arange(num_items) + 100, RowLoader(), questions)
+
+
+def make_asked(num_images: int, each: int = 3) -> Split:
+    """Ask each image several questions, each of which names its image and itself."""
+    asked = torch.arange(num_images * each)
+    questions = torch.stack([(asked // each).float(), asked.float()], dim=1)
+    return Split(asked % 7, asked // each + 100, RowLoader(), questions)
+
+
+def items(batches: Iterable[Batch]) -> list[int]:
+    images = torch.cat([batch.images for batch in batches]).flatten()
+    return (images.floor().long() - 100).tolist()
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> bool:
+    pairs = zip(ours, theirs, strict=True)
+    return all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs
+    )
+
+
+def test_an_epoch_shows_every_image_at_most_once_and_drops_the_incomplete_batch() -> None:
+    split = make_split(23)
+    seen = items(split.train_batches(5, seed=0, epoch=0))
+    assert split.steps_per_epoch(5) == 4
+    assert len(seen) == len(set(seen)) == 20
+    assert seen != sorted(seen)
+
+
+def test_the_dropped_images_change_from_epoch_to_epoch() -> None:
+    split = make_split(23)
+    seen = {item for epoch in range(20) for item in items(split.train_batches(5, 0, epoch))}
+    assert seen == set(range(23))
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
+    split = make_split(23)
+    reference = list(split.train_batches(5, seed=1, epoch=2))
+    list(split.train_batches(5, seed=3, epoch=4))
+    torch.rand(3)
+    assert same(reference, list(make_split(23).train_batches(5, seed=1, epoch=2)))
+    for seed, epoch in ((1, 3), (2, 2), (2, 1)):
+        other = list(split.train_batches(5, seed, epoch))
+        assert items(other) != items(reference)
+        assert not torch.equal(other[0].images % 1, reference[0].images % 1)
+
+
+def test_a_resumed_epoch_goes_on_with_the_batches_it_would_have_seen() -> None:
+    split = make_split(23, has_questions=True)
+    whole = list(split.train_batches(5, 0, 1))
+    fresh = make_split(23)
+    assert same(whole[3:], list(fresh.train_batches(5, 0, 1, first_step=3)))
+    assert len(fresh.loader.loaded) == 5  # what is skipped is not loaded either
+    assert list(split.train_batches(5, 0, 1, first_step=4)) == []
+
+
+def test_labels_and_questions_stay_with_their_image() -> None:
+    split = make_split(23, has_questions=True)
+    for batches in (split.train_batches(5, 0, 0), split.eval_batches(5)):
+        for batch in batches:
+            item = batch.images.flatten().floor().long() - 100
+            is_real = batch.labels != PADDING
+            assert torch.equal(batch.labels[is_real], item[is_real] % 7)
+            assert batch.questions is not None
+            assert torch.equal(batch.questions[:, 1], 2.0 * item + 1)
+
+
+@pytest.mark.parametrize("num_items", [1, 4, 5, 6, 23])
+def test_evaluation_shows_every_image_once_in_order_and_fills_the_last_batch(
+    num_items: int,
+) -> None:
+    batches = list(make_split(num_items).eval_batches(5))
+    assert all(len(batch.images) == 5 for batch in batches)
+    assert not any((batch.images % 1).any() for batch in batches)  # nothing is augmented
+    seen, labels = items(batches), torch.cat([batch.labels for batch in batches])
+    assert seen[:num_items] == list(range(num_items))
+    assert set(seen[num_items:]) <= {num_items - 1}  # the last image repeated
+    assert (labels != PADDING).tolist() == [i < num_items for i in range(len(seen))]
+
+
+def test_a_set_smaller_than_a_batch_is_refused_at_once_with_both_numbers() -> None:
+    with pytest.raises(UserError, match=r"has 23 images, fewer than one batch of 24"):
+        make_split(23).train_batches(24, seed=0, epoch=0)
+
+
+def test_too_few_questions_for_a_batch_are_called_questions() -> None:
+    with pytest.raises(UserError, match=r"has 24 questions, fewer than one batch of 25"):
+        make_asked(8).train_batches(25, seed=0, epoch=0)
+
+
+def test_every_question_comes_once_an_epoch_with_its_own_image() -> None:
+    split = make_asked(10)
+    for batches in (split.train_batches(5, 0, 0), split.eval_batches(5)):
+        seen = []
+        for batch in batches:
+            assert batch.questions is not None
+            shown = batch.images.flatten().floor() - 100
+            assert torch.equal(batch.questions[:, 0], shown)
+            assert torch.equal(batch.questions[:, 1].long() % 7, batch.labels)
+            seen += batch.questions[:, 1].tolist()
+        assert sorted(seen) == list(range(30))
+
+
+def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
+    split = make_split(50, has_questions=True)
+    train, validation = split.carve(0.2)
+    assert validation is not None
+    assert (len(train), len(validation)) == (40, 10)
+    assert sorted(train.rows.tolist() + validation.rows.tolist()) == split.rows.tolist()
+    assert validation.rows.tolist() != list(range(100, 110))
+    assert torch.equal(validation.labels, (validation.rows - 100) % 7)
+    again = make_split(50).carve(0.2)[1]
+    assert again is not None
+    assert torch.equal(validation.rows, again.rows)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: float) -> None:
+    split = make_asked(30)
+    train, validation = split.carve(fraction)
+    assert validation is not None
+    ours, theirs = set(train.rows.tolist()), set(validation.rows.tolist())
+    assert not ours & theirs
+    assert len(theirs) == round(fraction * 30)
+    for part in (train, validation):
+        assert part.questions is not None
+        assert len(part) == 3 * len(set(part.rows.tolist()))
+        assert part.questions[:, 1].tolist() == sorted(part.questions[:, 1].tolist())
+        assert torch.equal(part.questions[:, 0] + 100, part.rows.float())
+        assert torch.equal(part.labels, part.questions[:, 1].long() % 7)
+    assert theirs != set(range(100, 100 + len(theirs)))
+
+
+def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have() -> None:
+    few, many = make_asked(30, each=1).carve(0.2)[1], make_asked(30, each=5).carve(0.2)[1]
+    plain = Split(torch.zeros(30).long(), torch.arange(30) + 100, RowLoader()).carve(0.2)[1]
+    assert few is not None
+    assert many is not None
+    assert plain is not None
+    assert set(few.rows.tolist()) == set(many.rows.tolist()) == set(plain.rows.tolist())
+
+
+def test_nothing_is_carved_without_a_fraction_and_too_small_a_one_is_refused() -> None:
+    split = make_split(50)
+    assert split.carve(0.0) == (split, None)
+    for fraction in (0.001, 0.999):
+        with pytest.raises(UserError, match=rf"{fraction} x 50 images"):
+            split.carve(fraction)
+    with pytest.raises(UserError, match=r"0\.01 x 30 images"):
+        make_asked(30).carve(0.01)  # 90 questions
+
+
+def test_carving_leaves_the_augmentation_of_the_other_images_alone() -> None:
+    whole = make_split(50)
+    train, _ = whole.carve(0.2)
+    rows = {
+        row for batch in train.train_batches(40, 0, 0) for row in batch.images.flatten().tolist()
+    }
+    assert rows <= {r for b in whole.train_batches(50, 0, 0) for r in b.images.flatten().tolist()}
+
+
+def test_generated_triangles_load_as_a_data_set() -> None:
+    config = TriangleConfig(num_train=40, num_test=10, val_fraction=0.25)
+    data = load_data(config, CPU)
+    assert data.validation is not None
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 10, 10]
+    assert (data.class_names, data.num_skipped) == (("equilateral", "other"), 0)
+    batch = next(data.train.train_batches(8, 0, 0))
+    assert batch.images.shape == (8, 3, 64, 64)
+    assert batch.images.unique().tolist() == [0, 1]
+    assert torch.equal(batch.images[:, 0], batch.images[:, 2])
+
+
+@pytest.mark.parametrize(("channels", "raw", "white"), [(1, False, 1.0), (3, True, 255.0)])
+def test_triangles_come_with_the_channels_and_the_scale_asked_for(
+    channels: int, raw: bool, white: float
+) -> None:
+    data = load_data(TriangleConfig(num_train=8, num_test=8, channels=channels, raw=raw), CPU)
+    (batch,) = data.test.eval_batches(8)
+    assert batch.images.shape == (8, channels, 64, 64)
+    assert batch.images.unique().tolist() == [0.0, white]
+
+
+def test_triangles_are_never_augmented_and_the_test_set_is_fixed() -> None:
+    config = TriangleConfig(num_train=16, num_test=8)
+    data, again = load_data(config, CPU), load_data(config, CPU)
+    assert same(list(data.test.eval_batches(8)), list(again.test.eval_batches(8)))
+    trained = torch.cat([batch.images for batch in data.train.train_batches(16, 0, 0)])
+    stored = torch.cat([batch.images for batch in data.train.eval_batches(16)])
+    assert torch.equal(trained.flatten(1).sum(1).sort()[0], stored.flatten(1).sum(1).sort()[0])
+
+
+def test_generated_questions_load_with_their_pictures_and_answers() -> None:
+    types = ("ternary", "binary")
+    config = SortOfClevrConfig(
+        num_train=10, num_test=4, num_questions=3, question_types=types, val_fraction=0.2
+    )
+    data = load_data(config, CPU)
+    assert data.validation is not None
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [48, 12, 24]
+    assert len(data.class_names) == 10
+    assert data.guesses is not None
+    assert data.guesses.shape == (9,)
+    made = generate_items(config, TEST)
+    pictures = torch.from_numpy(draw_pictures(made.scenes)).float() / 255
+    vectors = torch.from_numpy(encode(made.questions))
+    start = 0
+    for batch in data.test.eval_batches(6):
+        here = slice(start, start + 6)
+        torch.testing.assert_close(batch.images, pictures[made.picture[here]])
+        assert batch.questions is not None
+        assert torch.equal(batch.questions, vectors[here])
+        assert batch.labels.tolist() == made.answers[here].tolist()
+        start += 6
+    for batch in data.train.train_batches(48, 0, 0):  # pictures are never augmented
+        assert batch.images.max() == 1
+        assert batch.images.unique().numel() <= 4 + 1  # 0, 1, and shades of orange and gray

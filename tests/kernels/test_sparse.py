@@ -1,0 +1,195 @@
+"""The sparse form of the pooled attention against the slow loops and the plain form.
+
+Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from associative_transformer import functional, kernels
+from associative_transformer.functional import Selection, balance_loss
+from associative_transformer.kernels import sparse
+from twins import naive
+
+S, E = 3, 7
+
+
+class Inputs(NamedTuple):
+    q: Tensor  # (S, M, D)
+    pool: Tensor  # (T, E)
+    w_k: Tensor  # (S, D, E)
+    w_v: Tensor  # (S, D, E)
+
+
+def inputs(
+    num_priors: int, width: int, num_tokens: int, dtype: torch.dtype = torch.float64
+) -> Inputs:
+    shapes = (S, num_priors, width), (num_tokens, E), (S, width, E), (S, width, E)
+    return Inputs(*(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes))
+
+
+def loss_of(selection: Selection, num_tokens: int) -> Tensor:
+    """Depend on values and scores, each entry with a slope of its own."""
+    slopes = torch.linspace(-1, 2, selection.value.numel()).view_as(selection.value)
+    unevenness = balance_loss(selection.score, selection.chosen, num_tokens)
+    return (slopes * selection.value).sum() + 0.1 * unevenness
+
+
+def gradients(selection: Selection, given: Inputs) -> Sequence[Tensor]:
+    return torch.autograd.grad(loss_of(selection, len(given.pool)), given)
+
+
+@pytest.fixture(params=[5, 8, 100], ids="chunks of {}".format)
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sparse, "CHUNK", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(("num_priors", "width"), [(2, 4), (5, 2), (1, 1)])
+@pytest.mark.parametrize("bottleneck", [1, 4, 12])
+def test_it_equals_the_slow_loops_forward_and_backward(
+    num_priors: int, width: int, bottleneck: int, chunk: int
+) -> None:
+    given = inputs(num_priors, width, num_tokens=13)
+    ours = sparse.pooled_attention(*given, bottleneck)
+    k, v = (torch.stack([naive.linear(given.pool, head) for head in w]) for w in given[2:])
+    theirs = naive.bottleneck_attention(given.q, k, v, bottleneck)
+    order = ours.score.argsort(dim=-1, descending=True)
+    assert torch.equal(ours.chosen.gather(-1, order), theirs.chosen)
+    torch.testing.assert_close(ours.score.gather(-1, order), theirs.score)
+    torch.testing.assert_close(ours.value, theirs.value)
+    expected = Selection(theirs.value, theirs.score, theirs.chosen)
+    for mine, other in zip(gradients(ours, given), gradients(expected, given), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("bottleneck", [None, 9, 10])
+def test_where_all_tokens_win_it_is_the_plain_form(bottleneck: int | None) -> None:
+    given = inputs(2, 4, num_tokens=9)
+    ours = sparse.pooled_attention(*given, bottleneck)
+    assert all(map(torch.equal, ours, functional.pooled_attention(*given, bottleneck)))
+
+
+@pytest.mark.parametrize("num_priors", [2, 6])  # fewer than the width of a head, and more
+def test_at_odd_sizes_in_float32_it_equals_the_plain_form(num_priors: int, chunk: int) -> None:
+    given = inputs(num_priors, 5, num_tokens=211, dtype=torch.float32)
+    ours, theirs = (form.pooled_attention(*given, 17) for form in (sparse, functional))
+    torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+    for mine, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_exactly_k_tokens_win_though_all_are_equal(chunk: int) -> None:
+    given = inputs(2, 4, num_tokens=30)._replace(pool=torch.ones(30, E).double())
+    first, second = (sparse.pooled_attention(*given, 11) for _ in range(2))
+    assert torch.equal(first.chosen, second.chosen)
+    assert all(len(row.unique()) == 11 for row in first.chosen.flatten(0, 1))
+    torch.testing.assert_close(first.score, torch.full_like(first.score, 1 / 11))
+
+
+def test_large_similarities_do_not_overflow() -> None:
+    given = inputs(2, 4, num_tokens=30, dtype=torch.float32)
+    given = given._replace(q=given.q * 1e4)
+    selection = sparse.pooled_attention(*given, 5)
+    assert selection.value.isfinite().all()
+    torch.testing.assert_close(selection.score.sum(dim=-1), torch.ones(S, 2))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(selection.value.sum(), given.pool))
+
+
+def test_a_token_of_similarity_minus_infinity_takes_no_part() -> None:
+    asked, pool = (torch.randn(n, E).double().requires_grad_() for n in (2, 6))
+    chosen = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    similarity = (asked @ pool.mT).gather(1, chosen).detach()
+    similarity[:, 1] = -math.inf
+    weight, taken = sparse.take(asked, pool, similarity, chosen, similarity.amax(dim=-1))
+    assert not weight[:, 1].any()
+    gradient = torch.autograd.grad(taken.square().sum() + weight.square().sum(), pool)[0]
+    assert not gradient[[1, 4]].any()
+    assert gradient[[0, 2, 3, 5]].all()
+
+
+def test_the_gradients_of_take_are_those_of_finite_differences() -> None:
+    asked, pool = (torch.randn(n, 3).double().requires_grad_() for n in (2, 6))
+    chosen = torch.tensor([[0, 1, 2], [3, 1, 5]])
+
+    def weigh(asked: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = (asked @ pool.mT).gather(1, chosen)
+        return sparse.take(asked, pool, similarity, chosen, torch.zeros(2).double())
+
+    assert torch.autograd.gradcheck(weigh, (asked, pool))
+
+
+def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
+    given = inputs(2, 4, num_tokens=9)
+    asked = torch.randn(S * 2, E).double().requires_grad_()
+    of_no_gradient = (given.q.detach(), given.w_k.detach(), given.pool.detach(), 4)
+    torch.library.opcheck(sparse.choose, of_no_gradient)
+    similarity, chosen = sparse.choose(*of_no_gradient)
+    arguments = (asked, given.pool, similarity, chosen, similarity.amax(dim=-1))
+    torch.library.opcheck(sparse.take, arguments)
+    weight, taken = (x.detach() for x in sparse.take(*arguments))
+    tensors = (weight, taken, asked.detach(), given.pool.detach(), weight, chosen)
+    torch.library.opcheck(sparse.take_backward, tensors)
+
+
+def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_near_float32() -> None:
+    given = inputs(2, 4, num_tokens=60, dtype=torch.float32)
+    exact = sparse.pooled_attention(*given, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        selection = sparse.pooled_attention(*given, 50)
+        found = gradients(selection, given)
+    assert selection.score.dtype == torch.float32
+    assert selection.value.dtype == torch.bfloat16
+    torch.testing.assert_close(selection.value.float(), exact.value, rtol=0.1, atol=0.1)
+    for mine, other in zip(found, gradients(exact, given), strict=True):
+        assert (mine - other).norm() < 0.1 * other.norm()
+
+
+class Largest(TorchDispatchMode):
+    """Keep the size of the largest tensor that an operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        for output in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(output, Tensor):
+                self.elements = max(self.elements, output.numel())
+        return result
+
+
+@pytest.mark.parametrize("num_tokens", [600, 1200])
+def test_no_tensor_but_the_gradient_of_the_tokens_grows_with_the_pool(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "CHUNK", 50)
+    num_priors, width, bottleneck = 4, 8, 6
+    with torch.no_grad():
+        given = inputs(num_priors, width, num_tokens)
+        asked = (given.q @ given.w_k).flatten(0, 1)
+        # a mode does not see into an operator, hence the functions behind them
+        with Largest() as forward:
+            similarity, chosen = sparse.choose._init_fn(given.q, given.w_k, given.pool, bottleneck)
+            shift = similarity.amax(dim=-1)
+            weight, taken = sparse.take._init_fn(asked, given.pool, similarity, chosen, shift)
+        with Largest() as backward:
+            tensors = (weight, taken, asked, given.pool, weight, chosen)
+            sparse.take_backward._init_fn(*tensors)
+        with Largest() as plain:
+            functional.pooled_attention(*given, bottleneck)
+    assert forward.elements == S * num_priors * 50  # similarities to a chunk
+    assert backward.elements == num_tokens * E  # the gradient of the tokens
+    assert plain.elements >= S * num_priors * num_tokens  # so the measure can fail
+
+
+def test_a_cpu_takes_the_sparse_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(2, 4, num_tokens=9)
+    selection = functional.pooled_attention(*given, 3)
+    monkeypatch.setattr(sparse, "pooled_attention", lambda *_: selection)
+    assert kernels.pooled_attention(*given, 3) is selection

@@ -1,0 +1,248 @@
+"""Hostile input for the tests: images written byte by byte, and a run that was never trained."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from associative_transformer.data import TriangleConfig
+from associative_transformer.experiment import Experiment, TrainConfig
+from associative_transformer.models import ViTConfig, build_model
+from associative_transformer.runs.folder import open_folder
+
+EXPERIMENT = Experiment(
+    "tiny",
+    TriangleConfig(num_train=64, num_test=64),
+    ViTConfig(
+        image_size=64,
+        patch_size=32,
+        embed_dim=8,
+        depth=1,
+        num_heads=1,
+        head_dim=8,
+        num_classes=2,
+    ),
+    TrainConfig(epochs=1, batch_size=64, device="cpu"),
+)
+
+
+def make_run(folder: Path) -> Path:
+    """Write a complete run without training it."""
+    open_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
+    build_model(EXPERIMENT.model).save_pretrained(folder)
+    (folder / "result.json").write_text(json.dumps({"classes": ["equilateral", "other"]}))
+    return folder
+
+
+class Malice:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.mkdir, (self.trap,)
+
+
+# --- images ---
+
+RANDOM = np.random.default_rng(0)
+COLOR = RANDOM.integers(256, size=(8, 8, 3), dtype=np.uint8)
+GREY = RANDOM.integers(256, size=(8, 8), dtype=np.uint8)
+DEEP = RANDOM.integers(2**16, size=(8, 8), dtype=np.uint16)
+DEEP_COLOR = RANDOM.integers(2**16, size=(8, 8, 3), dtype=np.uint16)
+PALETTE = RANDOM.integers(256, size=(256, 3), dtype=np.uint8)
+INKS = RANDOM.integers(2, size=(8, 8, 4), dtype=np.uint8) * 255  # all or nothing of C, M, Y, K
+RED = np.full((8, 8, 3), (255, 0, 0), np.uint8)
+
+
+class Picture(NamedTuple):
+    """A file, and the pixels (8, 8) or (8, 8, 3) that it has to give."""
+
+    content: bytes
+    pixels: np.ndarray
+    name: str = "picture.png"
+
+
+def png(
+    pixels: np.ndarray, color: int = 2, extra: bytes = b"", size: tuple[int, int] | None = None
+) -> bytes:
+    """Write a PNG: color 0 is grey, 2 RGB, 3 palette, 4 and 6 have alpha. A size may be a lie."""
+    height, width = pixels.shape[:2]
+    depth = 8 * pixels.itemsize
+    rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), depth, color, 0, 0, 0)
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(data))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def bmp(width: int, height: int, data: bytes = b"") -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(data), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(data), 0, 0, 54) + header + data
+
+
+def gif(width: int, height: int) -> bytes:
+    screen = struct.pack("<HHBBB", width, height, 0, 0, 0)
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0)
+    return b"GIF89a" + screen + frame + b"\x02\x00\x3b"
+
+
+def webp(width: int, height: int) -> bytes:
+    """Write the beginning of a lossless WebP."""
+    bits = (width - 1) | (height - 1) << 14
+    body = b"VP8L" + struct.pack("<IBI", 16, 0x2F, bits) + bytes(11)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def tiff(width: int, height: int) -> bytes:
+    """Write an RGB TIFF of one strip that holds nothing."""
+    fields = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 2)]
+    fields += [(273, 4, 8), (277, 3, 3), (278, 4, height), (279, 4, 0)]
+    entries = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in fields
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:  # noqa: ANN401
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return png(COLOR, extra=chunk(b"eXIf", exif.tobytes()[6:]))
+
+
+def movie(form: str, **options: Any) -> bytes:  # noqa: ANN401
+    first, second = Image.fromarray(RED), Image.fromarray(COLOR)
+    return encoded(first, form, save_all=True, append_images=[second], **options)
+
+
+def solid(color: tuple[int, ...], mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (8, 8), color)
+
+
+UPRIGHT = {  # what the orientations of EXIF ask for
+    1: COLOR,
+    2: COLOR[:, ::-1],
+    3: COLOR[::-1, ::-1],
+    4: COLOR[::-1],
+    5: COLOR.swapaxes(0, 1),
+    6: np.rot90(COLOR, -1),
+    7: np.rot90(COLOR, 2).swapaxes(0, 1),
+    8: np.rot90(COLOR),
+}
+ALPHA = RANDOM.integers(256, size=(8, 8, 1), dtype=np.uint8)
+DEEP_ALPHA = RANDOM.integers(2**16, size=(8, 8, 1), dtype=np.uint16)
+BITS = GREY > 127
+PAINTED = (255 - INKS[..., :3]) // 255 * (255 - INKS[..., 3:])
+
+READABLE = {
+    "16-bit grey PNG": Picture(png(DEEP, 0), DEEP >> 8),
+    "16-bit color PNG": Picture(png(DEEP_COLOR), DEEP_COLOR >> 8),
+    "16-bit grey PNG with alpha": Picture(
+        png(np.concatenate([DEEP[..., None], DEEP_ALPHA], -1), 4), DEEP >> 8
+    ),
+    "16-bit color PNG with alpha": Picture(
+        png(np.concatenate([DEEP_COLOR, DEEP_ALPHA], -1), 6), DEEP_COLOR >> 8
+    ),
+    "16-bit TIFF": Picture(encoded(Image.fromarray(DEEP), "TIFF"), DEEP >> 8),
+    "16-bit PGM": Picture(b"P5\n8 8\n65535\n" + DEEP.astype(">u2").tobytes(), DEEP >> 8),
+    "16-bit PPM": Picture(
+        b"P6\n8 8\n65535\n" + (np.uint16(257) * COLOR).astype(">u2").tobytes(), COLOR
+    ),
+    "grey PNG": Picture(png(GREY, 0), GREY),
+    "grey JPEG": Picture(encoded(solid((77,), "L"), "JPEG"), np.full((8, 8), 77, np.uint8)),
+    "grey PGM": Picture(b"P5\n8 8\n255\n" + GREY.tobytes(), GREY),
+    "black and white PBM": Picture(
+        b"P4\n8 8\n" + np.packbits(~BITS, axis=1).tobytes(), BITS * np.uint8(255)
+    ),
+    "grey PNG with alpha": Picture(png(np.concatenate([GREY[..., None], ALPHA], -1), 4), GREY),
+    "palette PNG": Picture(png(GREY, 3, chunk(b"PLTE", PALETTE.tobytes())), PALETTE[GREY]),
+    "palette PNG with transparency": Picture(
+        png(GREY, 3, chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
+        PALETTE[GREY],
+    ),
+    "color PNG with a transparent color": Picture(
+        png(COLOR, 2, chunk(b"tRNS", struct.pack(">HHH", *COLOR[0, 0]))), COLOR
+    ),
+    "CMYK TIFF": Picture(encoded(Image.fromarray(INKS, "CMYK"), "TIFF"), PAINTED),
+    "CMYK JPEG": Picture(encoded(solid((0, 255, 255, 0), "CMYK"), "JPEG"), RED),
+    "RGBA PNG": Picture(png(np.concatenate([COLOR, ALPHA], -1), 6), COLOR),
+    "animated GIF": Picture(movie("GIF"), RED),
+    "animated PNG": Picture(movie("PNG"), RED),
+    "animated WebP": Picture(movie("WEBP", lossless=True), RED),
+    "TIFF of several pages": Picture(movie("TIFF"), RED),
+    "MPO, a JPEG of two pictures": Picture(
+        encoded(solid((90,) * 3), "MPO", save_all=True, append_images=[solid((0, 0, 0))]),
+        np.full((8, 8), 90, np.uint8),
+    ),
+    "PNG named .jpg": Picture(png(COLOR), COLOR, "picture.jpg"),
+    "GIF named .png": Picture(encoded(solid((255, 0, 0)), "GIF"), RED, "picture.png"),
+    "BMP named .webp": Picture(encoded(Image.fromarray(COLOR), "BMP"), COLOR, "picture.webp"),
+    "PNG named .parquet": Picture(png(COLOR), COLOR, "picture.parquet"),
+    **{f"EXIF rotation {k}": Picture(turned(k), pixels) for k, pixels in UPRIGHT.items()},
+    "EXIF rotation 99": Picture(turned(99), COLOR),
+    "one pixel": Picture(png(RED[:1, :1]), RED),
+    "a line of 1 x 60,000 pixels": Picture(png(np.full((60_000, 1, 3), RED[0, 0], "u1")), RED),
+    "more bytes behind the end": Picture(png(COLOR) + b"<script>" * 99, COLOR),
+}
+
+WHOLE = {
+    form: encoded(Image.fromarray(np.kron(COLOR, np.ones((8, 8, 1), np.uint8))), form)
+    for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+}
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+BOMBS = {
+    "bomb: PNG of 120 million pixels": png(COLOR, size=(12_000, 10_000)),
+    "bomb: PNG of 10 billion pixels": png(COLOR, size=(100_000, 100_000)),
+    "bomb: BMP of 100 million pixels": bmp(10_000, 10_000),
+    "bomb: BMP of 4 billion pixels": bmp(65_535, 65_535),
+    "bomb: GIF of 4 billion pixels": gif(65_535, 65_535),
+    "bomb: WebP of 268 million pixels": webp(16_383, 16_383),
+    "bomb: TIFF of 100 million pixels": tiff(10_000, 10_000),
+    "bomb: PPM of 100 million pixels": b"P6\n10000 10000\n255\n",
+}
+UNREADABLE = {
+    "empty": b"",
+    "one byte": b"\x89",
+    "signature alone": png(COLOR)[:8],
+    **{f"truncated {form}": content[: len(content) // 2] for form, content in WHOLE.items()},
+    "wrong checksum": png(COLOR).replace(b"IDAT", b"IDAT\0", 1),
+    "PNG without width": png(COLOR, size=(0, 8)),
+    "PNG without height": png(COLOR, size=(8, 0)),
+    "GIF of zero size": gif(0, 0),
+    "BMP of zero size": bmp(0, 0),
+    "BMP of negative width": bmp(-8, 8, COLOR.tobytes()),
+    "TIFF of zero size": tiff(0, 8),
+    "PPM of zero size": b"P6\n0 8\n255\n",
+    "32-bit TIFF": encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+    "float TIFF": encoded(Image.fromarray(DEEP.astype(np.float32)), "TIFF"),
+    "float PFM": b"Pf\n8 8\n-1.0\n" + bytes(256),
+    **BOMBS,
+    "bomb: text of 100 million letters": png(
+        COLOR, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))
+    ),
+    "EPS, which is a program": EPS,
+    "PDF": b"%PDF-1.7\n1 0 obj\n<</Type/Catalog>>\nendobj\n%%EOF\n",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    "HTML": b"<!doctype html><script>alert(1)</script>",
+    "ZIP": b"PK\x05\x06" + bytes(18),
+    "text": b"hello\n" * 100,
+    "zeros": bytes(10_000),
+}

@@ -1,0 +1,214 @@
+"""The models under torch.compile: one graph, the same numbers, compiled once.
+
+These tests run without the shape checks of the other ones, which torch.compile can't trace.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+from shutil import which
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import cross_entropy
+
+from associative_transformer.models import (
+    AiTConfig,
+    ConvMLPConfig,
+    DenseConfig,
+    ModelConfig,
+    RelationNetworkConfig,
+    ViTConfig,
+    build_model,
+)
+from associative_transformer.recipes import find_recipe
+from associative_transformer.training.loop import train
+from associative_transformer.workspace import WorkspaceConfig
+
+pytestmark = pytest.mark.compiled
+
+by_aot_eager = partialmethod(nn.Module.compile, backend="aot_eager")
+MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8)
+AIT = AiTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+    workspace=MEMORY,
+)
+VIT = ViTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+)
+DENSE = DenseConfig(image_size=8, patch_size=2, num_classes=5, embed_dim=24, mlp_ratio=2.0)
+RELATIONS = RelationNetworkConfig(
+    image_size=75, num_classes=5, conv_dim=3, num_relation_layers=2, hidden_dim=8, dropout=0.0
+)
+CONV_MLP = ConvMLPConfig(
+    image_size=16, num_classes=5, conv_dim=3, num_convs=2, hidden_dim=8, dropout=0.0
+)
+CONFIGS: dict[str, ModelConfig] = {
+    "ait": AIT,
+    "ait-two-blocks": replace(AIT, depth=2),
+    "ait-cross-attention": replace(AIT, read="cross_attention"),
+    "ait-dense": replace(AIT, workspace=replace(MEMORY, bottleneck=None, num_steps=2)),
+    "ait-detached": replace(AIT, workspace=replace(MEMORY, differentiable_write=False)),
+    "vit": VIT,
+    "dense": DENSE,
+    "relation-network": RELATIONS,  # several turns over the batch, the last one shorter
+    "relation-network-triples": replace(RELATIONS, image_size=33, num_objects=3),
+    "conv-mlp": CONV_MLP,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(model: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(model, fullgraph=True, backend=backend)
+
+
+def batch(config: ModelConfig, size: int = 4) -> tuple[list[Tensor], Tensor]:
+    """Give images, and questions where the model takes them, and the labels."""
+    inputs = [torch.randn(size, config.num_channels, config.image_size, config.image_size)]
+    if config.question_dim:
+        inputs.append(torch.randn(size, config.question_dim))
+    return inputs, torch.randint(config.num_classes, (size,))
+
+
+def memories(model: nn.Module) -> dict[str, Tensor]:
+    """Give the buffers that move in training."""
+    saved = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def assert_close(ours: Tensor, theirs: Tensor, name: str = "") -> None:
+    torch.testing.assert_close(
+        ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}"
+    )
+
+
+def assert_same_training(
+    eager: nn.Module,
+    other: nn.Module,
+    fast: Callable[..., tuple[Tensor, Tensor]],
+    batch_size: int = 4,
+) -> None:
+    """Take two optimizer steps; the second one must reuse the graph of the first."""
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (eager, other)]
+    for step in range(2):
+        inputs, labels = batch(eager.config, batch_size)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            losses = []
+            for run, optimizer in zip((eager, fast), optimizers, strict=True):
+                optimizer.zero_grad()
+                logits, aux_loss = run(*inputs)
+                losses.append(cross_entropy(logits, labels) + aux_loss)
+                losses[-1].backward()
+        assert_close(losses[1], losses[0], "loss")
+        for (name, ours), theirs in zip(other.named_parameters(), eager.parameters(), strict=True):
+            assert (ours.grad is None) == (theirs.grad is None), name
+            if ours.grad is not None and theirs.grad is not None:
+                assert_close(ours.grad, theirs.grad, name)
+        for (name, ours), theirs in zip(other.named_buffers(), eager.buffers(), strict=True):
+            assert_close(ours, theirs, name)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(
+            "ait",
+            "inductor",  # 40 s of C++ compiler where nothing is cached
+            marks=pytest.mark.skipif(not which("g++"), reason="inductor needs a C++ compiler"),
+        ),
+        ("ait-cross-attention", "aot_eager"),
+        ("ait-dense", "aot_eager"),
+        ("ait-detached", "aot_eager"),
+        ("relation-network", "aot_eager"),
+        ("relation-network-triples", "aot_eager"),
+        ("conv-mlp", "aot_eager"),
+    ],
+)
+def test_two_compiled_training_steps_equal_eager_ones(name: str, backend: str) -> None:
+    eager = build_model(CONFIGS[name])
+    other = copy.deepcopy(eager)
+    addresses = [buffer.data_ptr() for buffer in other.buffers()]
+    before = [memory.clone() for memory in memories(other).values()]
+    assert_same_training(eager, other, compiled(other, backend), batch_size=11)
+    assert [buffer.data_ptr() for buffer in other.buffers()] == addresses
+    assert not any(map(torch.equal, memories(other).values(), before))
+
+
+@pytest.mark.parametrize(
+    "name", ["ait-two-blocks", "vit", "dense", "relation-network", "conv-mlp"]
+)
+def test_compiled_evaluation_equals_eager_and_leaves_the_memory(name: str) -> None:
+    model = build_model(CONFIGS[name]).eval()
+    fast, before = compiled(model, "aot_eager"), [buffer.clone() for buffer in model.buffers()]
+    for repetition in range(2):
+        inputs, _ = batch(model.config)
+        stance = "default" if repetition == 0 else "fail_on_recompile"
+        with torch.no_grad(), torch.compiler.set_stance(stance):
+            logits, aux_loss = fast(*inputs)
+            assert_close(logits, model(*inputs).logits)
+        assert aux_loss == 0
+    assert all(map(torch.equal, model.buffers(), before))
+
+
+@pytest.mark.parametrize("name", ["ait-two-blocks", "vit", "dense"])
+def test_activation_checkpointing_survives_compilation(name: str) -> None:
+    eager = build_model(CONFIGS[name])
+    other = copy.deepcopy(eager)
+    other.set_grad_checkpointing()
+    assert_same_training(eager, other, compiled(other, "aot_eager"))
+
+
+def test_a_compiled_model_goes_from_training_to_evaluation_and_back() -> None:
+    eager = build_model(AIT)
+    other = copy.deepcopy(eager)
+    fast = compiled(other, "aot_eager")
+    inputs, _ = batch(AIT)
+    for training in (True, False, True, False):
+        eager.train(training)
+        other.train(training)
+        expected, (logits, aux_loss) = eager(*inputs), fast(*inputs)
+        assert_close(logits, expected.logits)
+        assert_close(aux_loss, expected.aux_loss)
+        for ours, theirs in zip(other.buffers(), eager.buffers(), strict=True):
+            assert_close(ours, theirs)
+
+
+def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: Path) -> None:
+    recipe = find_recipe("triangle-ait-tiny")
+    experiment = replace(
+        recipe,
+        data=replace(recipe.data, num_train=100, num_test=53, val_fraction=0.1),
+        train=replace(recipe.train, epochs=2, batch_size=24, device="cpu", compile=True),
+    )
+    counters.clear()
+    with patch.object(nn.Module, "compile", by_aot_eager):
+        train(experiment, tmp_path / "run")  # the last batch of 53 is filled up
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]

@@ -1,0 +1,772 @@
+"""What holds for every model: one contract, then sizes, saving, checkpointing, learning."""
+
+import copy
+import json
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.hub_mixin
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from associative_transformer.interface import ModelOutput
+from associative_transformer.models import (
+    AIT_BASE,
+    AIT_MEDIUM,
+    AIT_SMALL,
+    CNN_MLP,
+    CNN_RN,
+    DENSE_BASE,
+    DENSE_SMALL,
+    VIT_BASE,
+    VIT_MEDIUM,
+    VIT_SMALL,
+    AiT,
+    AiTConfig,
+    BRIMsConfig,
+    ConvMLPConfig,
+    CoordinationConfig,
+    Dense,
+    DenseConfig,
+    FourierConfig,
+    LunaConfig,
+    ModelConfig,
+    PerceiverConfig,
+    RelationNetworkConfig,
+    SetTransformerConfig,
+    SlotsConfig,
+    ViT,
+    ViTConfig,
+    build_model,
+    load_model,
+)
+from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.workspace import WorkspaceConfig
+from twins import naive
+
+Config = ModelConfig
+BATCH, QUESTION_DIM = 4, 7
+
+MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
+AIT = AiTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+    workspace=MEMORY,
+)
+VIT = ViTConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    head_dim=8,
+    mlp_ratio=2.0,
+)
+DENSE = DenseConfig(
+    image_size=8, patch_size=2, num_classes=5, question_dim=0, embed_dim=24, mlp_ratio=2.0
+)
+RELATIONS = RelationNetworkConfig(
+    image_size=9,
+    num_classes=5,
+    question_dim=0,
+    conv_dim=6,
+    num_convs=2,
+    num_relation_layers=2,
+    hidden_dim=24,
+    dropout=0.0,
+)
+CONV_MLP = ConvMLPConfig(
+    image_size=9,
+    num_classes=5,
+    question_dim=0,
+    conv_dim=6,
+    num_convs=2,
+    hidden_dim=24,
+    dropout=0.0,
+)
+COORDINATION = CoordinationConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    mlp_ratio=2.0,
+    dropout=0.0,
+    slots=SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5),
+)
+PERCEIVER = PerceiverConfig(
+    image_size=8,
+    num_classes=5,
+    fourier=FourierConfig(num_bands=3),
+    num_latents=5,
+    latent_dim=24,
+    depth=2,
+    num_heads=2,
+    head_dim=8,
+    cross_dim=8,
+)
+SET_TRANSFORMER = SetTransformerConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    hidden_dim=24,
+    depth=2,
+    num_heads=2,
+    num_inducing=3,
+)
+BRIMS = BRIMsConfig(
+    image_size=8,
+    resolution=4,
+    num_classes=5,
+    embed_dim=24,
+    num_modules=4,
+    module_dim=6,
+    num_active=2,
+    key_dim=4,
+    num_comm_heads=2,
+    comm_dim=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+LUNA = LunaConfig(
+    image_size=8,
+    patch_size=2,
+    num_classes=5,
+    embed_dim=24,
+    depth=2,
+    num_heads=2,
+    mlp_ratio=2.0,
+    num_packed=3,
+)
+
+
+def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
+    return replace(AIT, workspace=replace(MEMORY, **changes))
+
+
+CONFIGS: dict[str, Config] = {
+    "ait": AIT,
+    "ait-one-block": replace(AIT, depth=1),
+    "ait-without-bottleneck": with_memory(bottleneck=None),
+    "ait-without-self-attention": replace(AIT, use_self_attention=False),
+    "ait-without-hopfield": replace(AIT, read="cross_attention"),
+    "ait-without-balance-loss": with_memory(balance_weight=0.0),
+    "ait-reset-memory": with_memory(reset_each_epoch=True),
+    "ait-three-steps": with_memory(num_steps=3),
+    "ait-dropout": with_memory(dropout=0.1),
+    "ait-detached": with_memory(differentiable_write=False),
+    "ait-detached-unbalanced": with_memory(differentiable_write=False, balance_weight=0.0),
+    "ait-positions": replace(AIT, pos="learned"),
+    "ait-question": replace(AIT, question_dim=QUESTION_DIM),
+    "ait-gray": replace(AIT, num_channels=1),
+    "vit": VIT,
+    "vit-class-token": replace(VIT, head="cls", pos="learned"),
+    "vit-question": replace(VIT, question_dim=QUESTION_DIM),
+    "vit-class-token-question": replace(VIT, head="cls", question_dim=QUESTION_DIM),
+    "coordination": COORDINATION,
+    "coordination-unshared": replace(COORDINATION, share_layers=False),
+    "coordination-soft": replace(COORDINATION, slots=replace(COORDINATION.slots, bottleneck=None)),
+    "coordination-question": replace(COORDINATION, question_dim=QUESTION_DIM),
+    "coordination-dropout": replace(COORDINATION, dropout=0.1),
+    "perceiver": PERCEIVER,
+    "perceiver-tied": replace(PERCEIVER, tie="after_first"),
+    "perceiver-of-the-paper": replace(PERCEIVER, tie="paper", form="paper", num_selfs=2),
+    "perceiver-dropout": replace(PERCEIVER, dropout=0.1),
+    "set-transformer": SET_TRANSFORMER,
+    "set-transformer-pooled": replace(SET_TRANSFORMER, pool="pma", pos="none"),
+    "set-transformer-question": replace(SET_TRANSFORMER, question_dim=QUESTION_DIM),
+    "brims": BRIMS,
+    "brims-three-layers": replace(BRIMS, depth=3),
+    "brims-dropout": replace(BRIMS, dropout=0.5, attention_dropout=0.1),
+    "luna": LUNA,
+    "luna-tied": replace(LUNA, is_tied=True),
+    "luna-pixels": replace(LUNA, vocabulary=16, patch_size=1),
+    "luna-dropout": replace(LUNA, dropout=0.3, attention_dropout=0.1),
+    "dense": DENSE,
+    "dense-positions": replace(DENSE, pos="learned"),
+    "dense-question": replace(DENSE, question_dim=QUESTION_DIM),
+    "relation-network": RELATIONS,
+    "relation-network-triples": replace(RELATIONS, num_objects=3),
+    "relation-network-question": replace(RELATIONS, question_dim=QUESTION_DIM),
+    "relation-network-dropout": replace(RELATIONS, dropout=0.5),
+    "conv-mlp": CONV_MLP,
+    "conv-mlp-question": replace(CONV_MLP, question_dim=QUESTION_DIM),
+    "conv-mlp-dropout": replace(CONV_MLP, dropout=0.5),
+}
+
+DETACHED = {"to_v.weight", "to_prior.weight", "norm.weight", "norm.bias"}
+WITHOUT_GRADIENT = {  # leaves of `workspace` that get none, and why
+    "ait-detached": DETACHED,  # the write is detached: they only feed it
+    # queries and keys learn from the balance loss alone, and there is none
+    "ait-detached-unbalanced": DETACHED | {"to_q.weight", "to_k.weight"},
+}
+
+every_config = pytest.mark.parametrize("name", CONFIGS)
+each_kind = pytest.mark.parametrize(
+    "name",
+    [
+        "ait",
+        "vit",
+        "coordination",
+        "perceiver",
+        "set-transformer",
+        "brims",
+        "luna",
+        "dense",
+        "relation-network",
+        "conv-mlp",
+    ],
+)
+every_transformer = pytest.mark.parametrize(  # the others have no blocks to recompute
+    "name", [name for name, config in CONFIGS.items() if hasattr(config, "depth")]
+)
+
+
+@dataclass
+class Example:
+    images: Tensor
+    questions: Tensor | None
+    labels: Tensor
+
+
+def example(config: Config, batch: int = BATCH) -> Example:
+    shape = (batch, config.num_channels, config.image_size, config.image_size)
+    question_dim = getattr(config, "question_dim", 0)  # some take no questions
+    questions = torch.randn(batch, question_dim) if question_dim else None
+    # pixels as they are, where a model looks them up
+    draw = torch.rand if getattr(config, "takes_pixels", False) else torch.randn
+    return Example(draw(shape), questions, torch.randint(config.num_classes, (batch,)))
+
+
+def loss_of(model: nn.Module, data: Example) -> Tensor:
+    output = model(data.images, data.questions)
+    return cross_entropy(output.logits, data.labels) + output.aux_loss
+
+
+def memories(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def count(config: Config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+@every_config
+def test_a_model_gives_logits_and_a_finite_loss(name: str) -> None:
+    config = CONFIGS[name]
+    model, data = build_model(config), example(config)
+    assert model.config == config and model.training
+    for training in (True, False):
+        output = model.train(training)(data.images, data.questions)
+        assert isinstance(output, ModelOutput)
+        assert output.logits.shape == (BATCH, config.num_classes)
+        assert output.aux_loss.shape == ()
+        assert output.logits.isfinite().all() and output.aux_loss.isfinite()
+
+
+@every_config
+def test_every_parameter_receives_a_gradient(name: str) -> None:
+    config = CONFIGS[name]
+    model, missing = build_model(config), set()
+    loss_of(model, example(config)).backward()
+    for key, gradient in gradients(model).items():
+        if gradient is None:
+            missing.add(key)
+        else:
+            assert gradient.isfinite().all(), key
+            assert gradient.any(), key
+    leaves = WITHOUT_GRADIENT.get(name, set())
+    assert missing == {
+        f"blocks.{i}.workspace.{leaf}" for leaf in leaves for i in range(config.depth)
+    }
+
+
+@every_config
+def test_the_state_dict_restores_the_model(name: str) -> None:
+    config = CONFIGS[name]
+    model, other, data = build_model(config), build_model(config), example(config)
+    loss_of(model, data)  # moves the memory off its start
+    other.load_state_dict(model.state_dict())
+    ours = model.eval()(data.images, data.questions).logits
+    assert torch.equal(other.eval()(data.images, data.questions).logits, ours)
+
+
+@every_config
+def test_saving_and_loading_restores_configuration_and_answers(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIGS[name]
+    model, data = build_model(config), example(config)
+    loss_of(model, data)
+    model.eval().save_pretrained(tmp_path)
+    expected = model(data.images, data.questions)
+    for loaded in (type(model).from_pretrained(tmp_path), load_model(str(tmp_path))):
+        assert type(loaded) is type(model)
+        assert loaded.config == config
+        assert not loaded.training
+        assert torch.equal(loaded(data.images, data.questions).logits, expected.logits)
+    assert capsys.readouterr().out == ""
+
+
+@every_config
+def test_in_evaluation_an_image_is_answered_alike_in_any_company(name: str) -> None:
+    config = CONFIGS[name]
+    model, data = build_model(config).eval(), example(config, 6)
+    before = memories(model)
+    together = model(data.images, data.questions)
+    assert together.aux_loss == 0
+    for rows in ([0], [5], [4, 1], [2, 2, 3]):
+        questions = None if data.questions is None else data.questions[rows]
+        alone = model(data.images[rows], questions).logits
+        torch.testing.assert_close(alone, together.logits[rows], rtol=1e-5, atol=1e-5)
+    for key, memory in memories(model).items():
+        assert torch.equal(memory, before[key]), key
+
+
+@every_transformer
+def test_activation_checkpointing_changes_no_number(name: str) -> None:
+    config = CONFIGS[name]
+    plain, data = build_model(config), example(config)
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    for step in range(2):
+        torch.manual_seed(step)
+        expected = loss_of(plain, data)
+        expected.backward()
+        torch.manual_seed(step)
+        loss = loss_of(saving, data)
+        moved = memories(saving)
+        loss.backward()
+        assert torch.equal(loss, expected)
+        for key, memory in memories(plain).items():
+            assert torch.equal(moved[key], memory), key  # moved by the forward
+            assert torch.equal(memories(saving)[key], memory), key  # and not again
+        for key, gradient in gradients(plain).items():
+            other = gradients(saving)[key]
+            assert (gradient is None) == (other is None), key
+            assert gradient is None or other is None or torch.equal(gradient, other), key
+
+
+@pytest.mark.parametrize("name", ["ait", "vit", "dense"])
+def test_activation_checkpointing_recomputes_in_training_only(name: str) -> None:
+    model, data, calls = build_model(CONFIGS[name]), example(CONFIGS[name]), []
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.register_forward_hook(lambda *_: calls.append(1))
+
+    def calls_of_a_step(backward: bool) -> int:
+        calls.clear()
+        loss = loss_of(model, data)
+        if backward:
+            loss.backward()
+        return len(calls)
+
+    assert calls_of_a_step(backward=True) == 2
+    model.set_grad_checkpointing()
+    assert calls_of_a_step(backward=True) == 4
+    with torch.no_grad():
+        assert calls_of_a_step(backward=False) == 2
+    model.set_grad_checkpointing(False)
+    assert calls_of_a_step(backward=True) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ait",
+        "ait-without-hopfield",
+        "vit",
+        "vit-class-token",
+        "coordination",
+        "coordination-unshared",
+        "perceiver",
+        "perceiver-of-the-paper",
+        "set-transformer",
+        "brims",
+        "luna",
+        "dense",
+        "relation-network",
+        "relation-network-question",
+        "conv-mlp",
+        "conv-mlp-question",
+    ],
+)
+def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
+    config = CONFIGS[name]
+    model, data = build_model(config), example(config)
+    exact = loss_of(copy.deepcopy(model), data)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, data)
+    loss.backward()
+    torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
+    for key, memory in memories(model).items():
+        if not key.endswith("num_batches_tracked"):  # BatchNorm counts in integers
+            assert memory.dtype == torch.float32, key
+    for key, gradient in gradients(model).items():
+        assert gradient is not None and gradient.dtype == torch.float32, key
+        assert gradient.isfinite().all(), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ait",
+        "ait-detached",
+        "vit",
+        "vit-class-token",
+        "coordination",
+        "perceiver",
+        "set-transformer",
+        "set-transformer-pooled",
+        "luna",
+        "luna-pixels",
+        "dense",
+        "relation-network",
+        "relation-network-triples",
+        "conv-mlp",
+    ],
+)
+def test_a_model_learns_one_small_batch_by_heart(name: str) -> None:
+    # BRIMs, which takes more steps, does so in its own file
+    config = CONFIGS[name]
+    model, data = build_model(config), example(config, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss_of(model, data).backward()
+        optimizer.step()
+    output = model(data.images, data.questions)
+    assert cross_entropy(output.logits, data.labels) < 0.05
+    assert (output.logits.argmax(dim=-1) == data.labels).all()
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-class-token"])
+def test_a_vit_adds_attention_and_feed_forward_to_normalized_tokens(name: str) -> None:
+    config = CONFIGS[name]
+    model, data = build_model(config), example(config)
+    assert isinstance(model, ViT)
+    x = model.embed(data.images)
+    for block in model.blocks:
+        x = x + block.attention(block.norm1(x))
+        x = x + block.feed_forward(block.norm2(x))
+    expected = model.head(x)
+    if name == "vit-class-token":
+        expected = model.head.to_logits(model.head.norm(x[:, 0]))
+    torch.testing.assert_close(model(data.images).logits, expected)
+
+
+def test_a_dense_model_feeds_each_token_forward_by_itself() -> None:
+    config = CONFIGS["dense-question"]
+    model, data = build_model(config).double(), example(config, 2)
+    assert isinstance(model, Dense) and data.questions is not None
+    blocks = [
+        tuple(
+            naive.Affine(layer.weight, layer.bias)
+            for layer in (block.norm, block.feed_forward[0], block.feed_forward[2])
+        )
+        for block in model.blocks
+    ]
+    images, questions = data.images.double(), data.questions.double()
+    tokens = [naive.dense(x, blocks) for x in model.embed(images, questions)]
+    expected = model.head(torch.stack(tokens))
+    logits = model(images, questions).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    cotangent, parameters = torch.randn_like(expected), list(model.parameters())
+    mine = torch.autograd.grad(logits, parameters, cotangent)
+    for a, b in zip(mine, torch.autograd.grad(expected, parameters, cotangent), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_tokens_of_a_dense_model_meet_only_in_its_head() -> None:
+    config = CONFIGS["dense-question"]
+    model, data = build_model(config).eval(), example(config, 1)
+    seen: list[Tensor] = []
+    model.get_submodule("head").register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    other = data.images.clone()
+    other[:, :, 2:4, 6:8] *= -1  # the patch in row 1, column 3 of 4 by 4, behind the question
+    before, after = (model(images, data.questions).logits for images in (data.images, other))
+    assert (seen[0] != seen[1]).any(dim=-1).nonzero().flatten().tolist() == [1 + 1 * 4 + 3]
+    assert not torch.allclose(before, after)
+
+
+def test_without_self_attention_a_block_feeds_its_tokens_forward_at_once() -> None:
+    model = build_model(CONFIGS["ait-without-self-attention"]).eval()
+    block, x = model.get_submodule("blocks.0"), torch.randn(2, 16, AIT.embed_dim)
+    u = block.norm3(block.feed_forward(block.norm2(x)))
+    expected = x + u + block.workspace(u).read
+    torch.testing.assert_close(block(x).tokens, expected)
+
+
+def test_without_hopfield_a_block_reads_the_attractors_by_attention() -> None:
+    model = build_model(CONFIGS["ait-without-hopfield"]).eval()
+    block, x = model.get_submodule("blocks.0"), torch.randn(2, 16, AIT.embed_dim)
+    x, u = block.think(x)
+    workspace = block.workspace
+    attractors = workspace.to_attractor(workspace.priors)
+    read = workspace.reader(u, attractors.expand(2, -1, -1))
+    torch.testing.assert_close(workspace(u).read, read)
+    q, k = workspace.reader.to_q.weight, workspace.reader.to_kv.weight
+    width = AIT.num_heads * AIT.head_dim
+    assert q.shape == (width, AIT.embed_dim) and k.shape == (2 * width, AIT.embed_dim)
+
+
+def test_the_loss_of_a_model_adds_the_balance_losses_of_its_blocks() -> None:
+    model, data = build_model(AIT), example(AIT)
+    seen: list[Tensor] = []
+    for block in model.get_submodule("blocks").children():
+        block.register_forward_hook(lambda _, __, output: seen.append(output.balance_loss))
+    output = model(data.images)
+    torch.testing.assert_close(output.aux_loss, seen[0] + seen[1])
+    assert min(seen) > 0
+
+
+@pytest.mark.parametrize("config", [VIT, DENSE, RELATIONS, CONV_MLP], ids=lambda c: c.kind)
+def test_only_an_ait_has_an_auxiliary_loss(config: Config) -> None:
+    assert build_model(config)(example(config).images).aux_loss == 0
+
+
+def test_the_memory_of_every_block_moves_in_training() -> None:
+    model = build_model(AIT)
+    before = memories(model)
+    loss_of(model, example(AIT))
+    assert set(before) == {"blocks.0.workspace.priors", "blocks.1.workspace.priors"}
+    for key, memory in memories(model).items():
+        assert not torch.equal(memory, before[key]), key
+
+
+def test_the_question_changes_the_answer() -> None:
+    for name in (name for name in CONFIGS if name.endswith("question")):
+        config = CONFIGS[name]
+        model, data = build_model(config).eval(), example(config)
+        other = model(data.images, torch.randn(BATCH, QUESTION_DIM)).logits
+        assert not torch.allclose(model(data.images, data.questions).logits, other)
+
+
+def test_another_attention_is_passed_to_every_block() -> None:
+    def attend(*_: object) -> None:
+        raise AssertionError
+
+    model = AiT(AIT, attend)  # type: ignore[arg-type]
+    assert all(block.workspace.attend is attend for block in model.blocks)
+
+
+def test_an_ablation_registers_nothing_that_it_does_not_use() -> None:
+    names = {
+        name: {key for key, _ in build_model(CONFIGS[name]).named_parameters()}
+        for name in ("ait", "ait-without-self-attention", "ait-without-hopfield")
+    }
+    without = {key for key in names["ait"] if ".attention." in key or ".norm1." in key}
+    assert len(without) == 2 * 5
+    assert names["ait"] - names["ait-without-self-attention"] == without
+    added = names["ait-without-hopfield"] - names["ait"]
+    assert {key.removeprefix("blocks.0.workspace.") for key in added if "blocks.0" in key} == {
+        "reader.to_q.weight",
+        "reader.to_kv.weight",
+        "reader.to_out.weight",
+        "reader.to_out.bias",
+    }
+
+
+@pytest.mark.parametrize("config", [AIT, VIT, DENSE], ids=lambda config: config.kind)
+def test_positions_are_learned_where_the_configuration_asks_for_them(config: Config) -> None:
+    names = dict(build_model(replace(config, pos="learned")).named_parameters())
+    assert names["embed.positions"].shape == (16, config.embed_dim)
+    assert "embed.positions" not in dict(build_model(config).named_parameters())
+
+
+def test_without_hopfield_twelve_heads_of_width_64_read_the_memory() -> None:
+    reader = 4 * 768 * 768 + 768
+    ablation = replace(AIT_SMALL, read="cross_attention")
+    assert count(ablation) == count(AIT_SMALL) + 2 * reader
+
+
+RELATIONAL = {"image_size": 75, "patch_size": 15, "question_dim": 18}  # Sort-of-CLEVR
+LIVE = [
+    (AIT_SMALL, 15_673_322),
+    (AIT_MEDIUM, 45_761_770),
+    (AIT_BASE, 90_894_442),
+    (VIT_SMALL, 14_800_234),
+    (VIT_BASE, 85_655_914),
+    (replace(VIT_SMALL, num_classes=100), 19_224_004),
+    (replace(VIT_BASE, num_classes=100), 90_079_684),
+    (replace(VIT_SMALL, head="cls", pos="learned"), 14_270_314),
+    (replace(VIT_BASE, head="cls", pos="learned"), 85_125_994),
+    # known with what the official code never uses: stem, class token and positions
+    (VIT_MEDIUM, 43_251_562 - 58_368 - 768 - 65 * 768),
+    (replace(VIT_SMALL, **RELATIONAL), 15_028_084 - 58_368 - 768 - 26 * 768),
+    (replace(VIT_BASE, **RELATIONAL), 85_883_764 - 58_368 - 768 - 26 * 768),
+    (DENSE_SMALL, 10_225_780),
+    (DENSE_BASE, 57_465_460),
+    (replace(DENSE_SMALL, patch_size=5), 11_606_980),
+    (replace(DENSE_BASE, patch_size=5), 58_846_660),
+    (CNN_RN, 366_194),
+    (replace(CNN_RN, num_objects=3), 372_850),
+    (CNN_MLP, 243_314),
+]
+PUBLISHED = [
+    (AIT_SMALL, 15_784_426),
+    (AIT_MEDIUM, 45_876_970),
+    (AIT_BASE, 91_015_786),
+    (VIT_SMALL, 14_850_922),
+    (VIT_BASE, 85_706_602),
+    # class token and positions are live here: nothing to add
+    (replace(VIT_SMALL, head="cls", pos="learned"), 14_270_314),
+]
+
+
+@pytest.mark.parametrize(("config", "parameters"), LIVE)
+def test_a_model_has_exactly_the_parameters_it_uses(config: Config, parameters: int) -> None:
+    assert count(config) == parameters
+
+
+@pytest.mark.parametrize(("config", "parameters"), PUBLISHED)
+def test_the_reference_count_is_the_published_one(config: Config, parameters: int) -> None:
+    with torch.device("meta"):
+        model = build_model(config)
+    assert isinstance(model, AiT | ViT)
+    assert model.reference_parameters() == parameters
+
+
+def test_the_named_sizes_are_those_of_the_paper() -> None:
+    assert [c.depth for c in (AIT_SMALL, AIT_MEDIUM, AIT_BASE)] == [2, 6, 12]
+    assert [c.depth for c in (VIT_SMALL, VIT_MEDIUM, VIT_BASE)] == [2, 6, 12]
+    for c in (AIT_SMALL, VIT_SMALL):
+        assert (c.embed_dim, c.num_heads, c.head_dim, c.mlp_ratio) == (768, 12, 64, 4.0)
+        assert (c.image_size, c.patch_size, c.num_classes, c.pos) == (32, 4, 10, "none")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    build_model(AIT).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_weights_are_saved_without_pickle(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("pickle")
+
+    assert {path.name for path in saved.iterdir()} <= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    for owner, name in ((torch, "load"), (pickle, "load"), (pickle, "loads")):
+        monkeypatch.setattr(owner, name, forbidden)
+    load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "missing", ["head.2.bias", "blocks.1.workspace.priors", "blocks.0.attention.to_qkv.weight"]
+)
+def test_a_missing_weight_is_an_error(saved: Path, missing: str) -> None:
+    weights = load_file(saved / "model.safetensors")
+    del weights[missing]
+    save_file(weights, saved / "model.safetensors")
+    for load in (AiT.from_pretrained, load_model):
+        with pytest.raises(RuntimeError, match=missing):
+            load(saved)
+
+
+def test_a_weight_too_many_is_an_error(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    save_file(weights | {"surplus": torch.zeros(1)}, saved / "model.safetensors")
+    with pytest.raises(RuntimeError, match="surplus"):
+        AiT.from_pretrained(saved)
+
+
+def edit(folder: Path, key: str, value: object, inside: str | None = None) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    (config[inside] if inside else config)[key] = value
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("inside", [None, "workspace"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("no_such_field", 1), ("depth", "two"), ("beta", -1.0), ("embed_dim", 0)]
+)
+def test_an_unknown_or_wrong_field_of_the_configuration_is_an_error(
+    saved: Path, key: str, value: object, inside: str | None
+) -> None:
+    edit(saved, key, value, inside)  # a field of the other part is unknown in this one
+    for load in (AiT.from_pretrained, load_model):
+        with pytest.raises(ValueError, match=key):
+            load(saved)
+
+
+def test_a_model_of_another_kind_is_an_error(saved: Path) -> None:
+    with pytest.raises(ValueError, match="ait"):
+        ViT.from_pretrained(saved)
+    edit(saved, "kind", "no_such_model")
+    with pytest.raises(ValueError, match="no_such_model"):
+        load_model(saved)
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path)
+
+
+@each_kind
+def test_a_model_is_uploaded_with_card_configuration_and_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uploads: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: object) -> Any:  # noqa: ANN401
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **_: object) -> str:
+            uploads["repo"] = repo_id
+            for path in Path(folder_path).iterdir():
+                uploads[path.name] = path.read_bytes()
+            return "done"
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    model = build_model(CONFIGS[name])
+    model.push_to_hub("someone/a-model")
+    assert uploads.keys() == {"repo", "README.md", "config.json", "model.safetensors"}
+    assert uploads["repo"] == "someone/a-model"
+    card = uploads["README.md"].decode()
+    for said in ("license: mit", "associative_transformer", "2309.12862", "image-classification"):
+        assert said in card
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes(uploads[file])
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_every_model_is_a_pretrained_model() -> None:
+    assert all(isinstance(build_model(config), PretrainedModel) for config in CONFIGS.values())
+
+
+@pytest.mark.parametrize("config", [AIT_SMALL, VIT_SMALL], ids=lambda config: config.kind)
+def test_the_paper_counts_positions_once_whether_they_are_used_or_not(
+    config: AiTConfig | ViTConfig,
+) -> None:
+    with torch.device("meta"):
+        unused, used = build_model(config), build_model(replace(config, pos="learned"))
+    assert unused.reference_parameters() == used.reference_parameters() + 768

@@ -1,0 +1,429 @@
+"""Parity with the official code, tensor by tensor, and the translation of its checkpoints.
+
+`data/official_ait.npz` holds what the official code computed in two consecutive training steps.
+The fixture `ours` computes the same with the public parts of our model, under the same keys.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from associative_transformer.functional import (
+    Selection,
+    balance_loss,
+    bottleneck_attention,
+    hopfield_energy,
+    hopfield_retrieve,
+)
+from associative_transformer.models import AiT, AiTConfig, load_official
+from associative_transformer.workspace import WorkspaceConfig
+
+FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
+BOTTLENECK, BETA = 24, 1.0  # not in the state dict
+TOLERANCE = 1e-5
+
+UNUSED = {  # registered by the official code, never used
+    "pos_embedding": torch.zeros(1, 17, 64),
+    "cls_token": torch.zeros(1, 1, 64),
+    "to_patch_embedding_cnn.0.weight": torch.zeros(64, 3, 5, 5),
+    "to_patch_embedding_cnn.0.bias": torch.zeros(64),
+}
+WRITE = "transformer.layers.{}.1.fn.memoryupdate."
+OUTSIDE_BLOCKS = {
+    "to_patch_embedding.1": "embed.patches.0",
+    "to_patch_embedding.2": "embed.patches.1",
+    "to_patch_embedding.3": "embed.patches.2",
+    "mlp_head.0": "head.1",
+    "mlp_head.1": "head.2",
+}
+INSIDE_BLOCKS = {  # the name map of the specification, section 5
+    "0.norm": "norm1",
+    "0.fn.to_qkv": "attention.to_qkv",
+    "0.fn.to_out.0": "attention.to_out",
+    "1.norm": "norm2",
+    "1.fn.fc1": "feed_forward.0",
+    "1.fn.fc2": "feed_forward.2",
+    "1.fn.norm": "norm3",
+    "1.fn.memoryupdate.mha.w_qs": "workspace.to_q",
+    "1.fn.memoryupdate.mha.w_ks": "workspace.to_k",
+    "1.fn.memoryupdate.mha.w_vs": "workspace.to_v",
+    "1.fn.memoryupdate.mha.fc": "workspace.to_prior",
+    "1.fn.memoryupdate.mha.layer_norm": "workspace.norm",
+    "1.fn.fc3": "workspace.to_attractor",
+}
+
+
+def official_names(model: AiT) -> dict[str, str]:
+    """From the name of each of our parameters and memories to the official one."""
+    modules = {mine: official for official, mine in OUTSIDE_BLOCKS.items()}
+    for i in range(len(model.blocks)):
+        for official, mine in INSIDE_BLOCKS.items():
+            modules[f"blocks.{i}.{mine}"] = f"transformer.layers.{i}.{official}"
+    names = {
+        f"blocks.{i}.workspace.priors": f"{WRITE.format(i)}memory"
+        for i in range(len(model.blocks))
+    }
+    for key, _ in model.named_parameters():
+        module, _, leaf = key.rpartition(".")
+        names[key] = f"{modules[module]}.{leaf}"
+    return names
+
+
+def split_by_token(weight: Tensor, num_heads: int) -> Tensor:
+    """Our W^O, columns (S, D), as the official code orders them: (D, S)."""
+    out, width = weight.shape
+    permuted = torch.empty_like(weight)
+    for head in range(num_heads):
+        for d in range(width // num_heads):
+            permuted[:, d * num_heads + head] = weight[:, head * (width // num_heads) + d]
+    assert out == len(permuted)
+    return permuted
+
+
+def to_official(model: AiT) -> dict[str, Tensor]:
+    """The state dict that the official code would have saved, without what it never uses."""
+    names, state = official_names(model), {}
+    for key, value in model.state_dict().items():
+        if key.endswith("to_prior.weight"):
+            value = split_by_token(value, model.config.workspace.num_heads)
+        state[names[key]] = value.clone()
+    for i in range(len(model.blocks)):
+        state[f"{WRITE.format(i)}beta"] = torch.tensor(1 - model.config.workspace.smoothing)
+    return state
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(FILE) as file:
+        return {key: file[key] for key in file.files}
+
+
+def load(golden: dict[str, np.ndarray]) -> AiT:
+    weights = {
+        key.removeprefix("weight/"): torch.from_numpy(value)
+        for key, value in golden.items()
+        if key.startswith("weight/")
+    }
+    return load_official(weights, bottleneck=BOTTLENECK, beta=BETA).train()
+
+
+def dense_gates(selection: Selection, num_tokens: int) -> Tensor:
+    """(M, S, T), zero where a token was not chosen."""
+    score, chosen = selection.score, selection.chosen
+    spread = score.new_zeros(*score.shape[:2], num_tokens).scatter(2, chosen, score)
+    return spread.transpose(0, 1)
+
+
+def one_step(model: AiT, images: Tensor, labels: Tensor) -> Iterator[tuple[str, object]]:
+    """Walk the model by its public parts: what the official code calls its tensors, and ours."""
+    model.zero_grad()
+    overwritten, queries = {}, {}
+    hooks = [
+        block.workspace.to_q.register_forward_hook(
+            lambda _, __, output, i=i: queries.update({i: output})
+        )
+        for i, block in enumerate(model.blocks)
+    ]
+    x = model.embed(images)
+    yield "embed", x
+    aux_loss = torch.zeros(())
+    for i, block in enumerate(model.blocks):
+        workspace, layer = block.workspace, f"layer{i}/"
+        attended = block.attention(block.norm1(x))
+        yield layer + "attention_out", attended
+        x = x + attended
+        u = block.norm3(block.feed_forward(block.norm2(x)))
+        yield layer + "tokens", u.flatten(0, 1)
+        before, written = workspace.priors.clone(), workspace.write(u.flatten(0, 1))
+        yield layer + "write", written.priors
+        yield layer + "gates", dense_gates(written.selection, u.shape[0] * u.shape[1])
+        yield layer + "balance_loss", written.balance_loss
+        alpha = workspace.config.smoothing
+        overwritten[i] = (1 - alpha) * before + alpha * written.priors.detach()
+        priors = workspace.remember(written.priors)
+        yield layer + "memory_after", workspace.priors.clone()
+        retrieved = workspace.read(u, priors)
+        yield layer + "retrieved", retrieved
+        x = x + u + retrieved
+        aux_loss = aux_loss + written.balance_loss
+    logits = model.head(x)
+    loss = cross_entropy(logits, labels) + aux_loss
+    yield from (("logits", logits), ("aux_loss", aux_loss[None]), ("loss", loss))
+
+    for query in queries.values():
+        query.retain_grad()
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    names = official_names(model)
+    without = set(UNUSED) | {f"{WRITE.format(i)}memory" for i in range(len(model.blocks))}
+    for key, parameter in model.named_parameters():
+        if parameter.grad is None:
+            without.add(names[key])
+        elif key.endswith("to_q.weight"):
+            i = int(key.split(".")[1])
+            yield f"right/{names[key]}", parameter.grad.clone()
+            # the official code has overwritten the memory when backward reads it
+            yield f"grad/{names[key]}", queries[i].grad.T @ overwritten[i]
+        else:
+            yield f"grad/{names[key]}", parameter.grad.clone()
+    yield "no_grad", without
+
+
+@pytest.fixture(scope="module")
+def ours(golden: dict[str, np.ndarray]) -> dict[str, object]:
+    model, found = load(golden), dict[str, object]()
+    for key, value in to_official(model).items():
+        found[f"weight/{key}"] = value
+    images = found["input/images"] = torch.from_numpy(golden["input/images"])
+    labels = found["input/labels"] = torch.from_numpy(golden["input/labels"])
+    assert model.training
+    for step in (0, 1):
+        for key, value in one_step(model, images, labels):
+            found[f"step{step}/{key}"] = value
+    state, stored = (torch.from_numpy(golden[f"hopfield/{key}"]) for key in ("state", "stored"))
+    found |= {"hopfield/state": state, "hopfield/stored": stored}
+    for beta in (0.05, 1.0, 4.0):
+        for more in (0, 1, 3):  # the package counts the steps after the first
+            retrieved = hopfield_retrieve(state, stored[0], beta, 1 + more)
+            found[f"hopfield/beta{beta}/steps{more}"] = retrieved
+        found[f"hopfield/beta{beta}/energy"] = hopfield_energy(state[0], stored[0], beta)
+    return found
+
+
+def difference(mine: object, theirs: np.ndarray) -> float:
+    assert isinstance(mine, Tensor)
+    expected = torch.from_numpy(np.asarray(theirs))
+    assert mine.shape == expected.shape
+    largest = (mine.detach().double() - expected.double()).abs().max() / expected.abs().max()
+    return largest.item()
+
+
+def test_every_tensor_of_the_file_is_compared(
+    golden: dict[str, np.ndarray], ours: dict[str, object]
+) -> None:
+    assert {key for key in ours if "/right/" not in key} == set(golden)
+
+
+@pytest.mark.parametrize("part", ["weight", "input", "step0", "step1", "hopfield"])
+def test_the_official_code_computes_the_same(
+    part: str, golden: dict[str, np.ndarray], ours: dict[str, object]
+) -> None:
+    compared = 0
+    for key, expected in golden.items():
+        if not key.startswith(f"{part}/"):
+            continue
+        compared += 1
+        if key.endswith("/no_grad"):
+            assert ours[key] == set(expected.tolist())
+        else:
+            assert difference(ours[key], expected) < TOLERANCE, key
+    assert compared > 1
+
+
+@pytest.mark.parametrize(
+    ("step", "least", "most"), [(0, 0.04, 0.08), (1, 0.5, 0.65)], ids=["first", "second"]
+)
+def test_only_our_gradient_of_the_queries_is_computed_with_the_memory_that_was_read(
+    step: int, least: float, most: float, golden: dict[str, np.ndarray], ours: dict[str, object]
+) -> None:
+    for layer in (0, 1):
+        name = f"{WRITE.format(layer)}mha.w_qs.weight"
+        wrong = torch.from_numpy(golden[f"step{step}/grad/{name}"])
+        right = ours[f"step{step}/right/{name}"]
+        assert isinstance(right, Tensor)
+        relative = (right - wrong).norm() / right.norm()
+        assert least < relative < most
+
+
+def test_the_gradient_of_the_queries_is_the_slope_of_the_balance_loss(
+    golden: dict[str, np.ndarray],
+) -> None:
+    model, pool = load(golden).double(), torch.from_numpy(golden["step0/layer0/tokens"]).double()
+    workspace = model.blocks[0].workspace
+    written = workspace.write(pool)
+    workspace.remember(written.priors)
+    written.balance_loss.backward()
+    fresh = load(golden).double().blocks[0].workspace
+    step = torch.randn_like(fresh.to_q.weight)
+    losses = []
+    for sign in (1, -1):
+        moved = copy.deepcopy(fresh)
+        with torch.no_grad():
+            moved.to_q.weight.add_(step, alpha=sign * 1e-7)
+        losses.append(moved.write(pool).balance_loss)
+    slope = (losses[0] - losses[1]) / 2e-7
+    torch.testing.assert_close((workspace.to_q.weight.grad * step).sum(), slope, rtol=1e-4, atol=0)
+
+
+def test_the_model_as_a_whole_computes_what_its_parts_do(
+    golden: dict[str, np.ndarray], ours: dict[str, object]
+) -> None:
+    model = load(golden)
+    for step in (0, 1):
+        output = model(torch.from_numpy(golden["input/images"]))
+        assert difference(output.logits, golden[f"step{step}/logits"]) < TOLERANCE
+        assert difference(output.aux_loss[None], golden[f"step{step}/aux_loss"]) < TOLERANCE
+        for i, block in enumerate(model.blocks):
+            expected = golden[f"step{step}/layer{i}/memory_after"]
+            assert difference(block.workspace.priors, expected) < TOLERANCE
+
+
+def test_the_balance_loss_of_the_official_gates_is_the_official_one(
+    golden: dict[str, np.ndarray],
+) -> None:
+    gates = torch.from_numpy(golden["step0/layer0/gates"]).transpose(0, 1)  # (S, M, T)
+    score, chosen = gates.topk(BOTTLENECK, dim=-1)
+    loss = 0.01 * balance_loss(score, chosen, gates.shape[-1])
+    assert difference(loss, golden["step0/layer0/balance_loss"]) < TOLERANCE
+
+
+def test_all_sizes_follow_from_the_shapes(golden: dict[str, np.ndarray]) -> None:
+    assert load(golden).config == AiTConfig(
+        image_size=16,
+        patch_size=4,
+        num_channels=3,
+        num_classes=10,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        head_dim=64,
+        mlp_ratio=1.5,
+        workspace=WorkspaceConfig(
+            num_priors=8,
+            prior_dim=16,
+            num_heads=4,
+            bottleneck=BOTTLENECK,
+            beta=BETA,
+            smoothing=0.1,
+            balance_weight=0.01,
+            dropout=0.0,
+            differentiable_write=False,
+        ),
+    )
+
+
+SOME = AiTConfig(
+    image_size=12,
+    patch_size=4,
+    num_classes=7,
+    embed_dim=32,
+    depth=3,
+    num_heads=1,
+    mlp_ratio=3.0,
+    workspace=WorkspaceConfig(
+        num_priors=6,
+        prior_dim=4,
+        num_heads=3,
+        bottleneck=9,
+        beta=0.5,
+        smoothing=0.25,
+        differentiable_write=False,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SOME,
+        replace(SOME, num_channels=1, image_size=20, patch_size=5, depth=1),
+        replace(SOME, image_size=28, patch_size=14, num_heads=2),
+        replace(SOME, image_size=9, patch_size=3, num_channels=1, mlp_ratio=0.75, depth=11),
+    ],
+)
+def test_a_checkpoint_of_any_size_is_translated(config: AiTConfig) -> None:
+    model = AiT(config)
+    loaded = load_official(to_official(model), bottleneck=9, beta=0.5)
+    assert loaded.config == config
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_the_bottleneck_and_the_temperature_default_to_those_of_the_paper() -> None:
+    loaded = load_official(to_official(AiT(SOME))).config.workspace
+    assert (loaded.bottleneck, loaded.beta) == (512, 1.0)
+
+
+def test_what_the_official_code_never_uses_is_ignored() -> None:
+    model = AiT(SOME)
+    loaded = load_official(to_official(model) | UNUSED)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "no_such_weight",
+        "mlp_head.2.weight",
+        "mlp_head.1.scale",
+        "to_patch_embedding.0.weight",
+        "to_patch_embedding_cnn.1.weight",
+        "transformer.layers.0.2.norm.weight",
+        "transformer.layers.0.1.fn.memoryupdate.usage",
+        "transformer.layers.1.1.fn.memoryupdate.mha.w_qs.bias",
+        "transformer.norm.weight",
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_it(key: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_official(to_official(AiT(SOME)) | {key: torch.zeros(1)})
+    assert key in str(caught.value)
+
+
+def test_a_missing_weight_is_an_error() -> None:
+    for key in (
+        "transformer.layers.1.1.fn.fc3.bias",
+        f"{WRITE.format(2)}memory",
+        "mlp_head.1.weight",
+    ):
+        state = to_official(AiT(SOME))
+        del state[key]
+        with pytest.raises(ValueError, match="the official checkpoint lacks"):
+            load_official(state)
+
+
+def test_a_checkpoint_of_several_devices_loads_too_in_evaluation_mode() -> None:
+    state = to_official(AiT(SOME))
+    loaded = load_official({f"module.{key}": value for key, value in state.items()})
+    assert not loaded.training
+    assert torch.equal(to_official(loaded)["mlp_head.1.weight"], state["mlp_head.1.weight"])
+
+
+def test_the_heads_are_merged_in_our_order() -> None:
+    model = AiT(SOME)
+    state, heads, width = to_official(model), 3, 4
+    official = state[f"{WRITE.format(0)}mha.fc.weight"]
+    mine = load_official(state).blocks[0].workspace.to_prior.weight
+    for head in range(heads):
+        for d in range(width):
+            assert torch.equal(mine[:, head * width + d], official[:, d * heads + head])
+
+
+def test_the_bottleneck_attention_finds_the_official_winners(
+    golden: dict[str, np.ndarray],
+) -> None:
+    model, pool = load(golden), torch.from_numpy(golden["step0/layer0/tokens"])
+    workspace = model.blocks[0].workspace
+    heads, width = workspace.config.num_heads, workspace.config.prior_dim
+    q, k, v = (
+        projected.reshape(-1, heads, width).transpose(0, 1)
+        for projected in (
+            workspace.to_q(workspace.priors),
+            workspace.to_k(pool),
+            workspace.to_v(pool),
+        )
+    )
+    selection = bottleneck_attention(q, k, v, BOTTLENECK)
+    gates = golden["step0/layer0/gates"]
+    assert difference(dense_gates(selection, len(pool)), gates) < TOLERANCE
+    won = dense_gates(selection, len(pool)).detach().numpy() > 0
+    assert np.array_equal(won, gates > 0)

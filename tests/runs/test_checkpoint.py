@@ -1,0 +1,477 @@
+"""Checkpoints: what is saved comes back, whatever happens in between."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from associative_transformer.interface import UserError
+from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.runs import checkpoint
+from associative_transformer.runs.checkpoint import (
+    load_best,
+    restore_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from associative_transformer.workspace import WorkspaceConfig
+
+FILES = ("model.safetensors", "optimizer.pt", "state.json")
+CONFIG = AiTConfig(
+    image_size=8,
+    patch_size=4,
+    embed_dim=8,
+    depth=1,
+    num_heads=1,
+    head_dim=8,
+    num_classes=2,
+    workspace=WorkspaceConfig(num_priors=2, prior_dim=4, num_heads=1, bottleneck=4),
+)
+
+
+class Trainee:
+    """A model and its optimizer, some steps on."""
+
+    def __init__(self, num_steps: int = 0) -> None:
+        self.model = AiT(CONFIG)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.01)
+        for _ in range(num_steps):
+            self.step()
+
+    def step(self) -> None:
+        logits, aux_loss = self.model(torch.randn(4, 3, 8, 8))
+        (logits.square().mean() + aux_loss).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, folder: Path, step: int, **more: object) -> None:
+        save_checkpoint(folder, self.model, self.optimizer, {"step": step, **more})
+
+    def restore(self, folder: Path) -> dict[str, Any] | None:
+        return restore_checkpoint(folder, self.model, self.optimizer)
+
+    def fingerprint(self) -> str:
+        moments = self.optimizer.state_dict()["state"]
+        tensors = [*self.model.state_dict().values()]
+        tensors += [value for moment in moments.values() for value in moment.values()]
+        return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def two_checkpoints(folder: Path) -> dict[int, str]:
+    """Save steps 1 and 2, and return what a trainee looks like after each."""
+    trainee, looks = Trainee(), {}
+    for step in (1, 2):
+        trainee.step()
+        trainee.save(folder, step)
+        looks[step] = trainee.fingerprint()
+    return looks
+
+
+def assert_is_whole(folder: Path, looks: dict[int, str]) -> int:
+    trainee = Trainee()
+    state = trainee.restore(folder)
+    assert state is not None
+    assert trainee.fingerprint() == looks[state["step"]]
+    return state["step"]
+
+
+def test_a_checkpoint_brings_back_every_bit(tmp_path: Path) -> None:
+    ours, theirs = Trainee(num_steps=3), Trainee()
+    state = {"epoch": 3, "sums": [0.1 + 0.2, 1e-300, 1 / 3], "timing": {"run": 1.5}, "best": None}
+    save_checkpoint(tmp_path, ours.model, ours.optimizer, state)
+    assert theirs.fingerprint() != ours.fingerprint()
+    assert theirs.restore(tmp_path) == state
+    assert theirs.fingerprint() == ours.fingerprint()
+    assert theirs.optimizer.state_dict() != Trainee().optimizer.state_dict()
+    torch.manual_seed(7)
+    ours.step()
+    torch.manual_seed(7)
+    theirs.step()  # the optimizer goes on with the moments and the step count it had
+    assert theirs.fingerprint() == ours.fingerprint()
+
+
+def test_the_memory_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    trainee = Trainee(num_steps=1)
+    trainee.save(tmp_path, 1)
+    saved = load_file(tmp_path / "last" / "model.safetensors")
+    assert torch.equal(
+        saved["blocks.0.workspace.priors"], trainee.model.state_dict()["blocks.0.workspace.priors"]
+    )
+
+
+def test_without_a_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
+    trainee = Trainee(num_steps=1)
+    before = trainee.fingerprint()
+    assert trainee.restore(tmp_path / "checkpoint") is None
+    assert trainee.fingerprint() == before
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_last_two_checkpoints_are_kept_and_no_more(tmp_path: Path) -> None:
+    trainee = Trainee(num_steps=1)
+    for step in range(1, 5):
+        trainee.save(tmp_path, step)
+        kept = ["last", "previous"] if step > 1 else ["last"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == kept
+        for name, expected in zip(kept, (step, step - 1), strict=False):
+            assert json.loads((tmp_path / name / "state.json").read_text())["step"] == expected
+            assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(FILES)
+    assert trainee.restore(tmp_path) == {"step": 4}
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Crashing:
+    """Counts what is done to the disk, and crashes before or after the n-th time."""
+
+    def __init__(self, at: int, is_done: bool) -> None:
+        self.at, self.is_done, self.count = at, is_done, 0
+
+    def wrap(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        def crashing(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            self.count += 1
+            if self.count != self.at:
+                return act(*args, **kwargs)
+            if self.is_done:
+                act(*args, **kwargs)
+            raise Crash
+
+        return crashing
+
+
+DISK = (
+    (Path, "open"),
+    (os, "fsync"),
+    (Path, "replace"),
+    (Path, "rename"),
+    (Path, "mkdir"),
+    (shutil, "rmtree"),
+)
+
+
+def crashes(trainee: Trainee, folder: Path, crashing: Crashing) -> bool:
+    """Save the third checkpoint, and say whether the crash came before its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name in DISK:
+            patch.setattr(place, name, crashing.wrap(getattr(place, name)))
+        try:
+            trainee.save(folder, 3)
+        except Crash:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(
+    is_done: bool, tmp_path: Path
+) -> None:
+    survived = set()
+    for at in range(1, 30):
+        folder = tmp_path / str(at)
+        looks = two_checkpoints(folder)
+        trainee = Trainee(num_steps=1)
+        if not crashes(trainee, folder, Crashing(at, is_done)):
+            break
+        looks[3] = trainee.fingerprint()
+        survived.add(assert_is_whole(folder, looks))
+        trainee.save(folder, 3)  # what the crash left lying about is not in the way
+        assert assert_is_whole(folder, looks) == 3
+        assert sorted(path.name for path in folder.iterdir()) == ["last", "previous"]
+    else:
+        pytest.fail("saving never ended")
+    assert at > 10
+    assert survived == ({2, 3} if is_done else {2})
+
+
+def test_a_crash_while_the_older_checkpoint_is_removed_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = two_checkpoints(tmp_path)
+
+    def remove_half(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == "previous":
+            (path / "model.safetensors").unlink()
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_half)
+        with pytest.raises(Crash):
+            Trainee(num_steps=1).save(tmp_path, 3)
+    assert assert_is_whole(tmp_path, looks) == 2
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def make_a_list(content: bytes) -> bytes:
+    return b"[]"
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, make_a_list])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    name: str,
+    damage: Callable[[bytes], bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    looks = two_checkpoints(tmp_path)
+    path = tmp_path / "last" / name
+    path.write_bytes(damage(path.read_bytes()))
+    assert assert_is_whole(tmp_path, looks) == 1
+    assert f"{tmp_path / 'last'} is damaged" in capsys.readouterr().err
+
+
+def cut(content: bytes, chance: random.Random) -> bytes:
+    return content[: chance.randrange(len(content))]
+
+
+def flip(content: bytes, chance: random.Random) -> bytes:
+    place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_at_a_random_place_is_noticed_and_the_good_one_is_used_and_kept(
+    name: str,
+    damage: Callable[[bytes, random.Random], bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "checkpoint"
+    looks = two_checkpoints(folder)
+    good = {path.name: path.read_bytes() for path in (folder / "last").iterdir()}
+    previous = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
+    for seed in range(100):
+        (folder / "last" / name).write_bytes(damage(good[name], random.Random(seed)))
+        assert assert_is_whole(folder, looks) == 1
+        said = capsys.readouterr().err
+        assert f"{folder / 'last'} is damaged" in said
+        assert f"going on from the checkpoint before it, {folder / 'previous'}" in said
+        assert not (folder / "last").exists()
+        kept = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
+        assert kept == previous
+        (folder / "damaged").rename(folder / "last")
+        (folder / "last" / name).write_bytes(good[name])
+    assert assert_is_whole(folder, looks) == 2
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_a_crash_of_the_first_saving_after_a_damaged_checkpoint_never_costs_the_good_one(
+    is_done: bool, tmp_path: Path
+) -> None:
+    for at in range(1, 30):
+        folder = tmp_path / str(at)
+        looks = two_checkpoints(folder)
+        (folder / "last" / "optimizer.pt").write_bytes(b"")
+        trainee = Trainee()
+        assert trainee.restore(folder) == {"step": 1}
+        if not crashes(trainee, folder, Crashing(at, is_done)):
+            break
+        looks[3] = trainee.fingerprint()
+        assert assert_is_whole(folder, looks) in (1, 3)
+    else:
+        pytest.fail("saving never ended")
+    assert at > 10
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_lacks_a_file_is_passed_over_for_the_one_before(
+    name: str, tmp_path: Path
+) -> None:
+    looks = two_checkpoints(tmp_path)
+    (tmp_path / "last" / name).unlink()
+    assert assert_is_whole(tmp_path, looks) == 1
+
+
+def test_no_flipped_bit_of_the_state_goes_unnoticed(tmp_path: Path) -> None:
+    trainee = Trainee(num_steps=1)
+    state = {"epoch": 3, "sums": [12.5, 7.25], "best": None}
+    trainee.save(tmp_path, 1, **state)
+    trainee.save(tmp_path, 2, **state)
+    path = tmp_path / "last" / "state.json"
+    content = path.read_bytes()
+    unnoticed = []
+    for place in range(0, len(content), 2):
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :]
+        )
+        if trainee.restore(tmp_path) != {"step": 1, **state}:
+            unnoticed.append(content[max(place - 8, 0) : place + 8])
+        else:
+            (tmp_path / "damaged").rename(tmp_path / "last")
+    assert not unnoticed
+
+
+@pytest.mark.parametrize("has_previous", [False, True])
+def test_without_a_whole_checkpoint_the_message_says_how_to_go_on(
+    has_previous: bool, tmp_path: Path
+) -> None:
+    two_checkpoints(tmp_path)
+    for name in ("last", "previous"):
+        (tmp_path / name / "optimizer.pt").write_bytes(b"")
+    if not has_previous:
+        shutil.rmtree(tmp_path / "previous")
+    trainee = Trainee()
+    before = trainee.fingerprint()
+    with pytest.raises(UserError, match=f"checkpoint in {tmp_path} is damaged.*--overwrite"):
+        trainee.restore(tmp_path)
+    assert trainee.fingerprint() == before
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_up(_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    Trainee(num_steps=1).save(tmp_path, 1)
+    trainee = Trainee()
+    monkeypatch.setattr(trainee.optimizer, "load_state_dict", fill_up)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainee.restore(tmp_path)
+
+
+class Malice:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.trap),)
+
+
+@pytest.mark.parametrize("is_torch", [False, True], ids=["pickle", "torch"])
+@pytest.mark.parametrize("has_digest", [False, True], ids=["wrong digest", "right digest"])
+def test_a_malicious_optimizer_file_runs_nothing(
+    is_torch: bool, has_digest: bool, tmp_path: Path
+) -> None:
+    Trainee(num_steps=1).save(tmp_path, 1)
+    trap = tmp_path / "trap"
+    buffer = io.BytesIO()
+    if is_torch:
+        torch.save({"state": Malice(trap)}, buffer)
+    else:
+        pickle.dump({"state": Malice(trap)}, buffer, protocol=2)
+    (tmp_path / "last" / "optimizer.pt").write_bytes(buffer.getvalue())
+    if has_digest:
+        sign(tmp_path / "last")
+    with pytest.raises(UserError, match="damaged"):
+        Trainee().restore(tmp_path)
+    assert not trap.exists()
+    if is_torch:
+        torch.load(tmp_path / "last" / "optimizer.pt", weights_only=False)
+        assert trap.exists()  # the trap works
+
+
+def sign(folder: Path) -> None:
+    """Make the digests of a checkpoint agree with its files, as its author would."""
+    with pytest.MonkeyPatch.context() as patch:
+        contents = {name: (folder / name).read_bytes() for name in FILES[:2]}
+        state = json.loads((folder / "state.json").read_text())
+        state = {key: value for key, value in state.items() if "digest" not in key}
+        patch.setattr(checkpoint, "save", lambda _: contents[FILES[0]])
+        patch.setattr(torch, "save", lambda _, buffer: buffer.write(contents[FILES[1]]))
+        trainee = Trainee()
+        save_checkpoint(folder / "signed", trainee.model, trainee.optimizer, state)
+    shutil.copytree(folder / "signed" / "last", folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "signed")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_full_disk_leaves_the_checkpoints_that_stood(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = two_checkpoints(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    count, fsync = 0, os.fsync
+
+    def fill_up(file: int) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fill_up)
+        with pytest.raises(UserError, match="No space left"):
+            Trainee(num_steps=1).save(tmp_path, 3)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert assert_is_whole(tmp_path, looks) == 2
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_checkpoint_that_cannot_take_its_place_is_named(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = two_checkpoints(tmp_path)
+    count, rename = 0, Path.rename
+
+    def refuse(path: Path, place: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return rename(path, place)
+
+    trainee = Trainee(num_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(UserError, match=f"can't replace {tmp_path / 'last'}: Read-only"):
+            trainee.save(tmp_path, 3)
+    assert assert_is_whole(tmp_path, looks) == 2
+    trainee.save(tmp_path, 3)
+    assert trainee.restore(tmp_path) == {"step": 3}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"can't make {tmp_path / 'file'}"):
+        Trainee(num_steps=1).save(tmp_path / "file", 1)
+    with pytest.raises(UserError, match=f"can't make {tmp_path / 'file'}"):
+        save_best(tmp_path / "file", AiT(CONFIG))
+
+
+def test_the_best_weights_come_back_and_rotation_leaves_them_alone(tmp_path: Path) -> None:
+    trainee = Trainee(num_steps=1)
+    best = {name: tensor.clone() for name, tensor in trainee.model.state_dict().items()}
+    digest = save_best(tmp_path, trainee.model)
+    for step in range(3):
+        trainee.step()
+        trainee.save(tmp_path, step)
+    assert not torch.equal(trainee.model.head[2].weight, best["head.2.weight"])
+    load_best(tmp_path, trainee.model, digest)
+    loaded = trainee.model.state_dict()
+    assert all(torch.equal(loaded[name], best[name]) for name in best)
+
+
+def test_best_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -> None:
+    model = AiT(CONFIG)
+    digest = save_best(tmp_path, model)
+    save_best(tmp_path, AiT(CONFIG))
+    with pytest.raises(UserError, match="is damaged"):
+        load_best(tmp_path, model, digest)

@@ -1,0 +1,105 @@
+"""Numbers gone wrong: what gave them is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from associative_transformer.experiment import TrainConfig
+from associative_transformer.interface import UserError
+from associative_transformer.training.anomaly import find_anomaly
+from associative_transformer.training.loop import train
+from associative_transformer.workspace import GlobalWorkspace
+from making.steps import everything, make_batch, make_step, same, spoil
+from making.trained import EXPERIMENT, VARIATIONS, assert_same_outcome, vary
+
+read = GlobalWorkspace.read
+
+
+def with_nan_backward(*given: Any, **more: Any) -> Tensor:  # noqa: ANN401
+    tokens = read(*given, **more)
+    return tokens + (tokens.sum() * 0).sqrt()  # its gradient: 0 * infinity
+
+
+def with_infinity(*given: Any, **more: Any) -> Tensor:  # noqa: ANN401
+    return read(*given, **more) * torch.inf
+
+
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (with_nan_backward, ["operation MulBackward0", "test_anomaly.py", "with_nan_backward"]),
+        (with_infinity, ["blocks.0.workspace (GlobalWorkspace) gave values that are not finite"]),
+    ],
+    ids=["backward", "forward"],
+)
+def test_a_run_names_the_operation_and_stops(
+    reading: Callable[..., Tensor],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GlobalWorkspace, "read", reading)
+    with pytest.raises(UserError) as error:
+        train(vary(detect_anomaly=True), tmp_path / "run")
+    assert [word for word in [*words, "--train.lr"] if word not in str(error.value)] == []
+
+
+def test_an_image_that_is_not_finite_is_told_from_an_operation() -> None:
+    step = make_step(detect_anomaly=True)
+    with pytest.raises(UserError, match=r"\(.+\) got and gave values .* look at the images"):
+        step(spoil(make_batch()))
+
+
+def test_an_infinite_gradient_is_named_by_its_parameter() -> None:
+    step = make_step(detect_anomaly=True)
+    step.model.head[2].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(UserError, match=r"gradient of head\.2\.weight is not finite"):
+        step(make_batch())
+
+
+def test_without_anomaly_the_step_is_the_same_and_nothing_stays_behind() -> None:
+    ours, theirs = make_step(detect_anomaly=True), make_step()
+    theirs.model.load_state_dict(ours.model.state_dict())
+    for _ in range(2):
+        batch = make_batch()
+        assert torch.equal(ours(batch), theirs(batch))
+    assert same(everything(ours), everything(theirs))
+    assert not any(module._forward_hooks for module in ours.model.modules())
+    assert not torch.is_anomaly_enabled()
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_no_model_is_stopped_without_reason(variation: str, tmp_path: Path) -> None:
+    e = VARIATIONS[variation]
+    result = train(
+        replace(e, train=replace(e.train, epochs=1, detect_anomaly=True)), tmp_path / "run"
+    )
+    assert result["skipped_steps"] == 0
+
+
+def test_another_error_of_the_step_stays_what_it_is() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="out of memory"), find_anomaly(model):
+        raise RuntimeError("out of memory")
+    assert not model._forward_hooks
+
+
+def test_it_is_a_circumstance_so_that_a_run_can_be_resumed_with_it(
+    tmp_path: Path,
+) -> None:
+    result = train(EXPERIMENT, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    resumed = train(vary(detect_anomaly=True), tmp_path / "run", resume=True)
+    assert resumed["test_loss"] == result["test_loss"]
+    train(vary(detect_anomaly=True), tmp_path / "other")
+    assert_same_outcome(tmp_path / "other", tmp_path / "run")
+
+
+def test_a_compiled_model_cannot_be_looked_into() -> None:
+    with pytest.raises(ValueError, match="detect_anomaly can't look into a compiled model"):
+        TrainConfig(compile=True, detect_anomaly=True)

@@ -1,0 +1,281 @@
+"""`ait train` under torchrun and accelerate: the run of one process, however many there are."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+SLOWLY = str(Path(__file__).parents[1] / "drivers" / "launched.py")
+RUN = [
+    *("train", "triangle-ait-tiny", "--train.epochs", "2", "--train.batch-size", "24"),
+    *("--data.num-train", "400", "--data.num-test", "103", "--data.val-fraction", "0.1"),
+    *("--train.device", "cpu", "--train.log-every", "2", "--train.checkpoint-every", "4"),
+]
+STEPS = 15  # an epoch
+SECONDS = 150  # a launcher waits 30 for workers that it has asked to end
+
+
+@contextmanager
+def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a launcher; what it has left is killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [str(BIN / command[0]), *command[1:]], env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for worker in children(process.pid):
+                os.kill(worker, signal.SIGKILL)
+            process.kill()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def children(process: int) -> list[int]:
+    return [
+        int(child)
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
+
+
+def environment_of(process: int) -> list[str]:
+    return Path(f"/proc/{process}/environ").read_text().split("\0")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def torchrun(ranks: int, *options: str) -> list[str]:
+    return [
+        "torchrun",
+        "--nproc-per-node",
+        str(ranks),
+        "--master-port",
+        str(free_port()),
+        *options,
+    ]
+
+
+def node_of_two(port: int) -> list[str]:
+    """Start one of two launchers with a worker each; the other one needs the same command."""
+    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    return [*command, "--rdzv-id", "two", SLOWLY, *RUN, "--resume"]
+
+
+def folder_in(runs: Path) -> Path:
+    (folder,) = runs.glob("*/0")
+    return folder
+
+
+def wait_for_checkpoint(runs: Path, *launchers: subprocess.Popen[str]) -> None:
+    """Wait until a run has saved itself within an epoch."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for path in runs.glob("*/0/checkpoint/last/state.json"):
+            if json.loads(path.read_text())["step"] > 0:
+                return
+        for launcher in launchers:
+            assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.02)
+    raise TimeoutError(f"no checkpoint in {runs}")
+
+
+def wait_for_listener(port: int) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        with socket.socket() as caller:
+            if caller.connect_ex(("localhost", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise TimeoutError(f"nobody listens on port {port}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train in one process."""
+    runs = tmp_path_factory.mktemp("alone")
+    with started("ait", *RUN, "--runs", str(runs)) as process:
+        code, _, err = finish(process)
+    assert code == 0, err
+    return folder_in(runs)
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    with np.load(ours / "memory.npz") as mine, np.load(theirs / "memory.npz") as other:
+        np.testing.assert_allclose(mine["priors"], other["priors"], rtol=1e-4, atol=1e-5)
+    for file in ("model.safetensors", "checkpoint/last/model.safetensors"):
+        mine, other = load_file(ours / file), load_file(theirs / file)
+        assert mine.keys() == other.keys()
+        for name, weight in other.items():
+            torch.testing.assert_close(mine[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    mine, other = (json.loads((x / "result.json").read_text()) for x in (ours, theirs))
+    assert mine["test_images"] == 103
+    assert mine["test_accuracy"] == other["test_accuracy"]
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            **{name: x for name, x in row.items() if name not in ("timing", "validation")},
+            **row["validation"],
+        }
+        for row in rows
+    ]
+
+
+def test_three_processes_train_the_run_of_one_and_one_of_them_tells(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = torchrun(3, "-m", "associative_transformer", *RUN, "--runs", str(runs))
+    with started(*command) as launcher:
+        code, out, err = finish(launcher)
+    assert code == 0, err
+    assert_same_run(folder_in(runs), alone)
+    assert out.count("test accuracy") == out.count("next ") == 1
+    assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1
+
+
+def test_three_processes_share_the_images_of_an_evaluation(alone: Path, tmp_path: Path) -> None:
+    commands = ["ait"], torchrun(3, SLOWLY)
+    said, losses, files = [], [], []
+    for command in commands:
+        folder = tmp_path / command[0]
+        shutil.copytree(alone, folder)
+        with started(*command, "eval", str(folder), "--batch-size", "10") as process:
+            code, out, err = finish(process)
+        assert code == 0, err
+        assert err.count("shared by 3") == (3 if command[0] == "torchrun" else 0)
+        said.append(out.replace(str(folder), "RUN"))
+        scores = json.loads((folder / "evaluation.json").read_text())
+        losses.append(scores.pop("loss"))
+        files.append((scores, (folder / "confusion.csv").read_text()))
+    assert said[0] == said[1]
+    assert "of all 103 test images" in said[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert files[0] == files[1]
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(runs)]
+    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+        wait_for_checkpoint(runs, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        code, _, err = finish(launcher)
+    assert code != 0
+    assert err.count("stopped by SIGTERM and saved") == 1
+    assert not (folder_in(runs) / "result.json").exists()
+    command = ["accelerate", "launch", "--multi_gpu", "--num_processes", "3"]
+    command += ["--main_process_port", str(free_port()), "-m", "associative_transformer"]
+    with started(*command, *RUN, "--runs", str(runs), "--resume") as launcher:
+        code, out, err = finish(launcher)
+    assert code == 0, err
+    assert out.count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(tmp_path / "runs")]
+    with started(*command, FAILING_RANK="1") as launcher:
+        code, _, err = finish(launcher)
+    assert code != 0
+    assert "RuntimeError: rank 1 has had enough" in err
+    assert time.monotonic() - begun < 60
+
+
+def test_two_launchers_joined_as_two_nodes_are_one_run(alone: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [*node_of_two(free_port()), "--runs", str(runs)]
+    with started(*command) as first, started(*command) as second:
+        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoint(
+    alone: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    command = [*torchrun(2, "--max-restarts", "1"), SLOWLY, *RUN, "--runs", str(runs), "--resume"]
+    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+        wait_for_checkpoint(runs, launcher)
+        lost = children(launcher.pid)[1]
+        os.kill(lost, signal.SIGKILL)
+        code, said, errors = finish(launcher)
+    assert code == 0, errors
+    assert str(lost) in errors  # so it was one that worked
+    assert said.count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
+    alone: Path, tmp_path: Path, rank: int
+) -> None:
+    runs = tmp_path / "runs"
+    command, slow = [*node_of_two(free_port()), "--runs", str(runs)], {"SECONDS_A_STEP": "0.1"}
+    with started(*command, **slow) as first, started(*command, **slow) as second:
+        wait_for_checkpoint(runs, first, second)
+        workers = [*children(first.pid), *children(second.pid)]
+        (lost,) = (worker for worker in workers if f"RANK={rank}" in environment_of(worker))
+        os.kill(lost, signal.SIGKILL)
+        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert str(lost) in "".join(errors)
+    assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)
+
+
+def test_a_lost_node_is_replaced_by_another_launcher(alone: Path, tmp_path: Path) -> None:
+    runs, port = tmp_path / "runs", free_port()
+    command = [*node_of_two(port), "--runs", str(runs)]
+    # else torch's launcher keeps the address of a store from the others
+    slow = {"SECONDS_A_STEP": "0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with started(*command, **slow) as first:
+        wait_for_listener(port)  # where the launchers meet
+        with started(*command, **slow) as second:
+            wait_for_checkpoint(runs, first, second)
+            (worker,) = children(second.pid)
+            second.kill()
+            os.kill(worker, signal.SIGKILL)
+        with started(*command, **slow) as third:
+            codes, said, errors = zip(*map(finish, (first, third)), strict=True)
+    assert codes == (0, 0), "".join(errors)
+    assert "".join(said).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), alone)

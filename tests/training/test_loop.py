@@ -1,0 +1,841 @@
+"""Whole runs: what they leave behind, and that stopping and resuming does not show."""
+
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load, load_file
+
+from associative_transformer.data import (
+    DataSet,
+    ImagesConfig,
+    load_data,
+)
+from associative_transformer.evaluate import Evaluation, evaluate, evaluate_split, summarize
+from associative_transformer.experiment import Experiment, load_experiment
+from associative_transformer.interface import Batch, UserError
+from associative_transformer.kernels import over_ranks
+from associative_transformer.models import (
+    AiTConfig,
+    load_model,
+)
+from associative_transformer.runs.folder import History
+from associative_transformer.training import loop as train_module
+from associative_transformer.training.loop import Run, train
+from associative_transformer.training.signals import Interrupted
+from associative_transformer.training.step import TrainingStep
+from making.trained import (
+    ASKED,
+    CPU,
+    EXPERIMENT,
+    RELATIONS,
+    STEPS,
+    VARIATIONS,
+    VIT,
+    Crash,
+    Steps,
+    assert_same_outcome,
+    outcome,
+    train_to_the_end,
+    vary,
+)
+
+# --- what a run leaves behind ---
+
+
+def test_a_complete_run_holds_these_files_and_no_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(EXPERIMENT, folder)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        "README.md",  # the model card
+        "config.json",
+        "environment.json",
+        "experiment.yaml",
+        "memory.npz",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+        *(
+            f"checkpoint/{which}/{name}"
+            for which in ("last", "previous")
+            for name in ("model.safetensors", "optimizer.pt", "state.json")
+        ),
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
+    result = train(EXPERIMENT, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert set(result) == {
+        "name",
+        "seed",
+        "question_types",
+        "test_accuracy",
+        "test_loss",
+        "test_images",
+        "best_validation",
+        "model",
+        "epochs",
+        "skipped_steps",
+        "skipped_images",
+        "data",
+        "precision",
+        "live_parameters",
+        "total_parameters",
+        "classes",
+        "timing",
+    }
+    assert set(result["timing"]) == {"seconds", "samples_per_second", "finished"}
+    assert date.fromisoformat(result["timing"]["finished"]) <= date.today()
+    assert result["name"] == "tiny"
+    assert result["question_types"] == []
+    assert result["test_images"] == 60
+    assert result["best_validation"] is None
+    assert result["model"] == "last epoch"
+    assert result["classes"] == ["equilateral", "other"]
+    model = load_model(tmp_path / "run")
+    assert result["live_parameters"] == sum(p.numel() for p in model.parameters())
+    assert result["total_parameters"] == model.reference_parameters()
+    rate = 3 * STEPS * 16 / result["timing"]["seconds"]
+    assert result["timing"]["samples_per_second"] == pytest.approx(rate)
+
+
+def test_the_saved_model_scores_what_the_result_says(tmp_path: Path) -> None:
+    result = train(EXPERIMENT, tmp_path / "run")
+    test = load_data(EXPERIMENT.data, CPU).test
+    scored = evaluate(load_model(tmp_path / "run"), test.eval_batches(7), 2)
+    assert scored.accuracy == result["test_accuracy"]
+    assert scored.loss == pytest.approx(result["test_loss"], rel=1e-6)
+
+
+def test_metrics_and_memory_have_an_entry_an_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(EXPERIMENT, folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["lr"] for row in rows] == [EXPERIMENT.train.learning_rate(e) for e in range(3)]
+    for row in rows:
+        assert set(row) == {
+            "epoch",
+            "lr",
+            "loss",
+            "balance_loss",
+            "accuracy",
+            "skipped_steps",
+            "timing",
+        }
+        assert 0 <= row["accuracy"] <= 100
+        assert row["balance_loss"] > 0
+    with np.load(folder / "memory.npz") as saved:
+        priors = saved["priors"]
+    assert priors.shape == (3, 1, 4, 8)
+    last = load_file(folder / "model.safetensors")["blocks.0.workspace.priors"]
+    assert np.array_equal(priors[-1, 0], last.numpy())
+    assert not np.array_equal(priors[0], priors[1])
+
+
+def test_the_learning_rate_of_each_epoch_is_the_one_the_optimizer_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    take_step = TrainingStep.__call__
+
+    def watched(step: TrainingStep, batch: Batch) -> torch.Tensor:
+        seen.extend(group["lr"] for group in step.optimizer.param_groups)
+        return take_step(step, batch)
+
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
+    train(EXPERIMENT, tmp_path / "run")
+    assert seen == [EXPERIMENT.train.learning_rate(e) for e in range(3) for _ in range(STEPS)]
+
+
+def test_the_metrics_of_an_epoch_are_means_over_its_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = []
+    take_step = TrainingStep.__call__
+
+    def watched(step: TrainingStep, batch: Batch) -> torch.Tensor:
+        sums = take_step(step, batch)
+        seen.append(sums.tolist())
+        return sums
+
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
+    train(EXPERIMENT, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    for epoch, row in enumerate(map(json.loads, lines)):
+        loss, balance_loss, correct, images = map(
+            sum, zip(*seen[epoch * STEPS : (epoch + 1) * STEPS], strict=True)
+        )
+        assert images == 64
+        assert row["loss"] == pytest.approx(loss / 64, rel=1e-12)
+        assert row["balance_loss"] == pytest.approx(balance_loss / 64, rel=1e-12)
+        assert row["accuracy"] == pytest.approx(100 * correct / 64, rel=1e-12)
+
+
+def test_the_experiment_is_saved_as_it_was_run(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "run")
+    assert load_experiment(tmp_path / "run" / "experiment.yaml") == EXPERIMENT
+
+
+def test_a_run_repeats_itself_and_another_seed_gives_another_one(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "a")
+    torch.manual_seed(99)  # what happened in the process before must not matter
+    train(EXPERIMENT, tmp_path / "b")
+    assert_same_outcome(tmp_path / "a", tmp_path / "b")
+    train(vary(seed=1), tmp_path / "c")
+    assert outcome(tmp_path / "c")["model"] != outcome(tmp_path / "a")["model"]
+
+
+def test_a_model_without_memory_trains_too(tmp_path: Path) -> None:
+    result = train(VIT, tmp_path / "run")
+    assert result["live_parameters"] > 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(row)["balance_loss"] for row in rows} == {0.0}
+
+
+def make_image_folder(root: Path) -> Path:
+    """Red images of one class, blue ones of the other, under noise."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 20)):
+        for channel, name in ((0, "red"), (2, "blue")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count // 2):
+                pixels = noise.integers(0, 60, size=(16, 16, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def easy_experiment(source: Path, **data: Any) -> Experiment:  # noqa: ANN401
+    images = ImagesConfig(
+        "colors", source=str(source), image_size=16, num_workers=0, crop_padding=2, **data
+    )
+    model = replace(EXPERIMENT.model, image_size=16, patch_size=8)
+    return Experiment("easy", images, model, replace(EXPERIMENT.train, batch_size=16))
+
+
+def test_a_result_on_questions_states_their_types_and_the_score_of_each_kind(
+    tmp_path: Path,
+) -> None:
+    result = train(ASKED, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert result["question_types"] == ["non-relational", "binary"]  # together by default
+    assert (result["test_images"], result["test_questions"]) == (6, 24)
+    assert len(result["classes"]) == 10
+    kinds = {kind["name"]: kind for kind in result["test_kinds"]}
+    data, model = load_data(ASKED.data, CPU), load_model(tmp_path / "run")
+    summary = summarize(evaluate(model, data.test.eval_batches(7), 10), data)
+    assert summary["kinds"] == result["test_kinds"]
+    for name in ("non-relational", "binary"):
+        assert (kinds[name]["questions"], kinds[name]["images"]) == (12, 6)
+        parts = [kind for part, kind in kinds.items() if part.startswith(f"{name}/")]
+        assert sum(kind["questions"] for kind in parts) == 12
+        right = sum(kind["accuracy"] * kind["questions"] for kind in parts)
+        assert right == pytest.approx(12 * kinds[name]["accuracy"])
+    both = (kinds["binary"]["accuracy"] + kinds["non-relational"]["accuracy"]) / 2
+    assert result["test_accuracy"] == pytest.approx(both)
+
+
+def test_a_run_on_one_type_of_questions_says_so(tmp_path: Path) -> None:
+    data = replace(ASKED.data, question_types=("binary",), num_questions=4)
+    result = train(replace(ASKED, data=data), tmp_path / "run")
+    assert result["question_types"] == ["binary"]
+    assert {kind["name"].split("/")[0] for kind in result["test_kinds"]} == {"binary", "all"}
+    assert result["test_accuracy"] == pytest.approx(result["test_kinds"][0]["accuracy"])
+
+
+def test_an_easy_task_is_learned(tmp_path: Path) -> None:
+    result = train(easy_experiment(make_image_folder(tmp_path / "data")), tmp_path / "run")
+    assert result["test_accuracy"] == 100
+    assert result["classes"] == ["blue", "red"]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) -> None:
+    source = make_image_folder(tmp_path / "data")
+    for name in ("train/red/3.png", "test/blue/1.png"):
+        (source / name).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"(3|1)\.png.*--data\.on_error skip"):
+        train(easy_experiment(source), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    result = train(easy_experiment(source, on_error="skip"), tmp_path / "run")
+    assert result["skipped_images"] == 2
+    assert result["test_images"] == 19
+
+
+# --- stopping and resuming ---
+
+
+def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(EXPERIMENT, train=replace(EXPERIMENT.train, epochs=2))
+
+    def stop(run: Run, signals: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Run, "_finish", stop)
+        train(first, tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"same --data\.source"):
+        patch.setattr(DataSet, "digest", "of another set")
+        train(first, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="float32 but bfloat16"):
+        patch.setattr(Accelerator, "mixed_precision", "bf16")
+        train(first, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in 1 pools .* in 4"):
+        patch.setattr(over_ranks, "num_pools", lambda _: 4)
+        train(first, tmp_path / "run", resume=True)
+    assert train(first, tmp_path / "run", resume=True)["epochs"] == 2
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_a_run_stopped_anywhere_and_resumed_is_the_undisturbed_run_bit_for_bit(
+    variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = VARIATIONS[variation]
+    train(experiment, tmp_path / "undisturbed")
+    # within the first epoch, twice in a row, at the end of an epoch, at the very last step
+    stops = {2, 6, 7, 2 * STEPS, 3 * STEPS}
+    steps = Steps(interrupts=stops).install(monkeypatch)
+    assert train_to_the_end(experiment, tmp_path / "resumed") == len(stops)
+    assert steps.count == 3 * STEPS  # no step is taken twice
+    assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
+
+
+def test_a_resumed_run_augments_and_drops_as_the_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_image_folder(tmp_path / "data")
+    experiment = easy_experiment(source)
+    train(experiment, tmp_path / "undisturbed")
+    Steps(interrupts={2, 5}).install(monkeypatch)
+    assert train_to_the_end(experiment, tmp_path / "resumed") == 2
+    assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
+
+
+def test_the_other_signal_stops_a_run_too_and_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Steps(interrupts={2}, signum=signal.SIGTERM).install(monkeypatch)
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        train(EXPERIMENT, tmp_path / "run")
+    assert stopped.value.signum == signal.SIGTERM
+    state = json.loads((tmp_path / "run" / "checkpoint" / "last" / "state.json").read_text())
+    assert (state["epoch"], state["step"]) == (0, 2)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_after_a_run_signals_act_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    train(EXPERIMENT, tmp_path / "run")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    Steps(interrupts={1}).install(monkeypatch)
+    with pytest.raises(Interrupted):
+        train(EXPERIMENT, tmp_path / "other")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_acts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(interrupts={2}).install(monkeypatch)
+    counted = TrainingStep.__call__
+
+    def impatient(step: TrainingStep, batch: Batch) -> torch.Tensor:
+        sums = counted(step, batch)
+        if steps.count == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return sums
+
+    monkeypatch.setattr(TrainingStep, "__call__", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train(EXPERIMENT, tmp_path / "run")
+    assert steps.count == 2
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 1, 3])
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
+    checkpoint_every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = vary(checkpoint_every=checkpoint_every)
+    train(experiment, tmp_path / "undisturbed")
+    steps = Steps(crashes={3, 11}).install(monkeypatch)
+    assert train_to_the_end(experiment, tmp_path / "killed") == 2
+    repeated = {None: 2 + 3, 1: 0, 3: 2}[checkpoint_every]  # steps since the last checkpoint
+    assert steps.count == 3 * STEPS + len(steps.crashes) + repeated
+    assert_same_outcome(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (train_module, "save_checkpoint"),
+        (train_module, "save_best"),
+        (train_module, "write_file"),
+        (History, "write"),
+        (AiTConfig, None),
+    ],
+    ids=["checkpoint", "best", "result", "history", "model"],
+)
+def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
+    place: Any,  # noqa: ANN401
+    name: str | None,
+    is_done: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = vary(data={"val_fraction": 0.25}, epochs=2)
+    if name is None:  # where the model is saved
+        place, name = type(train_module.build_model(experiment.model)), "save_pretrained"
+    act, calls = getattr(place, name), []
+    in_second_epoch = name not in ("write_file", "save_pretrained")
+    is_repeated = in_second_epoch and not (name == "save_checkpoint" and is_done)
+
+    def crashing(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        calls.append(name)
+        if len(calls) != 1 + in_second_epoch:
+            return act(*args, **kwargs)
+        if is_done:
+            act(*args, **kwargs)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([50.0, 60.0]))
+        train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([50.0, 60.0, *[60.0] * is_repeated]))
+        patch.setattr(place, name, crashing)
+        assert train_to_the_end(experiment, tmp_path / "crashed") == 1
+    assert_same_outcome(tmp_path / "crashed", tmp_path / "undisturbed")
+
+
+def test_a_damaged_last_checkpoint_costs_time_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    Steps(interrupts={10}).install(monkeypatch)
+    with pytest.raises(Interrupted):
+        train(EXPERIMENT, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoint" / "last" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_run_without_any_checkpoint_is_resumed_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    Steps(crashes={1}).install(monkeypatch)
+    assert train_to_the_end(EXPERIMENT, tmp_path / "run") == 1
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_skipped_steps_are_counted_over_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Steps(bad={2, 3, 9}).install(patch)
+        result = train(EXPERIMENT, tmp_path / "undisturbed")
+    assert result["skipped_steps"] == 3
+    Steps(bad={2, 3, 9}, interrupts={2, 9}).install(monkeypatch)
+    assert train_to_the_end(EXPERIMENT, tmp_path / "resumed") == 2
+    assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
+    rows = (tmp_path / "resumed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["skipped_steps"] for row in rows] == [2, 2, 3]
+
+
+def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
+    with pytest.raises(UserError, match="not finite 10 steps in a row"):
+        train_to_the_end(EXPERIMENT, tmp_path / "run")
+    assert steps.count == 12  # the count is read at the end of each epoch
+
+
+def test_a_run_that_gives_up_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        Steps(bad=set(range(6, 20))).install(patch)
+        with pytest.raises(UserError, match=r"10 steps in a row.*--train\.lr.*--train\.detect"):
+            train(vary(epochs=4, checkpoint_every=5), tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "checkpoint" / "last" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        Steps(interrupts={5}).install(patch)
+        train(vary(epochs=4), tmp_path / "good")
+    good = load_file(tmp_path / "good" / "checkpoint" / "last" / "model.safetensors")
+    assert all(torch.equal(saved[name], good[name]) for name in good)
+
+
+def test_a_complete_run_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train(EXPERIMENT, tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    steps = Steps().install(monkeypatch)
+    assert train(EXPERIMENT, tmp_path / "run", resume=True) == result
+    assert steps.count == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (None, [(1, 0), (2, 0), (3, 0)]),
+        (3, [(0, 3), (1, 0), (1, 3), (2, 0), (2, 3), (3, 0)]),
+        (4, [(1, 0), (2, 0), (3, 0)]),
+        (100, [(1, 0), (2, 0), (3, 0)]),
+    ],
+)
+def test_checkpoints_are_saved_every_epoch_and_every_n_steps(
+    every: int | None,
+    expected: list[tuple[int, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved = []
+    save = train_module.save_checkpoint
+
+    def watched(folder: Path, model: Any, optimizer: Any, state: dict[str, Any]) -> None:  # noqa: ANN401
+        saved.append((state["epoch"], state["step"]))
+        save(folder, model, optimizer, state)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", watched)
+    train(vary(checkpoint_every=every), tmp_path / "run")
+    assert saved == expected
+
+
+def script_validation(patch: pytest.MonkeyPatch, accuracies: Any) -> list[int]:  # noqa: ANN401
+    """Let validation give these accuracies in turn; return the sizes of the splits scored."""
+    sizes: list[int] = []
+
+    def scripted(*arguments: Any) -> Evaluation:  # noqa: ANN401
+        scored = evaluate_split(*arguments)
+        sizes.append(int(scored.confusion.sum()))
+        is_test = sizes[-1] == EXPERIMENT.data.num_test
+        return scored if is_test else scored._replace(accuracy=next(accuracies))
+
+    patch.setattr(train_module, "evaluate_split", scripted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [([50.0, 60.0, 55.0], 2), ([60.0, 50.0, 55.0], 1), ([50.0, 60.0, 60.0], 2), ([0.0] * 3, 1)],
+    ids=str,
+)
+def test_the_first_best_validation_epoch_is_saved_and_reported_and_the_last_one_too(
+    accuracies: list[float], best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = script_validation(monkeypatch, iter(accuracies))
+    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
+    folder, weights = tmp_path / "run", []
+
+    def remember(folder: Path) -> None:
+        weights.append((folder / "checkpoint" / "last" / "model.safetensors").read_bytes())
+
+    result = train(experiment, folder, on_epoch_end=remember)
+    assert result["model"] == "best validation epoch"
+    assert result["best_validation"]["epoch"] == best
+    assert result["best_validation"]["validation_accuracy"] == accuracies[best - 1]
+    assert load_weights(folder / "model.safetensors") == load_weights_of(weights[best - 1])
+    assert len(set(weights)) == 3
+
+    test = load_data(experiment.data, CPU).test
+    model = load_model(folder)
+    scored = evaluate(model, test.eval_batches(12), 2)
+    assert result["best_validation"]["test_accuracy"] == scored.accuracy
+    model.load_state_dict(load_file(folder / "checkpoint" / "last" / "model.safetensors"))
+    assert result["test_accuracy"] == evaluate(model, test.eval_batches(12), 2).accuracy
+    # an epoch scores the validation images; test images are scored when all is decided
+    assert sizes == [16, 16, 16, 60, 60]
+
+
+def load_weights(path: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
+
+
+def load_weights_of(content: bytes) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load(content).items()}
+
+
+def test_validation_images_are_not_trained_on_and_each_epoch_reports_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps().install(monkeypatch)
+    train(vary(data={"val_fraction": 0.25}), tmp_path / "run")
+    assert steps.count == 3 * (48 // 16)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert set(json.loads(line)["validation"]) == {"accuracy", "loss"}
+
+
+def test_questions_are_validated_on_pictures_that_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps().install(monkeypatch)
+    result = train(RELATIONS, tmp_path / "run")
+    assert steps.count == 3 * (12 * 2 * 2 // 12)
+    assert result["best_validation"]["epoch"] in (1, 2, 3)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        accuracy = json.loads(line)["validation"]["accuracy"]
+        assert accuracy * 16 / 100 == pytest.approx(round(accuracy * 16 / 100))  # 4 x 4 questions
+
+
+# --- what a run may not do ---
+
+
+def test_a_run_leaves_other_folders_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    for arguments in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match=str(folder)):
+            train(EXPERIMENT, folder, **arguments)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_starts_a_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(vary(lr=0.001), tmp_path / "run")
+    with pytest.raises(UserError, match="exists"):
+        train(EXPERIMENT, tmp_path / "run")
+    steps = Steps().install(monkeypatch)
+    train(EXPERIMENT, tmp_path / "run", overwrite=True)
+    assert steps.count == 3 * STEPS
+    assert load_experiment(tmp_path / "run" / "experiment.yaml") == EXPERIMENT
+
+
+def test_overwrite_keeps_the_old_run_where_the_new_one_cannot_start(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    with pytest.raises(UserError):
+        train(vary(batch_size=128), tmp_path / "run", overwrite=True)
+    assert outcome(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("experiment", "names"),
+    [
+        (vary(batch_size=128), ["64", "128"]),
+        (replace(EXPERIMENT, model=replace(EXPERIMENT.model, num_classes=3)), ["2 cl", "is 3"]),
+        (vary(data={"val_fraction": 0.001}), ["val_fraction"]),
+        (replace(ASKED, train=replace(ASKED.train, batch_size=65)), ["64 questions", "65"]),
+        (replace(ASKED, model=replace(ASKED.model, num_classes=9)), ["10 cl", "is 9"]),
+    ],
+    ids=["batch", "classes", "validation", "questions", "answers"],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    experiment: Experiment, names: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        train(experiment, tmp_path / "runs" / "run")
+    assert all(name in str(error.value) for name in names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.lr \(0\.001 here, 0\.01 there\)"):
+        train(vary(lr=0.001), tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == before
+
+
+def test_a_full_disk_ends_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    count, fsync = 0, os.fsync
+
+    def fill_up(file: int) -> None:
+        nonlocal count
+        count += 1
+        if count > 14:  # in the second epoch
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fill_up)
+        with pytest.raises(UserError, match="No space left"):
+            train(EXPERIMENT, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_model_that_cannot_be_saved_is_named_and_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kind = type(train_module.build_model(EXPERIMENT.model))
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "save_pretrained", fill_up)
+        with pytest.raises(UserError, match="No space left"):
+            train(EXPERIMENT, tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        pytest.fail("a run opened a connection")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    train(EXPERIMENT, tmp_path / "run")
+
+
+# --- what it tells others ---
+
+
+def test_whoever_asks_is_called_after_each_epoch_with_all_of_it_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(folder: Path) -> None:
+        state = json.loads((folder / "checkpoint" / "last" / "state.json").read_text())
+        seen.append((state["epoch"], len((folder / "metrics.jsonl").read_text().splitlines())))
+
+    Steps(interrupts={STEPS + 1}).install(monkeypatch)
+    with pytest.raises(Interrupted):
+        train(EXPERIMENT, tmp_path / "run", on_epoch_end=look)
+    assert seen == [(1, 1)]
+    train(EXPERIMENT, tmp_path / "run", resume=True, on_epoch_end=look)
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_tensorboard_gets_the_numbers_and_the_run_is_the_same(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(EXPERIMENT, tmp_path / "plain")
+    train(vary(tracker="tensorboard", log_every=2), tmp_path / "run")
+    files = list((tmp_path / "run" / "tracker").rglob("events.out.tfevents.*"))
+    assert files
+    scalars: dict[str, list[int]] = {}
+    for folder in {file.parent for file in files}:
+        events = accumulator.EventAccumulator(str(folder)).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars[tag] = [event.step for event in events.Scalars(tag)]
+    for name in ("loss", "balance_loss", "accuracy", "samples_per_second"):
+        assert scalars[f"train/{name}"] == [2, 4, 6, 8, 10, 12]
+    assert_same_outcome(tmp_path / "run", tmp_path / "plain")
+
+
+def test_a_tracked_run_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    experiment = vary(tracker="tensorboard")
+    Steps(interrupts={3, 6}).install(monkeypatch)
+    assert train_to_the_end(experiment, tmp_path / "run") == 2
+
+
+def test_a_run_without_terminal_writes_a_plain_line_an_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(vary(data={"val_fraction": 0.25}), tmp_path / "run")
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    for line in lines:
+        for word in ("loss", "balance", "accuracy", "samples/s", "validation"):
+            assert word in line
+    assert "\x1b" not in said.err
+
+
+def test_a_signal_while_the_test_images_are_scored_is_heeded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    score: Callable[..., Evaluation] = train_module.evaluate_split
+
+    def interrupted(*arguments: Any) -> Evaluation:  # noqa: ANN401
+        os.kill(os.getpid(), signal.SIGINT)
+        return score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_split", interrupted)
+        with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
+            train(EXPERIMENT, tmp_path / "run")
+    assert stopped.type is Interrupted
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def interrupt_and_wait(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("the signal had to wait")
+
+
+def test_a_signal_does_not_wait_for_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
+    train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_split", interrupt_and_wait)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(experiment, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "checkpoint" / "last" / "state.json").read_text())
+    assert (state["epoch"], state["step"]) == (0, STEPS)
+    steps = Steps().install(monkeypatch)
+    train(experiment, tmp_path / "run", resume=True)
+    assert steps.count == 2 * STEPS
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_signal_does_not_wait_for_a_report(tmp_path: Path) -> None:
+    train(EXPERIMENT, tmp_path / "undisturbed")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train(EXPERIMENT, tmp_path / "run", on_epoch_end=interrupt_and_wait)
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_signal_while_the_best_epoch_is_scored_leaves_the_last_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([60.0, 50.0, 55.0]))
+        train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        script_validation(patch, iter([60.0, 50.0, 55.0]))
+        load = train_module.load_best
+
+        def interrupted(*arguments: Any) -> None:  # noqa: ANN401
+            load(*arguments)
+            interrupt_and_wait()
+
+        patch.setattr(train_module, "load_best", interrupted)
+        with pytest.raises(Interrupted):
+            train(experiment, tmp_path / "run")
+    train(experiment, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")

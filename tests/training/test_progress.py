@@ -1,0 +1,95 @@
+"""What a run shows: a bar on a terminal, plain lines elsewhere."""
+
+import itertools
+import re
+
+import pytest
+
+from associative_transformer.training import progress
+from associative_transformer.training.progress import Standing, TrainingProgress
+
+STANDING = Standing(
+    epoch=2, step=5, loss=0.6931, balance_loss=0.01234, accuracy=51.5, samples_per_second=1234.4
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ten seconds pass between two looks at the clock."""
+    ticks = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def test_a_standing_tells_loss_balance_accuracy_and_speed() -> None:
+    assert str(STANDING) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 samples/s")
+
+
+def test_without_a_terminal_lines_come_now_and_then_with_the_time_left(
+    clock: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
+        for step in range(1, 9):
+            bar.show(STANDING._replace(epoch=1, step=step))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "\x1b" not in said.err
+    lines = said.err.splitlines()
+    assert len(lines) == 2  # of eight, ten seconds apart
+    for line, step in zip(lines, (4, 8), strict=True):
+        assert line.startswith("epoch 1/4  loss 0.693")
+        assert f"step {step}/10" in line
+        seconds = 10 * (40 - step)  # ten seconds a step
+        assert line.endswith(f"0:{seconds // 60:02}:{seconds % 60:02} left")
+
+
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only(
+    clock: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=20) as bar:
+        for step in range(1, 5):
+            bar.show(STANDING._replace(epoch=3, step=step))
+    assert capsys.readouterr().err.rstrip().endswith("0:02:40 left")  # 16 steps of ten seconds
+
+
+def test_a_line_is_written_whole_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "epoch 1/2  " + "x" * 300 + "  [bold]names[/bold] stay as they are"
+    with TrainingProgress(epochs=2, steps_per_epoch=5, steps_done=0) as bar:
+        bar.write(line)
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_terminal_of_eighty_columns_shows_a_bar_with_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch)
+    with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
+        bar.show(STANDING)
+        bar.write("a line above the bar")
+    said = capsys.readouterr()
+    assert said.out == ""
+    shown = plain(said.err)
+    assert "a line above the bar" in shown
+    last = [line for line in shown.splitlines() if "epoch" in line][-1]
+    assert "epoch 2/4" in last
+    assert "loss 0.693 balance 0.012 acc 51.5 % 1,234/s" in last
+    assert "38 %" in last  # 15 of 40 steps
+    assert re.search(r"\d:\d\d:\d\d", last) or "-:--:--" in last  # the time left
+
+
+def test_a_resumed_run_starts_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_a_terminal(monkeypatch)
+    with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=20):
+        pass
+    assert "50 %" in plain(capsys.readouterr().err)

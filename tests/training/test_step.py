@@ -1,0 +1,390 @@
+"""One training step against the same step written by hand, and the steps that must change nothing.
+
+Dims     B batch   C channels   H W image side
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import LoggerType
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from associative_transformer import distributed
+from associative_transformer.distributed import INIT_METHOD
+from associative_transformer.experiment import TrainConfig
+from associative_transformer.interface import Batch, UserError
+from associative_transformer.models import ConvMLP, ConvMLPConfig
+from associative_transformer.training import step as step_module
+from associative_transformer.training.step import (
+    MAX_BAD_STEPS,
+    Sums,
+    make_accelerator,
+)
+from making.steps import PROJECT, everything, make_batch, make_step, same, spoil
+
+
+@pytest.fixture(autouse=True)
+def forget_the_precision() -> Iterator[None]:
+    """Accelerate keeps the precision of a process; tests need several."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def memories(model: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+class HandWritten:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), after clipping."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig) -> None:
+        self.model, self.config = model, train
+        self.m = [torch.zeros_like(p) for p in model.parameters()]
+        self.v = [torch.zeros_like(p) for p in model.parameters()]
+        self.t = 0
+        self.norm = 0.0
+
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """Mean over the micro-batches of the gradient of cross-entropy and auxiliary loss."""
+        parts = self.config.accumulation_steps
+        micro = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
+        total = [torch.zeros_like(p) for p in self.model.parameters()]
+        for images, labels in micro:
+            logits, aux_loss = self.model(images)
+            loss = cross_entropy(logits, labels) + aux_loss
+            found = torch.autograd.grad(loss, list(self.model.parameters()))
+            total = [a + g / parts for a, g in zip(total, found, strict=True)]
+        return total
+
+    def __call__(self, batch: Batch) -> None:
+        c, (beta1, beta2), self.t = self.config, self.config.betas, self.t + 1
+        gradients = self.gradients(batch)
+        self.norm = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
+        if c.clip_norm is not None:
+            gradients = [g * min(1.0, c.clip_norm / self.norm) for g in gradients]
+        with torch.no_grad():
+            for i, (p, g) in enumerate(zip(self.model.parameters(), gradients, strict=True)):
+                self.m[i] = beta1 * self.m[i] + (1 - beta1) * g
+                self.v[i] = beta2 * self.v[i] + (1 - beta2) * g.square()
+                m = self.m[i] / (1 - beta1**self.t)
+                v = self.v[i] / (1 - beta2**self.t)
+                p -= c.lr * (m / (v.sqrt() + 1e-8) + c.weight_decay * p)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"clip_norm": 0.1},
+        {"clip_norm": 1e4},
+        {"accumulation_steps": 4},
+        {"accumulation_steps": 2, "clip_norm": 0.1, "betas": (0.7, 0.9), "weight_decay": 0.3},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None:
+    step = make_step(**train)
+    by_hand = HandWritten(deepcopy(step.model), step.train)
+    start = deepcopy(step.model.state_dict())
+    for _ in range(3):
+        batch = make_batch()
+        step(batch)
+        by_hand(batch)
+    if (limit := step.train.clip_norm) is not None:
+        assert (by_hand.norm > limit) == (limit < 1)  # the small limit clips, the large one not
+    theirs = by_hand.model.state_dict()
+    for name, ours in step.model.state_dict().items():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4, msg=name)
+        assert (ours - start[name]).abs().max() > 5e-4  # so the tolerance is far below a step
+
+
+def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -> None:
+    step = make_step(accumulation_steps=4)
+    by_hand = HandWritten(deepcopy(step.model), step.train)
+    seen: list[Tensor] = []
+    step.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in step.model.parameters())
+    )
+    batch = make_batch()
+    step(batch)
+    for ours, theirs in zip(seen, by_hand.gradients(batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_memory_moves_once_per_micro_batch(parts: int) -> None:
+    step = make_step(accumulation_steps=parts)
+    by_hand = deepcopy(step.model)
+    forwards: list[int] = []
+    step.model.register_forward_pre_hook(lambda _, inputs: forwards.append(len(inputs[0])))
+    batch = make_batch()
+    step(batch)
+    for images in batch.images.chunk(parts):
+        by_hand(images)
+    assert forwards == [8 // parts] * parts
+    assert same(memories(step.model), memories(by_hand))
+
+
+def test_a_step_returns_the_sums_over_its_images() -> None:
+    step = make_step(accumulation_steps=2)
+    by_hand, batch = deepcopy(step.model), make_batch()
+    sums = Sums(*step(batch))
+    loss, balance_loss, correct = 0.0, 0.0, 0
+    for images, labels in zip(batch.images.chunk(2), batch.labels.chunk(2), strict=True):
+        logits, aux_loss = by_hand(images)
+        loss += cross_entropy(logits, labels, reduction="sum").item()
+        balance_loss += 4 * aux_loss.item()
+        correct += int((logits.argmax(dim=-1) == labels).sum())
+    assert float(sums.loss) == pytest.approx(loss, rel=1e-6)
+    assert float(sums.balance_loss) == pytest.approx(balance_loss, rel=1e-6)
+    assert balance_loss > 0
+    assert sums.correct == correct
+    assert sums.images == 8
+
+
+# --- steps that are not finite ---
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) -> None:
+    step = make_step(accumulation_steps=parts)
+    step(make_batch())
+    before = everything(step)
+    sums = step(spoil(make_batch()))
+    assert same(everything(step), before)
+    assert step.num_skipped == step.num_bad == 1
+    assert not sums.any()
+    assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
+
+
+def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> None:
+    step = make_step()
+    step(make_batch())
+    before = everything(step)
+    handle = step.model.head[2].weight.register_hook(lambda gradient: gradient * torch.inf)
+    sums = step(make_batch())
+    handle.remove()
+    assert same(everything(step), before)
+    assert step.num_skipped == 1
+    assert not sums.any()
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
+    step = make_step()
+    step(make_batch())
+    before = everything(step)
+    handle = step.model.register_forward_hook(
+        lambda *given: given[2]._replace(aux_loss=given[2].aux_loss + torch.inf)
+    )
+    sums = step(make_batch())
+    handle.remove()
+    assert same(everything(step), before)
+    assert step.num_skipped == step.num_bad == 1
+    assert not sums.any()
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_the_memory_is_finite_whatever_the_images_and_weights_are(poison: float) -> None:
+    step = make_step()
+    start = deepcopy(step.model.state_dict())
+    for name in ("images", *dict(step.model.named_parameters())):
+        step.model.load_state_dict(start)
+        batch, before = make_batch(), memories(step.model)
+        if name == "images":
+            batch.images[0, 0, 0, 0] = poison
+        else:
+            step.model.get_parameter(name).data.view(-1)[0] = poison
+        bad = step.num_skipped
+        step(batch)
+        assert all(memory.isfinite().all() for memory in memories(step.model)), name
+        if step.num_skipped > bad:
+            assert same(memories(step.model), before), name
+    assert step.num_skipped > 10
+
+
+def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> None:
+    config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
+    step = make_step(ConvMLP(config))
+    step(make_batch())
+    before = everything(step)
+    step(spoil(make_batch()))
+    assert same(everything(step), before)
+    assert step.num_skipped == 1
+
+
+def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:
+    ours = make_step()
+    theirs = make_step(deepcopy(ours.model))
+    first, second = make_batch(), make_batch()
+    for batch in (first, spoil(first), second):
+        ours(batch)
+    for batch in (first, second):
+        theirs(batch)
+    assert same(everything(ours), everything(theirs))
+    assert (ours.num_skipped, ours.num_bad) == (1, 0)
+
+
+def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
+    step = make_step()
+    assert MAX_BAD_STEPS == 10
+    for _ in range(2):
+        for _ in range(9):
+            step(spoil(make_batch()))
+        step(make_batch())
+    assert step.num_skipped == 18
+    before = everything(step)
+    for _ in range(9):
+        step(spoil(make_batch()))
+    step.check()
+    step(spoil(make_batch()))
+    assert same(everything(step), before)
+    step(make_batch())  # what came after does not undo it
+    for _ in range(2):
+        with pytest.raises(UserError, match="not finite 10 steps in a row"):
+            step.check()
+
+
+def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
+    step = make_step()
+    for _ in range(5):
+        step(spoil(make_batch()))
+        step.check()
+    resumed = make_step()
+    resumed.count_on(step.num_skipped, step.num_bad)
+    for _ in range(4):
+        resumed(spoil(make_batch()))
+    resumed.check()
+    resumed(spoil(make_batch()))
+    assert (resumed.num_skipped, resumed.num_bad) == (10, 10)
+    with pytest.raises(UserError):
+        resumed.check()
+
+
+class Reads(TorchDispatchMode):
+    """Count where the host reads a number from the device, and so waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        self.count += func in (torch.ops.aten._local_scalar_dense.default,)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("train", [{}, {"clip_norm": 0.1, "accumulation_steps": 2}], ids=str)
+def test_a_step_never_waits_for_the_device(train: dict[str, Any]) -> None:
+    step, batch = make_step(**train), make_batch()
+    with Reads() as reads:
+        step(batch)
+        step(spoil(batch))
+    assert reads.count == 0
+    with reads:
+        step.check()
+    assert reads.count == 1
+
+
+def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
+    step = make_step()
+    with pytest.raises(UserError) as error:
+        for _ in range(10):
+            step(spoil(make_batch()))
+        step.check()
+    assert "--train.lr" in str(error.value)
+    # a run goes on with its own learning rate only: see check_folder
+    assert "--resume" not in str(error.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_a_step_never_waits_for_it() -> None:
+    step = make_step(device="auto")
+    batch = Batch(*(None if x is None else x.cuda() for x in make_batch()))
+    step(batch)  # makes the moments of AdamW
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.num_skipped == 0
+
+
+# --- precision ---
+
+
+def test_bfloat16_is_autocast_and_leaves_weights_moments_and_memory_in_float32() -> None:
+    step = make_step(precision="bfloat16")
+    seen: list[torch.dtype] = []
+    step.model.blocks[0].feed_forward.register_forward_hook(
+        lambda _, inputs, output: seen.append(output.dtype)
+    )
+    before = memories(step.model)
+    sums = step(make_batch())
+    assert seen == [torch.bfloat16]
+    assert sums.isfinite().all()
+    assert step.num_skipped == 0
+    assert {tensor.dtype for tensor in everything(step)} == {torch.float32}
+    assert all(not torch.equal(a, b) for a, b in zip(before, memories(step.model), strict=True))
+
+
+def test_on_a_cpu_precision_auto_is_float32() -> None:
+    step = make_step(precision="auto")
+    seen: list[torch.dtype] = []
+    step.model.register_forward_hook(lambda _, inputs, output: seen.append(output.logits.dtype))
+    step(make_batch())
+    assert seen == [torch.float32]
+
+
+def test_runs_of_different_precision_can_follow_each_other_in_one_process() -> None:
+    for precision, used in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
+        step = make_step(precision=precision)
+        step(make_batch())
+        assert step.accelerator.mixed_precision == used
+
+
+# --- what is not to be had ---
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
+    tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [t for t in LoggerType if t.value != tracker]
+    monkeypatch.setattr(step_module, "get_available_trackers", lambda: others)
+    with pytest.raises(UserError, match=f"{tracker} is not installed: pip install {tracker}"):
+        make_accelerator(TrainConfig(tracker=tracker, device="cpu"), PROJECT)
+
+
+def test_processes_that_cannot_share_the_batch_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
+    with pytest.raises(UserError, match=r"batch_size 8 .* 3 processes .* accumulation_steps 2"):
+        make_step(accumulation_steps=2)
+
+
+def test_several_processes_and_a_batchnorm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
+    with pytest.raises(UserError, match="ConvMLP has a BatchNorm"):
+        make_step(ConvMLP(config))
+
+
+def test_processes_join_in_a_way_that_outlives_lost_ones() -> None:
+    assert make_accelerator(TrainConfig(), PROJECT).init_handler.init_method == INIT_METHOD
+
+
+def test_the_device_cpu_is_a_cpu() -> None:
+    assert make_accelerator(TrainConfig(device="cpu"), PROJECT).device == torch.device("cpu")
