@@ -26,7 +26,7 @@ from PIL import EpsImagePlugin, Image
 import associative_transformer
 from associative_transformer.analysis.storage import load_result
 from associative_transformer.data import decode_image
-from associative_transformer.data.sources import open_folder, open_hub
+from associative_transformer.data.sources import open_image_folder
 from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
@@ -200,7 +200,7 @@ def test_the_script_of_a_data_set_is_not_run(
     folder.mkdir()
     script = f"import os\nos.mkdir({str(trap)!r})\n"
     (folder / "malice.py").write_text(script)
-    for load in (open_hub, lambda name: open_folder(Path(name))):
+    for load in (open_hub, lambda name: open_image_folder(Path(name))):
         with pytest.raises(UserError):
             load(str(folder))
     assert not trap.exists()
@@ -218,7 +218,7 @@ def test_a_pickled_type_of_a_column_is_not_unpickled(
     schema = pa.schema([pa.field("x", pa.int64(), metadata=told)])
     for split in ("train", "test"):
         pq.write_table(pa.table([pa.array([1, 2])], schema), tmp_path / f"{split}.parquet")
-    found = open_folder(tmp_path)
+    found = open_image_folder(tmp_path)
     assert [list(split["x"]) for split in found.values()] == [[1, 2], [1, 2]]
     assert not trap.exists()
 
@@ -233,7 +233,7 @@ def test_a_table_names_no_class_to_construct(
     schema = pa.schema([pa.field("x", pa.int64())], {b"huggingface": json.dumps(told).encode()})
     pq.write_table(pa.table([pa.array([1, 2])], schema), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="cannot read the parquet files"):
-        open_folder(tmp_path)
+        open_image_folder(tmp_path)
     assert not trap.exists()
 
 
@@ -392,7 +392,7 @@ def test_a_page_replaces_a_link(run: Path, ait: Ait, precious: Path) -> None:
 def test_overwriting_removes_a_link_and_not_what_it_leads_to(run: Path, precious: Path) -> None:
     (run / "checkpoint").symlink_to(precious)
     (run / "memory.npz").symlink_to(precious / "file")
-    run_folder.open_folder(run, EXPERIMENT, torch.device("cpu"), resume=False)
+    run_folder.prepare_folder(run, EXPERIMENT, torch.device("cpu"), resume=False)
     assert is_untouched(precious)
     assert {path.name for path in run.iterdir()} == {"experiment.yaml", "environment.json"}
 

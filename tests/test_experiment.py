@@ -474,8 +474,8 @@ def test_an_inverse_square_root_falls_from_the_end_of_the_warm_up() -> None:
     train = TrainConfig(epochs=40, lr=0.01, schedule=schedule)
     rates = [train.learning_rate(epoch) for epoch in (0, 1, 4, 16, 36)]
     assert rates == pytest.approx([0.0, 0.0025, 0.01, 0.005, 0.01 / 3], rel=1e-12)
-    at_once = replace(train, schedule=replace(schedule, warmup_epochs=0))
-    assert [at_once.learning_rate(epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
+    interruptible = replace(train, schedule=replace(schedule, warmup_epochs=0))
+    assert [interruptible.learning_rate(epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
 
 
 def test_one_cycle_is_that_of_torch() -> None:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from associative_transformer.tabular import MODEL_WIDTH, Section, Table
+from associative_transformer.tabular import MODEL_WIDTH, RowGroup, Table
 
 NAME = "a model with a name of many words that is wider than its column"
 LONG = "sort-of-clevr-set-transformer-source"  # one word that is wider than the column
@@ -14,8 +14,8 @@ TABLE = Table(
     "Accuracy of everything, in percent",
     ("model", "accuracy", "seeds", "published"),
     [
-        Section("recipes", [("small", "70.00 ± 0.71", "2 in bfloat16 and float32", "76.82")]),
-        Section("others: not comparable", [(NAME, "-", "not run", "-"), (LONG, "1", "3", "-")]),
+        RowGroup("recipes", [("small", "70.00 ± 0.71", "2 in bfloat16 and float32", "76.82")]),
+        RowGroup("others: not comparable", [(NAME, "-", "not run", "-"), (LONG, "1", "3", "-")]),
     ],
     ["A first note, which explains.", "A second one."],
 )
@@ -137,7 +137,7 @@ def test_a_terminal_shows_every_word_whole_however_narrow_it_is(width: int) -> N
 
 
 def test_names_of_several_words_are_broken_to_leave_room_for_the_numbers() -> None:
-    table = Table(TABLE.title, TABLE.columns, [Section("recipes", ROWS[:2])], [])
+    table = Table(TABLE.title, TABLE.columns, [RowGroup("recipes", ROWS[:2])], [])
     widths = [max(map(len, column)) for column in zip(*drawn(table.to_terminal(200)), strict=True)]
     assert widths[0] <= MODEL_WIDTH < len(NAME)
 
@@ -147,7 +147,7 @@ def test_names_of_several_words_are_broken_to_leave_room_for_the_numbers() -> No
 
 def test_signs_in_a_cell_do_not_break_the_form() -> None:
     cell = "a|b <script>alert(1)</script> [red]x[/red] & c"
-    table = Table(cell, ("model", "b|c"), [Section(cell, [(cell, "1|2")])], [cell])
+    table = Table(cell, ("model", "b|c"), [RowGroup(cell, [(cell, "1|2")])], [cell])
     page = table.to_html()
     assert "<script>" not in page
     assert Cells(page).rows == [["model", "b|c"], [cell], [cell, "1|2"]]

@@ -45,7 +45,7 @@ tbody th { padding: 1rem .75rem .25rem }
 MODEL_WIDTH = 30  # of the first column, at most; longer names are broken
 
 
-class Section(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows under one heading; a row has a cell for each column."""
 
     title: str
@@ -58,7 +58,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    sections: list[Section]
+    sections: list[RowGroup]
     notes: list[str]
 
     def to_terminal(self, width: int) -> str:

@@ -75,7 +75,7 @@ class WorkspaceConfig:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
 
-class Write(NamedTuple):
+class WriteOutput(NamedTuple):
     """What one pool of tokens writes."""
 
     priors: Float[Tensor, "M D"]  # gamma-hat, before the moving average
@@ -108,7 +108,7 @@ def _(memory: Tensor) -> Tensor:
 
 
 class GlobalWorkspace(nn.Module):
-    """Write the batch into a few priors through a bottleneck, then read the priors back.
+    """WriteOutput the batch into a few priors through a bottleneck, then read the priors back.
 
     In training the tokens of all images form one pool and the memory moves once per forward. In
     evaluation the memory is frozen and the answer for an image does not depend on the others.
@@ -160,7 +160,7 @@ class GlobalWorkspace(nn.Module):
         priors = self.remember(written.priors)
         return WorkspaceOutput(self.read(u, priors), written.balance_loss)
 
-    def write(self, pool: Float[Tensor, "T E"]) -> Write:
+    def write(self, pool: Float[Tensor, "T E"]) -> WriteOutput:
         """Let the priors compete for the tokens of the pool."""
         c = self.config
         priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
@@ -184,7 +184,7 @@ class GlobalWorkspace(nn.Module):
         if ranks < distributed.num_ranks():  # one memory for several pools
             written = distributed.mean(written)
         unevenness = unevenness if c.balance_weight else priors.new_zeros(())
-        return Write(written, c.balance_weight * unevenness, selection)
+        return WriteOutput(written, c.balance_weight * unevenness, selection)
 
     def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """Move the memory: gamma^t -> gamma^{t+1}. A write that is not finite changes nothing."""

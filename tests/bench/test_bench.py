@@ -19,17 +19,17 @@ from torch import nn
 
 from associative_transformer import bench, functional
 from associative_transformer.bench import (
-    Form,
+    Benchmark,
     PoolSizes,
     Variant,
     choose_precision,
     find_variant,
     loading,
-    loading_forms,
+    loading_benchmarks,
     measure,
-    model_form,
+    model_benchmark,
     timing,
-    write_forms,
+    write_benchmarks,
 )
 from associative_transformer.bench.pool import build_workspace, count_write, prepare_write
 from associative_transformer.bench.timing import (
@@ -168,8 +168,8 @@ def test_figures_follow_from_the_medians_of_the_rounds(
     monkeypatch.setattr(bench, "measure_memory", memory)
     given({"a": [9.0, 2.0, 1.0], "b": [0.5, 0.5, 8.0], "matrix product": [4.0, 0.25, 0.5]})
     forms = [
-        Form("a", nothing, samples=4, operations=1_000),
-        Form("b", nothing, samples=8, batches=10, given=7),
+        Benchmark("a", nothing, samples=4, operations=1_000),
+        Benchmark("b", nothing, samples=8, batches=10, given=7),
     ]
     a, b = measure(forms, "b", TRAIN, 3)
     assert (a.name, a.milliseconds, a.samples_per_second) == ("a", 2_000.0, 2.0)
@@ -187,7 +187,7 @@ def test_figures_follow_from_the_medians_of_the_rounds(
 @pytest.mark.parametrize(("what", "passes"), [("step", 3), ("infer", 1)])
 def test_a_backward_pass_counts_twice(what: Any, passes: int) -> None:  # noqa: ANN401
     for experiment, size in ((SMALL, 4), (ASKED, 3)):
-        form = model_form(Variant(experiment), what)
+        form = model_benchmark(Variant(experiment), what)
         assert (form.name, form.samples, form.given) == (experiment.name, size, None)
         assert form.operations == passes * count_operations(experiment.model) * size
 
@@ -196,7 +196,7 @@ def test_two_small_models_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 64)
     here = lambda name, *rest: peak_memory(*rest)  # noqa: E731
     monkeypatch.setattr(bench, "measure_memory", here)  # not on its own
-    forms = [model_form(Variant(experiment), "step") for experiment in (SMALL, ASKED)]
+    forms = [model_benchmark(Variant(experiment), "step") for experiment in (SMALL, ASKED)]
     measured = measure(forms, "asked", TRAIN, 2)
     assert [row.name for row in measured] == ["small", "asked"]
     for row, size in zip(measured, (4, 3), strict=True):
@@ -400,7 +400,7 @@ def test_the_write_is_timed_in_three_forms() -> None:
     attend = {name: build_workspace(name, POOL).attend for name in ("sparse", "plain", "dense")}
     assert attend["sparse"] is sparse.pooled_attention
     assert attend["plain"] is attend["dense"] is functional.pooled_attention
-    forms = write_forms(POOL, TRAIN)
+    forms = write_benchmarks(POOL, TRAIN)
     assert [form.name for form in forms] == list(attend)
     assert build_workspace("plain", POOL).config == POOL.config
     assert build_workspace("dense", POOL).config == replace(POOL.config, bottleneck=None)
@@ -477,25 +477,27 @@ def images_of(folder: Path, **changes: Any) -> Variant:  # noqa: ANN401
 
 
 def test_generated_data_is_timed_beside_the_step_of_the_recipe() -> None:
-    step, resident = loading_forms(Variant(SMALL), 3)
+    step, resident = loading_benchmarks(Variant(SMALL), 3)
     assert (step.name, step.batches, step.samples) == ("step", 1, 4)
     assert step.operations == 3 * 4 * count_operations(VIT)
     assert (resident.name, resident.batches, resident.samples) == ("resident", 3, 4)
     assert (resident.operations, resident.given) == (None, None)
-    assert loading_forms(Variant(SMALL), 99)[1].batches == 5  # no more than an epoch of 20 images
+    assert (
+        loading_benchmarks(Variant(SMALL), 99)[1].batches == 5
+    )  # no more than an epoch of 20 images
     step.prepare()()
     resident.prepare()()
 
 
 def test_images_are_timed_in_both_ways_where_there_are_two(folder: Path) -> None:
-    step, resident, streaming = loading_forms(images_of(folder), 2)
+    step, resident, streaming = loading_benchmarks(images_of(folder), 2)
     assert [form.name for form in (step, resident, streaming)] == ["step", "resident", "streaming"]
     loaders = [
         loading.open_training(form.prepare.args[0], CPU).loader for form in (resident, streaming)
     ]
     assert [type(loader) for loader in loaders] == [ResidentLoader, StreamingLoader]
     for only in ({"augment": "resized_crop"}, {"memory_budget": 0.0}):
-        names = [form.name for form in loading_forms(images_of(folder, **only), 2)]
+        names = [form.name for form in loading_benchmarks(images_of(folder, **only), 2)]
         assert names == ["step", "streaming"]
 
 
@@ -511,7 +513,7 @@ def test_a_round_takes_each_batch_to_its_end_and_another_epoch_each_time(
             yield batch
 
     monkeypatch.setattr(loading.Split, "train_batches", watch)
-    run = loading_forms(Variant(SMALL), 3)[1].prepare()
+    run = loading_benchmarks(Variant(SMALL), 3)[1].prepare()
     run()
     run()
     assert taken == [(12, 0, 4)] * 3 + [(12, 1, 4)] * 3
@@ -520,7 +522,7 @@ def test_a_round_takes_each_batch_to_its_end_and_another_epoch_each_time(
 def test_a_set_without_a_batch_is_refused() -> None:
     large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=21)))
     with pytest.raises(UserError, match="20 images, fewer than one batch of 21"):
-        loading_forms(large, 3)
+        loading_benchmarks(large, 3)
 
 
 # --- memory ---
@@ -553,7 +555,7 @@ def test_the_plain_write_takes_the_memory_of_its_keys_and_values() -> None:
     sizes = PoolSizes(32_768, 64, WorkspaceConfig(num_heads=8, prior_dim=64, num_priors=4))
     memory = {
         form.name: measure_memory(form.name, form.prepare, CPU, form.given)
-        for form in write_forms(sizes, TRAIN)
+        for form in write_benchmarks(sizes, TRAIN)
         if form.name != "dense"
     }
     both = 2 * 4 * 32_768 * 8 * 64 / 2**30  # 0.125 GiB in the forward pass

@@ -11,8 +11,8 @@ import torch
 
 from associative_transformer import bench
 from associative_transformer.bench import (
+    Benchmark,
     Entry,
-    Form,
     Measured,
     PoolSizes,
     Ratios,
@@ -32,9 +32,9 @@ from making.commands import Ait, assert_refused
 
 
 class Call(NamedTuple):
-    """What would be measured."""
+    """Workload would be measured."""
 
-    forms: list[Form]
+    forms: list[Benchmark]
     rival: str
     train: TrainConfig
     rounds: int
@@ -43,14 +43,18 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What would be measured, without measuring it: each twice as slow as the one before.
+    """Workload would be measured, without measuring it: each twice as slow as the one before.
 
     In its fastest round each is three times as slow as the one before.
     """
     calls: list[Call] = []
 
     def note(
-        forms: list[Form], rival: str, train: TrainConfig, rounds: int, use_memory: bool = True
+        forms: list[Benchmark],
+        rival: str,
+        train: TrainConfig,
+        rounds: int,
+        use_memory: bool = True,
     ) -> list[Measured]:
         calls.append(Call(forms, rival, train, rounds, use_memory))
         place = [form.name for form in forms].index(rival)
@@ -75,7 +79,7 @@ def names(call: Call) -> list[str]:
     return [form.name for form in call.forms]
 
 
-def experiment_of(form: Form) -> Any:  # noqa: ANN401
+def experiment_of(form: Benchmark) -> Any:  # noqa: ANN401
     return form.prepare.args[0].experiment  # type: ignore[attr-defined]
 
 
@@ -139,11 +143,11 @@ def test_data_is_measured_as_the_options_say(
 ) -> None:
     seen: list[Any] = []
 
-    def note(variant: Any, num_batches: int) -> list[Form]:  # noqa: ANN401
+    def note(variant: Any, num_batches: int) -> list[Benchmark]:  # noqa: ANN401
         seen.append((variant.experiment, num_batches))
-        return [Form("step", int, 8, 1), Form("resident", int, 8, batches=num_batches)]
+        return [Benchmark("step", int, 8, 1), Benchmark("resident", int, 8, batches=num_batches)]
 
-    monkeypatch.setattr(command, "loading_forms", note)
+    monkeypatch.setattr(command, "loading_benchmarks", note)
     flags = ["--source", "here", "--num-workers", "3", "--batch-size", "8", "--batches", "5"]
     said = ait("bench", "data", "cifar10-ait-tiny", *flags)
     assert said.code == 0

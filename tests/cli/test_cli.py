@@ -32,7 +32,7 @@ from associative_transformer.data.questions import (
     TYPES,
     answer_words,
     decode,
-    describe,
+    describe_questions,
 )
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
 from associative_transformer.experiment import Experiment, load_experiment
@@ -777,7 +777,7 @@ def test_an_answer_is_that_of_the_same_question_in_the_test_set(
     with torch.no_grad():
         expected = saved.model(batch.images, batch.questions).logits.softmax(dim=-1)
     questions = decode(test.questions.numpy())
-    words, answers = describe(questions), set()
+    words, answers = describe_questions(questions), set()
     for item in (test.rows == 2).nonzero()[:, 0].tolist():
         said = ait(
             *("predict", trained / "asked" / "0", picture, "--question", words[item]),
@@ -892,7 +892,7 @@ def test_show_writes_the_first_questions_of_each_type_with_their_answers(
     made = generate_items(config, TEST)
     expected = torch.from_numpy(draw_pictures(made.scenes)[:3]).float() / 255
     torch.testing.assert_close(images, expected)
-    words, kinds = describe(made.questions), made.questions.kind.tolist()
+    words, kinds = describe_questions(made.questions), made.questions.kind.tolist()
     for i, caption in enumerate(captions):
         shown = [30 * i + 10 * type_ + place for type_ in range(3) for place in range(2)]
         answers = [answer_words(kinds[item])[made.answers[item]] for item in shown]

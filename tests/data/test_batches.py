@@ -140,13 +140,13 @@ def test_every_question_comes_once_an_epoch_with_its_own_image() -> None:
 
 def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
     split = make_split(50, has_questions=True)
-    train, validation = split.carve(0.2)
+    train, validation = split.split_validation(0.2)
     assert validation is not None
     assert (len(train), len(validation)) == (40, 10)
     assert sorted(train.rows.tolist() + validation.rows.tolist()) == split.rows.tolist()
     assert validation.rows.tolist() != list(range(100, 110))
     assert torch.equal(validation.labels, (validation.rows - 100) % 7)
-    again = make_split(50).carve(0.2)[1]
+    again = make_split(50).split_validation(0.2)[1]
     assert again is not None
     assert torch.equal(validation.rows, again.rows)
 
@@ -154,7 +154,7 @@ def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: float) -> None:
     split = make_asked(30)
-    train, validation = split.carve(fraction)
+    train, validation = split.split_validation(fraction)
     assert validation is not None
     ours, theirs = set(train.rows.tolist()), set(validation.rows.tolist())
     assert not ours & theirs
@@ -169,8 +169,13 @@ def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: floa
 
 
 def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have() -> None:
-    few, many = make_asked(30, each=1).carve(0.2)[1], make_asked(30, each=5).carve(0.2)[1]
-    plain = Split(torch.zeros(30).long(), torch.arange(30) + 100, RowLoader()).carve(0.2)[1]
+    few, many = (
+        make_asked(30, each=1).split_validation(0.2)[1],
+        make_asked(30, each=5).split_validation(0.2)[1],
+    )
+    plain = Split(torch.zeros(30).long(), torch.arange(30) + 100, RowLoader()).split_validation(
+        0.2
+    )[1]
     assert few is not None
     assert many is not None
     assert plain is not None
@@ -179,17 +184,17 @@ def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have(
 
 def test_nothing_is_carved_without_a_fraction_and_too_small_a_one_is_refused() -> None:
     split = make_split(50)
-    assert split.carve(0.0) == (split, None)
+    assert split.split_validation(0.0) == (split, None)
     for fraction in (0.001, 0.999):
         with pytest.raises(UserError, match=rf"{fraction} x 50 images"):
-            split.carve(fraction)
+            split.split_validation(fraction)
     with pytest.raises(UserError, match=r"0\.01 x 30 images"):
-        make_asked(30).carve(0.01)  # 90 questions
+        make_asked(30).split_validation(0.01)  # 90 questions
 
 
 def test_carving_leaves_the_augmentation_of_the_other_images_alone() -> None:
     whole = make_split(50)
-    train, _ = whole.carve(0.2)
+    train, _ = whole.split_validation(0.2)
     rows = {
         row for batch in train.train_batches(40, 0, 0) for row in batch.images.flatten().tolist()
     }

@@ -17,9 +17,9 @@ from associative_transformer.data.questions import (
     Questions,
     answer_words,
     decode,
-    describe,
+    describe_questions,
     encode,
-    forms,
+    list_questions,
     parse_question,
 )
 from associative_transformer.interface import UserError
@@ -93,7 +93,7 @@ def test_vectors_of_all_questions_read_back() -> None:
 
 
 def test_words_of_all_questions_read_back() -> None:
-    sentences = describe(ask(*ASKABLE))
+    sentences = describe_questions(ask(*ASKABLE))
     assert len(set(sentences)) == len(ASKABLE)
     for sentence, numbers in zip(sentences, ASKABLE, strict=True):
         own_type = NAMES[numbers[0]].split("/")[0]
@@ -102,7 +102,7 @@ def test_words_of_all_questions_read_back() -> None:
 
 
 def test_a_description_names_a_and_b_in_their_places() -> None:
-    assert describe(ask((2, YELLOW, NO_COLOR), (3, RED, NO_COLOR), (7, GRAY, BLUE))) == [
+    assert describe_questions(ask((2, YELLOW, NO_COLOR), (3, RED, NO_COLOR), (7, GRAY, BLUE))) == [
         "is the yellow object in the top half",
         "shape of the object closest to the red one",
         "is another object near the line through the gray and the blue one",
@@ -143,7 +143,7 @@ def test_an_unknown_question_is_answered_by_the_forms_that_can_be_asked(
 ) -> None:
     message = refusal("how many legs does it have?", types)
     assert "how many legs does it have?" in message
-    assert message.endswith(f"\n{forms(types)}")
+    assert message.endswith(f"\n{list_questions(types)}")
     *asked, colors = (line.strip() for line in message.splitlines()[1:])
     assert asked == [kind.words for kind in KINDS if kind.type in types]
     assert all(color in colors for color in COLORS)
@@ -173,7 +173,7 @@ def test_no_suggestion_is_made_where_nothing_is_near_or_its_type_cannot_be_asked
 
 
 def test_a_question_of_another_type_is_not_understood() -> None:
-    for sentence, (kind, _, _) in zip(describe(ask(*ASKABLE)), ASKABLE, strict=True):
+    for sentence, (kind, _, _) in zip(describe_questions(ask(*ASKABLE)), ASKABLE, strict=True):
         own_type = NAMES[kind].split("/")[0]
         message = refusal(sentence, tuple(name for name in TYPES if name != own_type))
         assert f"{sentence!r} is a {own_type} question" in message
@@ -184,7 +184,7 @@ def test_a_question_of_another_type_is_not_understood() -> None:
 def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     kind: int, a: int, b: int
 ) -> None:
-    (sentence,) = describe(ask((kind, a, b)))
+    (sentence,) = describe_questions(ask((kind, a, b)))
     assert COLORS[a] in sentence
     assert COLORS[b] in sentence
     assert f"{sentence!r} can't be asked" in refusal(sentence)

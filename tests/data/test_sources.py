@@ -6,7 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from associative_transformer.data.sources import open_folder, open_hub
+from associative_transformer.data.sources import open_hub_data_set, open_image_folder
 from associative_transformer.interface import UserError
 
 
@@ -40,7 +40,7 @@ def labels(split: datasets.Dataset) -> list[str]:
 def test_class_folders_become_the_splits_and_classes_they_name(root: Path) -> None:
     add_images(root, "train/cat/1.png", "train/cat/2.JPG", "train/dog/deep/3.png")
     add_images(root, "Test/dog/1.png", "other/cat/9.png")
-    splits = open_folder(root)
+    splits = open_image_folder(root)
     assert set(splits) == {"train", "test"}
     assert labels(splits["train"]) == ["cat", "cat", "dog"]
     assert labels(splits["test"]) == ["dog"]
@@ -52,7 +52,7 @@ def test_only_visible_regular_image_files_count(root: Path) -> None:
     (root / "train/a/notes.txt").write_text("not an image")
     (root / "train/a/folder.png").mkdir()
     (root / "train/c").mkdir()
-    splits = open_folder(root)
+    splits = open_image_folder(root)
     assert labels(splits["train"]) == ["a", "b"]
     assert splits["train"].features["label"].names == ["a", "b"]
 
@@ -62,18 +62,18 @@ ODD = "we[i]rd *dir? #1 %20 {a}, über:"
 
 def test_names_with_odd_characters_work(tmp_path: Path) -> None:
     add_images(tmp_path / ODD, f"train/{ODD}/{ODD}.png", "train/b/::1.png", f"test/{ODD}/1.png")
-    splits = open_folder(tmp_path / ODD)
+    splits = open_image_folder(tmp_path / ODD)
     assert labels(splits["train"]) == ["b", ODD]
     assert Path(splits["test"][0]["image"]["path"]).is_file()
     add_parquet(tmp_path / "p" / ODD, "train-0 [1].parquet")
-    assert len(open_folder(tmp_path / "p" / ODD)["train"]) == 2
+    assert len(open_image_folder(tmp_path / "p" / ODD)["train"]) == 2
 
 
 def test_linked_folders_are_followed(root: Path, tmp_path: Path) -> None:
     add_images(tmp_path / "elsewhere", "a/1.png", "b/1.png")
     root.mkdir()
     (root / "train").symlink_to(tmp_path / "elsewhere")
-    assert labels(open_folder(root)["train"]) == ["a", "b"]
+    assert labels(open_image_folder(root)["train"]) == ["a", "b"]
 
 
 def test_parquet_files_anywhere_below_are_sorted_by_the_split_they_name(root: Path) -> None:
@@ -81,7 +81,7 @@ def test_parquet_files_anywhere_below_are_sorted_by_the_split_they_name(root: Pa
     add_parquet(root, "default/test/0000.parquet", "train and test/validation-0.parquet")
     add_parquet(root, "unsupervised.parquet", "contest.parquet")
     add_images(root, "train/cat/1.png")
-    splits = open_folder(root)
+    splits = open_image_folder(root)
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 4,
         "test": 2,
@@ -92,41 +92,41 @@ def test_parquet_files_anywhere_below_are_sorted_by_the_split_they_name(root: Pa
 def test_each_parquet_split_keeps_its_own_class_names(root: Path) -> None:
     add_parquet(root, "train.parquet")
     add_parquet(root, "test.parquet", classes=("b", "a"))
-    assert labels(open_folder(root)["test"]) == ["b", "a"]
+    assert labels(open_image_folder(root)["test"]) == ["b", "a"]
 
 
 def test_a_changed_parquet_file_is_read_anew(root: Path) -> None:
     add_parquet(root, "train.parquet")
-    open_folder(root)
+    open_image_folder(root)
     add_parquet(root, "train.parquet", classes=("x", "y"))
-    assert labels(open_folder(root)["train"]) == ["x", "y"]
+    assert labels(open_image_folder(root)["train"]) == ["x", "y"]
 
 
 def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:
     with pytest.raises(UserError, match=r"set does not exist: pass a folder"):
-        open_folder(root)
+        open_image_folder(root)
     root.mkdir()
     with pytest.raises(UserError, match=r"set is empty: put parquet files there"):
-        open_folder(root)
+        open_image_folder(root)
     file = root / "file.txt"
     file.write_text("")
     with pytest.raises(UserError, match=r"file\.txt is a file, not a folder: pass a folder"):
-        open_folder(file)
+        open_image_folder(file)
 
 
 def test_a_folder_without_splits_is_told_how_to_make_them(root: Path, tmp_path: Path) -> None:
     add_images(root, "cat/1.png", "dog/1.png")
     with pytest.raises(UserError, match=r"set has no split folders: make train/ and test/"):
-        open_folder(root)
+        open_image_folder(root)
     add_parquet(tmp_path / "p", "data.parquet")
     with pytest.raises(UserError, match=r"no parquet file in .*p belongs to a split: put train"):
-        open_folder(tmp_path / "p")
+        open_image_folder(tmp_path / "p")
 
 
 def test_an_image_outside_of_the_class_folders_is_named(root: Path) -> None:
     add_images(root, "train/cat/1.png", "train/lost.png")
     with pytest.raises(UserError, match=r"train/lost\.png is in no class folder: move it"):
-        open_folder(root)
+        open_image_folder(root)
 
 
 def test_a_broken_parquet_file_is_refused(root: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_broken_parquet_file_is_refused(root: Path) -> None:
     with pytest.raises(
         UserError, match=r"\Acannot read the parquet files in .*set \(.*\): they are"
     ):
-        open_folder(root)
+        open_image_folder(root)
 
 
 def test_an_unreachable_hub_is_answered_with_the_way_to_a_local_copy(
@@ -146,7 +146,7 @@ def test_an_unreachable_hub_is_answered_with_the_way_to_a_local_copy(
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError) as caught:
-        open_hub("uoft-cs/cifar10")
+        open_hub_data_set("uoft-cs/cifar10")
     message = str(caught.value)
     assert message.startswith("cannot get uoft-cs/cifar10 from the Hugging Face hub (Couldn't")
     assert "--include '*.parquet'" in message
@@ -162,7 +162,7 @@ def test_the_library_keeps_quiet_here_and_nowhere_else(
     datasets.enable_progress_bars()
     datasets.logging.set_verbosity_warning()
     verbosity = datasets.logging.get_verbosity()
-    open_folder(root)
+    open_image_folder(root)
     assert capfd.readouterr() == ("", "")
     assert datasets.is_progress_bar_enabled()
     assert datasets.logging.get_verbosity() == verbosity

@@ -14,7 +14,7 @@ from PIL import Image
 from associative_transformer.data import TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models import ViTConfig, build_model
-from associative_transformer.runs.folder import open_folder
+from associative_transformer.runs.folder import prepare_folder
 
 EXPERIMENT = Experiment(
     "tiny",
@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
 
 def make_run(folder: Path) -> Path:
     """Write a complete run without training it."""
-    open_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
+    prepare_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
     build_model(EXPERIMENT.model).save_pretrained(folder)
     (folder / "result.json").write_text(json.dumps({"classes": ["equilateral", "other"]}))
     return folder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer.models import brims
-from associative_transformer.models.brims import BRIMS, BRIMs, BRIMsConfig, State, flat
+from associative_transformer.models.brims import BRIMS, BRIMs, BRIMsConfig, LSTMState, flat
 from twins import naive, slow_brims
 
 TINY = BRIMsConfig(  # 9 steps
@@ -104,11 +104,11 @@ def test_answers_and_gradients_equal_the_loops(config: BRIMsConfig) -> None:
 
 def one_step(
     model: BRIMs, batch: int, place: int = 0, kept: Tensor | None = None
-) -> tuple[Tensor, State, State]:
+) -> tuple[Tensor, LSTMState, LSTMState]:
     """Take a step of one layer: vectors of its sources, state before, state after."""
     c, layer = model.config, model.recurrence.layers[place]
     vectors = torch.randn(len(model.recurrence.to_kv[place]) - 1, batch, c.embed_dim).double()
-    before = State(*torch.randn(2, c.num_modules, batch, c.module_dim).double())
+    before = LSTMState(*torch.randn(2, c.num_modules, batch, c.module_dim).double())
     before.h.requires_grad_()
     return vectors, before, layer(vectors @ model.recurrence.to_kv[place][1:], before, kept)
 
@@ -116,7 +116,7 @@ def one_step(
 def slow_steps(
     model: BRIMs,
     vectors: Tensor,
-    before: State,
+    before: LSTMState,
     place: int = 0,
     dropout: list[slow_brims.Dropout] | None = None,
 ) -> list[slow_brims.Step]:
@@ -134,7 +134,7 @@ def slow_steps(
     ]
 
 
-def changed(before: State, after: State) -> Tensor:
+def changed(before: LSTMState, after: LSTMState) -> Tensor:
     """Tell which modules of which images have another state, (n, B), in h and c alike."""
     in_h, in_c = ((a != b).any(dim=-1) for a, b in zip(before, after, strict=True))
     assert torch.equal(in_h, in_c)
@@ -159,7 +159,7 @@ def test_the_modules_that_attend_most_to_nothing_keep_their_state(
 
 def test_of_modules_that_tie_the_first_are_active() -> None:
     model = shaken(replace(TINY, resolution=1))  # before the only step every query is zero
-    states: list[State] = []
+    states: list[LSTMState] = []
     model.recurrence.register_forward_hook(lambda _, __, output: states.extend(output))
     model(pictures(TINY, 3))
     for state in states:
@@ -256,7 +256,7 @@ def test_a_layer_sees_the_inactive_modules_of_the_one_below_too() -> None:
     model = shaken(TINY)
     seen: list[Tensor] = []
     model.recurrence.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    states = [State(*torch.randn(2, 4, 1, 3).double()) for _ in range(2)]
+    states = [LSTMState(*torch.randn(2, 4, 1, 3).double()) for _ in range(2)]
     states[0].h.requires_grad_()
     after = model.recurrence(torch.randn(1, 1, 5 + 12).double(), states, None)
     is_active = changed(states[0], after[0])[:, 0]

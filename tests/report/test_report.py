@@ -35,9 +35,9 @@ from associative_transformer.functional import hopfield_energy
 from associative_transformer.interface import UserError
 from associative_transformer.models import AiT
 from associative_transformer.recipes import RECIPES
-from associative_transformer.report import Effort, gallery, write_comparison, write_report
-from associative_transformer.report.answers import draw_answers
-from associative_transformer.report.attention import draw_competition
+from associative_transformer.report import AnalysisOptions, gallery, write_comparison, write_report
+from associative_transformer.report.answers import answers_section
+from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import (
     Bars,
     Boxes,
@@ -47,17 +47,17 @@ from associative_transformer.report.charts import (
     Points,
     Section,
     Series,
-    write,
+    format_number,
 )
-from associative_transformer.report.comparison import compare_results, describe_differences
-from associative_transformer.report.facts import describe, read_facts, write_training
+from associative_transformer.report.comparison import differences_section, results_section
+from associative_transformer.report.facts import read_facts, run_section, write_training
 from associative_transformer.report.gallery import encode_image, load_gallery
 from associative_transformer.report.images import follow, list_takers
-from associative_transformer.report.memory import draw_memory
+from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render, to_json
-from associative_transformer.report.priors import describe_priors, list_cards, winning_items
-from associative_transformer.report.retrieval import draw_retrieval
-from associative_transformer.report.training import draw_training
+from associative_transformer.report.priors import list_cards, priors_section, winning_items
+from associative_transformer.report.retrieval import retrieval_section
+from associative_transformer.report.training import training_section
 from associative_transformer.runs.saved import load_run
 from associative_transformer.training.loop import train
 from making.commands import Ait, assert_refused
@@ -75,7 +75,7 @@ SECTIONS = ["run", "training", "competition", "priors", "images", "memory", "bet
 
 @pytest.fixture
 def runs(root: Path, tmp_path: Path) -> Path:
-    """A copy of it to write into."""
+    """A copy of it to format_number into."""
     return shutil.copytree(root, tmp_path / "runs")
 
 
@@ -160,7 +160,7 @@ def test_a_matrix_is_its_own_table_and_points_have_one_if_they_have_names() -> N
     [(12_345, "12,345"), (0.123456, "0.1235"), (float("nan"), "-"), (None, "-"), (0, "0")],
 )
 def test_a_number_is_written_with_four_digits(value: float | None, words: str) -> None:
-    assert write(value) == words
+    assert format_number(value) == words
 
 
 # --- facts ---
@@ -220,7 +220,7 @@ def cells(section: Section) -> dict[str, str]:
 
 def test_the_result_stands_beside_the_published_one(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-small"])
-    said = cells(describe(read_facts(folder)))
+    said = cells(run_section(read_facts(folder)))
     assert said["test accuracy"] == "63.83 % of 1,000 images"
     assert said["published"] == "83.34 %"
     assert said["command"] == "ait train cifar10-ait-small"
@@ -229,11 +229,11 @@ def test_the_result_stands_beside_the_published_one(tmp_path: Path) -> None:
 def test_a_published_result_is_not_claimed_for_a_changed_recipe(tmp_path: Path) -> None:
     recipe = RECIPES["cifar10-ait-small"]
     changed = replace(recipe, train=replace(recipe.train, epochs=3))
-    said = cells(describe(read_facts(put_run(tmp_path / "a", changed))))
+    said = cells(run_section(read_facts(put_run(tmp_path / "a", changed))))
     assert "published" not in said
     assert said["published, for cifar10-ait-small as it is"] == "83.34 %"
     tiny = put_run(tmp_path / "b", RECIPES["cifar10-ait-tiny"])
-    assert cells(describe(read_facts(tiny)))["published"] == "none"
+    assert cells(run_section(read_facts(tiny)))["published"] == "none"
 
 
 def test_questions_are_scored_by_type_beside_the_best_guess(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_questions_are_scored_by_type_beside_the_best_guess(tmp_path: Path) -> N
         for name in ("binary", "binary/closest", "all")
     ]
     folder = put_run(tmp_path / "a", RECIPES["sort-of-clevr-ait-small"], test_kinds=kinds)
-    said = cells(describe(read_facts(folder)))
+    said = cells(run_section(read_facts(folder)))
     assert said["binary questions"] == "70.00 % (60.00 to 80.00), best guess 50.00 %"
     assert "binary/closest questions" not in said
     assert said["published"] == "76.82 % binary, 99.85 % not"
@@ -273,7 +273,7 @@ def test_curves_show_validation_and_the_test_result_at_the_last_epoch() -> None:
         }
         for epoch in (1, 2)
     ]
-    section = draw_training({"": rows}, {"": 17.0})
+    section = training_section({"": rows}, {"": 17.0})
     loss, accuracy, _ = (figure.chart for figure in section.figures)
     assert isinstance(loss, Lines) and isinstance(accuracy, Lines)
     assert [(line.name, list(line.y)) for line in loss.series] == [
@@ -286,7 +286,7 @@ def test_curves_show_validation_and_the_test_result_at_the_last_epoch() -> None:
 def test_curves_of_two_runs_share_their_charts_and_nothing_is_drawn_of_no_balance_loss() -> None:
     row = {"epoch": 1, "lr": 0.1, "loss": 1.0, "accuracy": 5.0, "balance_loss": 0.0}
     runs = {"A ": [row], "B ": [{**row, "balance_loss": 2.0}]}
-    section = draw_training(runs, {"A ": None, "B ": 6.0})
+    section = training_section(runs, {"A ": None, "B ": 6.0})
     names = {
         figure.chart.title: [s.name for s in figure.chart.series] for figure in section.figures
     }
@@ -301,7 +301,7 @@ def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> N
     counts = np.zeros((1, 2, 11), np.int64)
     counts[0, 0, 3] = 100  # every token of head 1 needs 3 of 10
     counts[0, 1, [1, 9]] = 50
-    section = draw_competition(Competition(0.9, 7, [4], counts), "images")
+    section = competition_section(Competition(0.9, 7, [4], counts), "images")
     (figure,) = section.figures
     assert "layer 5" in figure.chart.title and section.choices[0].options == ["layer 5"]
     assert figure.chart.quantiles[0] == (3, 3, 3, 3, 3)
@@ -311,7 +311,7 @@ def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> N
 
 def test_every_stored_temperature_and_layer_has_its_energy_rest_and_basins() -> None:
     found = planted_basins()
-    section = draw_retrieval(found, planted_tokens(), "images")
+    section = retrieval_section(found, planted_tokens(), "images")
     beta, layer = section.choices
     assert (beta.options, beta.start, beta.is_slider) == (["0.05", "1", "16"], 1, True)
     assert layer.options == ["layer 1", "layer 2"]
@@ -332,7 +332,7 @@ def test_every_stored_temperature_and_layer_has_its_energy_rest_and_basins() -> 
 
 def test_tokens_in_a_plane_keep_their_image_and_their_order() -> None:
     found = planted_tokens()
-    section = draw_retrieval(planted_basins(), found, "questions")
+    section = retrieval_section(planted_basins(), found, "questions")
     (before,) = [
         f.chart for f in section.figures if "before" in f.chart.title and f.where["layer"]
     ]
@@ -345,7 +345,7 @@ def test_tokens_in_a_plane_keep_their_image_and_their_order() -> None:
 
 
 def test_the_slider_starts_at_the_nearest_temperature_by_ratio() -> None:
-    section = draw_retrieval(replace(planted_basins(), trained_beta=0.5), None, "images")
+    section = retrieval_section(replace(planted_basins(), trained_beta=0.5), None, "images")
     assert section.choices[0].start == 1  # half of 1, but ten times 0.05
     assert not [f for f in section.figures if isinstance(f.chart, Points)]
 
@@ -370,7 +370,7 @@ def planted_answers(num_classes: int) -> Answers:
 
 
 def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
-    section = draw_answers(planted_answers(3), [], [], "questions")
+    section = answers_section(planted_answers(3), [], [], "questions")
     heat, classes, calibration, sure = (figure.chart for figure in section.figures)
     assert heat.values == [[100, 0, 0], [20, 80, 0], [0, 0, 100]]
     assert classes.parts["accuracy, %"] == [100, 80, 100]
@@ -380,7 +380,7 @@ def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
 
 
 def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
-    section = draw_answers(planted_answers(30), [], [], "images")
+    section = answers_section(planted_answers(30), [], [], "images")
     pairs = section.figures[0].chart
     assert isinstance(pairs, Bars)
     assert (pairs.labels[0], pairs.parts["images"][0]) == ("c1 taken for c0", 2)
@@ -389,14 +389,14 @@ def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
 
 def test_questions_take_the_place_of_classes() -> None:
     kinds = [{"name": "all", "accuracy": 70.0, "interval": [60.0, 80.0], "guess": 50.0}]
-    bars = draw_answers(planted_answers(3), kinds, [], "questions").figures[0].chart
+    bars = answers_section(planted_answers(3), kinds, [], "questions").figures[0].chart
     assert bars.table.rows == [["all", "70", "60", "80", "50"]]
 
 
 def test_the_memory_is_shown_as_it_was_after_the_epoch_of_the_saved_model() -> None:
     memory = np.random.default_rng(0).normal(size=(3, 1, 5, 2))
     memory[1, 0] = [[1, 0], [0, 1], [-1, 0], [0, -1], [2, 0]]
-    section = draw_memory(memory, epoch=2)
+    section = memory_section(memory, epoch=2)
     heat, plane, drift, rank = (figure.chart for figure in section.figures)
     assert np.array(heat.values)[0].tolist() == [1, 0, -1, 0, 1]
     assert heat.note == "Mean cosine of two different priors: -0.20."  # -4 of 20
@@ -410,13 +410,13 @@ def test_the_memory_is_shown_as_it_was_after_the_epoch_of_the_saved_model() -> N
 
 
 def test_a_memory_of_one_epoch_has_no_drift() -> None:
-    charts = [figure.chart for figure in draw_memory(np.ones((1, 1, 4, 2)), epoch=1).figures]
+    charts = [figure.chart for figure in memory_section(np.ones((1, 1, 4, 2)), epoch=1).figures]
     assert [chart.title for chart in charts if isinstance(chart, Lines)] == ["Effective rank"]
 
 
 def test_priors_that_are_the_same_lie_on_one_point() -> None:
     memory = np.tile(np.array([0.6, 0.8]), (1, 1, 4, 1)) + 1e-9 * np.arange(8).reshape(4, 2)
-    plane = draw_memory(memory, epoch=1).figures[1].chart
+    plane = memory_section(memory, epoch=1).figures[1].chart
     assert plane.x == [0, 0, 0, 0] and plane.y == [0, 0, 0, 0]
 
 
@@ -446,7 +446,7 @@ def planted_selection() -> Selected:
 
 
 def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
-    section = describe_priors(planted_selection(), None, "images")
+    section = priors_section(planted_selection(), None, "images")
     rows = section.tables[0].rows
     assert [(row[0], row[3], row[4]) for row in rows] == [
         ("layer 1, prior 1", "", ""),
@@ -707,12 +707,12 @@ def test_what_was_analyzed_is_taken_as_it_is_unless_asked_to_do_it_again(
     monkeypatch.setattr(report, "analyze", analyze)
     write_report(runs / "ait")
     assert asked == []
-    write_report(runs / "ait", effort=Effort(num_images=5, again=True))
+    write_report(runs / "ait", effort=AnalysisOptions(num_images=5, again=True))
     assert asked == [5]
     (runs / "images").rename(runs / "moved")
     with pytest.raises(UserError):
-        write_report(runs / "ait", effort=Effort(source=str(runs / "images")))
-    path = write_report(runs / "ait", runs / "x.html", Effort(source=str(runs / "moved")))
+        write_report(runs / "ait", effort=AnalysisOptions(source=str(runs / "images")))
+    path = write_report(runs / "ait", runs / "x.html", AnalysisOptions(source=str(runs / "moved")))
     assert path == runs / "x.html" and "Evaluation" in path.read_text()
 
 
@@ -720,7 +720,7 @@ def test_images_of_other_classes_are_refused(runs: Path) -> None:
     for split in ("train", "test"):
         (runs / "images" / split / "<script>").rename(runs / "images" / split / "other")
     with pytest.raises(UserError, match="the data has the classes"):
-        write_report(runs / "ait", effort=Effort(source=str(runs / "images")))
+        write_report(runs / "ait", effort=AnalysisOptions(source=str(runs / "images")))
 
 
 def test_a_run_under_way_is_shown_as_far_as_it_got(runs: Path) -> None:
@@ -769,9 +769,9 @@ def test_two_runs_stand_side_by_side(runs: Path) -> None:
 
 def test_runs_alike_have_no_differences_but_a_seed() -> None:
     recipe = RECIPES["cifar10-ait-tiny"]
-    assert "the same" in describe_differences(recipe, replace(recipe, name="other")).note
+    assert "the same" in differences_section(recipe, replace(recipe, name="other")).note
     other = replace(recipe, train=replace(recipe.train, seed=4, lr=1.0))
-    (grid,) = describe_differences(recipe, other).tables
+    (grid,) = differences_section(recipe, other).tables
     assert grid.rows == [["train.lr", "0.001", "1.0"], ["train.seed", "0", "4"]]
 
 
@@ -793,7 +793,7 @@ def test_results_of_two_runs_alternate_by_kind_of_question() -> None:
 
     a = {"test_accuracy": 1.0, "test_kinds": [kind("binary", 10.0), kind("all", 30.0)]}
     b = {"test_accuracy": 2.0, "test_kinds": [kind("binary", 20.0), kind("all", 40.0)]}
-    bars = compare_results({"A": a, "B": b}).figures[0].chart
+    bars = results_section({"A": a, "B": b}).figures[0].chart
     assert [(row[0], row[1]) for row in bars.table.rows] == [
         ("binary, A", "10"),
         ("binary, B", "20"),
@@ -801,9 +801,9 @@ def test_results_of_two_runs_alternate_by_kind_of_question() -> None:
         ("all, B", "40"),
     ]
     assert bars.hues == [0, 1, 0, 1]
-    mixed = compare_results({"A": {"test_accuracy": 7.0}, "B": None}).figures[0].chart
+    mixed = results_section({"A": {"test_accuracy": 7.0}, "B": None}).figures[0].chart
     assert mixed.table.rows == [["all, A", "7"]]
-    assert not compare_results({"A": None, "B": None}).figures
+    assert not results_section({"A": None, "B": None}).figures
 
 
 # --- commands ---

@@ -20,7 +20,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.models import AiTConfig, ViTConfig, build_model
 from associative_transformer.runs import environment
 from associative_transformer.runs.environment import describe_environment
-from associative_transformer.runs.folder import History, check_folder, open_folder
+from associative_transformer.runs.folder import History, check_folder, prepare_folder
 from associative_transformer.runs.result import read_result
 from associative_transformer.runs.saved import load_run
 from associative_transformer.workspace import WorkspaceConfig
@@ -63,7 +63,7 @@ def history_of(num_epochs: int) -> History:
 
 def make_run(folder: Path, experiment: Experiment = EXPERIMENT) -> Path:
     """Write a complete run without training it."""
-    open_folder(folder, experiment, CPU, resume=False)
+    prepare_folder(folder, experiment, CPU, resume=False)
     build_model(experiment.model).save_pretrained(folder)
     result = {"classes": ["equilateral", "other"]}
     (folder / "result.json").write_text(json.dumps(result))
@@ -144,7 +144,7 @@ def test_a_run_killed_before_its_first_file_is_started_again_by_the_same_command
     for name in left:
         (tmp_path / name).touch()
     check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=False)
-    open_folder(tmp_path, EXPERIMENT, CPU, resume=False)
+    prepare_folder(tmp_path, EXPERIMENT, CPU, resume=False)
     assert (tmp_path / "experiment.yaml").exists()
     assert not (tmp_path / ".experiment.yaml.partial").exists()
 
@@ -168,23 +168,23 @@ def test_a_run_killed_while_it_replaces_an_older_one_is_started_again_by_the_sam
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "unlink", crash)
-        open_folder(folder, replace(EXPERIMENT, name="other"), CPU, resume=False)
+        prepare_folder(folder, replace(EXPERIMENT, name="other"), CPU, resume=False)
         pytest.fail(f"it removed {count} files only")
     assert at == 1 or not (folder / "result.json").exists()  # never the result of half a run
     check_folder(folder, EXPERIMENT, resume=False, overwrite=True)
-    open_folder(folder, EXPERIMENT, CPU, resume=False)
+    prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
 
 
 def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    open_folder(tmp_path, EXPERIMENT, CPU, resume=False)
+    prepare_folder(tmp_path, EXPERIMENT, CPU, resume=False)
     assert capsys.readouterr().err == ""
-    open_folder(tmp_path, EXPERIMENT, CPU, resume=True)
+    prepare_folder(tmp_path, EXPERIMENT, CPU, resume=True)
     assert f"{tmp_path} holds no checkpoint yet" in capsys.readouterr().err
     (tmp_path / "checkpoint" / "previous").mkdir(parents=True)
-    open_folder(tmp_path, EXPERIMENT, CPU, resume=True)
+    prepare_folder(tmp_path, EXPERIMENT, CPU, resume=True)
     assert capsys.readouterr().err == ""
 
 
@@ -250,28 +250,28 @@ def test_a_damaged_experiment_is_not_resumed(tmp_path: Path) -> None:
 
 def test_a_new_run_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    open_folder(folder, EXPERIMENT, CPU, resume=False)
+    prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
 
 
 def test_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     before = {path.name for path in folder.iterdir()}
-    open_folder(folder, EXPERIMENT, CPU, resume=True)
+    prepare_folder(folder, EXPERIMENT, CPU, resume=True)
     assert {path.name for path in folder.iterdir()} == before
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(UserError, match=rf"{tmp_path / 'runs' / 'tiny'}: Not a directory"):
-        open_folder(tmp_path / "runs" / "tiny", EXPERIMENT, CPU, resume=False)
+        prepare_folder(tmp_path / "runs" / "tiny", EXPERIMENT, CPU, resume=False)
 
 
 def test_a_link_to_a_run_is_replaced_or_refused_with_a_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     (tmp_path / "link").symlink_to(tmp_path / "run")
     try:
-        open_folder(tmp_path / "link", EXPERIMENT, CPU, resume=False)
+        prepare_folder(tmp_path / "link", EXPERIMENT, CPU, resume=False)
     except UserError as error:
         assert "None" not in str(error)
     assert (tmp_path / "run").exists()
@@ -287,9 +287,9 @@ def test_after_a_full_disk_at_the_start_the_same_command_works_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fill_up)
         with pytest.raises(UserError, match="No space left"):
-            open_folder(folder, EXPERIMENT, CPU, resume=False)
+            prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
-    open_folder(folder, EXPERIMENT, CPU, resume=False)
+    prepare_folder(folder, EXPERIMENT, CPU, resume=False)
 
 
 # --- reading a complete run ---

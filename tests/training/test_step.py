@@ -258,7 +258,7 @@ def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
         step(spoil(make_batch()))
         step.check()
     resumed = make_step()
-    resumed.count_on(step.num_skipped, step.num_bad)
+    resumed.restore_counts(step.num_skipped, step.num_bad)
     for _ in range(4):
         resumed(spoil(make_batch()))
     resumed.check()

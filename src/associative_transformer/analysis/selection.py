@@ -92,7 +92,9 @@ def measure_selection(
         name = type(model).__name__
         raise UserError(f"a {name} has no workspace whose priors select: take a run of AiT")
     blocks = cast(Iterable[Any], model.blocks)
-    layers = [_Layer(block.workspace, model.embed, num_winners, num_images) for block in blocks]
+    layers = [
+        _LayerTally(block.workspace, model.embed, num_winners, num_images) for block in blocks
+    ]
     for traced in trace_all(model, batches):
         for layer, passed in zip(layers, traced.layers, strict=True):
             layer.add(cast(Tensor, passed.handed))
@@ -128,7 +130,7 @@ class _Means(NamedTuple):
     head_overlap: Float[Tensor, "M S S"]
 
 
-class _Layer:
+class _LayerTally:
     """What the priors of one layer took from the pools so far, on the CPU."""
 
     def __init__(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from associative_transformer.analysis.trace import Layer, Traced, trace_all
+from associative_transformer.analysis.trace import LayerTrace, ModelTrace, trace_all
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models import AiT
 from associative_transformer.models.layers import patchify
@@ -156,7 +156,9 @@ class _Tally:
         ]
         self.total = [torch.zeros(size, dtype=torch.int64, device=device) for size in sizes]
 
-    def add(self, traced: Traced, content: Int[Tensor, "B N"], generator: torch.Generator) -> None:
+    def add(
+        self, traced: ModelTrace, content: Int[Tensor, "B N"], generator: torch.Generator
+    ) -> None:
         winners = [_take(layer, traced.num_patches) for layer in traced.layers]
         variables = _variables(traced.labels, content)
         for total, values in zip(self.total, variables, strict=True):
@@ -188,7 +190,7 @@ class _Tally:
             yield (counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)).cpu().numpy()
 
 
-def _take(layer: Layer, num_patches: int) -> _Winners:
+def _take(layer: LayerTrace, num_patches: int) -> _Winners:
     handed = cast(Tensor, layer.handed)
     chosen = cast(GlobalWorkspace, layer.workspace).write(handed.flatten(0, 1)).selection.chosen
     num_tokens = handed.shape[1]

@@ -19,7 +19,7 @@ from associative_transformer.workspace import GlobalWorkspace
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerTrace:
     """One layer, while a batch passes it."""
 
     seen: Float[Tensor, "B N E"] | None  # what the self-attention sees; None without one
@@ -40,7 +40,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Traced:
+class ModelTrace:
     """A batch without its padding, and all layers that it has passed.
 
     Tokens are ordered class token, question, patches in raster order.
@@ -48,13 +48,13 @@ class Traced:
 
     images: Float[Tensor, "B C H W"]
     labels: Int[Tensor, " B"]
-    layers: list[Layer]
+    layers: list[LayerTrace]
     logits: Float[Tensor, "B O"]
     num_patches: int  # the last tokens of an image; those before are class token and question
 
 
 @torch.no_grad()
-def trace(model: PretrainedModel, batch: Batch) -> Traced:
+def trace(model: PretrainedModel, batch: Batch) -> ModelTrace:
     """Pass a batch through an AiT or a ViT in evaluation mode and keep what its layers do.
 
     The model is in its own mode again afterwards. Raises UserError for other models, which have
@@ -72,16 +72,16 @@ def trace(model: PretrainedModel, batch: Batch) -> Traced:
         seen = None if block.attention is None else block.norm1(x)
         if isinstance(model, AiT):
             x, u = block.think(x)
-            layers.append(Layer(seen, block.attention, u, block.workspace))
+            layers.append(LayerTrace(seen, block.attention, u, block.workspace))
             x = x + u + block.workspace(u).read
         else:
-            layers.append(Layer(seen, block.attention, None, None))
+            layers.append(LayerTrace(seen, block.attention, None, None))
             x = block(x)
     logits = model.head(x)
     model.train(was_training)
-    return Traced(images, batch.labels[real], layers, logits, model.embed.num_patches)
+    return ModelTrace(images, batch.labels[real], layers, logits, model.embed.num_patches)
 
 
-def trace_all(model: PretrainedModel, batches: Iterable[Batch]) -> Iterator[Traced]:
+def trace_all(model: PretrainedModel, batches: Iterable[Batch]) -> Iterator[ModelTrace]:
     """Trace one batch after another; nothing of one is kept for the next."""
     return (trace(model, batch) for batch in batches)

@@ -29,7 +29,7 @@ from associative_transformer.bench.ratios import (
 from associative_transformer.bench.timing import matrix_product, measure_memory, time_in_turn
 from associative_transformer.bench.variants import (
     Variant,
-    What,
+    Workload,
     choose_precision,
     find_variant,
     prepare_model,
@@ -39,23 +39,23 @@ from associative_transformer.models import count_operations
 from associative_transformer.training.step import make_accelerator
 
 __all__ = [
+    "Benchmark",
     "Entry",
-    "Form",
     "Measured",
     "PoolSizes",
     "Ratios",
     "Variant",
     "Verdict",
-    "What",
+    "Workload",
     "choose_precision",
     "find_variant",
-    "loading_forms",
+    "loading_benchmarks",
     "measure",
     "measure_again",
-    "model_form",
+    "model_benchmark",
     "read_ratios",
     "tabulate_verdicts",
-    "write_forms",
+    "write_benchmarks",
     "write_ratios",
 ]
 
@@ -63,7 +63,7 @@ PASSES = {"step": 3, "infer": 1}  # a backward pass takes twice the operations o
 PRODUCT = "matrix product"
 
 
-class Form(NamedTuple):
+class Benchmark(NamedTuple):
     """Something to time."""
 
     name: str
@@ -87,7 +87,7 @@ class Measured:
     peak_share: float | None  # of the floating-point operations of a matrix product in this run
 
 
-def model_form(variant: Variant, what: What) -> Form:
+def model_benchmark(variant: Variant, what: Workload) -> Benchmark:
     """Time a training step, or inference, on a batch of random images.
 
     Batch size, precision, device and compilation are those of the experiment's `train`.
@@ -95,10 +95,10 @@ def model_form(variant: Variant, what: What) -> Form:
     experiment = variant.experiment
     size = experiment.train.batch_size
     operations = PASSES[what] * size * count_operations(experiment.model)
-    return Form(experiment.name, partial(prepare_model, variant, what), size, operations)
+    return Benchmark(experiment.name, partial(prepare_model, variant, what), size, operations)
 
 
-def write_forms(sizes: PoolSizes, train: TrainConfig) -> list[Form]:
+def write_benchmarks(sizes: PoolSizes, train: TrainConfig) -> list[Benchmark]:
     """Time the workspace's write, forward and backward, in each form.
 
     Counted are the operations of the plain form, whatever a form does instead, and the memory
@@ -106,7 +106,7 @@ def write_forms(sizes: PoolSizes, train: TrainConfig) -> list[Form]:
     """
     gradient = 4 * sizes.tokens * sizes.embed_dim
     return [
-        Form(
+        Benchmark(
             name,
             partial(prepare_write, name, sizes, train),
             sizes.tokens,
@@ -117,7 +117,7 @@ def write_forms(sizes: PoolSizes, train: TrainConfig) -> list[Form]:
     ]
 
 
-def loading_forms(variant: Variant, num_batches: int) -> list[Form]:
+def loading_benchmarks(variant: Variant, num_batches: int) -> list[Benchmark]:
     """Time the step of a recipe, and beside it the batches that it would wait for.
 
     The images are resident, decoded before the first batch, or streaming, decoded by workers for
@@ -129,9 +129,9 @@ def loading_forms(variant: Variant, num_batches: int) -> list[Form]:
     num_batches = count_batches(experiment, num_batches, device)
     ways = ways_to_load(experiment.data, device).items()
     return [
-        model_form(variant, "step")._replace(name="step"),
+        model_benchmark(variant, "step")._replace(name="step"),
         *(
-            Form(
+            Benchmark(
                 name,
                 partial(prepare_loading, data, size, num_batches, device),
                 size,
@@ -143,7 +143,7 @@ def loading_forms(variant: Variant, num_batches: int) -> list[Form]:
 
 
 def measure(
-    forms: list[Form], rival: str, train: TrainConfig, rounds: int, use_memory: bool = True
+    forms: list[Benchmark], rival: str, train: TrainConfig, rounds: int, use_memory: bool = True
 ) -> list[Measured]:
     """Time the forms in turn, and compare them with the one called `rival`.
 

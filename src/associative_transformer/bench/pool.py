@@ -27,7 +27,7 @@ ATTEND = {
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """What writes into what."""
+    """Workload writes into what."""
 
     tokens: int
     embed_dim: int
@@ -44,8 +44,8 @@ def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[
     peak memory is its own (and the compiler's, with `train.compile`).
     """
     accelerator = make_accelerator(train, ProjectConfiguration())
-    _Write(build_workspace(name, TINY), TINY, accelerator)()
-    write = _Write(build_workspace(name, sizes), sizes, accelerator)
+    _WriteBenchmark(build_workspace(name, TINY), TINY, accelerator)()
+    write = _WriteBenchmark(build_workspace(name, sizes), sizes, accelerator)
     if train.compile:
         write.write = torch.compile(write.write)
     return write
@@ -66,7 +66,7 @@ def count_write(name: str, sizes: PoolSizes) -> int:
     return int(counter.get_total_flops())
 
 
-class _Write:
+class _WriteBenchmark:
     """Take the gradient of what is written to the tokens of a random pool and to the weights."""
 
     def __init__(

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
-from associative_transformer.tabular import Section, Table
+from associative_transformer.tabular import RowGroup, Table
 
 COLUMNS = ("form", "recorded", "now", "change", "verdict")
 ATTEMPTS = 3
@@ -21,7 +21,7 @@ class Entry:
     """A command that measures, and what it gave."""
 
     command: str
-    """What follows `ait bench`."""
+    """Workload follows `ait bench`."""
     device: Literal["cpu", "cuda"]
     """The kind of device that it was measured on; no other kind is compared with it."""
     ratios: dict[str, float]
@@ -44,7 +44,7 @@ class Ratios:
 
 
 class Verdict(NamedTuple):
-    """What became of a ratio."""
+    """Workload became of a ratio."""
 
     command: str
     name: str
@@ -136,5 +136,5 @@ def tabulate_verdicts(title: str, verdicts: list[Verdict]) -> Table:
         old = "-" if recorded is None else f"{recorded:.2f}"
         change = "-" if recorded is None else f"{now / recorded - 1:+.0%}"
         rows.setdefault(command, []).append((name, old, f"{now:.2f}", change, words))
-    sections = [Section(command.split()[0], cells) for command, cells in rows.items()]
+    sections = [RowGroup(command.split()[0], cells) for command, cells in rows.items()]
     return Table(title, COLUMNS, sections, [f"ait bench {command}" for command in rows])

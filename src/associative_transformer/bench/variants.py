@@ -21,7 +21,7 @@ from associative_transformer.models import AiT, AiTConfig, ViTConfig, build_mode
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.step import TrainingStep, make_accelerator
 
-What = Literal["step", "infer"]
+Workload = Literal["step", "infer"]
 
 
 class Variant(NamedTuple):
@@ -83,7 +83,7 @@ class TimmViT(nn.Module):
     """Run timm's VisionTransformer in the sizes of our ViT; `pip install timm`.
 
     The same: image, patch, width, depth, heads, feed-forward, no bias of queries, keys and
-    values, class token and positions or none. What timm has no twin of: for `head="flatten"` it
+    values, class token and positions or none. Workload timm has no twin of: for `head="flatten"` it
     takes the mean of the tokens, with fewer weights in the head, and it does not normalize
     patches before or after their linear map.
     """
@@ -145,7 +145,7 @@ FOR: dict[str, type] = {
 }
 
 
-def prepare_model(variant: Variant, what: What) -> Callable[[], object]:
+def prepare_model(variant: Variant, what: Workload) -> Callable[[], object]:
     """Build the model on its device and give the function to time."""
     experiment = variant.experiment
     train = experiment.train

@@ -9,19 +9,19 @@ import torch
 import tyro
 
 from associative_transformer.bench import (
-    Form,
+    Benchmark,
     Measured,
     PoolSizes,
-    What,
+    Workload,
     choose_precision,
     find_variant,
-    loading_forms,
+    loading_benchmarks,
     measure,
     measure_again,
-    model_form,
+    model_benchmark,
     read_ratios,
     tabulate_verdicts,
-    write_forms,
+    write_benchmarks,
     write_ratios,
 )
 from associative_transformer.cli.options import (
@@ -35,7 +35,7 @@ from associative_transformer.data import ImagesConfig
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import UserError
 from associative_transformer.runs.environment import describe_environment
-from associative_transformer.tabular import Section, Table
+from associative_transformer.tabular import RowGroup, Table
 from associative_transformer.workspace import WorkspaceConfig
 
 WHOLE = "Memory: the peak of a process of its own, on a CPU with its libraries."
@@ -43,7 +43,7 @@ WHOLE = "Memory: the peak of a process of its own, on a CPU with its libraries."
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every benchmark takes."""
+    """Workload every benchmark takes."""
 
     rounds: int = 10
     """How often each is timed, after two rounds to warm up."""
@@ -69,13 +69,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
-    """What models are timed with."""
+    """Workload models are timed with."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ("cifar10-vit-small", "cifar10-ait-small")
-    """What to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
+    """Workload to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
     Triton, dense:NAME one without top-k, timm:NAME timm's ViT of the shape of ours."""
     rival: str | None = None
-    """What the others are compared with; None: the first one."""
+    """Workload the others are compared with; None: the first one."""
     batch_size: int = 64
     """Images in a batch."""
 
@@ -95,7 +95,7 @@ class WriteOptions(Options):
     """Time the workspace's write alone, forward and backward: sparse, plain, dense (no top-k)."""
 
     rival: Literal["sparse", "plain", "dense"] = "plain"
-    """What the others are compared with."""
+    """Workload the others are compared with."""
     tokens: int = 4_096
     """T: tokens of the pool, those of all images of a batch."""
     embed_dim: int = 768
@@ -157,9 +157,9 @@ class CheckOptions:
 
 
 class Plan(NamedTuple):
-    """What a command measures, and how it is told."""
+    """Workload a command measures, and how it is told."""
 
-    forms: list[Form]
+    forms: list[Benchmark]
     rival: str
     title: str
     unit: str  # of samples
@@ -208,9 +208,9 @@ def _plan_models(options: ModelOptions) -> Plan:
     rival = options.rival or names[0]
     if rival not in names:
         names.insert(0, rival)
-    what: What = "step" if isinstance(options, StepOptions) else "infer"
+    what: Workload = "step" if isinstance(options, StepOptions) else "infer"
     variants = [find_variant(name, options.train, options.batch_size) for name in names]
-    forms = [model_form(variant, what) for variant in variants]
+    forms = [model_benchmark(variant, what) for variant in variants]
     title = {"step": "Training step", "infer": "Prediction"}[what]
     return Plan(forms, rival, title, "images", f"batch {options.batch_size}", WHOLE)
 
@@ -224,7 +224,7 @@ def _plan_write(options: WriteOptions) -> Plan:
         f"Pool: {said}. Memory: the peak of a process of its own, beyond libraries, weights, "
         "tokens and their gradient. Of matrix peak: the operations of the plain form."
     )
-    forms = write_forms(sizes, options.train)
+    forms = write_benchmarks(sizes, options.train)
     return Plan(
         forms, options.rival, "Write of the workspace", "tokens", f"{options.tokens} tokens", note
     )
@@ -241,7 +241,7 @@ def _plan_data(options: DataOptions) -> Plan:
         raise UserError(
             f"{options.recipe} generates its data: leave --source and --num-workers out"
         )
-    forms = loading_forms(variant._replace(experiment=experiment), options.batches)
+    forms = loading_benchmarks(variant._replace(experiment=experiment), options.batches)
     note = (
         f"{options.recipe}, {forms[-1].batches} batches a round: those that take longer than the "
         f"step make training wait. {WHOLE[:-1]}, without the workers."
@@ -266,7 +266,7 @@ def _tabulate(
         for row in rows
     ]
     compiled = ", compiled" * options.compile
-    section = Section(f"{plan.sizes}, {options.precision}{compiled}", cells)
+    section = RowGroup(f"{plan.sizes}, {options.precision}{compiled}", cells)
     notes = [f"Medians of {options.rounds} rounds in which the rows take turns.", plan.note]
     title = f"{plan.title} on {_describe(environment)}"
     return Table(title, (*columns, "of matrix peak"), [section], notes)

@@ -20,7 +20,7 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from associative_transformer.cli.options import check_output, open_output, parse
-from associative_transformer.data import KNOWN
+from associative_transformer.data import HUB_DATA_SETS
 from associative_transformer.kernels import FASTEST
 from associative_transformer.runs.environment import find_commit, find_version
 
@@ -160,7 +160,7 @@ def _data_sets() -> list[Line]:
     except (CacheNotFound, ValueError, OSError):
         downloaded = set()
     found = []
-    for name, known in KNOWN.items():
+    for name, known in HUB_DATA_SETS.items():
         is_here = known.hub_id in downloaded or (built / known.hub_id.replace("/", "___")).is_dir()
         found.append(
             (f"{name} ({known.hub_id})", "in the cache" if is_here else "not in the cache")

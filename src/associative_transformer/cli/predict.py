@@ -15,8 +15,8 @@ from associative_transformer.data import DataConfig, SortOfClevrConfig
 from associative_transformer.data.questions import (
     Questions,
     answer_words,
-    describe,
-    forms,
+    describe_questions,
+    list_questions,
     parse_question,
 )
 from associative_transformer.interface import UserError
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     question = _understand(options.question, data)
     words = None
     if question is not None:
-        (words,), classes = describe(question), answer_words(int(question.kind[0]))
+        (words,), classes = describe_questions(question), answer_words(int(question.kind[0]))
     found = predict_files(
         model, options.paths, data, options.batch_size, options.on_error, question
     )
@@ -78,6 +78,6 @@ def _understand(sentence: str | None, data: DataConfig) -> Questions | None:
             raise UserError("this run was trained without questions: leave --question out")
         return None
     if sentence is None:
-        allowed = forms(data.question_types)
+        allowed = list_questions(data.question_types)
         raise UserError(f"this run answers questions: pass --question with one of\n{allowed}")
     return parse_question(sentence, data.question_types)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from associative_transformer.cli.options import check_counts, check_output, choose_device, parse
 from associative_transformer.interface import UserError
-from associative_transformer.report import Effort, write_comparison, write_report
+from associative_transformer.report import AnalysisOptions, write_comparison, write_report
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"ait report takes one run or two to compare, not {len(options.runs)}")
     check_output(options.output)
     device = str(choose_device(options.device))
-    effort = Effort(options.images, options.again, options.source, device)
+    effort = AnalysisOptions(options.images, options.again, options.source, device)
     if len(options.runs) == 1:
         path = write_report(options.runs[0], options.output, effort)
     else:

@@ -15,7 +15,13 @@ from associative_transformer.data import (
     TriangleConfig,
     load_test,
 )
-from associative_transformer.data.questions import KINDS, TYPES, answer_words, decode, describe
+from associative_transformer.data.questions import (
+    KINDS,
+    TYPES,
+    answer_words,
+    decode,
+    describe_questions,
+)
 from associative_transformer.figures import draw_sheet, write_images
 from associative_transformer.interface import UserError
 
@@ -78,7 +84,7 @@ def _caption(data: HeldOut, row: Tensor) -> str:
     if data.test.questions is None:
         return data.class_names[answers[0]]
     questions = decode(data.test.questions[items].numpy())
-    kinds, words = questions.kind.tolist(), describe(questions)
+    kinds, words = questions.kind.tolist(), describe_questions(questions)
     shown = [
         place
         for type_ in TYPES

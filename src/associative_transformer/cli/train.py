@@ -9,11 +9,11 @@ import tyro
 
 from associative_transformer import distributed
 from associative_transformer.cli.options import check_counts, choose_device, parse, write_command
-from associative_transformer.data.questions import example
+from associative_transformer.data.questions import example_question
 from associative_transformer.evaluate import describe_kinds
 from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.recipes import RECIPES, find_recipe
-from associative_transformer.report import Effort, write_report
+from associative_transformer.report import AnalysisOptions, write_report
 from associative_transformer.training.loop import Result, train
 
 
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> None:
         return
     report = None
     if every is not None:
-        effort = Effort(device=str(choose_device(experiment.train.device)))
+        effort = AnalysisOptions(device=str(choose_device(experiment.train.device)))
         report = write_report(folder, effort=effort)
     _tell(result, folder, report)
 
@@ -77,7 +77,7 @@ def _tell(result: Result, folder: Path, report: Path | None) -> None:
     if types:
         print(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")
         print(describe_kinds(result["test_kinds"]))
-        predict += ["--question", example(tuple(types))]
+        predict += ["--question", example_question(tuple(types))]
     asked = f"{result['test_questions']:,} questions about " if types else ""
     print(
         f"test accuracy {result['test_accuracy']:.2f} % of {asked}{result['test_images']:,} images"

@@ -15,7 +15,12 @@ from torch import Tensor
 from associative_transformer.data.augment import Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Share, Split
 from associative_transformer.data.decoding import decode_image
-from associative_transformer.data.images import KNOWN, ImagesConfig, load_images, load_test_images
+from associative_transformer.data.images import (
+    HUB_DATA_SETS,
+    ImagesConfig,
+    load_images,
+    load_test_images,
+)
 from associative_transformer.data.questions import QUESTION_DIM
 from associative_transformer.data.sort_of_clevr import (
     PICTURE_SIZE,
@@ -32,7 +37,7 @@ from associative_transformer.data.triangle import (
 )
 
 __all__ = [
-    "KNOWN",
+    "HUB_DATA_SETS",
     "SUFFIXES",
     "DataConfig",
     "DataSet",

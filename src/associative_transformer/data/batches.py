@@ -16,7 +16,7 @@ from torch import Tensor
 
 from associative_transformer.interface import PADDING, Batch, UserError
 
-CARVE_SEED = 0  # which items validate belongs to the data set, so no run's seed changes it
+VALIDATION_SEED = 0  # which items validate belongs to the data set, so no run's seed changes it
 
 
 @runtime_checkable
@@ -110,7 +110,7 @@ class Split:
         questions = None if self.questions is None else self.questions[items]
         return Split(self.labels[items], self.rows[items], self.loader, questions)
 
-    def carve(self, fraction: float) -> "tuple[Split, Split | None]":
+    def split_validation(self, fraction: float) -> "tuple[Split, Split | None]":
         """Part the items into training and validation, always the same way and image by image.
 
         All questions about an image go to the same side. Raises a `UserError` if `fraction` is
@@ -125,7 +125,7 @@ class Split:
                 f"a validation split of {fraction} x {len(images)} images leaves nothing to train "
                 "or to validate on: change --data.val_fraction"
             )
-        order = torch.from_numpy(np.random.default_rng(CARVE_SEED).permutation(len(images)))
+        order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
         train, validation = (part.nonzero()[:, 0] for part in (~is_validation, is_validation))
         return self.take(train), self.take(validation)

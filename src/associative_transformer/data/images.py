@@ -21,11 +21,11 @@ from associative_transformer.data.augment import Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.decoding import decode_image, open_image, to_tensor
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
-from associative_transformer.data.sources import open_folder, open_hub
+from associative_transformer.data.sources import open_hub_data_set, open_image_folder
 from associative_transformer.interface import UserError
 
 
-class Known(NamedTuple):
+class HubDataSet(NamedTuple):
     """A hub data set with a short name, and the columns to use where it has several."""
 
     hub_id: str
@@ -33,11 +33,11 @@ class Known(NamedTuple):
     label: str
 
 
-KNOWN = {
-    "cifar10": Known("uoft-cs/cifar10", "img", "label"),
-    "cifar100": Known("uoft-cs/cifar100", "img", "fine_label"),
-    "pets": Known("timm/oxford-iiit-pet", "image", "label"),
-    "imagenet100": Known("clane9/imagenet-100", "image", "label"),
+HUB_DATA_SETS = {
+    "cifar10": HubDataSet("uoft-cs/cifar10", "img", "label"),
+    "cifar100": HubDataSet("uoft-cs/cifar100", "img", "fine_label"),
+    "pets": HubDataSet("timm/oxford-iiit-pet", "image", "label"),
+    "imagenet100": HubDataSet("clane9/imagenet-100", "image", "label"),
 }
 LIMIT_SEED = 0  # which images a limit leaves belongs to the data set, so no run's seed changes it
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first one found is the test set
@@ -100,7 +100,7 @@ class ImagesConfig:
     @property
     def hub_id(self) -> str:
         """The id that a short name stands for."""
-        return KNOWN[self.name].hub_id if self.name in KNOWN else self.name
+        return HUB_DATA_SETS[self.name].hub_id if self.name in HUB_DATA_SETS else self.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ def check_classes(found: ImageSet, train: Int[Tensor, " N"], test: Int[Tensor, "
 
 
 def _table(split: datasets.Dataset, config: ImagesConfig, name: str) -> ImageTable:
-    known = KNOWN.get(config.name)
+    known = HUB_DATA_SETS.get(config.name)
     image = _pick_column(split, datasets.Image, config.image_column, known and known.image, name)
     label = _pick_column(
         split, datasets.ClassLabel, config.label_column, known and known.label, name
@@ -255,15 +255,15 @@ def load_images(config: ImagesConfig, device: torch.device) -> DataSet:
     train = _split(found.train, config, device, fits and config.augment != "resized_crop")
     test = _split(found.test, config, device, fits)
     num_skipped = sum(len(table) for table in found) - len(train) - len(test)
-    train, validation = train.carve(config.val_fraction)
+    train, validation = train.split_validation(config.val_fraction)
     check_classes(found, train.labels, test.labels)  # again: some may be skipped or carved out
     return DataSet(train, validation, test, found.train.class_names, num_skipped)
 
 
 def _open_source(config: ImagesConfig) -> ImageSet:
     if config.source is None:
-        return open_images(open_hub(config.hub_id), config)
-    return open_images(open_folder(Path(config.source).expanduser()), config)
+        return open_images(open_hub_data_set(config.hub_id), config)
+    return open_images(open_image_folder(Path(config.source).expanduser()), config)
 
 
 def _fits(config: ImagesConfig, num_images: int) -> bool:

@@ -89,7 +89,7 @@ def decode(vectors: Float[np.ndarray, "N 18"]) -> Questions:
     return Questions(NUM_SUBTYPES * type_ + subtype, first, np.where(has_second, second, NO_COLOR))
 
 
-def describe(questions: Questions) -> list[str]:
+def describe_questions(questions: Questions) -> list[str]:
     """Put questions into words; `parse_question` understands them."""
     return [
         _sentence(*numbers) for numbers in zip(*map(np.ndarray.tolist, questions), strict=True)
@@ -108,7 +108,7 @@ def answer_words(kind: int) -> tuple[str, ...]:
 
 
 def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
-    """Understand a question in the words of `describe`, of one of these types.
+    """Understand a question in the words of `describe_questions`, of one of these types.
 
     Case, articles, a final question mark and "what is the" make no difference. Raises UserError,
     which lists what can be asked, where it is none of those.
@@ -119,24 +119,24 @@ def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
     if numbers is not None and (type_ := KINDS[numbers[0]].type) not in types:
         raise UserError(
             f"{sentence!r} is a {type_} question, and this run was not trained on those: "
-            f"ask one of\n{forms(types)}"
+            f"ask one of\n{list_questions(types)}"
         )
     if numbers is None:
         allowed = [name for name, (kind, *_) in known.items() if KINDS[kind].type in types]
         close = get_close_matches(asked, allowed, n=1)
         hint = f" (did you mean {_sentence(*known[close[0]])!r}?)" if close else ""
-        raise UserError(f"{sentence!r} can't be asked{hint}: ask one of\n{forms(types)}")
+        raise UserError(f"{sentence!r} can't be asked{hint}: ask one of\n{list_questions(types)}")
     return Questions(*(np.array([number]) for number in numbers))
 
 
-def forms(types: tuple[str, ...] = TYPES) -> str:
+def list_questions(types: tuple[str, ...] = TYPES) -> str:
     """List what can be asked of these types, a line each."""
     lines = [kind.words for kind in KINDS if kind.type in types]
     second = f"; B another one, but neither is {COLORS[-1]} then" if "ternary" in types else ""
     return "\n".join(f"  {line}" for line in [*lines, f"with A in {', '.join(COLORS)}{second}"])
 
 
-def example(types: tuple[str, ...] = TYPES) -> str:
+def example_question(types: tuple[str, ...] = TYPES) -> str:
     """Give a question of these types."""
     return _sentence(*_all_questions(types)[0])
 

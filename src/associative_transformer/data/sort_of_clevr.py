@@ -267,7 +267,7 @@ def _is_obtuse(
 def load_questions(config: SortOfClevrConfig, device: torch.device) -> DataSet:
     """Generate all splits."""
     items = generate_items(config, TRAIN)
-    train, validation = _questions(items, config, device).carve(config.val_fraction)
+    train, validation = _questions(items, config, device).split_validation(config.val_fraction)
     test = _questions(generate_items(config, TEST), config, device)
     return DataSet(
         train, validation, test, CLASS_NAMES, guesses=torch.from_numpy(best_guesses(items))

@@ -16,7 +16,7 @@ NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps such a byte of a 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def open_hub(hub_id: str) -> dict[str, datasets.Dataset]:
+def open_hub_data_set(hub_id: str) -> dict[str, datasets.Dataset]:
     """Open a data set of the Hugging Face hub, or its copy in the cache."""
     try:
         with _quiet():
@@ -30,7 +30,7 @@ def open_hub(hub_id: str) -> dict[str, datasets.Dataset]:
         ) from error
 
 
-def open_folder(root: Path) -> dict[str, datasets.Dataset]:
+def open_image_folder(root: Path) -> dict[str, datasets.Dataset]:
     """Open the parquet files anywhere below a folder or, if there are none, its class folders."""
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"

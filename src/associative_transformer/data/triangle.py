@@ -167,7 +167,7 @@ def _is_accepted(
 
 def load_triangles(config: TriangleConfig, device: torch.device) -> DataSet:
     """Generate all splits."""
-    train, validation = _triangles(config, TRAIN, device).carve(config.val_fraction)
+    train, validation = _triangles(config, TRAIN, device).split_validation(config.val_fraction)
     return DataSet(train, validation, _triangles(config, TEST, device), CLASS_NAMES)
 
 

@@ -90,14 +90,14 @@ class BRIMsConfig:
         return True
 
 
-class State(NamedTuple):
+class LSTMState(NamedTuple):
     """What the modules of a layer keep from step to step."""
 
     h: Float[Tensor, "n B s"]
     c: Float[Tensor, "n B s"]
 
 
-class Layer(nn.Module):
+class BRIMsLayer(nn.Module):
     """One layer: its modules look at the sources, compete, think each alone, and communicate.
 
     Each module has weights of its own, stored as (n, in, out); the reference has dense LSTM
@@ -121,9 +121,9 @@ class Layer(nn.Module):
     def forward(
         self,
         sources: Float[Tensor, "S B A"],
-        state: State,
+        state: LSTMState,
         kept: Bool[Tensor, "n B R"] | None,
-    ) -> State:
+    ) -> LSTMState:
         """Take a step, from keys and values of all sources but the null source."""
         c = self.config
         from_h = torch.bmm(state.h, self.h_to_q_gates)
@@ -137,7 +137,9 @@ class Layer(nn.Module):
         # the active modules hear the inactive ones, but do not teach them
         heard = torch.where(is_active, new.h, new.h.detach())
         h = new.h + self.communicate(heard, kept)
-        return State(torch.where(is_active, h, state.h), torch.where(is_active, new.c, state.c))
+        return LSTMState(
+            torch.where(is_active, h, state.h), torch.where(is_active, new.c, state.c)
+        )
 
     def attend(
         self, q: Float[Tensor, "n B K"], k: Float[Tensor, "S 1 B K"]
@@ -148,12 +150,12 @@ class Layer(nn.Module):
 
     def think(
         self, u: Float[Tensor, "n B V"], gates: Float[Tensor, "n B G"], c: Float[Tensor, "n B s"]
-    ) -> State:
+    ) -> LSTMState:
         """Run the LSTM cell of each module; `gates` are what h adds to them."""
         gates = torch.baddbmm(gates + self.biases.sum(dim=0), u, self.u_to_gates)
         to_input, forget, cell, output = gates.chunk(4, dim=-1)
         c = forget.sigmoid() * c + to_input.sigmoid() * cell.tanh()
-        return State(output.sigmoid() * c.tanh(), c)
+        return LSTMState(output.sigmoid() * c.tanh(), c)
 
     def communicate(
         self, h: Float[Tensor, "n B s"], kept: Bool[Tensor, "n B R"] | None
@@ -185,7 +187,7 @@ class Recurrence(nn.Module):
     def __init__(self, config: BRIMsConfig) -> None:
         super().__init__()
         c, width = config, config.key_dim + VALUE_RATIO * config.module_dim
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.depth))
+        self.layers = nn.ModuleList(BRIMsLayer(c) for _ in range(c.depth))
         num_sources = [3] * (c.depth - 1) + [2]
         # a matrix for each source; that of nothing is in the reference, and has no effect
         self.to_kv = nn.ParameterList(
@@ -195,9 +197,9 @@ class Recurrence(nn.Module):
     def forward(
         self,
         pixels: Float[Tensor, "U B A"],
-        states: list[State],
+        states: list[LSTMState],
         kept: Bool[Tensor, "U L n B R"] | None,
-    ) -> list[State]:
+    ) -> list[LSTMState]:
         """Take keys and values of the pixels, and give the last state of each layer."""
         states, to_kv = list(states), [weight.unbind() for weight in self.to_kv]
         for t, pixel in enumerate(pixels):
@@ -240,7 +242,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         shape = (c.depth, 2, c.num_modules, len(images), c.module_dim)
         # with a gradient, as the later states have: the chunk is then compiled once
         zeros = self.head.weight.new_zeros(shape, requires_grad=torch.is_grad_enabled())
-        states = [State(*layer) for layer in zeros]
+        states = [LSTMState(*layer) for layer in zeros]
         for chunk in x.split(CHUNK):
             kept = self.draw(len(chunk), len(images)) if self.training else None
             if self.recompute and torch.is_grad_enabled():

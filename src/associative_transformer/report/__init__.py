@@ -12,28 +12,28 @@ from associative_transformer.analysis.selection import Selected
 from associative_transformer.data import Split
 from associative_transformer.files import write_file
 from associative_transformer.models import AiT
-from associative_transformer.report.answers import draw_answers
-from associative_transformer.report.attention import draw_competition
+from associative_transformer.report.answers import answers_section
+from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import Section
-from associative_transformer.report.comparison import compare_results, describe_differences
-from associative_transformer.report.facts import Facts, describe, describe_cost, read_facts
+from associative_transformer.report.comparison import differences_section, results_section
+from associative_transformer.report.facts import Facts, cost_section, read_facts, run_section
 from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
-from associative_transformer.report.images import describe_images, follow, list_images
-from associative_transformer.report.memory import draw_memory
+from associative_transformer.report.images import follow, images_section, list_images
+from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render
-from associative_transformer.report.priors import describe_priors, list_cards, winning_items
-from associative_transformer.report.retrieval import draw_retrieval
-from associative_transformer.report.training import draw_training
+from associative_transformer.report.priors import list_cards, priors_section, winning_items
+from associative_transformer.report.retrieval import retrieval_section
+from associative_transformer.report.training import training_section
 from associative_transformer.runs.saved import SavedRun, load_run, load_test_of
 
-__all__ = ["Effort", "write_comparison", "write_report"]
+__all__ = ["AnalysisOptions", "write_comparison", "write_report"]
 
 NUM_SHOWN = 48  # test images or questions in the image view, at most
 UNFINISHED = "This comes when the run is complete."
 
 
 @dataclass(frozen=True)
-class Effort:
+class AnalysisOptions:
     """What to analyze of a run, and where."""
 
     num_images: int | None = 1_000  # of the test split; None: all
@@ -43,7 +43,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Studied:
+class AnalyzedRun:
     """A run with all that is shown of it."""
 
     facts: Facts
@@ -53,13 +53,15 @@ class Studied:
     split: Split | None = None  # of the test, in the order of the analysis
 
 
-def write_report(folder: Path, output: Path | None = None, effort: Effort | None = None) -> Path:
+def write_report(
+    folder: Path, output: Path | None = None, effort: AnalysisOptions | None = None
+) -> Path:
     """Write the page of a run to its report.html, or elsewhere, and return where it is.
 
     A run that is not complete is shown as far as it got, without its model. Raises UserError
     where the folder holds no run, and for what `load_run` and `load_test_of` raise it.
     """
-    studied = _study(folder, effort or Effort())
+    studied = _analyze_run(folder, effort or AnalysisOptions())
     rows = [[section] for section in _sections(studied)]
     facts = studied.facts
     page = render(facts.name, facts.summary, rows, _list_widgets(studied))
@@ -67,20 +69,20 @@ def write_report(folder: Path, output: Path | None = None, effort: Effort | None
 
 
 def write_comparison(
-    folder: Path, other: Path, output: Path | None = None, effort: Effort | None = None
+    folder: Path, other: Path, output: Path | None = None, effort: AnalysisOptions | None = None
 ) -> Path:
     """Write a page with two runs side by side to the first one's comparison.html, or elsewhere.
 
     Raises UserError like `write_report`.
     """
-    both = [_study(each, effort or Effort()) for each in (folder, other)]
+    both = [_analyze_run(each, effort or AnalysisOptions()) for each in (folder, other)]
     a, b = (studied.facts for studied in both)
     columns = [{section.name: section for section in _sections(studied)} for studied in both]
     shared = ("competition", "memory", "beta", "evaluation", "cost")
     rows = [
         [column["run"] for column in columns],
-        [compare_results({"A": a.result, "B": b.result})],
-        [describe_differences(a.experiment, b.experiment)],
+        [results_section({"A": a.result, "B": b.result})],
+        [differences_section(a.experiment, b.experiment)],
         [_draw_training({"A ": a, "B ": b})],
         *([column[name] for column in columns] for name in shared),
     ]
@@ -89,11 +91,11 @@ def write_comparison(
     return _write(output or folder / "comparison.html", page)
 
 
-def _study(folder: Path, effort: Effort) -> Studied:
+def _analyze_run(folder: Path, effort: AnalysisOptions) -> AnalyzedRun:
     """Read a run, and analyze it where it is complete and that was not done before."""
     facts = read_facts(folder)
     if facts.result is None:
-        return Studied(facts, Analysis(), Gallery())
+        return AnalyzedRun(facts, Analysis(), Gallery())
     run = load_run(folder)
     run.model.to(effort.device)
     data = load_test_of(run, effort.source, torch.device(effort.device))
@@ -109,10 +111,10 @@ def _study(folder: Path, effort: Effort) -> Studied:
         wanted = list(winning_items(selection))
     shown = data._replace(test=split)
     gallery = load_gallery(shown, run.experiment.data, needed, wanted)
-    return Studied(facts, analysis, gallery, run, split)
+    return AnalyzedRun(facts, analysis, gallery, run, split)
 
 
-def _sections(studied: Studied) -> list[Section]:
+def _sections(studied: AnalyzedRun) -> list[Section]:
     """Say everything about one run."""
     facts, found = studied.facts, studied.analysis
     result = facts.result or {}
@@ -121,35 +123,35 @@ def _sections(studied: Studied) -> list[Section]:
     analyzed = {
         section.name: section
         for section in (
-            draw_competition(found.competition, facts.items),
-            describe_priors(found.selection, found.specialization, facts.items),
-            describe_images(found.selection, shown, facts.items),
-            draw_retrieval(found.basins, found.reconstruction, facts.items),
-            draw_answers(found.answers, result.get("test_kinds", []), mistakes, facts.items),
+            competition_section(found.competition, facts.items),
+            priors_section(found.selection, found.specialization, facts.items),
+            images_section(found.selection, shown, facts.items),
+            retrieval_section(found.basins, found.reconstruction, facts.items),
+            answers_section(found.answers, result.get("test_kinds", []), mistakes, facts.items),
         )
     }
     if facts.result is None:
         analyzed = {name: replace(each, note=UNFINISHED) for name, each in analyzed.items()}
     return [
-        describe(facts),
+        run_section(facts),
         _draw_training({"": facts}),
         analyzed["competition"],
         analyzed["priors"],
         analyzed["images"],
-        draw_memory(facts.memory, facts.epoch, found.capacity),
+        memory_section(facts.memory, facts.epoch, found.capacity),
         analyzed["beta"],
         analyzed["evaluation"],
-        describe_cost(facts),
+        cost_section(facts),
     ]
 
 
 def _draw_training(runs: Mapping[str, Facts]) -> Section:
     results = {prefix: facts.result or {} for prefix, facts in runs.items()}
     tests = {prefix: result.get("test_accuracy") for prefix, result in results.items()}
-    return draw_training({name: facts.history.metrics for name, facts in runs.items()}, tests)
+    return training_section({name: facts.history.metrics for name, facts in runs.items()}, tests)
 
 
-def _list_widgets(studied: Studied) -> dict[str, Any]:
+def _list_widgets(studied: AnalyzedRun) -> dict[str, Any]:
     """Give what the script makes the cards and the image view of."""
     found, gallery = studied.analysis.selection, studied.gallery
     items = {

@@ -22,7 +22,7 @@ MAX_CLASSES = 20  # with a matrix of all pairs; more are shown by the pairs most
 MAX_PAIRS = 20
 
 
-def draw_answers(
+def answers_section(
     found: Answers | None,
     kinds: Sequence[Mapping[str, Any]],
     mistakes: Sequence[Picture],

@@ -7,7 +7,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TITLE = "Competition in self-attention"
 
 
-def draw_competition(found: Competition | None, items: str) -> Section:
+def competition_section(found: Competition | None, items: str) -> Section:
     """Draw how many tokens make up most of the attention of a token, head by head.
 
     The `items` of the test split are images or questions.

@@ -52,7 +52,9 @@ class Lines:
         """A row for each x."""
         places = sorted({x for line in self.series for x in line.x})
         found = [dict(zip(line.x, line.y, strict=True)) for line in self.series]
-        rows = [[write(x), *(write(values.get(x)) for values in found)] for x in places]
+        rows = [
+            [format_number(x), *(format_number(values.get(x)) for values in found)] for x in places
+        ]
         return Grid([self.x_label, *(line.name for line in self.series)], rows)
 
 
@@ -100,7 +102,9 @@ class Boxes:
         """A row for each label, and one for each bound."""
         shares = ("5 %", "25 %", "median", "75 %", "95 %")
         columns = dict(zip(shares, zip(*self.quantiles, strict=True), strict=True))
-        bounds = [[name, "", "", write(value), "", ""] for name, value in self.bounds.items()]
+        bounds = [
+            [name, "", "", format_number(value), "", ""] for name, value in self.bounds.items()
+        ]
         grid = _by_label(self.labels, columns)
         return Grid(grid.columns, [*grid.rows, *bounds])
 
@@ -127,7 +131,10 @@ class Heat:
         """The matrix; None where it is too large to be read, and the note must do."""
         if len(self.columns) > MAX_COLUMNS:
             return None
-        rows = [[name, *map(write, row)] for name, row in zip(self.rows, self.values, strict=True)]
+        rows = [
+            [name, *map(format_number, row)]
+            for name, row in zip(self.rows, self.values, strict=True)
+        ]
         return Grid([f"{self.y_label} \\ {self.x_label}", *self.columns], rows)
 
 
@@ -198,7 +205,7 @@ class Section:
     widget: Literal["none", "priors", "images"] = "none"  # what the script makes of its data
 
 
-def write(value: Number | None) -> str:
+def format_number(value: Number | None) -> str:
     """Write a number with four digits; a dash where there is none."""
     if value is None or isnan(value):
         return "-"
@@ -207,5 +214,5 @@ def write(value: Number | None) -> str:
 
 def _by_label(labels: Sequence[str], columns: Mapping[str, Sequence[Number]]) -> Grid:
     values = zip(*columns.values(), strict=True)
-    rows = [[label, *map(write, row)] for label, row in zip(labels, values, strict=True)]
+    rows = [[label, *map(format_number, row)] for label, row in zip(labels, values, strict=True)]
     return Grid(["", *columns], rows)

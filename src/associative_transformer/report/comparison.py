@@ -7,7 +7,7 @@ from associative_transformer.experiment import Experiment, differences
 from associative_transformer.report.charts import Bars, Figure, Grid, Section
 
 
-def compare_results(results: Mapping[str, Mapping[str, Any] | None]) -> Section:
+def results_section(results: Mapping[str, Mapping[str, Any] | None]) -> Section:
     """Put the test accuracies of runs side by side, by kind of question where they were asked."""
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for letter, result in results.items():
@@ -32,7 +32,7 @@ def compare_results(results: Mapping[str, Mapping[str, Any] | None]) -> Section:
     return Section("results", "Results", figures=[Figure(chart)])
 
 
-def describe_differences(a: Experiment, b: Experiment) -> Section:
+def differences_section(a: Experiment, b: Experiment) -> Section:
     """Name the fields in which two experiments differ."""
     fields = {name: pair for name, pair in differences(a, b).items() if name != "name"}
     if a.train.seed != b.train.seed:

@@ -15,7 +15,7 @@ from associative_transformer.experiment import Experiment, differences, load_exp
 from associative_transformer.interface import UserError
 from associative_transformer.models import count_operations
 from associative_transformer.recipes import PUBLISHED, RECIPES
-from associative_transformer.report.charts import Grid, Section, write
+from associative_transformer.report.charts import Grid, Section, format_number
 from associative_transformer.runs.folder import History
 
 # Where the data lies and on what it ran: no part of the experiment, but of the command.
@@ -49,7 +49,7 @@ class Facts:
         """Say how far it is."""
         train = self.experiment.train
         if self.result is not None:
-            return f"complete after {write(train.epochs)} epochs"
+            return f"complete after {format_number(train.epochs)} epochs"
         return f"unfinished: {len(self.history.metrics)} of {train.epochs} epochs"
 
     @property
@@ -122,7 +122,7 @@ def write_training(experiment: Experiment) -> str | None:
     return shlex.join(words)
 
 
-def describe(facts: Facts) -> Section:
+def run_section(facts: Facts) -> Section:
     """Say what was trained, where, how it can be repeated, and how well it does."""
     env, train = facts.environment, facts.experiment.train
     packages = {"Python": env.get("python"), **env.get("packages", {})}
@@ -145,7 +145,7 @@ def describe(facts: Facts) -> Section:
     return Section("run", "Run", tables=tables)
 
 
-def describe_cost(facts: Facts) -> Section:
+def cost_section(facts: Facts) -> Section:
     """Say what it took."""
     result, rows = facts.result or {}, []
     timings = [row["timing"] for row in facts.history.metrics]
@@ -153,7 +153,10 @@ def describe_cost(facts: Facts) -> Section:
     speeds = [t.get("samples_per_second", t.get("images_per_second", 0.0)) for t in timings]
     if result:
         live, total = result["live_parameters"], result["total_parameters"]
-        rows += [("parameters, live", write(live)), ("as the paper counts", write(total))]
+        rows += [
+            ("parameters, live", format_number(live)),
+            ("as the paper counts", format_number(total)),
+        ]
     operations = count_operations(facts.experiment.model)
     rows.append(("operations per image, forward in training", f"{operations:,}"))
     if timings:
@@ -162,7 +165,7 @@ def describe_cost(facts: Facts) -> Section:
             ("samples per second, mean of the epochs", f"{sum(speeds) / len(speeds):,.0f}"),
         ]
     if "skipped_steps" in result:
-        rows.append(("skipped steps", write(result["skipped_steps"])))
+        rows.append(("skipped steps", format_number(result["skipped_steps"])))
     note = "Operations are floating-point ones of matrix products, convolutions and attention."
     return Section("cost", "Cost", note, tables=[Grid(["", ""], rows)])
 

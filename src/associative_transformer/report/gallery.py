@@ -16,7 +16,7 @@ from torch import Tensor
 
 from associative_transformer.analysis.answers import Answers
 from associative_transformer.data import DataConfig, HeldOut
-from associative_transformer.data.questions import answer_words, decode, describe
+from associative_transformer.data.questions import answer_words, decode, describe_questions
 from associative_transformer.report.charts import Picture
 
 SIDE = 128  # pixels; larger images are made smaller
@@ -107,7 +107,10 @@ def _add(gallery: Gallery, data: HeldOut, config: DataConfig, items: list[int]) 
     questions, classes = [""] * len(items), [data.class_names] * len(items)
     if split.questions is not None:
         asked = decode(split.questions.cpu().numpy())
-        questions, classes = describe(asked), [answer_words(kind) for kind in asked.kind.tolist()]
+        questions, classes = (
+            describe_questions(asked),
+            [answer_words(kind) for kind in asked.kind.tolist()],
+        )
     gallery.items |= dict(zip(items, map(Item, rows, questions, classes, labels), strict=True))
     new = [row for row in dict.fromkeys(rows) if row not in gallery.sources]
     if not new:

@@ -60,7 +60,7 @@ def follow(model: AiT, split: Split) -> Followed:
     )
 
 
-def describe_images(found: Selected | None, num_shown: int, items: str) -> Section:
+def images_section(found: Selected | None, num_shown: int, items: str) -> Section:
     """Introduce the image view, which is made from `list_images`.
 
     The `items` of the test split are images or questions.

@@ -24,7 +24,7 @@ from associative_transformer.report.charts import (
 SAME = 1e-4  # priors that differ by less, as a share of their norm, lie on one point
 
 
-def draw_memory(
+def memory_section(
     memory: Float[np.ndarray, "T L M D"] | None, epoch: int, capacity: Capacity | None = None
 ) -> Section:
     """Draw the memory as it was after an epoch, counted from 1, and its way there.

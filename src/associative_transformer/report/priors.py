@@ -16,7 +16,7 @@ TITLE = "Priors and the patches they take"
 SHOWN = 8  # winners on a card
 
 
-def describe_priors(found: Selected | None, special: Specialization | None, items: str) -> Section:
+def priors_section(found: Selected | None, special: Specialization | None, items: str) -> Section:
     """Say what the priors are like; the cards are made from `list_cards`.
 
     The `items` of the test split are images or questions.

@@ -21,7 +21,7 @@ TITLE = "Inverse temperature"
 MAX_BASINS = 16  # shown one by one
 
 
-def draw_retrieval(
+def retrieval_section(
     basins: Basins | None, reconstruction: Reconstruction | None, items: str
 ) -> Section:
     """Draw, for each stored inverse temperature, where retrieval takes the tokens.

@@ -12,7 +12,7 @@ HUES = ((0, 5, 2), (1, 4, 3))  # of run A and of run B, which bars show in 0 and
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw_training(runs: Mapping[str, Rows], tests: Mapping[str, float | None]) -> Section:
+def training_section(runs: Mapping[str, Rows], tests: Mapping[str, float | None]) -> Section:
     """Draw what `metrics.jsonl` says of each run, and the test accuracy where there is one.
 
     Each run goes by what stands before the names of its lines, "" where it is alone.

@@ -24,7 +24,7 @@ WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a run stands; saved in every checkpoint."""
 
     epoch: int = 0  # the epoch under way, from 0
@@ -40,7 +40,7 @@ class State:
     pools: int = 1  # of tokens; more where nodes or processes have their own
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
-    def check_terms(self, here: "State", folder: Path) -> None:
+    def check_resumable(self, here: "TrainingState", folder: Path) -> None:
         """Raise UserError where a run can't go on from this state as it went before."""
         if self.data != here.data:
             raise UserError(

@@ -117,7 +117,9 @@ def check_links(folder: Path) -> None:
                 raise UserError(f"{path} is a link out of the run: put a folder in its place")
 
 
-def open_folder(folder: Path, experiment: Experiment, device: torch.device, resume: bool) -> None:
+def prepare_folder(
+    folder: Path, experiment: Experiment, device: torch.device, resume: bool
+) -> None:
     """Make the run folder, in the place of an older run unless it is resumed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

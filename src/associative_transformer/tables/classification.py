@@ -19,7 +19,7 @@ from associative_transformer.tables.collect import (
     find_runs,
     spread,
 )
-from associative_transformer.tabular import Section, Table
+from associative_transformer.tabular import RowGroup, Table
 
 SETS = dict(zip(classification.SETS, ("CIFAR-10", "CIFAR-100", "Triangle"), strict=True))
 COLUMNS = (
@@ -43,7 +43,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """The recipes of a row, and what is published of it."""
 
     title: str
@@ -57,7 +57,7 @@ def classification_table(folder: Path) -> Table:
     """Build Table 1 from the runs below a folder."""
     quoted = list(classification.QUOTED)
     rows = [
-        Row(
+        TableRow(
             row.title + (f" [{quoted.index(row.name) + 1}]" if row.name in quoted else ""),
             [f"{name}-{row.name}" for name in SETS],
             row.accuracies,
@@ -78,7 +78,7 @@ def classification_table(folder: Path) -> Table:
 def ablation_table(folder: Path) -> Table:
     """Build the table of the ablations of AiT-Small from the runs below a folder."""
     rows = [
-        Row(row.title, [f"{name}-{row.recipe}" for name in SETS], average=row.average)
+        TableRow(row.title, [f"{name}-{row.recipe}" for name in SETS], average=row.average)
         for row in ablations.ROWS
     ]
     notes = [NOTE, "Without memory and workspace AiT-Small is ViT-Small: that row is its recipe."]
@@ -88,8 +88,8 @@ def ablation_table(folder: Path) -> Table:
 def _table(
     title: str,
     folder: Path,
-    rows: list[Row],
-    extra: list[tuple[str, list[Row]]],
+    rows: list[TableRow],
+    extra: list[tuple[str, list[TableRow]]],
     notes: list[str],
 ) -> Table:
     groups = [("recipes of the paper", rows), *extra]
@@ -97,39 +97,39 @@ def _table(
     recipes = {name: RECIPES[name] for name in names}
     found = find_runs(folder, recipes)
     sections = [
-        Section(heading, [_cells(row, found, "paper") for row in group])
+        RowGroup(heading, [_cells(row, found, "paper") for row in group])
         for heading, group in groups
     ]
     for budget in BUDGETS[1:]:
-        plain = [Row(row.title, row.recipes) for _, group in groups for row in group]
+        plain = [TableRow(row.title, row.recipes) for _, group in groups for row in group]
         lines = [_cells(row, found, budget) for row in plain]
         shown = [cells for cells in lines if cells[COLUMNS.index("seeds")] != "not run"]
-        sections.append(Section(f"budget {budget}: not comparable with any row above", shown))
+        sections.append(RowGroup(f"budget {budget}: not comparable with any row above", shown))
     changed = []
     for name, print_ in sorted(found.runs):
         runs = found.runs[name, print_]
-        row = Row(describe_overrides(runs.experiment, recipes[name]), _places(name))
+        row = TableRow(describe_overrides(runs.experiment, recipes[name]), _places(name))
         changed.append(_write(row, [runs if place else None for place in row.recipes]))
-    sections.append(Section("runs with overrides: they belong to no row above", changed))
+    sections.append(RowGroup("runs with overrides: they belong to no row above", changed))
     filled = [section for section in sections if section.rows]
     return Table(f"{title}, test accuracy in percent", COLUMNS, filled, [*notes, *found.left_out])
 
 
-def _alone(recipe: Experiment) -> Row:
+def _alone(recipe: Experiment) -> TableRow:
     """Give a row to a recipe that is there for one set only."""
-    return Row(recipe.name, _places(recipe.name))
+    return TableRow(recipe.name, _places(recipe.name))
 
 
 def _places(recipe: str) -> list[str | None]:
     return [recipe if recipe.startswith(f"{name}-") else None for name in SETS]
 
 
-def _cells(row: Row, found: Found, budget: Budget) -> tuple[str, ...]:
+def _cells(row: TableRow, found: Found, budget: Budget) -> tuple[str, ...]:
     runs = [name and found.take(shorten(RECIPES[name], budget)) for name in row.recipes]
     return _write(row, [there or None for there in runs])
 
 
-def _write(row: Row, runs: Sequence[Runs | None]) -> tuple[str, ...]:
+def _write(row: TableRow, runs: Sequence[Runs | None]) -> tuple[str, ...]:
     """Write the cells of a row; a set for which there is no recipe has no runs."""
     there = [found for found in runs if found]
     accuracies = [[r.test_accuracy for r in found.results] if found else [] for found in runs]

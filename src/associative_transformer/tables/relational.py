@@ -12,7 +12,7 @@ from associative_transformer.tables.collect import (
     find_runs,
     spread,
 )
-from associative_transformer.tabular import Section, Table
+from associative_transformer.tabular import RowGroup, Table
 
 NOTHING = Published(None, None)
 COLUMNS = (
@@ -51,16 +51,16 @@ def relational_table(folder: Path) -> Table:
             _row(recipe.name, found.take(recipe), relational.PUBLISHED.get(recipe.name, NOTHING))
             for recipe in group
         ]
-        sections.append(Section(title, rows))
+        sections.append(RowGroup(title, rows))
     for budget in BUDGETS[1:]:
         runs = {name: found.take(shorten(recipe, budget)) for name, recipe in recipes.items()}
         rows = [_row(name, r, NOTHING) for name, r in runs.items() if r.seeds != "not run"]
-        sections.append(Section(f"budget {budget}: not comparable with any row above", rows))
+        sections.append(RowGroup(f"budget {budget}: not comparable with any row above", rows))
     changed = [
         _row(describe_overrides(runs.experiment, recipes[name]), runs, NOTHING)
         for (name, _), runs in sorted(found.runs.items())
     ]
-    sections.append(Section("runs with overrides: they belong to no row above", changed))
+    sections.append(RowGroup("runs with overrides: they belong to no row above", changed))
     title = "Relational reasoning on Sort-of-CLEVR, test accuracy in percent"
     filled = [section for section in sections if section.rows]
     return Table(title, COLUMNS, filled, [NOTE, *found.left_out])

@@ -15,7 +15,7 @@ from associative_transformer.interface import UserError
 LIBRARY = str(Path(torch.__file__).parent)
 OPERATION = re.compile(r"Function '(\w+)' returned nan values")
 CALL = re.compile(r'File "(.+)", line (\d+), in (.+)\n\s*(.+)')
-WAY_OUT = "start again with a lower --train.lr, or with --train.clip-norm 1.0"
+REMEDY = "start again with a lower --train.lr, or with --train.clip-norm 1.0"
 
 
 @contextmanager
@@ -39,14 +39,14 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
             raise
         place = _last_call("".join(str(warning.message) for warning in said))
         raise UserError(
-            f"the operation {found[1]}{place} gave a gradient that is not a number: {WAY_OUT}"
+            f"the operation {found[1]}{place} gave a gradient that is not a number: {REMEDY}"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            raise UserError(f"the gradient of {name} is not finite: {WAY_OUT}")
+            raise UserError(f"the gradient of {name} is not finite: {REMEDY}")
 
 
 def _look(name: str, module: nn.Module, given: object, output: object) -> None:
@@ -57,7 +57,7 @@ def _look(name: str, module: nn.Module, given: object, output: object) -> None:
     raise UserError(
         f"{name} ({type(module).__name__}) {cause} values that are not finite: "
         + ("look at the images, or " * is_given)
-        + WAY_OUT
+        + REMEDY
     )
 
 

@@ -27,13 +27,13 @@ from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models import build_model
 from associative_transformer.runs.checkpoint import (
-    State,
+    TrainingState,
     load_best,
     restore_checkpoint,
     save_best,
     save_checkpoint,
 )
-from associative_transformer.runs.folder import History, check_folder, open_folder
+from associative_transformer.runs.folder import History, check_folder, prepare_folder
 from associative_transformer.runs.lock import check_free, hold_folder
 from associative_transformer.runs.result import read_result
 from associative_transformer.training.progress import Standing, TrainingProgress
@@ -65,7 +65,7 @@ def train(
         return run(on_epoch_end)
     with hold_folder(folder):
         check_folder(folder, experiment, resume, overwrite)  # others may have been here since
-        open_folder(folder, experiment, run.device, resume)
+        prepare_folder(folder, experiment, run.device, resume)
         return run(on_epoch_end)
 
 
@@ -88,7 +88,7 @@ class Run:
         self.take_step = TrainingStep(self.model, self.config, self.accelerator)
         self.history = History()
         precision = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
-        self.state = State(
+        self.state = TrainingState(
             data=self.data.digest, precision=precision, pools=self.take_step.num_pools
         )
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.device)
@@ -113,11 +113,11 @@ class Run:
                 while state.epoch < epochs:
                     self._train_epoch(stop, bar)
                     self._end_epoch(stop, bar)
-                    with stop.at_once():  # all is saved
+                    with stop.interruptible():  # all is saved
                         if on_epoch_end and self.is_main:
                             on_epoch_end(self.folder)
                     self._stop_if_asked(stop)
-                with stop.at_once():
+                with stop.interruptible():
                     return self._finish(stop)
         finally:
             self.accelerator.end_training()  # closes the tracker
@@ -164,7 +164,7 @@ class Run:
         }
         line = f"epoch {standing.epoch}/{self.config.epochs}  {standing}"
         if self.data.validation is not None:
-            with stop.at_once(self._save):
+            with stop.interruptible(self._save):
                 scored = self._evaluate(self.data.validation)
             row["validation"] = {"accuracy": scored.accuracy, "loss": scored.loss}
             self._track("validation", row["validation"])
@@ -287,7 +287,7 @@ class Run:
             saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
         distributed.check_same((saved, self.state.data))
         if saved is not None:
-            here, self.state = self.state, State(**saved)
-            self.state.check_terms(here, self.folder)
+            here, self.state = self.state, TrainingState(**saved)
+            self.state.check_resumable(here, self.folder)
             self.history = History.read(self.folder, self.state.epoch)
-            step.count_on(self.state.skipped_steps, self.state.bad_steps)
+            step.restore_counts(self.state.skipped_steps, self.state.bad_steps)

@@ -20,7 +20,7 @@ class Interrupted(BaseException):
 class StopSignals:
     """Note SIGINT and SIGTERM instead of acting on them; a second one acts at once.
 
-    A process that is not alone has to agree with the others first, so it never acts `at_once`.
+    A process that is not alone has to agree with the others first, so it never acts `interruptible`.
     """
 
     def __init__(self, is_alone: bool = True) -> None:
@@ -28,7 +28,7 @@ class StopSignals:
         self.signum: int | None = None
         self.former: dict[signal.Signals, Any] = {}
         self.process = os.getpid()  # workers inherit the handler and leave signals to this one
-        self.is_at_once = False
+        self.is_interruptible = False
 
     def __enter__(self) -> "StopSignals":
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
@@ -46,28 +46,28 @@ class StopSignals:
         self._restore()
 
     @contextmanager
-    def at_once(self, save: Callable[[], None] | None = None) -> Iterator[None]:
+    def interruptible(self, save: Callable[[], None] | None = None) -> Iterator[None]:
         """Raise Interrupted at any moment of a block that can be left so, after `save`.
 
         What takes long and changes nothing, such as scoring, does not keep a signal waiting.
         """
         try:
-            self.is_at_once = self.is_alone
+            self.is_interruptible = self.is_alone
             if self.is_alone and self.signum is not None:
                 raise Interrupted(self.signum)
             yield
         except Interrupted:
-            self.is_at_once = False
+            self.is_interruptible = False
             if save:
                 save()
             raise
         finally:
-            self.is_at_once = False
+            self.is_interruptible = False
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore()
-        if self.is_at_once and os.getpid() == self.process:
+        if self.is_interruptible and os.getpid() == self.process:
             raise Interrupted(signum)
 
     def _restore(self) -> None:

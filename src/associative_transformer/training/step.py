@@ -23,7 +23,7 @@ from associative_transformer.distributed import INIT_METHOD
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
-from associative_transformer.training.anomaly import WAY_OUT, find_anomaly
+from associative_transformer.training.anomaly import REMEDY, find_anomaly
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
@@ -112,7 +112,7 @@ class TrainingStep:
         """Count those of them since the last good step; waits for the device."""
         return int(self.bad)
 
-    def count_on(self, num_skipped: int, num_bad: int) -> None:
+    def restore_counts(self, num_skipped: int, num_bad: int) -> None:
         """Go on counting from here, as a resumed run does."""
         self.skipped.fill_(num_skipped)
         self.bad.fill_(num_bad)
@@ -122,7 +122,7 @@ class TrainingStep:
         """Raise UserError if `MAX_BAD_STEPS` steps in a row, or more, had no finite gradient."""
         if int(self.most_bad) >= MAX_BAD_STEPS:
             raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {WAY_OUT}; "
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {REMEDY}; "
                 "--train.detect-anomaly names the operation"
             )
         self.most_bad.copy_(self.bad)
