@@ -200,7 +200,7 @@ def test_the_script_of_a_data_set_is_not_run(
     folder.mkdir()
     script = f"import os\nos.mkdir({str(trap)!r})\n"
     (folder / "malice.py").write_text(script)
-    for load in (open_hub, lambda name: open_image_folder(Path(name))):
+    for load in (open_hub_data_set, lambda name: open_image_folder(Path(name))):
         with pytest.raises(UserError):
             load(str(folder))
     assert not trap.exists()

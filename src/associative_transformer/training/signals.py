@@ -20,7 +20,7 @@ class Interrupted(BaseException):
 class StopSignals:
     """Note SIGINT and SIGTERM instead of acting on them; a second one acts at once.
 
-    A process that is not alone has to agree with the others first, so it never acts `interruptible`.
+    A process that is not alone has to agree with the others first, so it is never `interruptible`.
     """
 
     def __init__(self, is_alone: bool = True) -> None:
