@@ -26,7 +26,7 @@ from PIL import EpsImagePlugin, Image
 import associative_transformer
 from associative_transformer.analysis.storage import load_result
 from associative_transformer.data import decode_image
-from associative_transformer.data.sources import open_image_folder
+from associative_transformer.data.sources import open_hub_data_set, open_image_folder
 from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError

@@ -27,7 +27,7 @@ ATTEND = {
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """Workload writes into what."""
+    """What writes into what."""
 
     tokens: int
     embed_dim: int

@@ -21,7 +21,7 @@ class Entry:
     """A command that measures, and what it gave."""
 
     command: str
-    """Workload follows `ait bench`."""
+    """What follows `ait bench`."""
     device: Literal["cpu", "cuda"]
     """The kind of device that it was measured on; no other kind is compared with it."""
     ratios: dict[str, float]
@@ -44,7 +44,7 @@ class Ratios:
 
 
 class Verdict(NamedTuple):
-    """Workload became of a ratio."""
+    """What became of a ratio."""
 
     command: str
     name: str

@@ -83,7 +83,7 @@ class TimmViT(nn.Module):
     """Run timm's VisionTransformer in the sizes of our ViT; `pip install timm`.
 
     The same: image, patch, width, depth, heads, feed-forward, no bias of queries, keys and
-    values, class token and positions or none. Workload timm has no twin of: for `head="flatten"` it
+    values, class token and positions or none. What timm has no twin of: for `head="flatten"` it
     takes the mean of the tokens, with fewer weights in the head, and it does not normalize
     patches before or after their linear map.
     """

@@ -43,7 +43,7 @@ WHOLE = "Memory: the peak of a process of its own, on a CPU with its libraries."
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Workload every benchmark takes."""
+    """What every benchmark takes."""
 
     rounds: int = 10
     """How often each is timed, after two rounds to warm up."""
@@ -69,13 +69,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
-    """Workload models are timed with."""
+    """What models are timed with."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ("cifar10-vit-small", "cifar10-ait-small")
-    """Workload to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
+    """What to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
     Triton, dense:NAME one without top-k, timm:NAME timm's ViT of the shape of ours."""
     rival: str | None = None
-    """Workload the others are compared with; None: the first one."""
+    """What the others are compared with; None: the first one."""
     batch_size: int = 64
     """Images in a batch."""
 
@@ -95,7 +95,7 @@ class WriteOptions(Options):
     """Time the workspace's write alone, forward and backward: sparse, plain, dense (no top-k)."""
 
     rival: Literal["sparse", "plain", "dense"] = "plain"
-    """Workload the others are compared with."""
+    """What the others are compared with."""
     tokens: int = 4_096
     """T: tokens of the pool, those of all images of a batch."""
     embed_dim: int = 768
@@ -157,7 +157,7 @@ class CheckOptions:
 
 
 class Plan(NamedTuple):
-    """Workload a command measures, and how it is told."""
+    """What a command measures, and how it is told."""
 
     forms: list[Benchmark]
     rival: str

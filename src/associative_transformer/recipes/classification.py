@@ -50,7 +50,7 @@ SETS: dict[str, ImagesConfig | TriangleConfig] = {
 STANDARD = TrainConfig()
 
 
-class PublishedRow(NamedTuple):
+class Row(NamedTuple):
     """A row of the paper's table: accuracy in percent, millions of parameters for CIFAR-10."""
 
     title: str
@@ -70,21 +70,21 @@ class PublishedRow(NamedTuple):
 # fmt: off
 ROWS = [  # published: the slides; ViT-Medium the CVPR version
     #   title              recipe             model            CIFAR10 CIFAR100 Triangle size
-    PublishedRow("AiT-Base",        "ait-base",        AIT_BASE,        85.44,  60.78,   99.59,   91.0),
-    PublishedRow("AiT-Medium",      "ait-medium",      AIT_MEDIUM,      84.59,  60.58,   99.57,   45.9),
-    PublishedRow("AiT-Small",       "ait-small",       AIT_SMALL,       83.34,  56.30,   99.47,   15.8),
-    PublishedRow("Coordination",    "coordination",    COORDINATION,    75.31,  43.90,   91.66,    2.2),
-    PublishedRow("Coordination-DH", "coordination-dh", COORDINATION_DH, 72.49,  51.70,   81.78,   16.6),
-    PublishedRow("Coordination-D",  "coordination-d",  COORDINATION_D,  74.50,  40.69,   86.28,    2.2),
-    PublishedRow("Coordination-H",  "coordination-h",  COORDINATION_H,  78.51,  48.59,   72.53,    8.4),
-    PublishedRow("ViT-Base",        "vit-base",        VIT_BASE,        83.82,  57.92,   99.63,   85.7),
-    PublishedRow("ViT-Medium",      "vit-medium",      VIT_MEDIUM,      82.41,  55.78,   99.62,   None),
-    PublishedRow("ViT-Small",       "vit-small",       VIT_SMALL,       79.53,  53.19,   99.47,   14.9),
-    PublishedRow("Perceiver",       "perceiver",       PERCEIVER,       82.52,  52.64,   96.78,   44.9),
-    PublishedRow("Set Transformer", "set-transformer", SET_TRANSFORMER, 73.42,  40.19,   60.31,    2.2),
-    PublishedRow("BRIMs",           "brims",           BRIMS,           60.10,  31.75,   None,     4.4),
-    PublishedRow("Luna",            "luna-base",       LUNA_BASE,       47.86,  23.38,   None,    77.6),
-    PublishedRow("Luna, 2 layers",  "luna-small",      LUNA_SMALL,      None,   None,    None,    None),
+    Row("AiT-Base",        "ait-base",        AIT_BASE,        85.44,  60.78,   99.59,   91.0),
+    Row("AiT-Medium",      "ait-medium",      AIT_MEDIUM,      84.59,  60.58,   99.57,   45.9),
+    Row("AiT-Small",       "ait-small",       AIT_SMALL,       83.34,  56.30,   99.47,   15.8),
+    Row("Coordination",    "coordination",    COORDINATION,    75.31,  43.90,   91.66,    2.2),
+    Row("Coordination-DH", "coordination-dh", COORDINATION_DH, 72.49,  51.70,   81.78,   16.6),
+    Row("Coordination-D",  "coordination-d",  COORDINATION_D,  74.50,  40.69,   86.28,    2.2),
+    Row("Coordination-H",  "coordination-h",  COORDINATION_H,  78.51,  48.59,   72.53,    8.4),
+    Row("ViT-Base",        "vit-base",        VIT_BASE,        83.82,  57.92,   99.63,   85.7),
+    Row("ViT-Medium",      "vit-medium",      VIT_MEDIUM,      82.41,  55.78,   99.62,   None),
+    Row("ViT-Small",       "vit-small",       VIT_SMALL,       79.53,  53.19,   99.47,   14.9),
+    Row("Perceiver",       "perceiver",       PERCEIVER,       82.52,  52.64,   96.78,   44.9),
+    Row("Set Transformer", "set-transformer", SET_TRANSFORMER, 73.42,  40.19,   60.31,    2.2),
+    Row("BRIMs",           "brims",           BRIMS,           60.10,  31.75,   None,     4.4),
+    Row("Luna",            "luna-base",       LUNA_BASE,       47.86,  23.38,   None,    77.6),
+    Row("Luna, 2 layers",  "luna-small",      LUNA_SMALL,      None,   None,    None,    None),
 ]
 # fmt: on
 QUOTED = {
@@ -100,7 +100,7 @@ QUOTED = {
 """What has to be said beside the published figures of a row."""
 
 
-def for_data_set(model: AnyModel, name: str) -> AnyModel:
+def adapt(model: AnyModel, name: str) -> AnyModel:
     """Give the model of a set."""
     if name == "cifar100":
         return replace(model, num_classes=100)
@@ -121,18 +121,18 @@ def with_patches(model: AnyModel, patch_size: int) -> AnyModel:
     return replace(model, patch_size=patch_size)
 
 
-def _row(row: PublishedRow, name: str) -> Experiment:
+def _row(row: Row, name: str) -> Experiment:
     data = SETS[name]
     if isinstance(data, ImagesConfig) and getattr(row.model, "takes_pixels", False):
         data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Experiment(f"{name}-{row.name}", data, for_data_set(row.model, name), STANDARD)
+    return Experiment(f"{name}-{row.name}", data, adapt(row.model, name), STANDARD)
 
 
-def _other_patches(row: PublishedRow) -> list[Experiment]:
+def _other_patches(row: Row) -> list[Experiment]:
     if not isinstance(row.model, Patched):
         return []
     patch_size = 4 if isinstance(row.model, AiTConfig | ViTConfig) else 32
-    model = with_patches(for_data_set(row.model, "triangle"), patch_size)
+    model = with_patches(adapt(row.model, "triangle"), patch_size)
     return [Experiment(f"triangle-{row.name}-p{patch_size}", TRIANGLE, model, STANDARD)]
 
 
@@ -143,7 +143,7 @@ CIFAR10_TINY = AiTConfig(
     mlp_ratio=2.0,
     workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
 )
-TRIANGLE_TINY = replace(with_patches(for_data_set(CIFAR10_TINY, "triangle"), 32), num_channels=1)
+TRIANGLE_TINY = replace(with_patches(adapt(CIFAR10_TINY, "triangle"), 32), num_channels=1)
 GRAY = TriangleConfig(channels=1)
 FAST = TrainConfig(
     epochs=4,

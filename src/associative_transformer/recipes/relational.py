@@ -46,7 +46,7 @@ class Published(NamedTuple):
     non_relational: float | None
 
 
-def for_sort_of_clevr(model: Patched, patch_size: int) -> Patched:
+def adapt(model: Patched, patch_size: int) -> Patched:
     """Give the model of Sort-of-CLEVR."""
     return replace(model, image_size=75, patch_size=patch_size, num_classes=10, question_dim=18)
 
@@ -63,23 +63,21 @@ FAST = TrainConfig(
     schedule=Schedule(warmup_epochs=1, warmup_lr=1e-4),
 )
 AIT_TINY = replace(
-    for_sort_of_clevr(AIT_SMALL, 15),
+    adapt(AIT_SMALL, 15),
     pos="learned",
     embed_dim=128,
     num_heads=2,
     mlp_ratio=2.0,
     workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
 )
-VIT_TINY = replace(
-    for_sort_of_clevr(VIT_SMALL, 15), pos="learned", embed_dim=128, num_heads=2, mlp_ratio=2.0
-)
+VIT_TINY = replace(adapt(VIT_SMALL, 15), pos="learned", embed_dim=128, num_heads=2, mlp_ratio=2.0)
 RN_TINY = replace(CNN_RN, conv_dim=8, hidden_dim=64, dropout=0.0)
-DENSE_TINY = replace(for_sort_of_clevr(DENSE_SMALL, 15), embed_dim=128, mlp_ratio=2.0)
+DENSE_TINY = replace(adapt(DENSE_SMALL, 15), embed_dim=128, mlp_ratio=2.0)
 
 SLOTS = replace(COORDINATION, mlp_ratio=2.0, slots=SlotsConfig(bottleneck=5, mlp_depth=4))
-SLOTS_TINY = replace(for_sort_of_clevr(SLOTS, 15), embed_dim=128)
+SLOTS_TINY = replace(adapt(SLOTS, 15), embed_dim=128)
 INDUCING = replace(SET_TRANSFORMER, hidden_dim=512)
-INDUCING_TINY = replace(for_sort_of_clevr(INDUCING, 15), embed_dim=128, hidden_dim=128)
+INDUCING_TINY = replace(adapt(INDUCING, 15), embed_dim=128, hidden_dim=128)
 ALL_TYPES = SortOfClevrConfig(question_types=TYPES)
 ADAM = TrainConfig(
     batch_size=64, weight_decay=0.0, schedule=Schedule(warmup_epochs=0, min_lr=1e-4)
@@ -87,28 +85,28 @@ ADAM = TrainConfig(
 
 # fmt: off
 EXPERIMENTS = [
-    Experiment("sort-of-clevr-ait-small",          FULL_SET, for_sort_of_clevr(AIT_SMALL, 15),   STANDARD),
-    Experiment("sort-of-clevr-ait-medium",         FULL_SET, for_sort_of_clevr(AIT_MEDIUM, 15),  STANDARD),
-    Experiment("sort-of-clevr-ait-base",           FULL_SET, for_sort_of_clevr(AIT_BASE, 15),    STANDARD),
-    Experiment("sort-of-clevr-vit-small",          FULL_SET, for_sort_of_clevr(VIT_SMALL, 15),   STANDARD),
-    Experiment("sort-of-clevr-coordination",       FULL_SET, for_sort_of_clevr(SLOTS, 15),       STANDARD),
-    Experiment("sort-of-clevr-set-transformer",    FULL_SET, for_sort_of_clevr(INDUCING, 15),    STANDARD),
+    Experiment("sort-of-clevr-ait-small",          FULL_SET, adapt(AIT_SMALL, 15),   STANDARD),
+    Experiment("sort-of-clevr-ait-medium",         FULL_SET, adapt(AIT_MEDIUM, 15),  STANDARD),
+    Experiment("sort-of-clevr-ait-base",           FULL_SET, adapt(AIT_BASE, 15),    STANDARD),
+    Experiment("sort-of-clevr-vit-small",          FULL_SET, adapt(VIT_SMALL, 15),   STANDARD),
+    Experiment("sort-of-clevr-coordination",       FULL_SET, adapt(SLOTS, 15),       STANDARD),
+    Experiment("sort-of-clevr-set-transformer",    FULL_SET, adapt(INDUCING, 15),    STANDARD),
     Experiment("sort-of-clevr-cnn-rn",             FULL_SET, CNN_RN,                STANDARD),
     Experiment("sort-of-clevr-cnn-mlp",            FULL_SET, CNN_MLP,               STANDARD),
-    Experiment("sort-of-clevr-dense-small",        FULL_SET, for_sort_of_clevr(DENSE_SMALL, 15), STANDARD),
-    Experiment("sort-of-clevr-dense-base",         FULL_SET, for_sort_of_clevr(DENSE_BASE, 15),  STANDARD),
-    Experiment("sort-of-clevr-ait-small-p5",       FULL_SET, for_sort_of_clevr(AIT_SMALL, 5),    STANDARD),
-    Experiment("sort-of-clevr-ait-medium-p5",      FULL_SET, for_sort_of_clevr(AIT_MEDIUM, 5),   STANDARD),
-    Experiment("sort-of-clevr-ait-base-p5",        FULL_SET, for_sort_of_clevr(AIT_BASE, 5),     STANDARD),
-    Experiment("sort-of-clevr-vit-small-p5",       FULL_SET, for_sort_of_clevr(VIT_SMALL, 5),    STANDARD),
-    Experiment("sort-of-clevr-coordination-p5",    FULL_SET, for_sort_of_clevr(SLOTS, 5),        STANDARD),
-    Experiment("sort-of-clevr-set-transformer-p5", FULL_SET, for_sort_of_clevr(INDUCING, 5),     STANDARD),
-    Experiment("sort-of-clevr-dense-small-p5",     FULL_SET, for_sort_of_clevr(DENSE_SMALL, 5),  STANDARD),
-    Experiment("sort-of-clevr-dense-base-p5",      FULL_SET, for_sort_of_clevr(DENSE_BASE, 5),   STANDARD),
+    Experiment("sort-of-clevr-dense-small",        FULL_SET, adapt(DENSE_SMALL, 15), STANDARD),
+    Experiment("sort-of-clevr-dense-base",         FULL_SET, adapt(DENSE_BASE, 15),  STANDARD),
+    Experiment("sort-of-clevr-ait-small-p5",       FULL_SET, adapt(AIT_SMALL, 5),    STANDARD),
+    Experiment("sort-of-clevr-ait-medium-p5",      FULL_SET, adapt(AIT_MEDIUM, 5),   STANDARD),
+    Experiment("sort-of-clevr-ait-base-p5",        FULL_SET, adapt(AIT_BASE, 5),     STANDARD),
+    Experiment("sort-of-clevr-vit-small-p5",       FULL_SET, adapt(VIT_SMALL, 5),    STANDARD),
+    Experiment("sort-of-clevr-coordination-p5",    FULL_SET, adapt(SLOTS, 5),        STANDARD),
+    Experiment("sort-of-clevr-set-transformer-p5", FULL_SET, adapt(INDUCING, 5),     STANDARD),
+    Experiment("sort-of-clevr-dense-small-p5",     FULL_SET, adapt(DENSE_SMALL, 5),  STANDARD),
+    Experiment("sort-of-clevr-dense-base-p5",      FULL_SET, adapt(DENSE_BASE, 5),   STANDARD),
 ]
 SOURCES = [
-    Experiment("sort-of-clevr-coordination-source",    ALL_TYPES, for_sort_of_clevr(SLOTS, 15),    ADAM),
-    Experiment("sort-of-clevr-set-transformer-source", ALL_TYPES, for_sort_of_clevr(INDUCING, 15), ADAM),
+    Experiment("sort-of-clevr-coordination-source",    ALL_TYPES, adapt(SLOTS, 15),    ADAM),
+    Experiment("sort-of-clevr-set-transformer-source", ALL_TYPES, adapt(INDUCING, 15), ADAM),
 ]
 TINY = [
     Experiment("sort-of-clevr-ait-tiny",             SMALL_SET, AIT_TINY,      FAST),
