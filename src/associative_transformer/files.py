@@ -29,3 +29,17 @@ def write_file(path: Path, content: bytes) -> None:
             "free some space and try again" if error.errno == errno.ENOSPC else "nothing changed"
         )
         raise UserError(f"can't write {path}: {reason}; {hint}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; a folder that exists is left as it is.
+
+    Raises UserError if that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot create the folder {folder}: {reason}; choose another path or make it writable"
+        ) from error
