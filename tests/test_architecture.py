@@ -54,7 +54,7 @@ INSIDE = {  # the same inside the folders: files not named import no sibling, __
         "sources",
     ),
     "runs": ("lock", "environment", "folder", "result", "saved"),
-    "training": ("signals", "progress", "anomaly", "step", "loop"),
+    "training": ("schedule", "signals", "progress", "anomaly", "step", "loop"),
     "analysis": ("storage", "trace"),
     "tables": ("collect",),
     "figures": (),

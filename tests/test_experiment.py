@@ -1,4 +1,4 @@
-"""Experiments: validation, YAML, fingerprint and learning rate."""
+"""Experiments: validation, YAML and fingerprint."""
 
 import errno
 import math
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
@@ -438,58 +437,7 @@ def test_a_fingerprint_is_eight_characters_and_differs_between_all_recipes() -> 
     assert all(len(p) == 8 and set(p) <= set("0123456789abcdef") for p in prints)
 
 
-# --- learning rate ---
-
-
-def test_the_learning_rate_is_that_of_the_paper() -> None:
-    paper = TrainConfig()
-    first = [paper.learning_rate(epoch) for epoch in range(6)]
-    assert first == pytest.approx([1e-5, 2.8e-5, 4.6e-5, 6.4e-5, 8.2e-5, 1e-4], rel=1e-12)
-    assert f"{paper.learning_rate(99):.2e}" == "1.88e-06"
-    for e in range(5, 100):
-        written_out = 1e-6 + 0.5 * (1e-4 - 1e-6) * (1 + math.cos(math.pi * (e - 5) / 100))
-        assert paper.learning_rate(e) == pytest.approx(written_out, rel=1e-12)
-    rates = [paper.learning_rate(epoch) for epoch in range(100)]
-    assert max(rates) == rates[5]
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-
-
-@pytest.mark.parametrize("warmup", [0, 1, 3])
-def test_the_learning_rate_follows_its_fields(warmup: int) -> None:
-    train = TrainConfig(epochs=8, lr=1e-3, schedule=Schedule(warmup, warmup_lr=1e-4, min_lr=1e-5))
-    for e in range(8):
-        if e < warmup:
-            expected = 1e-4 + e * (1e-3 - 1e-4) / warmup
-        else:
-            cosine = math.cos(math.pi * (e - warmup) / 8)
-            expected = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + cosine)
-        assert train.learning_rate(e) == pytest.approx(expected, rel=1e-12)
-
-
 # --- ranges ---
-
-
-def test_an_inverse_square_root_falls_from_the_end_of_the_warm_up() -> None:
-    schedule = Schedule(warmup_epochs=4, warmup_lr=0.0, shape="inverse_sqrt")
-    train = TrainConfig(epochs=40, lr=0.01, schedule=schedule)
-    rates = [train.learning_rate(epoch) for epoch in (0, 1, 4, 16, 36)]
-    assert rates == pytest.approx([0.0, 0.0025, 0.01, 0.005, 0.01 / 3], rel=1e-12)
-    interruptible = replace(train, schedule=replace(schedule, warmup_epochs=0))
-    assert [interruptible.learning_rate(epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
-
-
-def test_one_cycle_is_that_of_torch() -> None:
-    epochs, lr = 20, 1e-3
-    schedule = Schedule(6, warmup_lr=lr / 25, min_lr=lr / 25 / 1e4, shape="one_cycle")
-    train = TrainConfig(epochs=epochs, lr=lr, schedule=schedule)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
-    torchs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=epochs, pct_start=7 / epochs
-    )
-    for epoch in range(epochs):
-        assert train.learning_rate(epoch) == pytest.approx(torchs.get_last_lr()[0], rel=1e-9)
-        optimizer.step()
-        torchs.step()
 
 
 @pytest.mark.parametrize(

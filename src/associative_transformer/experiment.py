@@ -105,21 +105,6 @@ class TrainConfig(Optimization):
                 f"{self.accumulation_steps} equal micro-batches"
             )
 
-    def learning_rate(self, epoch: int) -> float:
-        """Give the learning rate of an epoch, counted from 0."""
-        s = self.schedule
-        if epoch < s.warmup_epochs:
-            risen = epoch / s.warmup_epochs
-            if s.shape == "one_cycle":
-                risen = (1 - math.cos(math.pi * risen)) / 2
-            return s.warmup_lr + risen * (self.lr - s.warmup_lr)
-        if s.shape == "inverse_sqrt":
-            return self.lr * math.sqrt(max(s.warmup_epochs, 1) / max(epoch, 1))
-        since, length = epoch - s.warmup_epochs, self.epochs  # the warm-up cuts off its end
-        if s.shape == "one_cycle":
-            length = max(self.epochs - s.warmup_epochs - 1, 1)
-        return s.min_lr + (self.lr - s.min_lr) * (1 + math.cos(math.pi * since / length)) / 2
-
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from associative_transformer.models import (
 from associative_transformer.runs.folder import History
 from associative_transformer.training import loop as train_module
 from associative_transformer.training.loop import Run, train
+from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
 from making.trained import (
@@ -127,7 +128,7 @@ def test_metrics_and_memory_have_an_entry_an_epoch(tmp_path: Path) -> None:
     train(EXPERIMENT, folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert [row["lr"] for row in rows] == [EXPERIMENT.train.learning_rate(e) for e in range(3)]
+    assert [row["lr"] for row in rows] == [learning_rate(EXPERIMENT.train, e) for e in range(3)]
     for row in rows:
         assert set(row) == {
             "epoch",
@@ -160,7 +161,7 @@ def test_the_learning_rate_of_each_epoch_is_the_one_the_optimizer_uses(
 
     monkeypatch.setattr(TrainingStep, "__call__", watched)
     train(EXPERIMENT, tmp_path / "run")
-    assert seen == [EXPERIMENT.train.learning_rate(e) for e in range(3) for _ in range(STEPS)]
+    assert seen == [learning_rate(EXPERIMENT.train, e) for e in range(3) for _ in range(STEPS)]
 
 
 def test_the_metrics_of_an_epoch_are_means_over_its_images_alone(

@@ -37,6 +37,7 @@ from associative_transformer.runs.folder import History, check_folder, prepare_f
 from associative_transformer.runs.lock import check_free, hold_folder
 from associative_transformer.runs.result import read_result
 from associative_transformer.training.progress import Standing, TrainingProgress
+from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.signals import Interrupted, StopSignals
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
 
@@ -125,7 +126,7 @@ class Run:
     def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
         c, state = self.config, self.state
         for group in self.take_step.optimizer.param_groups:
-            group["lr"] = c.learning_rate(state.epoch)
+            group["lr"] = learning_rate(c, state.epoch)
         if state.step == 0:
             self._reset_memories()
         self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64) * self.is_main)
@@ -155,7 +156,7 @@ class Run:
         state, standing, seconds = self.state, self._standing(), self._seconds()
         row: dict[str, Any] = {
             "epoch": standing.epoch,
-            "lr": self.config.learning_rate(state.epoch),
+            "lr": learning_rate(self.config, state.epoch),
             "loss": standing.loss,
             "balance_loss": standing.balance_loss,
             "accuracy": standing.accuracy,
@@ -247,7 +248,7 @@ class Run:
         standing = self._standing()
         bar.show(standing)
         self._track(
-            "train", {**standing._asdict(), "lr": self.config.learning_rate(self.state.epoch)}
+            "train", {**standing._asdict(), "lr": learning_rate(self.config, self.state.epoch)}
         )
 
     def _track(self, part: str, values: dict[str, int | float]) -> None:
