@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
 
-.PHONY: demo test check lint
+.PHONY: demo test check lint tables
 
 demo: .venv/installed
 	$(BIN)/ait train triangle-ait-tiny --runs runs/demo --overwrite
@@ -23,6 +23,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The tables in the docs, the README and recipes/table.json, after a change of models or recipes.
+tables: .venv/installed
+	$(BIN)/python docs/tables.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

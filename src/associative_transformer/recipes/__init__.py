@@ -1,4 +1,10 @@
-"""The recipes: every experiment that has a name, and the tables they belong to."""
+"""The recipes: every experiment that has a name, and the tables they belong to.
+
+`table.json`, in this folder, holds what `ait list` shows, so that the command can read it without
+importing torch: a JSON list with one object per recipe, in the order of `RECIPES`, with the keys
+`name`, `data`, `model` ("ait, 2 layers of 768"), `epochs`, `live_parameters` (an integer) and
+`published` (a text such as "85.44 %", or null). `make tables` writes it.
+"""
 
 from difflib import get_close_matches
 
