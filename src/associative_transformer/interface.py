@@ -3,10 +3,13 @@
 Dims     B batch   C channels   H height   W width   Q question features   O classes
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # UserError is needed by commands that do not wait for torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 PADDING = -1
 """Label of a row that only fills up the last evaluation batch; it is never scored."""
