@@ -1,0 +1,99 @@
+"""Runs of version 0.1 resume, evaluate and report as they did when they were made.
+
+`fixtures/runs` holds two of them, each stopped in its last epoch and complete: `plain`, a recipe
+without changes, and `overrides`, a recipe with fields of all kinds changed.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from making.commands import Ait
+
+RUNS = Path(__file__).parent / "fixtures" / "runs"
+CLOSE = {"rel": 1e-3, "abs": 0.5}
+"""Another CPU rounds in another way: a few of some hundred test images may change sides."""
+
+pytestmark = pytest.mark.slow
+every_run = pytest.mark.parametrize("name", ["plain", "overrides"])
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def put(name: str, state: str, runs: Path) -> Path:
+    """Copy a saved run to where `ait train` looks for it."""
+    result = load(RUNS / name / "complete" / "result.json")
+    return shutil.copytree(RUNS / name / state, runs / result["name"] / str(result["seed"]))
+
+
+def train(ait: Ait, name: str) -> None:
+    """Resume a run with the command that started it."""
+    command = (RUNS / name / "command.txt").read_text().split()
+    done = ait(*command[1:], "--resume")
+    assert done.code == 0, done.err
+
+
+@every_run
+def test_a_stopped_run_resumes_and_ends_as_it_did(name: str, ait: Ait, tmp_path: Path) -> None:
+    run = put(name, "stopped", tmp_path / "runs")
+    train(ait, name)
+    ours, theirs = load(run / "result.json"), load(RUNS / name / "complete" / "result.json")
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        if key in ("test_accuracy", "test_loss"):
+            assert ours[key] == pytest.approx(value, **CLOSE)
+        elif key not in ("timing", "test_kinds", "best_validation"):
+            assert ours[key] == value, key
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == theirs["epochs"]
+
+
+@every_run
+def test_a_complete_run_is_not_trained_again(name: str, ait: Ait, tmp_path: Path) -> None:
+    run = put(name, "complete", tmp_path / "runs")
+    before = (run / "result.json").read_bytes()
+    train(ait, name)
+    assert (run / "result.json").read_bytes() == before
+
+
+@every_run
+def test_a_complete_run_is_evaluated_as_it_was(name: str, ait: Ait, tmp_path: Path) -> None:
+    run = put(name, "complete", tmp_path / "runs")
+    theirs = load(run / "evaluation.json")
+    (run / "evaluation.json").unlink()
+    assert ait("eval", run).code == 0
+    ours = load(run / "evaluation.json")
+    assert ours.keys() == theirs.keys()
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"], **CLOSE)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+@every_run
+def test_a_complete_run_is_reported(name: str, ait: Ait, tmp_path: Path) -> None:
+    run = put(name, "complete", tmp_path / "runs")
+    assert ait("report", run, "--images", 64).code == 0
+    result, page = load(run / "result.json"), (run / "report.html").read_text()
+    assert f"{result['test_accuracy']:.2f} %" in page
+    assert result["name"] in page
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("plain", "relational"), ("overrides", "classification")]
+)
+def test_a_complete_run_stands_in_its_table(
+    name: str, table: str, ait: Ait, tmp_path: Path
+) -> None:
+    put(name, "complete", tmp_path / "runs")
+    done = ait("table", table, "--runs", tmp_path / "runs")
+    assert done.code == 0
+    assert "Left out" not in done.out
+    result = load(RUNS / name / "complete" / "result.json")
+    accuracy = (
+        result["test_kinds"][0]["accuracy"] if "test_kinds" in result else result["test_accuracy"]
+    )
+    assert f"{accuracy:.2f}" in done.out
