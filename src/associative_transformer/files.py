@@ -1,21 +1,23 @@
-"""Files: written whole or not at all, folders, and the first error of a validation."""
+"""Files that are written completely or not at all, folders, and errors in what files contain."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from associative_transformer.interface import UserError
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: an interrupted write leaves the old one.
+    """Write a file completely or not at all: an interrupted write leaves the old file.
 
-    Raises UserError where the disk is full or the folder can't be written.
+    Raises UserError if the disk is full or the folder is not writable.
     """
     partial = path.parent / f".{path.name}.partial"
     try:
-        partial.unlink(missing_ok=True)  # of an interrupted write; a link there is not followed
+        partial.unlink(missing_ok=True)  # from an interrupted write; a link is not followed
         with partial.open("xb") as file:
             file.write(content)
             file.flush()
@@ -25,10 +27,9 @@ def write_file(path: Path, content: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         reason = error.strerror or error
-        hint = (
-            "free some space and try again" if error.errno == errno.ENOSPC else "nothing changed"
-        )
-        raise UserError(f"can't write {path}: {reason}; {hint}") from error
+        is_full = error.errno == errno.ENOSPC
+        hint = "free some space and try again" if is_full else "check the path and its permissions"
+        raise UserError(f"cannot write {path}: {reason}; {hint}") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -43,3 +44,14 @@ def make_folder(folder: Path) -> None:
         raise UserError(
             f"cannot create the folder {folder}: {reason}; choose another path or make it writable"
         ) from error
+
+
+def first_error(error: ValidationError, *prefix: str) -> str:
+    """Return the first error of a validation after its dotted location: `train.lr: ...`.
+
+    `prefix` comes before the location, such as the name of the file.
+    """
+    first = error.errors()[0]
+    location = ".".join([*prefix, *map(str, first["loc"])])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}" if location else message

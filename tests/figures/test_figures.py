@@ -94,6 +94,6 @@ def test_a_sheet_that_cannot_be_written_is_named_and_leaves_nothing(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=f"can't write {tmp_path / name}"):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}"):
         draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.png"]

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.files import write_file
+from associative_transformer.files import first_error, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.tabular import RowGroup, Table
 
@@ -70,9 +70,7 @@ def read_ratios(path: Path) -> Ratios:
             f"can't read {path}: {error.strerror}; run this in the repository, or name the file"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([str(path), *map(str, first["loc"])])
-        raise UserError(f"{where}: {first['msg']}") from None
+        raise UserError(first_error(error, str(path))) from None
 
 
 def write_ratios(path: Path, ratios: Ratios) -> None:

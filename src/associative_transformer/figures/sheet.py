@@ -29,7 +29,7 @@ def draw_sheet(
     another ending.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"can't write {path}: let its name end in {', '.join(FORMATS)}")
+        raise UserError(f"cannot write {path}: let its name end in {', '.join(FORMATS)}")
     wrapped = ["\n".join(_wrap(caption)) for caption in captions]
     height = INCHES + LINE_INCHES * (1 + max(text.count("\n") + 1 for text in wrapped))
     columns = min(COLUMNS, len(wrapped))
