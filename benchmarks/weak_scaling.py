@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 
 Queue = "multiprocessing.SimpleQueue[Measured]"
 

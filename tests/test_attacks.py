@@ -30,7 +30,8 @@ from associative_transformer.data.sources import open_hub_data_set, open_image_f
 from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
-from associative_transformer.models import ViT, build_model, load_model
+from associative_transformer.models import build_model, load_model
+from associative_transformer.models.vit import ViT
 from associative_transformer.runs import folder as run_folder
 from associative_transformer.runs.folder import History, check_folder
 from associative_transformer.runs.saved import load_run

@@ -16,7 +16,9 @@ from associative_transformer.data import Share
 from associative_transformer.functional import balance_loss
 from associative_transformer.interface import UserError
 from associative_transformer.kernels import over_ranks
-from associative_transformer.models import AiT, AiTConfig, ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 from drivers import ranks
 

@@ -27,7 +27,7 @@ from associative_transformer.evaluate import (
     summarize,
 )
 from associative_transformer.interface import Batch, ModelOutput
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 CPU = torch.device("cpu")

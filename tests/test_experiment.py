@@ -25,17 +25,13 @@ from associative_transformer.experiment import (
 )
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
-from associative_transformer.models import (
-    LUNA_LRA,
-    AiTConfig,
-    BRIMsConfig,
-    ConvMLPConfig,
-    DenseConfig,
-    LunaConfig,
-    PerceiverConfig,
-    RelationNetworkConfig,
-    ViTConfig,
-)
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.brims import BRIMsConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.luna import LUNA_LRA, LunaConfig
+from associative_transformer.models.perceiver import PerceiverConfig
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
 from associative_transformer.workspace import WorkspaceConfig
 

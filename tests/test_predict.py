@@ -23,7 +23,8 @@ from associative_transformer.data import (
 )
 from associative_transformer.data.questions import encode, parse_question
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiT, AiTConfig, ConvMLP, ConvMLPConfig
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.predict import Prediction, predict_files, write_predictions
 from associative_transformer.workspace import WorkspaceConfig
 

@@ -1,6 +1,7 @@
 """Associative Transformer: sparse attention through a shared, associative memory.
 
 The public names are loaded on first use, so that importing the package does not import torch.
+The models that AiT is compared with are in `associative_transformer.models`.
 """
 
 import importlib
@@ -8,128 +9,43 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from associative_transformer import functional
-    from associative_transformer.models import (
-        AIT_BASE,
-        AIT_MEDIUM,
-        AIT_SMALL,
-        BRIMS,
-        CNN_MLP,
-        CNN_RN,
-        COORDINATION,
-        COORDINATION_D,
-        COORDINATION_DH,
-        COORDINATION_H,
-        DENSE_BASE,
-        DENSE_SMALL,
-        ISAB,
-        LUNA_BASE,
-        LUNA_LRA,
-        LUNA_SMALL,
-        MAB,
-        PERCEIVER,
-        PERCEIVER_IMAGENET,
-        PMA,
-        SAB,
-        SET_TRANSFORMER,
-        VIT_BASE,
-        VIT_MEDIUM,
-        VIT_SMALL,
-        AiT,
-        AiTConfig,
-        BRIMs,
-        BRIMsConfig,
-        ConvMLP,
-        ConvMLPConfig,
-        Coordination,
-        CoordinationConfig,
-        Dense,
-        DenseConfig,
-        FourierConfig,
-        Luna,
-        LunaConfig,
-        Perceiver,
-        PerceiverConfig,
-        RelationNetwork,
-        RelationNetworkConfig,
-        SetTransformer,
-        SetTransformerConfig,
-        SlotsConfig,
-        ViT,
-        ViTConfig,
-        build_model,
-        load_model,
-        load_official,
-    )
-    from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
-
-__all__ = [
-    "AIT_BASE",
-    "AIT_MEDIUM",
-    "AIT_SMALL",
-    "BRIMS",
-    "CNN_MLP",
-    "CNN_RN",
-    "COORDINATION",
-    "COORDINATION_D",
-    "COORDINATION_DH",
-    "COORDINATION_H",
-    "DENSE_BASE",
-    "DENSE_SMALL",
-    "ISAB",
-    "LUNA_BASE",
-    "LUNA_LRA",
-    "LUNA_SMALL",
-    "MAB",
-    "PERCEIVER",
-    "PERCEIVER_IMAGENET",
-    "PMA",
-    "SAB",
-    "SET_TRANSFORMER",
-    "VIT_BASE",
-    "VIT_MEDIUM",
-    "VIT_SMALL",
-    "AiT",
-    "AiTConfig",
-    "BRIMs",
-    "BRIMsConfig",
-    "ConvMLP",
-    "ConvMLPConfig",
-    "Coordination",
-    "CoordinationConfig",
-    "Dense",
-    "DenseConfig",
-    "FourierConfig",
-    "GlobalWorkspace",
-    "Luna",
-    "LunaConfig",
-    "Perceiver",
-    "PerceiverConfig",
-    "RelationNetwork",
-    "RelationNetworkConfig",
-    "SetTransformer",
-    "SetTransformerConfig",
-    "SlotsConfig",
-    "ViT",
-    "ViTConfig",
-    "WorkspaceConfig",
-    "__version__",
-    "build_model",
-    "functional",
-    "load_model",
-    "load_official",
-]
+    from associative_transformer import functional as functional
+    from associative_transformer.models import build_model as build_model
+    from associative_transformer.models import load_model as load_model
+    from associative_transformer.models.ait import AIT_BASE as AIT_BASE
+    from associative_transformer.models.ait import AIT_MEDIUM as AIT_MEDIUM
+    from associative_transformer.models.ait import AIT_SMALL as AIT_SMALL
+    from associative_transformer.models.ait import AiT as AiT
+    from associative_transformer.models.ait import AiTConfig as AiTConfig
+    from associative_transformer.models.ait import load_official as load_official
+    from associative_transformer.workspace import GlobalWorkspace as GlobalWorkspace
+    from associative_transformer.workspace import WorkspaceConfig as WorkspaceConfig
 
 __version__ = version("associative-transformer")
 
+_MODULES = {
+    "AIT_BASE": "models.ait",
+    "AIT_MEDIUM": "models.ait",
+    "AIT_SMALL": "models.ait",
+    "AiT": "models.ait",
+    "AiTConfig": "models.ait",
+    "GlobalWorkspace": "workspace",
+    "WorkspaceConfig": "workspace",
+    "build_model": "models",
+    "load_model": "models",
+    "load_official": "models.ait",
+}
+"""The public names by the module that defines each."""
+
+__all__ = ["__version__", "functional", *_MODULES]
+
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "functional":
         return importlib.import_module(f"{__name__}.functional")
-    home = "workspace" if "Workspace" in name else "models"
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,9 @@ from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.data import Split
 from associative_transformer.evaluate import evaluate
 from associative_transformer.interface import Batch, ModelOutput, UserError
-from associative_transformer.models import AiTConfig, ConvMLPConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.relation_network import ConvMLPConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 AIT = AiTConfig(

@@ -20,7 +20,10 @@ from associative_transformer.analysis.competition import (
 from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.data import Split
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models import AiT, AiTConfig, DenseConfig, ViT, ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.vit import ViT, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)

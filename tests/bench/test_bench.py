@@ -44,13 +44,10 @@ from associative_transformer.data.loaders import ResidentLoader, StreamingLoader
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import UserError
 from associative_transformer.kernels import pooled_attention, sparse
-from associative_transformer.models import (
-    AiT,
-    ConvMLPConfig,
-    ViTConfig,
-    build_model,
-    count_operations,
-)
+from associative_transformer.models import build_model, count_operations
+from associative_transformer.models.ait import AiT
+from associative_transformer.models.relation_network import ConvMLPConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
 from associative_transformer.training.step import make_accelerator
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig

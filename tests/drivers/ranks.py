@@ -32,7 +32,7 @@ from associative_transformer.data import Share, TriangleConfig, load_data
 from associative_transformer.evaluate import Evaluation, evaluate_split
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
 from associative_transformer.data import Share
-from associative_transformer.models import AiT
+from associative_transformer.models.ait import AiT
 from drivers.ranks import BATCH, CONFIG, draw
 
 

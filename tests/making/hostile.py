@@ -13,7 +13,8 @@ from PIL import Image
 
 from associative_transformer.data import TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig
-from associative_transformer.models import ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import prepare_folder
 
 EXPERIMENT = Experiment(

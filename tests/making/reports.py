@@ -14,7 +14,8 @@ from associative_transformer.experiment import (
     Experiment,
     TrainConfig,
 )
-from associative_transformer.models import AiTConfig, ViTConfig
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.report import write_report
 from associative_transformer.training.loop import train
 from associative_transformer.workspace import WorkspaceConfig

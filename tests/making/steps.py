@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import (
     TrainingStep,
     make_accelerator,

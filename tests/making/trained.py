@@ -17,18 +17,14 @@ from associative_transformer.data import (
 )
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
 from associative_transformer.interface import Batch
-from associative_transformer.models import (
-    AiTConfig,
-    BRIMsConfig,
-    CoordinationConfig,
-    FourierConfig,
-    LunaConfig,
-    PerceiverConfig,
-    RelationNetworkConfig,
-    SetTransformerConfig,
-    SlotsConfig,
-    ViTConfig,
-)
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.brims import BRIMsConfig
+from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
+from associative_transformer.models.luna import LunaConfig
+from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
+from associative_transformer.models.relation_network import RelationNetworkConfig
+from associative_transformer.models.set_transformer import SetTransformerConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep

@@ -17,15 +17,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.models import (
-    AiTConfig,
-    ConvMLPConfig,
-    DenseConfig,
-    ModelConfig,
-    RelationNetworkConfig,
-    ViTConfig,
-    build_model,
-)
+from associative_transformer.models import ModelConfig, build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.loop import train
 from associative_transformer.workspace import WorkspaceConfig

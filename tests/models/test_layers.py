@@ -7,13 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from associative_transformer.models import (
-    AiTConfig,
-    ConvMLPConfig,
-    DenseConfig,
-    RelationNetworkConfig,
-    ViTConfig,
-)
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
@@ -21,6 +16,8 @@ from associative_transformer.models.layers import (
     SelfAttention,
     TokenEmbed,
 )
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.vit import ViTConfig
 from twins import naive
 
 

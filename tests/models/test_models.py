@@ -15,37 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models import (
-    AIT_BASE,
-    AIT_MEDIUM,
-    AIT_SMALL,
+from associative_transformer.models import ModelConfig, build_model, load_model
+from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiT, AiTConfig
+from associative_transformer.models.brims import BRIMsConfig
+from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
+from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense, DenseConfig
+from associative_transformer.models.luna import LunaConfig
+from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
+from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.models.relation_network import (
     CNN_MLP,
     CNN_RN,
-    DENSE_BASE,
-    DENSE_SMALL,
-    VIT_BASE,
-    VIT_MEDIUM,
-    VIT_SMALL,
-    AiT,
-    AiTConfig,
-    BRIMsConfig,
     ConvMLPConfig,
-    CoordinationConfig,
-    Dense,
-    DenseConfig,
-    FourierConfig,
-    LunaConfig,
-    ModelConfig,
-    PerceiverConfig,
     RelationNetworkConfig,
-    SetTransformerConfig,
-    SlotsConfig,
-    ViT,
-    ViTConfig,
-    build_model,
-    load_model,
 )
-from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.models.set_transformer import SetTransformerConfig
+from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
 from twins import naive
 

@@ -22,7 +22,7 @@ from associative_transformer.functional import (
     hopfield_energy,
     hopfield_retrieve,
 )
-from associative_transformer.models import AiT, AiTConfig, load_official
+from associative_transformer.models.ait import AiT, AiTConfig, load_official
 from associative_transformer.workspace import WorkspaceConfig
 
 FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"

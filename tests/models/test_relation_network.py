@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from associative_transformer.models import (
+from associative_transformer.models import build_model, load_model, relation_network
+from associative_transformer.models.relation_network import (
     CNN_MLP,
     CNN_RN,
     ConvMLP,
     ConvMLPConfig,
     RelationNetwork,
     RelationNetworkConfig,
-    build_model,
-    load_model,
-    relation_network,
 )
 from twins import naive
 

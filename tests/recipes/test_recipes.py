@@ -16,22 +16,16 @@ from associative_transformer.experiment import (
     fingerprint,
 )
 from associative_transformer.interface import UserError
-from associative_transformer.models import (
-    AiTConfig,
-    BRIMsConfig,
-    ConvMLPConfig,
-    CoordinationConfig,
-    DenseConfig,
-    FourierConfig,
-    LunaConfig,
-    ModelConfig,
-    PerceiverConfig,
-    RelationNetworkConfig,
-    SetTransformerConfig,
-    SlotsConfig,
-    ViTConfig,
-    build_model,
-)
+from associative_transformer.models import ModelConfig, build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.brims import BRIMsConfig
+from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.luna import LunaConfig
+from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.set_transformer import SetTransformerConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import (
     PUBLISHED,
     RECIPES,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiT, AiTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.runs import checkpoint
 from associative_transformer.runs.checkpoint import (
     load_best,

@@ -17,7 +17,9 @@ import torch
 from associative_transformer.data import TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiTConfig, ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs import environment
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.runs.folder import History, check_folder, prepare_folder

@@ -17,7 +17,8 @@ import pytest
 from associative_transformer import models
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig, fingerprint
-from associative_transformer.models import DenseConfig, ViTConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
 from associative_transformer.tables import run_all as sweep

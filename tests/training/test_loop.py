@@ -27,10 +27,8 @@ from associative_transformer.evaluate import Evaluation, evaluate, evaluate_spli
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
-from associative_transformer.models import (
-    AiTConfig,
-    load_model,
-)
+from associative_transformer.models import load_model
+from associative_transformer.models.ait import AiTConfig
 from associative_transformer.runs.folder import History
 from associative_transformer.training import loop as train_module
 from associative_transformer.training.loop import Run, train

@@ -19,7 +19,7 @@ from associative_transformer import distributed
 from associative_transformer.distributed import INIT_METHOD
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models import ConvMLP, ConvMLPConfig
+from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.training import step as step_module
 from associative_transformer.training.step import (
     MAX_BAD_STEPS,

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from associative_transformer import functional
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch, ModelOutput, UserError
-from associative_transformer.models import AiT, AiTConfig, ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.step import TrainingStep, make_accelerator
 

@@ -1,154 +1,56 @@
-"""The models: one file each, built from their configuration by `build_model`."""
+"""The models: one file each, built from their configuration by `build_model`.
 
-from functools import cache
+Import a configuration or a named size from the model's own file:
+`from associative_transformer.models.vit import VIT_SMALL, ViT`.
+"""
+
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
-from associative_transformer.models.ait import (
-    AIT_BASE,
-    AIT_MEDIUM,
-    AIT_SMALL,
-    AiT,
-    AiTConfig,
-    load_official,
-)
-from associative_transformer.models.brims import BRIMS, BRIMs, BRIMsConfig
-from associative_transformer.models.coordination import (
-    COORDINATION,
-    COORDINATION_D,
-    COORDINATION_DH,
-    COORDINATION_H,
-    Coordination,
-    CoordinationConfig,
-    SlotsConfig,
-)
-from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense, DenseConfig
-from associative_transformer.models.luna import LUNA_BASE, LUNA_LRA, LUNA_SMALL, Luna, LunaConfig
-from associative_transformer.models.perceiver import (
-    PERCEIVER,
-    PERCEIVER_IMAGENET,
-    FourierConfig,
-    Perceiver,
-    PerceiverConfig,
-)
+
+# The table of models: each line registers a model and makes it public.
+from associative_transformer.models.ait import AiT as AiT
+from associative_transformer.models.brims import BRIMs as BRIMs
+from associative_transformer.models.coordination import Coordination as Coordination
+from associative_transformer.models.dense import Dense as Dense
+from associative_transformer.models.luna import Luna as Luna
+from associative_transformer.models.perceiver import Perceiver as Perceiver
 from associative_transformer.models.pretrained import PretrainedModel, read_config
-from associative_transformer.models.relation_network import (
-    CNN_MLP,
-    CNN_RN,
-    ConvMLP,
-    ConvMLPConfig,
-    RelationNetwork,
-    RelationNetworkConfig,
-)
-from associative_transformer.models.set_transformer import (
-    ISAB,
-    MAB,
-    PMA,
-    SAB,
-    SET_TRANSFORMER,
-    SetTransformer,
-    SetTransformerConfig,
-)
-from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
+from associative_transformer.models.relation_network import ConvMLP as ConvMLP
+from associative_transformer.models.relation_network import RelationNetwork as RelationNetwork
+from associative_transformer.models.set_transformer import SetTransformer as SetTransformer
+from associative_transformer.models.vit import ViT as ViT
 
-__all__ = [
-    "AIT_BASE",
-    "AIT_MEDIUM",
-    "AIT_SMALL",
-    "BRIMS",
-    "CNN_MLP",
-    "CNN_RN",
-    "COORDINATION",
-    "COORDINATION_D",
-    "COORDINATION_DH",
-    "COORDINATION_H",
-    "DENSE_BASE",
-    "DENSE_SMALL",
-    "ISAB",
-    "LUNA_BASE",
-    "LUNA_LRA",
-    "LUNA_SMALL",
-    "MAB",
-    "PERCEIVER",
-    "PERCEIVER_IMAGENET",
-    "PMA",
-    "SAB",
-    "SET_TRANSFORMER",
-    "VIT_BASE",
-    "VIT_MEDIUM",
-    "VIT_SMALL",
-    "AiT",
-    "AiTConfig",
-    "BRIMs",
-    "BRIMsConfig",
-    "ConvMLP",
-    "ConvMLPConfig",
-    "Coordination",
-    "CoordinationConfig",
-    "Dense",
-    "DenseConfig",
-    "FourierConfig",
-    "Luna",
-    "LunaConfig",
-    "ModelConfig",
-    "Perceiver",
-    "PerceiverConfig",
-    "RelationNetwork",
-    "RelationNetworkConfig",
-    "SetTransformer",
-    "SetTransformerConfig",
-    "SlotsConfig",
-    "ViT",
-    "ViTConfig",
-    "build_model",
-    "count_operations",
-    "load_model",
-    "load_official",
-]
-
-ModelConfig = Annotated[
-    AiTConfig
-    | ViTConfig
-    | CoordinationConfig
-    | PerceiverConfig
-    | SetTransformerConfig
-    | BRIMsConfig
-    | LunaConfig
-    | RelationNetworkConfig
-    | ConvMLPConfig
-    | DenseConfig,
-    Field(discriminator="kind"),
-]
-
-_CLASSES: dict[type, type[PretrainedModel]] = {
-    AiTConfig: AiT,
-    ViTConfig: ViT,
-    CoordinationConfig: Coordination,
-    PerceiverConfig: Perceiver,
-    SetTransformerConfig: SetTransformer,
-    BRIMsConfig: BRIMs,
-    LunaConfig: Luna,
-    RelationNetworkConfig: RelationNetwork,
-    ConvMLPConfig: ConvMLP,
-    DenseConfig: Dense,
+MODELS: dict[type[Any], type[PretrainedModel]] = {
+    model.config_class(): model for model in PretrainedModel.__subclasses__()
 }
+"""Every model imported above, by the class of its configuration."""
+
+if TYPE_CHECKING:
+    from associative_transformer.models.pretrained import ModelConfig as ModelConfig
+else:
+    ModelConfig = Annotated[reduce(or_, MODELS), Field(discriminator="kind")]
+    """The configuration of any model, as pydantic and tyro read it."""
 
 
 def build_model(config: ModelConfig) -> PretrainedModel:
     """Build the model that the configuration describes, freshly initialized."""
-    return _CLASSES[type(config)](config)
+    return MODELS[type(config)](config)
 
 
 @cache
 def count_operations(config: ModelConfig) -> int:
-    """Count the floating-point operations of one image's forward pass in training.
+    """Count the floating-point operations of the forward pass in training, for one image.
 
-    Those that torch's counter knows: matrix products, convolutions and attention.
+    Counts what torch's counter knows: matrix products, convolutions and attention.
     """
     side, question_dim = config.image_size, getattr(config, "question_dim", 0)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -161,14 +63,12 @@ def count_operations(config: ModelConfig) -> int:
 def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: ANN401
     """Load any model of this package from a folder or from the hub, in evaluation mode.
 
-    Takes the options of `PretrainedModel.from_pretrained`. Raises UserError where the
-    configuration is of no known kind or has an unknown field or a wrong value.
+    Takes the options of `PretrainedModel.from_pretrained`. Raises UserError if the configuration
+    is of an unknown kind, or has an unknown field or an invalid value.
     """
     text = read_config(path, **options)
     try:
         config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["config.json", *map(str, first["loc"])])
-        raise UserError(f"{path}: {where}: {first['msg']}") from None
-    return _CLASSES[type(config)].from_pretrained(path, **options)
+        raise UserError(f"{path}: {first_error(error, 'config.json')}") from None
+    return MODELS[type(config)].from_pretrained(path, **options)

@@ -1,8 +1,9 @@
 """What makes a module a model of this package: one configuration, saved and loaded strictly."""
 
 import contextlib
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
@@ -30,6 +31,26 @@ logits, _ = model(images)   # images (batch, channels, height, width), normalize
 """
 
 
+class ModelConfig(Hashable, Protocol):
+    """What the configurations of all models have in common, for type checkers."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the model in a saved configuration."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to tell apart."""
+
+
 class PretrainedModel(
     nn.Module,
     PyTorchModelHubMixin,
@@ -40,6 +61,11 @@ class PretrainedModel(
     model_card_template=MODEL_CARD,
 ):
     """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
+
+    @classmethod
+    def config_class(cls) -> type[Any]:
+        """Return the class of the configuration, which `__init__` names."""
+        return get_type_hints(cls.__init__)["config"]
 
     @classmethod
     def from_pretrained(
@@ -54,8 +80,7 @@ class PretrainedModel(
         leaves nested fields as dictionaries and ignores missing weights.
         """
         path = pretrained_model_name_or_path
-        config_type = get_type_hints(cls.__init__)["config"]
-        config = TypeAdapter(config_type).validate_json(read_config(path, **kwargs))
+        config = TypeAdapter(cls.config_class()).validate_json(read_config(path, **kwargs))
         with contextlib.redirect_stdout(None):  # the mixin prints what it does
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from associative_transformer.experiment import Experiment
-from associative_transformer.models import AiTConfig
+from associative_transformer.models.ait import AiTConfig
 
 
 class Ablation(NamedTuple):

@@ -12,30 +12,19 @@ from typing import NamedTuple
 
 from associative_transformer.data import ImagesConfig, TriangleConfig
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
-from associative_transformer.models import (
-    AIT_BASE,
-    AIT_MEDIUM,
-    AIT_SMALL,
-    BRIMS,
+from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiTConfig
+from associative_transformer.models.brims import BRIMS, BRIMsConfig
+from associative_transformer.models.coordination import (
     COORDINATION,
     COORDINATION_D,
     COORDINATION_DH,
     COORDINATION_H,
-    LUNA_BASE,
-    LUNA_SMALL,
-    PERCEIVER,
-    SET_TRANSFORMER,
-    VIT_BASE,
-    VIT_MEDIUM,
-    VIT_SMALL,
-    AiTConfig,
-    BRIMsConfig,
     CoordinationConfig,
-    LunaConfig,
-    PerceiverConfig,
-    SetTransformerConfig,
-    ViTConfig,
 )
+from associative_transformer.models.luna import LUNA_BASE, LUNA_SMALL, LunaConfig
+from associative_transformer.models.perceiver import PERCEIVER, PerceiverConfig
+from associative_transformer.models.set_transformer import SET_TRANSFORMER, SetTransformerConfig
+from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 Patched = AiTConfig | ViTConfig | CoordinationConfig | SetTransformerConfig | LunaConfig

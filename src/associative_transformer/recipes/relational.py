@@ -14,24 +14,16 @@ from typing import NamedTuple, TypeVar
 from associative_transformer.data import SortOfClevrConfig
 from associative_transformer.data.questions import TYPES
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
-from associative_transformer.models import (
-    AIT_BASE,
-    AIT_MEDIUM,
-    AIT_SMALL,
-    CNN_MLP,
-    CNN_RN,
+from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiTConfig
+from associative_transformer.models.coordination import (
     COORDINATION,
-    DENSE_BASE,
-    DENSE_SMALL,
-    SET_TRANSFORMER,
-    VIT_SMALL,
-    AiTConfig,
     CoordinationConfig,
-    DenseConfig,
-    SetTransformerConfig,
     SlotsConfig,
-    ViTConfig,
 )
+from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, DenseConfig
+from associative_transformer.models.relation_network import CNN_MLP, CNN_RN
+from associative_transformer.models.set_transformer import SET_TRANSFORMER, SetTransformerConfig
+from associative_transformer.models.vit import VIT_SMALL, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 Patched = TypeVar(
