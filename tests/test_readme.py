@@ -83,7 +83,7 @@ def test_every_training_command_is_understood(
 ) -> None:
     result = {"test_accuracy": 0.0, "test_images": 1}
     asked = []
-    where = "associative_transformer.cli.train.train"
+    where = "associative_transformer.training.loop.train"
     monkeypatch.setattr(where, lambda *args, **options: asked.append(args) or result)
     lines = [line for line in commands(page, "ait") if line.startswith("ait train")]
     assert [run(line, monkeypatch) for line in lines] == [0] * len(lines)

@@ -6,8 +6,7 @@ import time
 
 from torch import Tensor, nn
 
-from associative_transformer import distributed
-from associative_transformer.cli import eval as eval_command
+from associative_transformer import distributed, evaluate
 from associative_transformer.cli import main
 from associative_transformer.data import Split
 from associative_transformer.evaluate import Evaluation, evaluate_split
@@ -37,5 +36,5 @@ def evaluate_and_tell(model: nn.Module, split: Split, *sizes: int) -> Evaluation
 
 if __name__ == "__main__":
     train.TrainingStep = SlowStep
-    eval_command.evaluate_split = evaluate_and_tell
+    evaluate.evaluate_split = evaluate_and_tell
     sys.exit(main())

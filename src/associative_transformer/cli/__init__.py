@@ -1,6 +1,7 @@
-"""The command line, `ait`.
+"""The command line, `ait`: one file per command, and the table that lists them.
 
-Nothing heavy is imported before a command needs it: `ait --help` does not wait for torch.
+A command's file is imported when the command runs, and torch only if the command needs it, so
+that `ait --help` and `ait list` answer at once.
 """
 
 import argparse
@@ -12,61 +13,56 @@ from importlib import import_module
 from associative_transformer import __version__
 
 COMMANDS = {  # each is a file in this folder
-    "list": "show the recipes",
-    "train": "train a recipe, or go on with it",
-    "eval": "score a trained model on its test images",
-    "predict": "classify image files with a trained model, or ask about them",
-    "analyze": "measure what a trained model has learned, and draw it",
-    "report": "write a page that shows what a run has learned, or two runs side by side",
+    "list": "list the recipes",
+    "train": "train a recipe, or resume a run",
+    "eval": "evaluate a trained model on its test images",
+    "predict": "classify image files with a trained model, or ask questions about them",
+    "analyze": "measure what a trained model has learned, and draw figures",
+    "report": "write a web page about a run, or about two runs side by side",
     "bench": "measure speed and memory, side by side",
-    "show": "draw images of a data set, with their classes or their questions and answers",
-    "run-table": "train all runs of a table that are missing",
-    "table": "put finished runs beside the published results",
-    "doctor": "show what a bug report needs",
+    "show": "draw images of a data set with their classes, or their questions and answers",
+    "run-table": "train all missing runs of a table",
+    "table": "compare finished runs with the published results",
+    "doctor": "collect the information that a bug report needs",
 }
 
 
 def main() -> int:
-    """Run the command that the arguments name and return the exit code."""
+    """Run the command named by the arguments and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="ait",
-        description="Associative Transformer: train, evaluate and use it.",
+        description="Train, evaluate and use Associative Transformers.",
         epilog="commands:\n"
         + "\n".join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())
-        + "\n\nait COMMAND --help tells more.",
+        + "\n\nRun `ait COMMAND --help` for the arguments of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the command takes")
-    given = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # the bytes of a file's name that is not UTF-8
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see the list below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command")
+    parsed = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid UTF-8
         sys.stdout.reconfigure(errors="surrogateescape")
-    return _guarded(given.command, given.arguments)
+    return _run(parsed.command, parsed.arguments)
 
 
-def _guarded(name: str, arguments: list[str]) -> int:
-    """Turn what the user can mend into one sentence and exit code 2."""
-    from associative_transformer import distributed
-    from associative_transformer.cli.options import write_command
+def _run(command: str, arguments: list[str]) -> int:
+    """Run a command; turn errors that the user can fix into one sentence and exit code 2."""
     from associative_transformer.interface import UserError
     from associative_transformer.training.signals import Interrupted
 
     try:
-        module = import_module(f"associative_transformer.cli.{name.replace('-', '_')}")
+        module = import_module(f"{__name__}.{command.replace('-', '_')}")
         module.run(arguments)
     except UserError as error:
-        print(f"ait: {_printable(str(error))}", file=sys.stderr)
+        print(f"ait: {_escape(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
-        again = [word for word in arguments if word not in ("--overwrite", "--resume")]
-        how = write_command(name, *again, *["--resume"] * (name == "train"))
-        if distributed.is_first():
-            print(f"ait: {stopped} and saved; go on with {how}", file=sys.stderr)
+        _print_how_to_continue(stopped, command, arguments)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # nobody reads on: `ait list | head`
+    except BrokenPipeError:  # the reader has gone, as in `ait list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, RuntimeError) as error:
         if "out of memory" not in str(error) and "DefaultCPUAllocator" not in str(error):
@@ -76,6 +72,16 @@ def _guarded(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _printable(sentence: str) -> str:
-    """Write what commands a terminal as its escape: names of files and classes may hold it."""
+def _print_how_to_continue(stopped: BaseException, command: str, arguments: list[str]) -> None:
+    from associative_transformer import distributed
+    from associative_transformer.cli.options import format_command
+
+    words = [word for word in arguments if word not in ("--overwrite", "--resume")]
+    again = format_command(command, *words, *["--resume"] * (command == "train"))
+    if distributed.is_first():
+        print(f"ait: {stopped} and saved; continue with {again}", file=sys.stderr)
+
+
+def _escape(sentence: str) -> str:
+    """Escape control characters, which names of files and classes may contain."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sentence)

@@ -1,9 +1,7 @@
-"""`ait doctor`: show what a bug report needs, and no secrets.
+"""`ait doctor`: collect the information that a bug report needs, and no secrets.
 
-Versions, devices, kernels, data, disk and launcher.
-
-Of the environment only the variables of `LAUNCHER` are told, none of which holds a secret; paths
-in the home folder start with ~, and no name of a user or a machine is told.
+Of the environment variables, only those in `LAUNCHER` are shown, none of which holds a secret.
+Paths in the home folder start with ~, and names of users and machines are never shown.
 """
 
 import os
@@ -12,37 +10,8 @@ import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from datasets import config as datasets_config
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
 
 from associative_transformer.cli.options import check_output, open_output, parse
-from associative_transformer.data import HUB_DATA_SETS
-from associative_transformer.kernels import FASTEST
-from associative_transformer.runs.environment import find_commit, find_version
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Show versions, devices, kernels, data, disk and launcher, to paste into a bug report."""
-
-    runs: Path = Path("runs")
-    """Folder of the runs, whose free disk space is shown."""
-    output: Path | None = None
-    """File to write; None: the terminal."""
-
-
-def run(arguments: list[str]) -> None:
-    """Examine the installation and the machine."""
-    options = parse(DoctorOptions, arguments, "doctor")
-    check_output(options.output)
-    text = to_markdown(examine(options.runs))
-    with open_output(options.output) as file:
-        file.write(text)
-
 
 PACKAGES = (
     "associative-transformer",
@@ -59,9 +28,7 @@ PACKAGES = (
     "jaxtyping",
     "timm",
 )
-
-
-LAUNCHER = (  # what torchrun, accelerate and Slurm set, and what chooses devices and threads
+LAUNCHER = (  # set by torchrun, accelerate and Slurm, and those that choose devices and threads
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -77,43 +44,55 @@ LAUNCHER = (  # what torchrun, accelerate and Slurm set, and what chooses device
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )
+Line = tuple[str, str]
+"""A name and its value."""
 
 
-class Finding(NamedTuple):
-    """One line of the report."""
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Show versions, devices, kernels, data sets, disk and launcher, for a bug report."""
 
-    part: str  # heading
-    name: str
-    value: str
-
-
-def examine(runs: Path) -> list[Finding]:
-    """Look at this installation and machine; `runs` is the folder whose disk is asked for."""
-    return [
-        *(Finding("versions", *line) for line in _versions()),
-        *(Finding("devices", *line) for line in _devices()),
-        *(Finding("kernels", *line) for line in _kernels()),
-        *(Finding("data sets", *line) for line in _data_sets()),
-        *(Finding("disk", *line) for line in _disk(runs)),
-        *(Finding("launcher", *line) for line in _launcher()),
-    ]
+    runs: Path = Path("runs")
+    """Folder of all runs; the report says how much space is left there."""
+    output: Path | None = None
+    """File to write; None: the terminal."""
 
 
-def to_markdown(findings: list[Finding]) -> str:
-    """Write the findings such that they can be pasted into a bug report."""
-    lines, part = ["## ait doctor"], ""
-    for finding in findings:
-        if finding.part != part:
-            part = finding.part
-            lines += ["", f"### {part}", ""]
-        lines.append(f"- {finding.name}: {finding.value}")
+def run(arguments: list[str]) -> None:
+    """Write a report on the installation and the machine as Markdown."""
+    options = parse(DoctorOptions, arguments, "doctor")
+    check_output(options.output)
+    text = format_report(examine(options.runs))
+    with open_output(options.output) as file:
+        file.write(text)
+
+
+def examine(runs: Path) -> dict[str, list[Line]]:
+    """Return the lines of each section of the report.
+
+    `runs` is the folder whose free disk space is measured.
+    """
+    return {
+        "versions": _versions(),
+        "devices": _devices(),
+        "kernels": _kernels(),
+        "data sets": _data_sets(),
+        "disk": _disk(runs),
+        "launcher": _launcher(),
+    }
+
+
+def format_report(sections: dict[str, list[Line]]) -> str:
+    """Format the sections as Markdown."""
+    lines = ["## ait doctor"]
+    for title, section in sections.items():
+        lines += ["", f"### {title}", "", *(f"- {name}: {value}" for name, value in section)]
     return "\n".join(lines) + "\n"
 
 
-Line = tuple[str, str]
-
-
 def _versions() -> list[Line]:
+    from associative_transformer.runs.environment import find_commit, find_version
+
     return [
         ("Python", platform.python_version()),
         ("system", platform.platform()),
@@ -123,69 +102,91 @@ def _versions() -> list[Line]:
 
 
 def _devices() -> list[Line]:
+    import torch
+
     cpu = torch.backends.cpu.get_cpu_capability()
-    found = [("CPU", f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads")]
-    found.append(("CUDA of torch", str(torch.version.cuda or "none")))
+    lines = [
+        ("CPU", f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads"),
+        ("CUDA version of torch", str(torch.version.cuda or "none")),
+    ]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         bfloat16 = "bfloat16" if (gpu.major, gpu.minor) >= (8, 0) else "no bfloat16"
         memory = f"{gpu.total_memory / 2**30:.1f} GiB"
-        found.append((f"GPU {i}", f"{gpu.name}, {memory}, {gpu.major}.{gpu.minor}, {bfloat16}"))
+        lines.append((f"GPU {i}", f"{gpu.name}, {memory}, {gpu.major}.{gpu.minor}, {bfloat16}"))
     if not torch.cuda.device_count():
-        found.append(("GPU", "none that this torch can use"))
+        lines.append(("GPU", "none that torch can use"))
     if torch.backends.mps.is_available():
-        found.append(("Apple GPU", "available, not used by `ait train`"))
+        lines.append(("Apple GPU", "available, but not used by `ait train`"))
     has_gpu = torch.cuda.is_available()
-    fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return [*found, ("precision auto", "bfloat16" if fast else "float32")]
+    is_fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return [*lines, ("precision auto", "bfloat16" if is_fast else "float32")]
 
 
 def _kernels() -> list[Line]:
+    from associative_transformer.kernels import FASTEST
+
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    forms = [f"{form.__name__.rpartition('.')[2]} on {kind}" for kind, form in FASTEST.items()]
-    write = ", ".join([*forms, "plain elsewhere"])
+    fastest = [
+        f"{kernel.__name__.rpartition('.')[2]} on {device}" for device, kernel in FASTEST.items()
+    ]
     return [
-        ("write of the workspace", write),
+        ("write of the workspace", ", ".join([*fastest, "plain elsewhere"])),
         ("Triton", "available" if find_spec("triton") else "not installed"),
         ("torch.compile on a CPU", "available" if compiler else "needs a C++ compiler (g++)"),
     ]
 
 
 def _data_sets() -> list[Line]:
-    built = Path(datasets_config.HF_DATASETS_CACHE)
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    from associative_transformer.data import HUB_DATA_SETS
+
     try:
-        downloaded = {
-            repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "dataset"
-        }
+        repos = scan_cache_dir().repos
+        downloaded = {repo.repo_id for repo in repos if repo.repo_type == "dataset"}
     except (CacheNotFound, ValueError, OSError):
         downloaded = set()
-    found = []
+    cache, lines = _data_cache(), []
     for name, known in HUB_DATA_SETS.items():
-        is_here = known.hub_id in downloaded or (built / known.hub_id.replace("/", "___")).is_dir()
-        found.append(
-            (f"{name} ({known.hub_id})", "in the cache" if is_here else "not in the cache")
+        is_prepared = (cache / known.hub_id.replace("/", "___")).is_dir()
+        is_cached = known.hub_id in downloaded or is_prepared
+        lines.append(
+            (f"{name} ({known.hub_id})", "in the cache" if is_cached else "not in the cache")
         )
-    return [*found, ("cache", _in_home(built)), ("triangle, sort_of_clevr", "generated")]
+    return [
+        *lines,
+        ("cache", _shorten_home(cache)),
+        ("triangle, sort_of_clevr", "generated, need no download"),
+    ]
 
 
 def _disk(runs: Path) -> list[Line]:
-    found = []
-    for name, path in (("runs", runs), ("data cache", Path(datasets_config.HF_DATASETS_CACHE))):
-        there = path.absolute()
-        while not there.exists():  # up to the folder in which it would be made
-            there = there.parent
-        free = shutil.disk_usage(there).free / 2**30
-        can_write = "" if os.access(there, os.W_OK) else ", not writable"
-        found.append((f"{name}, {_in_home(path)}", f"{free:.1f} GiB free{can_write}"))
-    return found
+    lines = []
+    for name, path in (("runs", runs), ("data cache", _data_cache())):
+        existing = path.absolute()
+        while not existing.exists():  # up to the folder in which it would be created
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free / 2**30
+        note = "" if os.access(existing, os.W_OK) else ", not writable"
+        lines.append((f"{name}, {_shorten_home(path)}", f"{free:.1f} GiB free{note}"))
+    return lines
 
 
 def _launcher() -> list[Line]:
-    found = [(name, os.environ[name]) for name in LAUNCHER if name in os.environ]
-    return found or [("processes", "one, without a launcher")]
+    lines = [(name, os.environ[name]) for name in LAUNCHER if name in os.environ]
+    return lines or [("processes", "one, started without a launcher")]
 
 
-def _in_home(path: Path) -> str:
+def _data_cache() -> Path:
+    """Return the folder in which `datasets` keeps the sets that it has prepared."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE)
+
+
+def _shorten_home(path: Path) -> str:
     try:
         return str(Path("~") / path.relative_to(Path.home()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`ait predict`: classify image files, or answer a question about them, with a trained model."""
+"""`ait predict`: classify image files with a trained model, or ask a question about them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,59 +20,61 @@ from associative_transformer.data.questions import (
     parse_question,
 )
 from associative_transformer.interface import UserError
-from associative_transformer.predict import predict_files, write_predictions
-from associative_transformer.runs.saved import load_run
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Classify image files, and the images in folders."""
+    """Classify image files, and all images in folders."""
 
     run: Path
     """Folder of the run, such as runs/cifar10-ait-tiny/0."""
     paths: tuple[Path, ...]
     """Image files, and folders to search for images."""
     question: str | None = None
-    """What to ask about each image, of a run that was trained on questions, such as "shape of the
-    object closest to the red one"."""
+    """Question to ask about each image, if the run was trained on questions; for example, "shape
+    of the object closest to the red one"."""
     top: int = 5
-    """Classes to give for each image, the most probable first."""
+    """Number of classes to write for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"
-    """CSV, or a JSON object per line."""
+    """CSV, or one JSON object per line."""
     output: Path | None = None
     """File to write; None: the terminal."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable image; skip: count it and go on."""
+    """What to do if an image is unreadable; skip: leave it out and report how many there were."""
     batch_size: int = 64
-    """Images at a time."""
+    """Images per batch."""
     device: str = "auto"
-    """auto, cpu, cuda, or another device that torch knows."""
+    """auto, cpu, cuda, or any other device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(top=self.top, batch_size=self.batch_size)
 
 
 def run(arguments: list[str]) -> None:
-    """Write the most probable classes, or answers, of each image."""
+    """Write the most probable classes, or answers, for each image."""
     options = parse(PredictOptions, arguments, "predict")
+    from associative_transformer.predict import predict_files, write_predictions
+    from associative_transformer.runs.saved import load_run
+
     if not options.paths:
-        raise UserError("ait predict needs image files or folders behind the run")
+        raise UserError("ait predict needs image files or folders: pass them after the run")
     check_output(options.output)
     device = choose_device(options.device)
     saved = load_run(options.run)
     model, data, classes = saved.model.to(device), saved.experiment.data, saved.classes
-    question = _understand(options.question, data)
-    words = None
+    question = _parse_question(options.question, data)
+    sentence = None
     if question is not None:
-        (words,), classes = describe_questions(question), answer_words(int(question.kind[0]))
-    found = predict_files(
+        (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
+    predictions = predict_files(
         model, options.paths, data, options.batch_size, options.on_error, question
     )
     with open_output(options.output) as file:
-        write_predictions(found, classes, options.top, options.format, file, words)
+        write_predictions(predictions, classes, options.top, options.format, file, sentence)
 
 
-def _understand(sentence: str | None, data: DataConfig) -> Questions | None:
+def _parse_question(sentence: str | None, data: DataConfig) -> Questions | None:
+    """Return the question in the form that the model takes, None for a run without questions."""
     if not isinstance(data, SortOfClevrConfig):
         if sentence is not None:
             raise UserError("this run was trained without questions: leave --question out")

@@ -22,7 +22,6 @@ from associative_transformer.data.questions import (
     decode,
     describe_questions,
 )
-from associative_transformer.figures import draw_sheet, write_images
 from associative_transformer.interface import UserError
 
 DATA: dict[str, DataConfig] = {
@@ -31,8 +30,8 @@ DATA: dict[str, DataConfig] = {
     "cifar10": ImagesConfig("cifar10"),
     "cifar100": ImagesConfig("cifar100"),
 }
-MAX_IMAGES = 64  # a sheet of more takes minutes
-ASKED = 2  # questions of each type below a picture
+MAX_IMAGES = 64  # a larger sheet takes minutes to draw
+QUESTIONS_PER_TYPE = 2  # written below a picture
 
 
 @dataclass(frozen=True)
@@ -42,27 +41,29 @@ class ShowOptions:
     data: DataConfig
     """The data set."""
     num_images: int = 8
-    """Images to draw."""
+    """Number of images to draw."""
     output: Path | None = None
     """PNG, SVG or PDF file to write; None: DATA.png."""
     pictures: Path | None = None
-    """Folder to write the images themselves to, as 0.png and so on; None: none."""
+    """Folder in which to write each image to its own file, 0.png, 1.png, ...; None: do not."""
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images)
         if self.num_images > MAX_IMAGES:
-            raise ValueError(f"num_images must be at most {MAX_IMAGES}, not {self.num_images}")
+            raise ValueError(f"--num-images must be at most {MAX_IMAGES}, not {self.num_images}")
 
 
 def run(arguments: list[str]) -> None:
-    """Write a sheet of test images."""
+    """Draw test images on one sheet."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: ait show DATA [--help] [options]\n\ndata:", *DATA, sep="\n  ")
+        print("usage: ait show DATA [--help] [options]\n\ndata sets:", *DATA, sep="\n  ")
         return
     if name not in DATA:
-        raise UserError(f"there is no data set {name!r} to show: {', '.join(DATA)}")
+        raise UserError(f"there is no data set {name!r}: choose from {', '.join(DATA)}")
     options = parse(ShowOptions, arguments[1:], f"show {name}", ShowOptions(DATA[name]))
+    from associative_transformer.figures import draw_sheet, write_images
+
     output = options.output or Path(f"{name}.png")
     check_output(output)
     data = load_test(options.data, torch.device("cpu"))
@@ -79,15 +80,15 @@ def run(arguments: list[str]) -> None:
 
 
 def _caption(data: HeldOut, row: Tensor) -> str:
+    """Return the class of an image, or its first questions of each type with their answers."""
     items = (data.test.rows == row).nonzero()[:, 0]
     answers = data.test.labels[items].tolist()
     if data.test.questions is None:
         return data.class_names[answers[0]]
     questions = decode(data.test.questions[items].numpy())
-    kinds, words = questions.kind.tolist(), describe_questions(questions)
-    shown = [
-        place
-        for type_ in TYPES
-        for place in [i for i, kind in enumerate(kinds) if KINDS[kind].type == type_][:ASKED]
-    ]
-    return "\n".join(f"{words[i]}: {answer_words(kinds[i])[answers[i]]}" for i in shown)
+    kinds, sentences = questions.kind.tolist(), describe_questions(questions)
+    chosen: list[int] = []
+    for type_ in TYPES:
+        of_type = [i for i, kind in enumerate(kinds) if KINDS[kind].type == type_]
+        chosen += of_type[:QUESTIONS_PER_TYPE]
+    return "\n".join(f"{sentences[i]}: {answer_words(kinds[i])[answers[i]]}" for i in chosen)

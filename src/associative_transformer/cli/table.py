@@ -1,4 +1,4 @@
-"""`ait table`: finished runs beside the published results."""
+"""`ait table`: compare finished runs with the published results."""
 
 import shutil
 import sys
@@ -8,31 +8,32 @@ from typing import Literal
 
 from associative_transformer.cli.options import check_output, open_output, parse
 from associative_transformer.interface import UserError
-from associative_transformer.tables import TABLES
 
 RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Put the runs of a table beside the published results."""
+    """Write a table of finished runs next to the published results."""
 
     table: Literal["classification", "ablations", "relational"]
-    """classification: CIFAR-10, CIFAR-100 and Triangle; ablations: those of AiT-Small;
+    """classification: CIFAR-10, CIFAR-100 and Triangle; ablations: variants of AiT-Small;
     relational: Sort-of-CLEVR."""
     runs: Path = RUNS
-    """Folder of all runs."""
+    """Folder that holds all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"
-    """How to write it."""
+    """Output format."""
     output: Path | None = None
-    """File to write; None: the terminal."""
+    """File to write; None: print to the terminal."""
 
 
 def run(arguments: list[str]) -> None:
-    """Write a table."""
+    """Write the table, with a dash for each missing result."""
     options = parse(TableOptions, arguments, "table")
+    from associative_transformer.tables import TABLES
+
     check_output(options.output)
-    if not options.runs.is_dir() and options.runs != RUNS:  # there it may come yet
+    if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
         raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
     table = TABLES[options.table](options.runs)
     if options.format == "terminal":
