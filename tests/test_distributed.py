@@ -1,19 +1,17 @@
-"""Several processes against one that holds the whole batch: joined by gloo, on a CPU."""
+"""Several processes, joined by gloo on a CPU, against one process with the whole batch."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from associative_transformer import distributed
+from associative_transformer import distributed, functional, kernels
 from associative_transformer.data import Share
-from associative_transformer.functional import balance_loss
 from associative_transformer.interface import UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.models import build_model
@@ -32,14 +30,14 @@ slow = pytest.mark.slow
 @slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_training_ends_with_the_numbers_of_one_process(world: int) -> None:
-    far = {
+    too_far = {
         f"{name}: {key}": difference
         for name, group in ranks.trained(world).items()
         if name != "local pools"
         for key, difference in ranks.differences(group, ranks.trained(1)[name]).items()
         if not difference <= ranks.CASES[name].tolerance
     }
-    assert not far
+    assert not too_far
 
 
 @slow
@@ -61,7 +59,7 @@ def test_twenty_steps_move_everything_by_more_than_the_tolerance() -> None:
 
 
 @slow
-def test_local_pools_answer_otherwise_than_the_global_one() -> None:
+def test_local_pools_give_another_result_than_the_global_one() -> None:
     local, whole = (
         ranks.trained(2)[name] for name in ("local pools", "fewer winners than tokens")
     )
@@ -69,7 +67,7 @@ def test_local_pools_answer_otherwise_than_the_global_one() -> None:
     assert ranks.differences(local, whole)["memory"] > 0.01
     one = ranks.trained(1)
     alone = ranks.differences(one["local pools"], one["fewer winners than tokens"])
-    assert not any(alone.values())  # there is only one pool
+    assert not any(alone.values())  # with one process there is only one pool
 
 
 @slow
@@ -78,7 +76,7 @@ def test_pools_of_a_rank_or_a_node_move_one_memory_by_the_mean_of_what_they_writ
     world: int, size: int
 ) -> None:
     torch.manual_seed(0)
-    workspace = GlobalWorkspace(8, ranks.APART)
+    workspace = GlobalWorkspace(8, ranks.SEPARATE)
     u, slope = torch.randn(2, world, 10, 8)
     writes = [workspace.write(pool.flatten(0, 1)) for pool in u.split(size)]
     priors = workspace.remember(torch.stack([write.priors for write in writes]).mean(dim=0))
@@ -88,23 +86,23 @@ def test_pools_of_a_rank_or_a_node_move_one_memory_by_the_mean_of_what_they_writ
         for rank in range(world)
     ]
     torch.stack(losses).mean().backward()
-    group = ranks.in_ranks(world, ranks.write_apart, size)
-    for found in group:
-        assert torch.equal(found["memory"], group[0]["memory"])
-        torch.testing.assert_close(found["memory"], workspace.priors)
+    group = ranks.in_ranks(world, ranks.write_separately, size)
+    for result in group:
+        assert torch.equal(result["memory"], group[0]["memory"])
+        torch.testing.assert_close(result["memory"], workspace.priors)
         for name, parameter in workspace.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, msg=name)
+            torch.testing.assert_close(result[name], parameter.grad, msg=name)
 
 
 @slow
-def test_a_group_that_is_left_is_gone_with_its_threads() -> None:
-    # one that is there when Python ends crashes now and then: its threads let go of tensors
+def test_a_destroyed_group_is_gone_with_its_threads() -> None:
+    # a group that still exists when Python exits sometimes crashes: its threads release tensors
     assert all(ranks.in_ranks(4, ranks.leave))
 
 
 @slow
 @pytest.mark.parametrize("wrap", ["DDP", "FSDP2"])
-def test_a_plain_loop_gives_the_same_wrapped_or_sharded(wrap: str) -> None:
+def test_a_minimal_loop_gives_the_same_numbers_under_ddp_and_fsdp2(wrap: str) -> None:
     alone = ranks.in_ranks(1, ranks.train_by_hand, wrap)
     group = ranks.in_ranks(2, ranks.train_by_hand, wrap)
     assert ranks.has_same_bits(group)
@@ -114,29 +112,35 @@ def test_a_plain_loop_gives_the_same_wrapped_or_sharded(wrap: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate shards on GPUs only")
-def test_accelerate_shards_an_ait_with_fsdp2() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="accelerate shards only on GPUs")
+def test_accelerate_trains_an_ait_with_fsdp2() -> None:
     launch = [
         *(str(Path(sys.executable).parent / "accelerate"), "launch", "--use_fsdp"),
         *("--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
         *("--fsdp_transformer_layer_cls_to_wrap", "Block", "--mixed_precision", "no"),
         *("--num_processes", str(torch.cuda.device_count())),
     ]
+    tests = Path(__file__).parent
     subprocess.run(
-        [*launch, str(Path(__file__).parent / "drivers" / "sharded.py")], check=True, timeout=300
+        [*launch, str(tests / "drivers" / "sharded.py")],
+        check=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tests)},
     )
 
 
 @slow
 @pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer and more than a rank has, and all
 @pytest.mark.parametrize("world", WORLDS)
-def test_exactly_k_of_equal_tokens_win_the_same_on_all_ranks(bottleneck: int, world: int) -> None:
+def test_exactly_k_of_equal_tokens_win_and_all_ranks_agree_on_them(
+    bottleneck: int, world: int
+) -> None:
     (alone,) = ranks.in_ranks(1, ranks.tie, bottleneck)
     group = ranks.in_ranks(world, ranks.tie, bottleneck)
     winners = torch.stack([rank.winners for rank in group])
     assert (winners.sum(dim=0) == bottleneck).all()
-    first = 36 // world  # those of the first rank come first
-    assert (winners[0] == min(bottleneck, first)).all()
+    tokens_of_a_rank = 36 // world  # those of rank 0 win first
+    assert (winners[0] == min(bottleneck, tokens_of_a_rank)).all()
     score = torch.stack([rank.score for rank in group]).sum(dim=0)
     torch.testing.assert_close(score, torch.ones_like(score))
     for rank in group:
@@ -147,7 +151,7 @@ def test_exactly_k_of_equal_tokens_win_the_same_on_all_ranks(bottleneck: int, wo
 
 @slow
 @pytest.mark.parametrize("pool", ["global", "local"])
-def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(pool: str) -> None:
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(pool: str) -> None:
     (alone,) = ranks.in_ranks(1, ranks.train_spoiled, pool)
     for rank in (alone, *ranks.in_ranks(2, ranks.train_spoiled, pool)):
         assert (rank.skipped, rank.is_restored) == (1, True)
@@ -168,8 +172,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(pool: str) -> 
     ],
     ids=str,
 )
-def test_a_rank_sends_what_the_formula_says(changes: dict[str, Any], images: int) -> None:
-    config = ranks.remembering(**changes)
+def test_a_rank_sends_as_many_numbers_as_documented(changes: dict[str, Any], images: int) -> None:
+    config = ranks.with_memory(**changes)
     for sent in ranks.in_ranks(2, ranks.count_sent, config, images):
         expected = ranks.formula(config, images // 2 * ranks.TOKENS)
         assert (sent.forward, sent.backward) == expected
@@ -177,7 +181,7 @@ def test_a_rank_sends_what_the_formula_says(changes: dict[str, Any], images: int
 
 
 @slow
-def test_what_is_sent_does_not_depend_on_the_tokens() -> None:
+def test_how_much_is_sent_does_not_depend_on_the_number_of_tokens() -> None:
     few, many = (ranks.in_ranks(2, ranks.count_sent, ranks.CONFIG, n)[0] for n in (6, 60))
     assert few == many
 
@@ -187,7 +191,7 @@ def test_what_is_sent_does_not_depend_on_the_tokens() -> None:
 def test_evaluation_counts_every_image_once_in_order(world: int) -> None:
     (alone,) = ranks.in_ranks(1, ranks.evaluate, 16)
     assert alone.confusion.sum() == len(alone.predicted) == 103
-    assert len(alone.predicted.unique()) == 2  # else the order would not show
+    assert len(alone.predicted.unique()) == 2  # otherwise the order would not matter
     for rank in ranks.in_ranks(world, ranks.evaluate, 16):
         assert torch.equal(rank.predicted, alone.predicted)
         assert torch.equal(rank.confusion, alone.confusion)
@@ -196,19 +200,19 @@ def test_evaluation_counts_every_image_once_in_order(world: int) -> None:
 
 
 @slow
-def test_the_driver_of_weak_scaling_measures_one_and_two_processes() -> None:
-    driver = Path(__file__).parents[1] / "benchmarks/weak_scaling.py"
+def test_the_benchmark_of_weak_scaling_measures_one_and_two_processes() -> None:
+    script = Path(__file__).parents[1] / "benchmarks/weak_scaling.py"
     short = ["--steps", "1", "--batch", "2", "--embed-dim", "48"]
-    out = subprocess.check_output([sys.executable, driver, *short], text=True)
+    out = subprocess.check_output([sys.executable, script, *short], text=True)
     assert [row.split(" | ")[0] for row in out.splitlines()[2:]] == ["| 1", "| 2"]
 
 
-# --- within this process ---
+# --- in this process ---
 
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Say that there are so many ranks, and which one this is."""
+    """Return a function that makes this process look like a rank among several."""
 
     def become(rank: int, world: int) -> None:
         monkeypatch.setattr(distributed, "rank", lambda: rank)
@@ -226,18 +230,18 @@ def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(distributed.gather(x), x[None])
     assert torch.equal(distributed.add(x), x)
     assert distributed.mean(x) is x
-    assert distributed.gather_objects("it") == ["it"]
-    distributed.check_same("it")
+    assert distributed.gather_objects("value") == ["value"]
+    distributed.check_same("value")
     model = AiT(ranks.CONFIG)
     assert distributed.replicate(model, torch.device("cpu"), False) is model
 
 
 @pytest.mark.parametrize(("rank", "first"), [("0", True), ("1", False)])
-def test_the_launcher_says_who_speaks(
+def test_the_environment_of_a_launcher_tells_the_first_rank(
     rank: str, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "it")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     assert distributed.is_first() == first
     assert distributed.is_launched()
 
@@ -249,28 +253,48 @@ def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     assert torch.autograd.gradcheck(distributed.add, (x,))
 
 
-def pooled(bottleneck: int | None, dtype: torch.dtype) -> tuple[list[Tensor], over_ranks.Pooled]:
-    shapes = (2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6)
-    given = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    return given, over_ranks.pooled_attention(*given, bottleneck, ranks=1)
-
-
 @pytest.mark.parametrize("bottleneck", [1, 7, 30, 40, None])
-def test_on_one_rank_the_exchange_is_the_workspace_without_one(bottleneck: int | None) -> None:
-    given, (selection, unevenness) = pooled(bottleneck, torch.float64)
-    workspace = GlobalWorkspace(6, replace(ranks.MEMORY, num_heads=2, bottleneck=bottleneck))
-    theirs = workspace.attend(*given, bottleneck)
-    torch.testing.assert_close(selection.value, theirs.value)
-    balance = balance_loss(theirs.score, theirs.chosen, 30)
-    torch.testing.assert_close(unevenness, balance)
-    slope = torch.randn_like(theirs.value)
-    ours = torch.autograd.grad((selection.value * slope).sum() + unevenness, given)
-    others = torch.autograd.grad((theirs.value * slope).sum() + balance, given)
-    for mine, other in zip(ours, others, strict=True):
+def test_with_one_rank_the_exchange_equals_attention_without_it(bottleneck: int | None) -> None:
+    shapes = (2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    ours = over_ranks.pooled_attention(*inputs, bottleneck, num_ranks=1)
+    theirs = kernels.attend(*inputs, bottleneck, "global")
+    torch.testing.assert_close(ours.selection.value, theirs.selection.value)
+    torch.testing.assert_close(ours.unevenness, theirs.unevenness)
+    slope = torch.randn_like(theirs.selection.value)
+    gradients = [
+        torch.autograd.grad((x.selection.value * slope).sum() + x.unevenness, inputs)
+        for x in (ours, theirs)
+    ]
+    for mine, other in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, other)
 
 
-def test_values_that_differ_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pool", ["global", "node", "local"])
+def test_an_implementation_is_used_only_if_a_pool_lies_in_one_process(
+    pool: over_ranks.Pool, pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchanged: list[int] = []
+
+    def exchange(*arguments: Any) -> over_ranks.AttendOutput:  # noqa: ANN401
+        exchanged.append(arguments[-1])
+        return output
+
+    pretend(0, 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(over_ranks, "pooled_attention", exchange)
+    monkeypatch.setattr(distributed, "mean", lambda x: 2 * x)
+    inputs = [torch.randn(shape) for shape in ((2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6))]
+    selection = functional.pooled_attention(*inputs, 5)
+    output = over_ranks.AttendOutput(selection, torch.zeros(()))
+    attend = kernels.PoolAttention(lambda *_: selection)
+    assert attend(*inputs, 5, pool).selection is selection
+    assert exchanged == {"global": [6], "node": [3], "local": []}[pool]
+    merged = attend.merge(torch.ones(3, 4), pool)
+    assert (merged == (1 if pool == "global" else 2)).all()
+
+
+def test_values_that_differ_between_ranks_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value])
     distributed.check_same(1)
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value + 1])
@@ -279,19 +303,19 @@ def test_values_that_differ_are_reported(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_others_wait_for_the_first(
+def test_the_other_ranks_wait_for_the_first(
     rank: int, pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(rank, 2)
-    seen: list[str] = []
-    monkeypatch.setattr(distributed, "gather_objects", lambda _: seen.append("meets"))
+    events: list[str] = []
+    monkeypatch.setattr(distributed, "gather_objects", lambda _: events.append("meet"))
     with distributed.first_alone():
-        seen.append("works")
-    assert seen == [["works", "meets"], ["meets", "works"]][rank]
+        events.append("work")
+    assert events == [["work", "meet"], ["meet", "work"]][rank]
 
 
 @pytest.mark.parametrize(("batch", "parts", "of"), [(10, 1, 4), (8, 4, 16), (9, 3, 12)])
-def test_a_batch_that_cannot_be_shared_is_refused(
+def test_a_batch_that_the_ranks_cannot_share_evenly_is_refused(
     batch: int, parts: int, of: int, pretend: Callable[[int, int], None]
 ) -> None:
     model, train = AiT(ranks.CONFIG), {"batch_size": batch, "accumulation_steps": parts}
@@ -305,7 +329,7 @@ VIT = ViTConfig(image_size=16, patch_size=4, embed_dim=8, num_heads=1, head_dim=
 
 
 @pytest.mark.parametrize("config", [ranks.CONFIG, VIT], ids=lambda config: config.kind)
-def test_ranks_draw_alike_where_they_share_a_workspace_and_apart_elsewhere(
+def test_ranks_draw_the_same_numbers_only_if_they_share_a_workspace(
     config: AiTConfig | ViTConfig, pretend: Callable[[int, int], None]
 ) -> None:
     step = ranks.make_step(build_model(config))
@@ -322,7 +346,7 @@ def test_ranks_draw_alike_where_they_share_a_workspace_and_apart_elsewhere(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_micro_batches_of_the_ranks_are_those_of_one_process(world: int, parts: int) -> None:
+def test_micro_batches_of_all_ranks_form_those_of_one_process(world: int, parts: int) -> None:
     items = torch.arange(24).view(2, 12)
     micro = [Share(rank, world, parts).of(items).chunk(parts, dim=1) for rank in range(world)]
     for part, whole in enumerate(items.chunk(parts, dim=1)):
@@ -333,21 +357,21 @@ def test_the_pool_is_global_by_default() -> None:
     assert WorkspaceConfig().pool == "global"
 
 
-def test_a_pool_has_the_ranks_of_all_of_a_node_or_one(
+def test_a_pool_has_all_ranks_those_of_a_node_or_one(
     pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [over_ranks.ranks_of(pool) for pool in ("global", "node", "local")] == [1, 1, 1]
     pretend(0, 6)
-    with pytest.raises(UserError, match="divide the 6 processes, and it is not set: take pool="):
+    with pytest.raises(UserError, match=r"6 processes, but it is not set: .* use pool="):
         over_ranks.ranks_of("node")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="divide the 6 processes, and it is 4"):
+    with pytest.raises(UserError, match="divides the 6 processes, but it is 4"):
         over_ranks.ranks_of("node")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert [over_ranks.ranks_of(pool) for pool in ("global", "node", "local")] == [6, 3, 1]
     monkeypatch.setattr(distributed, "gather_objects", lambda size: [size] * 6)
     assert [over_ranks.num_pools(pool) for pool in ("global", "node", "local")] == [1, 2, 6]
     monkeypatch.setattr(distributed, "gather_objects", lambda _: ["4"] * 4 + ["2"] * 2)
-    with pytest.raises(UserError, match="they have 2 and 4: take pool="):
+    with pytest.raises(UserError, match="they have 2 and 4: use pool="):
         over_ranks.num_pools("node")

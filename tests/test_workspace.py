@@ -1,6 +1,7 @@
-"""The workspace against its naive twin, and what happens to the memory, when and how often."""
+"""The workspace against its naive twin, and when and how often its memory moves."""
 
 import copy
+import doctest
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from associative_transformer.functional import Selection, pooled_attention
+from associative_transformer import workspace as workspace_module
+from associative_transformer.functional import pooled_attention
+from associative_transformer.kernels import PoolAttention
+from associative_transformer.kernels.over_ranks import AttendOutput, Pool
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 from twins import naive
 
@@ -29,7 +33,7 @@ TWINS = [
 
 def workspace(config: WorkspaceConfig = SMALL, **kwargs: Any) -> GlobalWorkspace:  # noqa: ANN401
     built = GlobalWorkspace(EMBED_DIM, config, **kwargs).double()
-    with torch.no_grad():  # an affine map at its start would hide a forgotten weight
+    with torch.no_grad():  # the initial identity of an affine map would hide a missing weight
         built.norm.weight.normal_()
         built.norm.bias.normal_()
     return built
@@ -117,16 +121,16 @@ def test_two_training_steps_equal_the_naive_twin(config: WorkspaceConfig) -> Non
         assert_close(mine, theirs)
 
 
-def test_write_gives_what_the_twin_writes_and_leaves_the_memory_alone() -> None:
+def test_write_equals_that_of_the_twin_and_leaves_the_memory_unchanged() -> None:
     module, u = workspace(), tokens()
     before = module.priors.clone()
     written = module.write(u.flatten(0, 1))
-    theirs, taken = naive.workspace_write(
+    theirs, expected = naive.workspace_write(
         u.flatten(0, 1), before, weights_of(module), SMALL.num_heads, SMALL.bottleneck
     )
     assert_close(written.priors, theirs)
-    assert_close(written.selection.score, taken.score)
-    assert torch.equal(written.selection.chosen, taken.chosen)
+    assert_close(written.selection.score, expected.score)
+    assert torch.equal(written.selection.chosen, expected.chosen)
     assert torch.equal(module.priors, before)
 
 
@@ -138,7 +142,7 @@ def test_a_detached_write_gives_no_gradient_to_values_output_and_norm() -> None:
     assert without == WRITE_ONLY
 
 
-def test_a_detached_write_trains_queries_and_keys_by_the_balance_loss_alone() -> None:
+def test_a_detached_write_trains_queries_and_keys_only_through_the_balance_loss() -> None:
     module = workspace(replace(SMALL, differentiable_write=False, balance_weight=0.0))
     module(tokens()).read.sum().backward()
     without = {name for name, p in module.named_parameters() if p.grad is None}
@@ -152,7 +156,7 @@ def test_a_differentiable_write_trains_every_weight() -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_evaluation_leaves_the_memory_as_it_is() -> None:
+def test_evaluation_leaves_the_memory_unchanged() -> None:
     module = workspace().eval()
     before = module.priors.clone()
     for _ in range(3):
@@ -162,8 +166,8 @@ def test_evaluation_leaves_the_memory_as_it_is() -> None:
 
 
 def test_evaluation_writes_nothing() -> None:
-    def attend(*_: Tensor | int | None) -> Selection:
-        raise AssertionError("the priors compete in evaluation")
+    def attend(*_: Tensor | int | str | None) -> AttendOutput:
+        raise AssertionError("tokens compete in evaluation")
 
     module = workspace(attend=attend).eval()
     module(tokens())
@@ -171,21 +175,21 @@ def test_evaluation_writes_nothing() -> None:
         module.train()(tokens())
 
 
-def test_in_evaluation_the_answer_for_an_image_does_not_depend_on_its_neighbours() -> None:
+def test_in_evaluation_the_output_for_an_image_does_not_depend_on_its_neighbors() -> None:
     module, u = workspace().eval(), tokens(5)
     together = module(u).read
     for i in range(5):
         assert_close(module(u[i : i + 1]).read, together[i : i + 1])
 
 
-def test_evaluation_reads_the_memory_with_the_formula() -> None:
+def test_evaluation_reads_the_memory_by_the_formula() -> None:
     module, u = workspace(replace(SMALL, beta=2.0, num_steps=2)).eval(), tokens()
     w = weights_of(module)
     attractors = naive.linear(module.priors, w.attractor_weight, w.attractor_bias)
     assert_close(module(u).read, naive.hopfield_retrieve(u, attractors, 2.0, 2))
 
 
-def test_in_training_the_neighbours_count() -> None:
+def test_in_training_the_output_for_an_image_depends_on_its_neighbors() -> None:
     u = tokens(5)
     module = workspace()
     alone = copy.deepcopy(module)(u[:1]).read
@@ -229,7 +233,7 @@ def test_reordering_the_images_reorders_the_output() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_write_that_is_not_finite_leaves_the_memory_as_it_is(poison: float) -> None:
+def test_a_write_that_is_not_finite_leaves_the_memory_unchanged(poison: float) -> None:
     module, u = workspace(), tokens().detach()
     before = module.priors.clone()
     u[1, 2, 3] = poison
@@ -251,14 +255,14 @@ def test_the_memory_keeps_its_storage() -> None:
     assert not module.priors.requires_grad and module.priors.grad_fn is None
 
 
-def test_the_memory_is_saved_and_is_no_parameter() -> None:
+def test_the_memory_is_saved_and_is_not_a_parameter() -> None:
     module = workspace()
     assert "priors" in module.state_dict()
     assert "priors" not in dict(module.named_parameters())
     assert module.priors.shape == (SMALL.num_priors, SMALL.prior_dim)
 
 
-def test_the_state_dict_restores_memory_and_answers() -> None:
+def test_the_state_dict_restores_memory_and_output() -> None:
     module, other, u = workspace(), workspace(), tokens()
     module(tokens())
     other.load_state_dict(module.state_dict())
@@ -301,7 +305,7 @@ def test_the_memory_starts_and_restarts_from_a_standard_normal() -> None:
         ("dropout", math.nan),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_value(name: str, value: float) -> None:
+def test_an_invalid_field_is_reported_with_its_value(name: str, value: float) -> None:
     with pytest.raises(ValueError) as caught:
         WorkspaceConfig(**{name: value})
     assert name in str(caught.value) and str(value) in str(caught.value)
@@ -314,7 +318,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
     assert (c.dropout, c.differentiable_write, c.reset_each_epoch) == (0.0, True, False)
 
 
-def test_a_balance_weight_of_zero_switches_the_balance_loss_off() -> None:
+def test_a_balance_weight_of_zero_turns_the_balance_loss_off() -> None:
     module = workspace(replace(SMALL, balance_weight=0.0))
     output = module(tokens())
     assert output.balance_loss == 0 and not output.balance_loss.requires_grad
@@ -329,56 +333,92 @@ def test_the_balance_weight_scales_the_balance_loss() -> None:
 
 class _Reader(nn.Module):
     def forward(self, u: Tensor, attractors: Tensor) -> Tensor:
-        self.seen = attractors
+        self.attractors = attractors
         return u + attractors.sum(dim=1, keepdim=True)
 
 
-def test_a_reader_takes_the_place_of_the_hopfield_network() -> None:
+def test_a_reader_replaces_the_hopfield_retrieval() -> None:
     reader = _Reader()
     module, u = workspace(reader=reader), tokens()
     output = module(u)
     attractors = module.to_attractor(module.priors)
-    assert_close(reader.seen, attractors.expand(len(u), -1, -1))
+    assert_close(reader.attractors, attractors.expand(len(u), -1, -1))
     assert_close(output.read, u + attractors.sum(dim=0))
 
 
-def test_another_attention_takes_the_place_of_the_plain_one() -> None:
-    seen = []
+@pytest.mark.parametrize("pool", ["global", "node", "local"])
+def test_another_attention_is_called_with_the_pool_and_replaces_the_default(pool: Pool) -> None:
+    calls = []
 
-    def attend(*given: Tensor | int | None) -> Selection:
-        seen.append([x.shape if isinstance(x, Tensor) else x for x in given])
-        return pooled_attention(*given)
+    def attend(*arguments: Tensor | int | str | None) -> AttendOutput:
+        calls.append([x.shape if isinstance(x, Tensor) else x for x in arguments])
+        return AttendOutput(pooled_attention(*arguments[:-1]), torch.tensor(3.0).double())
 
-    workspace(attend=attend)(tokens())
-    assert seen == [[(3, 5, 4), (12, EMBED_DIM), (3, 4, EMBED_DIM), (3, 4, EMBED_DIM), 4]]
+    module = workspace(replace(SMALL, pool=pool), attend=attend)
+    written = module.write(tokens().flatten(0, 1))
+    shapes = (3, 5, 4), (12, EMBED_DIM), (3, 4, EMBED_DIM), (3, 4, EMBED_DIM)
+    assert calls == [[*shapes, 4, pool]]
+    assert float(written.balance_loss) == pytest.approx(0.03)
 
 
-def test_another_retrieval_takes_the_place_of_the_plain_one() -> None:
-    seen = []
+def test_what_is_written_is_merged_before_it_is_remembered() -> None:
+    plain, u = workspace(), tokens().flatten(0, 1)
+    calls = []
+
+    def merge(written: Tensor, pool: Pool) -> Tensor:
+        calls.append((written, pool))
+        return 2 * written
+
+    merging = workspace(replace(SMALL, pool="local"), merge=merge)
+    merging.load_state_dict(plain.state_dict())
+    written = merging.write(u)
+    assert_close(written.priors, 2 * plain.write(u).priors)
+    assert_close(calls[0][0], plain.write(u).priors)
+    assert calls[0][1] == "local"
+
+
+def test_merging_is_up_to_the_attention_unless_another_merge_is_passed() -> None:
+    class Doubling(PoolAttention):
+        def merge(self, written: Tensor, pool: Pool) -> Tensor:
+            return 2 * written
+
+    attend = Doubling(pooled_attention)
+    modules = [workspace(attend=attend), workspace(attend=attend, merge=lambda x, _: x)]
+    modules.append(workspace(attend=lambda *arguments: attend(*arguments)))  # has no merge
+    for module in modules:
+        module.load_state_dict(modules[0].state_dict())
+    u = tokens().flatten(0, 1)
+    doubled, *others = (module.write(u).priors for module in modules)
+    for other in others:
+        assert_close(doubled, 2 * other)
+
+
+def test_another_retrieval_replaces_the_plain_one() -> None:
+    calls = []
 
     def retrieve(u: Tensor, attractors: Tensor, beta: float, num_steps: int) -> Tensor:
-        seen.append((u, attractors.shape, beta, num_steps))
+        calls.append((u, attractors.shape, beta, num_steps))
         return 2 * u
 
     config = replace(SMALL, beta=3.0, num_steps=2)
     module, u = workspace(config, retrieve=retrieve), tokens()
     assert_close(module(u).read, 2 * u)
-    assert seen[0][0] is u and seen[0][1:] == ((5, EMBED_DIM), 3.0, 2)
+    assert calls[0][0] is u and calls[0][1:] == ((5, EMBED_DIM), 3.0, 2)
 
 
-def test_dropout_drops_from_the_write_before_it_is_added_to_the_priors() -> None:
+def test_dropout_applies_to_the_write_before_it_is_added_to_the_priors() -> None:
     rate = 0.25
     config = WorkspaceConfig(num_priors=64, prior_dim=32, num_heads=2, dropout=rate)
-    module, pool = GlobalWorkspace(EMBED_DIM, config), torch.randn(40, EMBED_DIM)
+    module, u = GlobalWorkspace(EMBED_DIM, config), torch.randn(40, EMBED_DIM)
     sums = []
     module.norm.register_forward_pre_hook(lambda _, args: sums.append(args[0]))
-    module.write(pool)
+    module.write(u)
     module.dropout.p = 0.0
-    module.write(pool)
-    taken, kept = sums[1] - module.priors, sums[0] - module.priors
+    module.write(u)
+    full, kept = sums[1] - module.priors, sums[0] - module.priors
     dropped = kept.abs() < 1e-6
     assert abs(dropped.float().mean() - rate) < 0.05
-    torch.testing.assert_close(kept[~dropped], taken[~dropped] / (1 - rate), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(kept[~dropped], full[~dropped] / (1 - rate), rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_autocast_keeps_memory_scores_and_balance_loss_in_float32() -> None:
@@ -400,7 +440,7 @@ def test_bfloat16_autocast_keeps_memory_scores_and_balance_loss_in_float32() -> 
         assert parameter.grad.isfinite().all()
 
 
-def test_double_precision_reaches_memory_and_output() -> None:
+def test_double_precision_extends_to_memory_and_output() -> None:
     module = GlobalWorkspace(EMBED_DIM, SMALL).double()
     output = module(tokens())
     assert {x.dtype for x in (*output, module.priors)} == {torch.float64}
@@ -412,3 +452,9 @@ def test_a_batch_smaller_than_the_bottleneck_is_written_whole() -> None:
     assert written.selection.score.shape == (3, 5, 1)
     assert written.balance_loss == 0
     assert module(tokens(1, 1)).read.isfinite().all()
+
+
+def test_the_example_in_the_docstring_is_right() -> None:
+    results = doctest.testmod(workspace_module)
+    assert results.attempted > 2
+    assert not results.failed

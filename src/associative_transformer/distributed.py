@@ -1,19 +1,10 @@
-"""One pool over all ranks: several processes give the answer of one.
+"""Process groups and collectives; the only file that uses torch.distributed.
 
-Every rank finds the winners of its own tokens; comparing the similarities of these tells which
-of them win over all ranks. Each then sums over its own winners, and the sums are added in the
-order of the ranks, so that the write, and with it the memory, is the same bit for bit everywhere.
-Pools of fewer ranks do this among themselves, and the memory follows the mean of their writes.
-Values and tokens stay where they are. A rank and a layer send S M (k + D + 1) + 2 numbers forward
-and S M (D + 1) + 2 backward.
+A collective is a function that every rank has to call. The gradient of a sum over ranks is the
+sum of the gradients of its copies. Together with the mean over ranks that DistributedDataParallel
+takes, each weight gets the gradient that one process with the whole batch would compute.
 
-The backward of a sum over ranks is the sum of the gradients of its copies. With the mean over the
-ranks that DistributedDataParallel takes, each weight has the gradient of one process that holds
-the whole batch. All ranks must hold equally many tokens.
-
-Dims     T tokens of this rank   E token width   S heads   M priors   D head width
-         K winners kept on this rank   R rows, S * M   W ranks
-Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
+Dims     W ranks of a group
 """
 
 import os
@@ -40,25 +31,45 @@ from associative_transformer.interface import UserError
 
 T = TypeVar("T")
 
+# --- this process among the others ---
+
 
 def num_ranks() -> int:
-    """Count the processes that train together; 1 without a process group."""
+    """Return the number of processes that train together, which is 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number this process, from 0."""
+    """Return the number of this process, counting from 0."""
     return dist.get_rank() if num_ranks() > 1 else 0
 
 
 def is_first() -> bool:
-    """Say whether this process speaks for all; known before the process group and after it."""
+    """Return whether this is rank 0; works even if the process group does not exist."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_launched() -> bool:
-    """Say whether a launcher started this process, which repeats its command after a failure."""
+    """Return whether this process was started by a launcher, which restarts it after a failure."""
     return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes of a launcher for the length of a block; yields this one's device."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=INIT_METHOD)
+    yield device
+    dist.destroy_process_group()  # not after an error, as this could wait for the other ranks
+
+
+# --- collectives of tensors ---
 
 
 @torch.library.custom_op(
@@ -67,16 +78,16 @@ def is_launched() -> bool:
     schema="(Tensor x, int? ranks=None) -> Tensor",
 )
 def gather(x: Float[Tensor, "..."], ranks: int | None = None) -> Float[Tensor, "W ..."]:
-    """Give what each rank holds, in their order; every rank has to call.
+    """Stack the tensors of all ranks in their order; a collective.
 
-    `ranks`: of so many neighbours, not of all.
+    With `ranks`, only those of a group of that many neighboring ranks.
     """
     ranks = ranks or num_ranks()
-    found = x.new_empty(ranks, *x.shape)
+    gathered = x.new_empty(ranks, *x.shape)
     if ranks == 1:
-        return found.copy_(x)
-    dist.all_gather(list(found.unbind()), x.contiguous(), _neighbours(ranks))
-    return found
+        return gathered.copy_(x)
+    dist.all_gather(list(gathered.unbind()), x.contiguous(), _neighbors(ranks))
+    return gathered
 
 
 @gather.register_fake
@@ -84,26 +95,26 @@ def _(x: Tensor, ranks: int | None = None) -> Tensor:
     return x.new_empty(ranks or num_ranks(), *x.shape)
 
 
-# of each process group; a reference to one would keep its threads beyond its end
+# by process group, whose threads would outlive it if this held a reference to it
 _subgroups: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
 
 
-def _neighbours(ranks: int) -> Any:  # noqa: ANN401
-    """Form groups of so many ranks, once, and give that of this rank."""
+def _neighbors(ranks: int) -> Any:  # noqa: ANN401
+    """Return the group of this rank if groups of that many ranks are formed, once each."""
     world = dist.group.WORLD
     if ranks == num_ranks():
         return world
-    formed = _subgroups.setdefault(world, {})
-    if ranks not in formed:
-        formed[ranks] = dist.new_subgroups(ranks)[0]
-    return formed[ranks]
+    groups = _subgroups.setdefault(world, {})
+    if ranks not in groups:
+        groups[ranks] = dist.new_subgroups(ranks)[0]
+    return groups[ranks]
 
 
 @torch.library.custom_op(
     "associative_transformer::add", mutates_args=(), schema="(Tensor x, int? ranks=None) -> Tensor"
 )
 def add(x: Float[Tensor, "..."], ranks: int | None = None) -> Float[Tensor, "..."]:
-    """Add what the ranks hold, in their order; the gradients of the copies are added likewise."""
+    """Add the tensors of all ranks, or of `ranks` neighbors, in their order; a collective."""
     return gather(x, ranks).sum(dim=0)
 
 
@@ -112,7 +123,7 @@ def _(x: Tensor, ranks: int | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def _keep_ranks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+def _save_ranks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     ctx.ranks = inputs[1]
 
 
@@ -120,19 +131,22 @@ def _add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: A
     return add(gradient, ctx.ranks), None
 
 
-add.register_autograd(_add_backward, setup_context=_keep_ranks)
+add.register_autograd(_add_backward, setup_context=_save_ranks)
 
 
 def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Average what the ranks hold."""
+    """Average the tensors of all ranks; a collective."""
     return x if num_ranks() == 1 else add(x) / num_ranks()
 
 
-def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Module:
-    """Let the ranks average the gradients of the model; a single one gets the model back.
+# --- gradients ---
 
-    `has_unused`: some weights get no gradient, as in a detached write. Buffers are not sent: the
-    memory is the same everywhere by itself.
+
+def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Module:
+    """Wrap a model so that the ranks average its gradients; a single rank gets the model itself.
+
+    `has_unused` says that some weights get no gradient, as with a detached write. Buffers are not
+    exchanged, because the memory is the same on all ranks anyway.
     """
     if num_ranks() == 1:
         return model
@@ -150,29 +164,20 @@ def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Mo
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep the gradients of a replicated model on their ranks: more of them will follow."""
+    """Keep the gradients of a replicated model on their ranks, if more of them will follow."""
     if not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return cast(AbstractContextManager[None], model.no_sync())
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
-    """Let the processes of a launcher work together in a block; gives the device of this one."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=INIT_METHOD)
-    yield device
-    dist.destroy_process_group()  # not after an error: it could wait for the others
+# --- collectives of objects ---
 
 
 def gather_objects(value: T) -> list[T]:
-    """Give what each rank holds, in their order; every rank has to call. They trust each other."""
+    """Return the values of all ranks in their order; a collective.
+
+    Values are pickled, so the ranks have to trust each other.
+    """
     if num_ranks() == 1:
         return [value]
     values: list[Any] = [None] * num_ranks()
@@ -181,15 +186,17 @@ def gather_objects(value: T) -> list[T]:
 
 
 def check_same(value: object) -> None:
-    """Raise UserError where the ranks found different values in the run folder or the data."""
+    """Raise UserError if the ranks read different values from the run folder or the data."""
     values = gather_objects(value)
     if any(other != values[0] for other in values):
-        raise UserError("the processes have to share the run folder and the data")
+        raise UserError(
+            "the processes read different files: they have to share the run folder and the data"
+        )
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Run a block on rank 0, and on the others when it is through."""
+    """Run a block on rank 0, and then on the other ranks."""
     if rank():
         gather_objects(None)
     yield
@@ -197,61 +204,62 @@ def first_alone() -> Iterator[None]:
         gather_objects(None)
 
 
-INIT_METHOD = "associative-transformer://"  # of `init_process_group` and accelerate
+# --- how ranks find each other ---
+
+INIT_METHOD = "associative-transformer://"
+"""For `init_process_group` and accelerate: like `env://`, but a launcher may restart the group."""
+
+POLL_INTERVAL = 0.05  # seconds
 
 
-LOOK_AGAIN = 0.05  # seconds
+def agree_on_name(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
+    """Return a name that all ranks agree on and that no earlier group of this store has had.
 
+    A launcher keeps its store when it restarts a group, so the store may hold keys of ranks that
+    have ended. Each rank therefore leaves a random nonce. Rank 0 answers every nonce that it reads
+    with the name, until all ranks have confirmed the answer to theirs. Nonces of ranks that have
+    ended are answered too, but nobody reads these answers.
 
-def agree(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
-    """Give all ranks a name that no earlier group of this store has had.
-
-    Every rank leaves a word of its own, and rank 0 answers each word it finds with the name. The
-    words of ranks that are gone are answered too, but nobody reads that; rank 0 looks again until
-    the word of every rank is confirmed. The launcher has ended the ranks of the groups before.
-
-    Raises TimeoutError where a rank does not come.
+    Raises TimeoutError if a rank is missing.
     """
 
-    def read(key: str, whose: int) -> str:
+    def read(key: str, sender: int) -> str:
         try:
             store.wait([key], timeout)
         except DistStoreError as error:
-            raise TimeoutError(late.format(whose)) from error
+            raise TimeoutError(late.format(sender)) from error
         return store.get(key).decode()
 
-    late = f"rank {{}} of {num_ranks} did not come within {timeout}"
+    late = f"rank {{}} of {num_ranks} did not join within {timeout}"
     own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
-    store.set(f"word/{rank}", own)
+    store.set(f"nonce/{rank}", own)
     if rank:
         name = read(f"answer/{own}", 0)
-        store.set(f"known/{name}/{own}", "")
+        store.set(f"confirmed/{name}/{own}", "")
         return name
     missing = list(range(1, num_ranks))
     while missing:
         if time.monotonic() > end:
             raise TimeoutError(late.format(missing[0]))
-        words = {other: read(f"word/{other}", other) for other in missing}
-        for word in words.values():
-            store.set(f"answer/{word}", own)
-        time.sleep(LOOK_AGAIN)
+        nonces = {other: read(f"nonce/{other}", other) for other in missing}
+        for nonce in nonces.values():
+            store.set(f"answer/{nonce}", own)
+        time.sleep(POLL_INTERVAL)
         missing = [
-            other for other, word in words.items() if not store.check([f"known/{own}/{word}"])
+            other
+            for other, nonce in nonces.items()
+            if not store.check([f"confirmed/{own}/{nonce}"])
         ]
     return own
 
 
-def _find_ranks(
-    url: str,
-    timeout: timedelta,
-    **_: object,
-) -> Iterator[tuple[Store, int, int]]:
-    """Do what torch's `env://` does, and share the store of a launcher under a new name."""
-    query = urlparse(url).query  # the rank and the number of ranks, where the caller gives them
+def _find_ranks(url: str, timeout: timedelta, **_: object) -> Iterator[tuple[Store, int, int]]:
+    """Do what torch's `env://` does, but use the store of a launcher under a new name."""
+    query = urlparse(url).query  # rank and number of ranks, if the caller passes them
     for store, rank, num_ranks in rendezvous(f"env://?{query}", timeout=timeout):
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             ours = PrefixStore("associative_transformer", store)
-            store = PrefixStore(agree(ours, rank, num_ranks, timeout), ours)
+            store = PrefixStore(agree_on_name(ours, rank, num_ranks, timeout), ours)
         yield store, rank, num_ranks
 
 

@@ -5,7 +5,8 @@ Dims     B batch   N tokens per image   T = B * N pooled tokens   E token width
 Source   Sun et al., CVPR 2025, arXiv 2309.12862; Hopfield retrieval and energy:
          Ramsauer et al. 2021, arXiv 2008.02217.
 
-Softmax, moving average and balance loss are computed in float32 at least, also under autocast.
+Softmax, moving average and balance loss are computed in at least float32, even under autocast.
+The step numbers in the docstrings are those of `docs/paper-to-code.md`.
 """
 
 import math
@@ -18,11 +19,11 @@ from torch import Tensor
 
 
 class Selection(NamedTuple):
-    """What the priors of each head took from the pool."""
+    """The tokens that each prior of each head attends to, and their weighted sum."""
 
-    value: Float[Tensor, "S M D"]  # what each prior takes from the tokens it won
-    score: Float[Tensor, "S M K"]  # attention over those tokens only, sums to 1
-    chosen: Int[Tensor, "S M K"]  # their positions in the pool
+    value: Float[Tensor, "S M D"]  # weighted sum of the values of the chosen tokens
+    score: Float[Tensor, "S M K"]  # attention to the chosen tokens, sums to 1
+    chosen: Int[Tensor, "S M K"]  # positions of these tokens in the pool
 
 
 def bottleneck_attention(
@@ -31,17 +32,19 @@ def bottleneck_attention(
     v: Float[Tensor, "S T D"],
     bottleneck: int | None,
 ) -> Selection:
-    """Let every prior attend to its `bottleneck` most similar tokens of the whole pool.
+    """Let each prior attend to its `bottleneck` most similar tokens of the whole pool.
 
-    A bottleneck of None, or of T and more, is dense attention. Which of several equally similar
-    tokens wins is not specified.
+    Step 3:  A = softmax(topk(q kᵀ / sqrt(D))),  h = A v
+
+    With a bottleneck of None, or of at least T, this is dense attention. If several tokens are
+    equally similar, it is unspecified which of them are chosen.
     """
     similarity = q @ k.mT / math.sqrt(q.shape[-1])  # (S, M, T)
     num_tokens = k.shape[1]
     if bottleneck is None or bottleneck >= num_tokens:
         score = _softmax(similarity)
-        everyone = torch.arange(num_tokens, device=k.device)
-        return Selection(score.to(v.dtype) @ v, score, everyone.expand(score.shape))
+        all_tokens = torch.arange(num_tokens, device=k.device)
+        return Selection(score.to(v.dtype) @ v, score, all_tokens.expand(score.shape))
     top, chosen = similarity.topk(bottleneck, dim=-1)  # (S, M, K)
     score = _softmax(top)
     heads = torch.arange(len(v), device=v.device)[:, None, None]
@@ -51,13 +54,16 @@ def bottleneck_attention(
 
 def pooled_attention(
     q: Float[Tensor, "S M D"],
-    pool: Float[Tensor, "T E"],
+    tokens: Float[Tensor, "T E"],
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
 ) -> Selection:
-    """Map the pool to keys (W^K) and values (W^V) of each head, and let the priors attend."""
-    k, v = (torch.nn.functional.linear(pool, w.flatten(0, 1)) for w in (w_k, w_v))
+    """Map the pooled tokens to keys and values of each head, then let the priors attend to them.
+
+    k = u (W^K)ᵀ,  v = u (W^V)ᵀ
+    """
+    k, v = (torch.nn.functional.linear(tokens, w.flatten(0, 1)) for w in (w_k, w_v))
     k, v = (rearrange(x, "t (s d) -> s t d", s=len(q)) for x in (k, v))
     return bottleneck_attention(q, k, v, bottleneck)
 
@@ -65,11 +71,12 @@ def pooled_attention(
 def balance_loss(
     score: Float[Tensor, "S M K"], chosen: Int[Tensor, "S M K"], num_tokens: int
 ) -> Float[Tensor, ""]:
-    """Measure how unevenly the pool of `num_tokens` is used: zero when all serve alike.
+    """Measure how unevenly the tokens of a pool are used; 0 if all are used equally.
 
-    Per head, CV^2 of the importance (attention a token receives, summed over the priors) plus
-    CV^2 of the load (priors that chose the token); summed over the heads. Only the importance
-    carries a gradient.
+    Step 5:  sum over heads of CV^2(importance) + CV^2(load),  CV^2(z) = var(z) / mean(z)^2
+
+    The importance of a token is the attention it receives, summed over the priors; its load is
+    the number of priors that chose it. Only the importance carries a gradient.
     """
     score = _at_least_float32(score)
     unused = score.new_zeros(len(score), num_tokens)  # (S, T)
@@ -82,7 +89,10 @@ def balance_loss(
 def update_priors(
     priors: Float[Tensor, "M D"], written: Float[Tensor, "M D"], smoothing: float
 ) -> Float[Tensor, "M D"]:
-    """Move the memory towards what was written: (1 - alpha) gamma + alpha gamma-hat, unit rows."""
+    """Move the memory towards what was written.
+
+    Step 4:  gamma^{t+1} = normalize((1 - alpha) gamma^t + alpha gamma-hat),  row by row
+    """
     moved = (1 - smoothing) * priors + smoothing * _at_least_float32(written)
     return torch.nn.functional.normalize(moved, dim=-1)
 
@@ -93,42 +103,48 @@ def hopfield_retrieve(
     beta: float,
     num_steps: int = 1,
 ) -> Float[Tensor, "*B E"]:
-    """Pull each state towards the attractors: softmax(beta xi Y^T) Y, `num_steps` times."""
+    """Pull each state towards the attractors, `num_steps` times.
+
+    Step 6:  xi <- softmax(beta xi Yᵀ) Y,  with the attractors Y = f_LT(gamma^{t+1})
+    """
     for _ in range(num_steps):
-        weight = _softmax(beta * (state @ attractors.mT))  # (*B, M)
-        state = weight.to(attractors.dtype) @ attractors
+        score = _softmax(beta * (state @ attractors.mT))  # (*B, M)
+        state = score.to(attractors.dtype) @ attractors
     return state
 
 
 def hopfield_energy(
     state: Float[Tensor, "*B E"], attractors: Float[Tensor, "M E"], beta: float
 ) -> Float[Tensor, "*B"]:
-    """Give the energy of each state against the attractors; retrieval never raises it.
+    """Compute the energy of each state, which retrieval never raises.
 
-    E(xi) = -1/beta logsumexp(beta xi Y^T) + xi.xi / 2 + 1/beta log M + zeta^2 / 2, where zeta is
-    the largest attractor norm.
+    E(xi) = -1/beta logsumexp(beta xi Yᵀ) + xi·xi / 2 + 1/beta log M + zeta^2 / 2
+
+    zeta is the largest norm of an attractor.
     """
     state, attractors = _at_least_float32(state), _at_least_float32(attractors)
     association = torch.logsumexp(beta * (state @ attractors.mT), dim=-1) / beta
-    largest = attractors.square().sum(dim=-1).max()  # zeta^2
+    zeta_squared = attractors.square().sum(dim=-1).max()
     return (
         -association
         + state.square().sum(dim=-1) / 2
         + math.log(len(attractors)) / beta
-        + largest / 2
+        + zeta_squared / 2
     )
 
 
 def effective_rank(priors: Float[Tensor, "M D"]) -> float:
-    """Count the directions that a memory fills: exp of the entropy of its squared singular values.
+    """Compute the effective rank of a memory: how many directions its priors span in effect.
 
-    M orthogonal priors of one length fill M, equal ones 1, and zeros none (after Roy and Vetterli
-    2007, who take the singular values themselves).
+    exp(entropy of the normalized squared singular values)
+
+    It is M for orthogonal priors of equal length, 1 for identical priors and 0 for zeros. After
+    Roy and Vetterli 2007, who do not square the singular values.
     """
-    strength = torch.linalg.svdvals(priors.double()).square()
-    if not strength.any():
+    energy = torch.linalg.svdvals(priors.double()).square()
+    if not energy.any():
         return 0.0
-    return float(torch.special.entr(strength / strength.sum()).sum().exp())
+    return float(torch.special.entr(energy / energy.sum()).sum().exp())
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -136,7 +152,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _squared_variation(amount: Float[Tensor, "S T"]) -> Float[Tensor, " S"]:
-    """CV^2 = var / (mean^2 + 1e-10), with the unbiased variance over the pool."""
+    """Compute CV^2 = var / (mean^2 + 1e-10), with the unbiased variance over the pool."""
     mean = amount.mean(dim=-1, keepdim=True)
     variance = (amount - mean).square().sum(dim=-1) / max(amount.shape[-1] - 1, 1)
     return variance / (mean.squeeze(-1).square() + 1e-10)

@@ -1,4 +1,4 @@
-"""What passes between data, models and training.
+"""Types that pass between data, models and training.
 
 Dims     B batch   C channels   H height   W width   Q question features   O classes
 """
@@ -12,15 +12,23 @@ if TYPE_CHECKING:  # UserError is needed by commands that do not wait for torch
     from torch import Tensor
 
 PADDING = -1
-"""Label of a row that only fills up the last evaluation batch; it is never scored."""
+"""Label of a row that only pads the last evaluation batch; it is never scored."""
+
+ADDED_LATER = {"added_later": True}
+"""Metadata of a configuration field that version 0.1 did not have.
+
+`field(default=..., metadata=ADDED_LATER)` leaves the fingerprints of older experiments unchanged:
+the field is omitted from the fingerprint if it equals its default. The default must be what
+earlier versions did, and must never change.
+"""
 
 
 class UserError(ValueError):
-    """What the user can put right: the command line prints it as one sentence and exits with 2."""
+    """An error that the user can fix: the command line prints its message and exits with 2."""
 
 
 class Batch(NamedTuple):
-    """One batch of normalized images, with the questions asked of them, where there are any."""
+    """A batch of normalized images, with questions about them if the data set has any."""
 
     images: Float[Tensor, "B C H W"]
     questions: Float[Tensor, "B Q"] | None
@@ -28,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What every model returns."""
+    """The output of every model."""
 
     logits: Float[Tensor, "B O"]
-    aux_loss: Float[Tensor, ""]  # added to the cross-entropy; zero where a model has none
+    aux_loss: Float[Tensor, ""]  # added to the cross-entropy; zero if the model has none

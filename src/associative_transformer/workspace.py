@@ -16,17 +16,20 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from associative_transformer import distributed
-from associative_transformer.functional import (
-    Selection,
-    balance_loss,
-    hopfield_retrieve,
-    update_priors,
-)
-from associative_transformer.kernels import over_ranks, pooled_attention
+from associative_transformer import kernels
+from associative_transformer.functional import Selection, hopfield_retrieve, update_priors
+from associative_transformer.kernels.over_ranks import AttendOutput, Pool
+from associative_transformer.kernels.protected_copy import protected_copy
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
+"""The bottleneck attention, called as `attend(q, tokens, w_k, w_v, bottleneck, pool)`: queries
+(S, M, D), tokens of this process (T, E), weights of keys and values (S, D, E), and the two fields
+of `WorkspaceConfig`. Returns the selection and its unevenness."""
+Merge = Callable[[Tensor, Pool], Tensor]
+"""Called as `merge(written, pool)`: turns what this pool writes (M, D) into what the memory, which
+all pools share, receives."""
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
+"""The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class WorkspaceConfig:
     num_heads: int = 8
     """S: heads of the bottleneck attention."""
     bottleneck: int | None = 512
-    """k: tokens of the pooled batch that one prior of one head attends to; None: all of them."""
+    """k: tokens of the pooled batch that each prior of each head attends to; None: all of them."""
     smoothing: float = 0.1
     """alpha: share of the new write in the moving average of the memory."""
     beta: float = 1.0
@@ -48,16 +51,16 @@ class WorkspaceConfig:
     num_steps: int = 1
     """Retrieval steps of one read."""
     balance_weight: float = 0.01
-    """sigma: weight of the balance loss; 0 switches it off."""
+    """sigma: weight of the balance loss; 0 turns it off."""
     dropout: float = 0.0
-    """Dropout of what is written, before it is added to the priors."""
+    """Dropout rate of what is written, before it is added to the priors."""
     differentiable_write: bool = True
-    """Let gradients flow through the memory into the write; False is the official code."""
+    """Let gradients flow through the memory into the write; False: as in the official code."""
     reset_each_epoch: bool = False
-    """Ask the training loop to draw the memory anew at the start of each epoch."""
-    pool: over_ranks.Pool = "global"
-    """global: the tokens of all processes form one pool; node: those of each machine do; local:
-    those of each process, for comparison. The memory moves towards the mean of what they write."""
+    """Draw the memory anew at the start of each training epoch."""
+    pool: Pool = "global"
+    """Which tokens form a pool: those of all processes (global), of each machine (node) or of
+    each process (local). The memory moves towards the mean of what the pools write."""
 
     def __post_init__(self) -> None:
         for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):
@@ -76,56 +79,46 @@ class WorkspaceConfig:
 
 
 class WriteOutput(NamedTuple):
-    """What one pool of tokens writes."""
+    """What a pool of tokens writes."""
 
     priors: Float[Tensor, "M D"]  # gamma-hat, before the moving average
-    balance_loss: Float[Tensor, ""]  # weighted; zero without a balance loss
+    balance_loss: Float[Tensor, ""]  # weighted; zero if it is turned off
     selection: Selection
 
 
 class WorkspaceOutput(NamedTuple):
-    """What the workspace gives back to the tokens."""
+    """What the tokens get back from the workspace."""
 
-    read: Float[Tensor, "B N E"]  # add it to the tokens
-    balance_loss: Float[Tensor, ""]  # add it to the loss; zero in evaluation
-
-
-@torch.library.custom_op(
-    "associative_transformer::snapshot", mutates_args=(), schema="(Tensor memory) -> Tensor"
-)
-def snapshot(memory: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-    """Copy the memory in a way that the compiler can't undo.
-
-    torch.compile (inductor, torch 2.14) takes a plain `clone` of a buffer for a no-op, keeps the
-    buffer itself for backward, and so computes gradients with the memory after its move.
-    """
-    return memory.clone()
-
-
-@snapshot.register_fake
-def _(memory: Tensor) -> Tensor:
-    return torch.empty_like(memory)
+    read: Float[Tensor, "B N E"]  # to be added to the tokens
+    balance_loss: Float[Tensor, ""]  # to be added to the loss; zero in evaluation
 
 
 class GlobalWorkspace(nn.Module):
-    """WriteOutput the batch into a few priors through a bottleneck, then read the priors back.
+    """Write the batch into a few priors through a bottleneck, then read the priors back.
 
-    In training the tokens of all images form one pool and the memory moves once per forward. In
-    evaluation the memory is frozen and the answer for an image does not depend on the others.
+    In training, the tokens of all images form one pool and the memory moves once per forward. In
+    evaluation, the memory is frozen and the output for an image does not depend on the others.
 
-    `attend` is the bottleneck attention: `kernels.pooled_attention`, which takes the fastest form
-    for the device, or `functional.pooled_attention`, the plain one, which can be differentiated
-    twice. It gets the weights of `to_k` and `to_v`; their own forward is not called.
+    >>> from associative_transformer import GlobalWorkspace, WorkspaceConfig
+    >>> workspace = GlobalWorkspace(192, WorkspaceConfig(num_priors=16))
+    >>> workspace(torch.randn(8, 64, 192)).read.shape
+    torch.Size([8, 64, 192])
 
-    `retrieve` is `functional.hopfield_retrieve` or its twin in Triton.
+    `attend` is the bottleneck attention. The default uses the fastest implementation for the
+    device, which can be differentiated once. With several processes (an initialized process
+    group), it also lets the tokens of all of them form one pool, or those that `config.pool`
+    selects, and keeps the memory the same on all. `kernels.PoolAttention` makes an `attend` of
+    another implementation, such as `functional.pooled_attention`, which can be differentiated
+    twice. An `attend` is called with the weights of `to_k` and `to_v`, not with their outputs.
 
-    `reader`, called with the tokens and the attractors of each image, replaces the Hopfield
-    retrieval.
+    `merge` combines what several pools write. It defaults to the method `merge` of `attend`, and
+    to the identity if there is none.
 
-    Under activation checkpointing keep this module outside the recomputed region: a second
-    forward would move the memory twice. With several processes (an initialized process group) the
-    tokens of all of them form one pool (or of those that `config.pool` says), and the memory
-    stays the same on all: `distributed` has the exchange, which takes the place of `attend`.
+    `retrieve` is the Hopfield retrieval. A `reader`, called with the tokens and the attractors of
+    each image, replaces it.
+
+    With activation checkpointing, keep this module outside the recomputed region, because a
+    second forward would move the memory twice.
     """
 
     priors: Tensor
@@ -134,13 +127,15 @@ class GlobalWorkspace(nn.Module):
         self,
         embed_dim: int,
         config: WorkspaceConfig | None = None,
-        attend: Attend = pooled_attention,
+        attend: Attend = kernels.attend,
         reader: nn.Module | None = None,
         retrieve: Retrieve = hopfield_retrieve,
+        merge: Merge | None = None,
     ) -> None:
         super().__init__()
         c = self.config = config or WorkspaceConfig()
         self.attend = attend
+        self.merge: Merge = getattr(attend, "merge", _identity) if merge is None else merge
         self.reader = reader
         self.retrieve = retrieve
         heads_dim = c.num_heads * c.prior_dim
@@ -160,37 +155,27 @@ class GlobalWorkspace(nn.Module):
         priors = self.remember(written.priors)
         return WorkspaceOutput(self.read(u, priors), written.balance_loss)
 
-    def write(self, pool: Float[Tensor, "T E"]) -> WriteOutput:
-        """Let the priors compete for the tokens of the pool."""
+    def write(self, tokens: Float[Tensor, "T E"]) -> WriteOutput:
+        """Let the tokens of the pool compete to write the memory, which does not move yet.
+
+        Step 3:  gamma-hat = LN(gamma^t + Dropout([h_1 .. h_S] W^O))
+        """
         c = self.config
-        priors = snapshot(self.priors)  # `remember` moves the buffer before backward needs it
+        priors = protected_copy(self.priors)  # `remember` overwrites them before backward
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
-        # no einops: it would note the type of a parameter, for which the compiler starts again
-        w_k, w_v = (
-            torch.unflatten(m.weight, 0, (c.num_heads, -1)) for m in (self.to_k, self.to_v)
-        )
-        if not c.differentiable_write:  # the exchange would bring a gradient of zeros, not none
-            w_v = w_v.detach()
-        ranks = over_ranks.ranks_of(c.pool)
-        if ranks > 1:
-            selection, unevenness = over_ranks.pooled_attention(
-                q, pool, w_k, w_v, c.bottleneck, ranks
-            )
-        else:
-            selection = self.attend(q, pool, w_k, w_v, c.bottleneck)
-            unevenness = balance_loss(selection.score, selection.chosen, len(pool))
-        taken = self.to_prior(rearrange(selection.value, "s m d -> m (s d)"))
-        written = self.norm(priors + self.dropout(taken))
-        if ranks < distributed.num_ranks():  # one memory for several pools
-            written = distributed.mean(written)
-        unevenness = unevenness if c.balance_weight else priors.new_zeros(())
-        return WriteOutput(written, c.balance_weight * unevenness, selection)
+        w_k, w_v = self._weights_by_head()
+        selection, unevenness = self.attend(q, tokens, w_k, w_v, c.bottleneck, c.pool)
+        h = rearrange(selection.value, "s m d -> m (s d)")
+        written = self.merge(self.norm(priors + self.dropout(self.to_prior(h))), c.pool)
+        no_loss = priors.new_zeros(())
+        balance_loss = c.balance_weight * unevenness if c.balance_weight else no_loss
+        return WriteOutput(written, balance_loss, selection)
 
     def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """Move the memory: gamma^t -> gamma^{t+1}. A write that is not finite changes nothing."""
+        """Move the memory from gamma^t to gamma^{t+1}, unless the write is not finite."""
         if not self.config.differentiable_write:
             written = written.detach()
-        old = snapshot(self.priors)
+        old = protected_copy(self.priors)
         priors = update_priors(old, written, self.config.smoothing)
         priors = torch.where(priors.isfinite().all(), priors, old).to(old.dtype)
         with torch.no_grad():
@@ -200,7 +185,7 @@ class GlobalWorkspace(nn.Module):
     def read(
         self, u: Float[Tensor, "B N E"], priors: Float[Tensor, "M D"]
     ) -> Float[Tensor, "B N E"]:
-        """Retrieve each token from the attractors f_LT(priors)."""
+        """Retrieve what each token is associated with from the attractors f_LT(priors)."""
         c, attractors = self.config, self.to_attractor(priors)
         if self.reader is not None:
             return self.reader(u, attractors.expand(len(u), -1, -1))
@@ -210,3 +195,17 @@ class GlobalWorkspace(nn.Module):
     def reset(self) -> None:
         """Draw the memory anew from N(0, 1)."""
         self.priors.normal_()
+
+    def _weights_by_head(self) -> tuple[Float[Tensor, "S D E"], Float[Tensor, "S D E"]]:
+        """Return W^K and W^V of each head."""
+        # not by einops: torch.compile would guard on the type of a parameter and compile again
+        w_k, w_v = (
+            torch.unflatten(m.weight, 0, (self.config.num_heads, -1))
+            for m in (self.to_k, self.to_v)
+        )
+        # a detached write gives W^V no gradient at all, rather than one of zeros
+        return w_k, w_v if self.config.differentiable_write else w_v.detach()
+
+
+def _identity(written: Float[Tensor, "M D"], pool: Pool) -> Float[Tensor, "M D"]:
+    return written

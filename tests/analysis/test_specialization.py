@@ -22,7 +22,9 @@ from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.analysis.trace import trace
 from associative_transformer.functional import Selection, pooled_attention
 from associative_transformer.interface import PADDING, Batch, UserError
-from associative_transformer.models import AiT, AiTConfig, ViT, ViTConfig
+from associative_transformer.kernels import PoolAttention
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.vit import ViT, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
 
 CLASS, POSITION, CONTENT = range(3)
@@ -54,7 +56,7 @@ def make_model(
         mlp_ratio=1.0,
         workspace=workspace,
     )
-    return AiT(config, attend)
+    return AiT(config, PoolAttention(attend))
 
 
 def take(choices: Sequence[Sequence[Sequence[Sequence[int]]]]) -> Callable[..., Selection]:
@@ -338,7 +340,7 @@ def test_a_model_with_questions_agrees_with_loops_over_its_patches() -> None:
         for batch in batches:
             traced = trace(model, batch)
             place = traced.layers[layer]
-            pool = place.handed.flatten(0, 1)
+            pool = place.workspace_input.flatten(0, 1)
             taken = place.workspace.write(pool).selection.chosen[head, prior].tolist()
             asked += sum(token % 5 == 0 for token in taken)
             for i, image in enumerate(traced.images):

@@ -17,7 +17,7 @@ from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from torch import nn
 
-from associative_transformer import bench, functional
+from associative_transformer import bench, functional, kernels
 from associative_transformer.bench import (
     Benchmark,
     PoolSizes,
@@ -43,7 +43,7 @@ from associative_transformer.data import ImagesConfig, SortOfClevrConfig, Triang
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import UserError
-from associative_transformer.kernels import pooled_attention, sparse
+from associative_transformer.kernels import PoolAttention, sparse
 from associative_transformer.models import build_model, count_operations
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.relation_network import ConvMLPConfig
@@ -287,7 +287,8 @@ def test_a_rival_of_a_recipe_differs_in_what_its_name_says() -> None:
         assert isinstance(model, AiT)
         attend.append({m.attend for m in model.modules() if isinstance(m, GlobalWorkspace)})
         bottleneck.append(model.config.workspace.bottleneck)
-    assert attend == [{pooled_attention}, {functional.pooled_attention}, {pooled_attention}]
+    plain = PoolAttention(functional.pooled_attention)
+    assert attend == [{kernels.attend}, {plain}, {kernels.attend}]
     usual = RECIPES["cifar10-ait-tiny"].model.workspace.bottleneck
     assert bottleneck == [usual, usual, None]
     assert usual is not None
@@ -395,8 +396,9 @@ def test_a_shape_that_timm_has_not_is_refused(
 
 def test_the_write_is_timed_in_three_forms() -> None:
     attend = {name: build_workspace(name, POOL).attend for name in ("sparse", "plain", "dense")}
-    assert attend["sparse"] is sparse.pooled_attention
-    assert attend["plain"] is attend["dense"] is functional.pooled_attention
+    assert attend["sparse"].implementation is sparse.pooled_attention
+    for name in ("plain", "dense"):
+        assert attend[name].implementation is functional.pooled_attention
     forms = write_benchmarks(POOL, TRAIN)
     assert [form.name for form in forms] == list(attend)
     assert build_workspace("plain", POOL).config == POOL.config
@@ -427,7 +429,7 @@ def test_a_write_gives_the_tokens_the_gradient_of_priors_and_balance_loss(name: 
     loss = write()
     gradient = write.pool.grad.clone()
     assert gradient.abs().max() > 0
-    write.workspace.attend = functional.pooled_attention
+    write.workspace.attend = PoolAttention(functional.pooled_attention)
     pool = write.pool.detach().requires_grad_()
     written = write.workspace.write(pool)
     expected = written.priors.square().sum() + written.balance_loss

@@ -1,7 +1,7 @@
-"""What the tests of several processes run in each of them, and how they are started.
+"""Functions that the tests of several processes run in each of them, and how to start them.
 
-`python tests/ranks.py` prints the figures of docs/scaling.md: how far ranks differ, and what they
-send. The processes are forks of a server that has imported everything before.
+`python tests/drivers/ranks.py` prints the figures of docs/scaling.md: how far ranks differ, and
+how much they send. The processes are forks of a server that has already imported everything.
 
 Dims     A steps   B batch   C channels   H W image side   S heads   M priors   K winners
 """
@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
-from associative_transformer.data import Share, TriangleConfig, load_data
+from associative_transformer.data import Share, TriangleConfig
 from associative_transformer.evaluate import Evaluation, evaluate_split
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
@@ -40,7 +40,7 @@ T = TypeVar("T")
 SECONDS = 60
 STEPS, BATCH, TOKENS = 20, 12, 16  # of an image
 MEMORY = WorkspaceConfig(num_priors=3, prior_dim=6, num_heads=2, bottleneck=20)
-APART = replace(MEMORY, bottleneck=7)  # fewer than a rank has
+SEPARATE = replace(MEMORY, bottleneck=7)  # fewer than the tokens of a rank
 CONFIG = AiTConfig(
     image_size=16,
     patch_size=4,
@@ -53,16 +53,17 @@ CONFIG = AiTConfig(
 )
 
 
-def remembering(**changes: Any) -> AiTConfig:  # noqa: ANN401
+def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
+    """Return `CONFIG` with another memory."""
     return replace(CONFIG, workspace=replace(MEMORY, **changes))
 
 
 class Case(NamedTuple):
-    """What is trained and how, and how far ranks may differ."""
+    """What to train and how, and how far ranks may differ."""
 
     model: AiTConfig = CONFIG
     train: dict[str, Any] = {}  # noqa: RUF012
-    dtype: torch.dtype = torch.float64  # in which no two tokens are so alike that rounding decides
+    dtype: torch.dtype = torch.float64  # in which rounding does not decide between two tokens
     tolerance: float = 1e-5
     steps: int = 8
 
@@ -70,27 +71,27 @@ class Case(NamedTuple):
 CASES = {
     "float32": Case(dtype=torch.float32, steps=STEPS),
     "fewer winners than tokens": Case(),
-    # its score is 1, so queries and keys have a gradient of rounding errors, which AdamW blows up
-    "one winner": Case(remembering(bottleneck=1), {"lr": 1e-7}),
-    "more winners than a rank has": Case(remembering(bottleneck=120)),
-    "all tokens win": Case(remembering(bottleneck=None)),
-    "detached write": Case(remembering(differentiable_write=False)),
-    "no balance loss": Case(remembering(balance_weight=0.0)),
-    "detached, no balance loss": Case(remembering(differentiable_write=False, balance_weight=0.0)),
-    "dropout": Case(remembering(dropout=0.3)),
+    # the score is 1, so the gradients of queries and keys are rounding errors, which AdamW scales
+    "one winner": Case(with_memory(bottleneck=1), {"lr": 1e-7}),
+    "more winners than a rank has": Case(with_memory(bottleneck=120)),
+    "all tokens win": Case(with_memory(bottleneck=None)),
+    "detached write": Case(with_memory(differentiable_write=False)),
+    "no balance loss": Case(with_memory(balance_weight=0.0)),
+    "detached, no balance loss": Case(with_memory(differentiable_write=False, balance_weight=0.0)),
+    "dropout": Case(with_memory(dropout=0.3)),
     "cross-attention": Case(replace(CONFIG, read="cross_attention")),
     "accumulation": Case(train={"accumulation_steps": 2, "clip_norm": 0.5}),
     "compiled": Case(replace(CONFIG, depth=1), {"compile": True}),
-    "bfloat16": Case(remembering(), {"precision": "bfloat16"}, torch.float32, tolerance=0.05),
-    "local pools": Case(remembering(pool="local")),
+    "bfloat16": Case(with_memory(), {"precision": "bfloat16"}, torch.float32, tolerance=0.05),
+    "local pools": Case(with_memory(pool="local")),
 }
 
 
-# --- starting them ---
+# --- starting processes ---
 
 
 def in_ranks(world: int, function: Callable[..., T], *arguments: object) -> list[T]:
-    """Call `function(rank, world, *arguments)` in joined processes, and give their answers."""
+    """Call `function(rank, world, *arguments)` in joined processes and return the results."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["associative_transformer.training.loop", "torch.distributed.fsdp"]
@@ -107,13 +108,13 @@ def in_ranks(world: int, function: Callable[..., T], *arguments: object) -> list
         hung = [process for process in ranks if process.is_alive()]
         for process in hung:
             process.kill()
-        found = [
+        results = [
             torch.load(path, weights_only=False) for path in sorted(Path(folder).glob("*.pt"))
         ]
-    failed = [answer for answer in found if isinstance(answer, str)]
-    if failed or hung or len(found) < world:
+    failed = [result for result in results if isinstance(result, str)]
+    if failed or hung or len(results) < world:
         raise RuntimeError("\n".join([f"{len(hung)} processes hung", *failed]))
-    return found
+    return results
 
 
 def _join(
@@ -122,31 +123,31 @@ def _join(
     torch.set_num_threads(1)
     try:
         if world > 1:
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-            names["LOCAL_WORLD_SIZE"] = world  # as a launcher sets them
-            os.environ |= {name: str(number) for name, number in names.items()}
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+            variables["LOCAL_WORLD_SIZE"] = world  # as a launcher sets them
+            os.environ |= {name: str(number) for name, number in variables.items()}
             store = f"file://{folder}/store"
             dist.init_process_group("gloo", store, rank=rank, world_size=world)
-        answer: object = function(rank, world, *arguments)
+        result: object = function(rank, world, *arguments)
     except BaseException:
-        answer = f"rank {rank}: {traceback.format_exc()}"
-    torch.save(answer, Path(folder) / f"{rank}.pt")
-    if dist.is_initialized() and not isinstance(answer, str):
+        result = f"rank {rank}: {traceback.format_exc()}"
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    if dist.is_initialized() and not isinstance(result, str):
         dist.destroy_process_group()
 
 
-# --- what they do ---
+# --- what the processes do ---
 
 
 class Trained(NamedTuple):
-    """What training leaves behind; all but the logits should be the same on all ranks."""
+    """The outcome of training; everything but the logits should be the same on all ranks."""
 
-    logits: list[Tensor]  # of the first step's micro-batches, this rank's images
+    logits: list[Tensor]  # of the micro-batches of the first step, images of this rank
     state: dict[str, Tensor]
 
 
 class EagerlyCompiled(AiT):
-    """Traced and differentiated by the compiler, but not given to its slow generator of code."""
+    """An AiT that is traced and differentiated by the compiler, without slow code generation."""
 
     def compile(self, **options: Any) -> None:  # noqa: ANN401
         super().compile(backend="aot_eager", **options)
@@ -182,29 +183,29 @@ def train(rank: int, world: int, name: str) -> Trained:
         )
     )
     share = Share(rank, world, step.train.accumulation_steps)
-    mine = share.of(torch.arange(BATCH)[None])[0]
+    own = share.of(torch.arange(BATCH)[None])[0]
     sums, memories = [], []
-    for place, (images, labels) in enumerate(zip(*draw(case.steps), strict=True)):
-        step.seed(0, place)
-        batch = Batch(images[mine].to(case.dtype), None, labels[mine])
+    for position, (images, labels) in enumerate(zip(*draw(case.steps), strict=True)):
+        step.seed(0, position)
+        batch = Batch(images[own].to(case.dtype), None, labels[own])
         sums.append(distributed.add(step(batch)))
         memories.append(torch.stack([w.priors for w in step.workspaces]))
-    seen = Sums(*torch.stack(sums).T)
-    state = {"loss": seen.loss / BATCH, "balance loss": seen.balance_loss / BATCH}
-    state |= {"images": seen.images, "memory": torch.stack(memories)}
+    totals = Sums(*torch.stack(sums).T)
+    state = {"loss": totals.loss / BATCH, "balance loss": totals.balance_loss / BATCH}
+    state |= {"images": totals.images, "memory": torch.stack(memories)}
     state |= gradients[0] | step.model.state_dict()
     logits = logits[: step.train.accumulation_steps]
     return Trained([x.detach() for x in logits], {k: v.detach() for k, v in state.items()})
 
 
 def train_all(rank: int, world: int) -> dict[str, Trained]:
-    # tracing takes its time, so two ranks have to do
+    # tracing is slow, so compile with two ranks only
     names = [name for name, case in CASES.items() if world < 3 or not case.train.get("compile")]
     return {name: train(rank, world, name) for name in names}
 
 
 def train_by_hand(rank: int, world: int, wrap: str) -> Trained:
-    """Take 20 steps of the plainest loop, under DDP or FSDP2, without accelerate."""
+    """Take 20 steps in a minimal loop, under DDP or FSDP2, without accelerate."""
     torch.manual_seed(0)
     model = AiT(CONFIG)
     replica = model
@@ -216,30 +217,30 @@ def train_by_hand(rank: int, world: int, wrap: str) -> Trained:
     elif world > 1:
         replica = distributed.replicate(model, torch.device("cpu"), has_unused=False)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    mine, state = Share(rank, world).of(torch.arange(BATCH)[None])[0], {}
+    own, state = Share(rank, world).of(torch.arange(BATCH)[None])[0], {}
     losses, memories, logits = [], [], []
     for images, labels in zip(*draw(), strict=True):
-        output = replica(images[mine])
-        loss = cross_entropy(output.logits, labels[mine]) + output.aux_loss
+        output = replica(images[own])
+        loss = cross_entropy(output.logits, labels[own]) + output.aux_loss
         optimizer.zero_grad()
         loss.backward()
         if not losses:
             logits = [output.logits.detach()]
-            state = {f"gradient of {n}": whole(p.grad) for n, p in model.named_parameters()}
+            state = {f"gradient of {n}": unshard(p.grad) for n, p in model.named_parameters()}
         optimizer.step()
         losses.append(distributed.mean(loss.detach()))
         memories.append(torch.stack([block.workspace.priors for block in model.blocks]))
     state |= {"loss": torch.stack(losses), "memory": torch.stack(memories)}
-    return Trained(logits, state | {n: whole(p) for n, p in model.state_dict().items()})
+    return Trained(logits, state | {n: unshard(p) for n, p in model.state_dict().items()})
 
 
-def whole(x: Tensor | None) -> Tensor:
+def unshard(x: Tensor | None) -> Tensor:
     assert x is not None
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
 
 
 class Spoiled(NamedTuple):
-    """What three steps leave behind, the second of which is not finite."""
+    """The outcome of three steps, the second of which is not finite."""
 
     skipped: int
     is_restored: bool
@@ -247,33 +248,33 @@ class Spoiled(NamedTuple):
 
 
 def train_spoiled(rank: int, world: int, pool: str) -> Spoiled:
-    """Give the last image of the second batch, which the last rank has, a number too large."""
+    """Put an infinite number into the last image of the second batch, on the last rank."""
     torch.manual_seed(0)
-    step, is_restored = make_step(AiT(remembering(pool=pool))), False
-    mine = Share(rank, world).of(torch.arange(BATCH)[None])[0]
-    for place, (images, labels) in enumerate(zip(*draw(3), strict=True)):
-        if place == 1:
+    step, is_restored = make_step(AiT(with_memory(pool=pool))), False
+    own = Share(rank, world).of(torch.arange(BATCH)[None])[0]
+    for position, (images, labels) in enumerate(zip(*draw(3), strict=True)):
+        if position == 1:
             images[-1] = torch.inf
         before = {name: x.clone() for name, x in step.model.state_dict().items()}
-        step(Batch(images[mine], None, labels[mine]))
-        if place == 1:
+        step(Batch(images[own], None, labels[own]))
+        if position == 1:
             after = step.model.state_dict()
             is_restored = all(torch.equal(x, after[name]) for name, x in before.items())
     state = {name: x.detach() for name, x in step.model.state_dict().items()}
-    return Spoiled(step.num_skipped, is_restored, state)
+    return Spoiled(step.skipped.total, is_restored, state)
 
 
 class Tied(NamedTuple):
-    """What priors take from tokens of which all are equal."""
+    """What the priors write from tokens that are all equal."""
 
-    winners: Tensor  # (S, M) of this rank
+    winners: Tensor  # (S, M) number on this rank
     score: Tensor  # (S, M) sum over this rank
     written: Tensor
     balance_loss: Tensor
 
 
 def tie(rank: int, world: int, bottleneck: int) -> Tied:
-    """Let the priors choose among 36 equal tokens, shared out."""
+    """Let 36 equal tokens, divided among the ranks, compete."""
     torch.manual_seed(0)
     workspace = GlobalWorkspace(8, replace(MEMORY, bottleneck=bottleneck))
     token = torch.randn(8)
@@ -283,11 +284,11 @@ def tie(rank: int, world: int, bottleneck: int) -> Tied:
     return Tied((score > 0).sum(-1), score.sum(-1), write.priors, write.balance_loss)
 
 
-def write_apart(rank: int, world: int, size: int) -> dict[str, Tensor]:
-    """Move the memory once, over pools of so many ranks, and give the mean gradients."""
+def write_separately(rank: int, world: int, size: int) -> dict[str, Tensor]:
+    """Move the memory once, with pools of `size` ranks; return it and the mean gradients."""
     torch.manual_seed(0)
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
-    workspace = GlobalWorkspace(8, replace(APART, pool="local" if size == 1 else "node"))
+    workspace = GlobalWorkspace(8, replace(SEPARATE, pool="local" if size == 1 else "node"))
     workspace.compile(backend="aot_eager", fullgraph=True)
     u, slope = torch.randn(2, world, 10, 8)
     output = workspace(u[rank][None])
@@ -297,7 +298,7 @@ def write_apart(rank: int, world: int, size: int) -> dict[str, Tensor]:
 
 
 def leave(rank: int, world: int) -> bool:
-    """Exchange among all and among few, leave the group, and say whether it is gone."""
+    """Exchange among all and among few ranks, leave the group; return whether it is gone."""
     for size in (world, world // 2):
         distributed.gather(torch.ones(1), size)
     group = weakref.ref(dist.group.WORLD)
@@ -306,7 +307,7 @@ def leave(rank: int, world: int) -> bool:
 
 
 class Sent(NamedTuple):
-    """Numbers that this rank gives to the others in a step, and their bytes."""
+    """How many numbers this rank sends to the others in a step, and their bytes."""
 
     forward: int
     backward: int
@@ -314,7 +315,7 @@ class Sent(NamedTuple):
 
 
 def count_sent(rank: int, world: int, config: AiTConfig, batch: int) -> Sent:
-    """Count what a forward and a backward pass of the model hand to `all_gather`."""
+    """Count what a forward and a backward pass of the model pass to `all_gather`."""
     torch.manual_seed(0)
     model = AiT(config)
     images = draw(1, batch)[0][0][: batch // world]
@@ -328,21 +329,21 @@ def count_sent(rank: int, world: int, config: AiTConfig, batch: int) -> Sent:
 
 @contextmanager
 def counting() -> Iterator[list[Tensor]]:
-    """Note the tensors that are gathered."""
+    """Record the tensors that are gathered."""
     sent: list[Tensor] = []
     gather = dist.all_gather
 
-    def note(found: list[Tensor], mine: Tensor, group: dist.ProcessGroup) -> None:
-        sent.append(mine)
-        gather(found, mine, group)
+    def record(gathered: list[Tensor], own: Tensor, group: dist.ProcessGroup) -> None:
+        sent.append(own)
+        gather(gathered, own, group)
 
-    dist.all_gather = note
+    dist.all_gather = record
     yield sent
     dist.all_gather = gather
 
 
 def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
-    """Give the numbers of docs/scaling.md for all layers, forward and backward."""
+    """Return how many numbers all layers send by docs/scaling.md, forward and backward."""
     c = config.workspace
     if c.pool == "local":  # the mean of what the pools write
         return (config.depth * c.num_priors * c.prior_dim,) * 2
@@ -352,10 +353,10 @@ def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
 
 
 def evaluate(rank: int, world: int, batch_size: int) -> Evaluation:
-    """Score a model that has learned nothing on 103 images."""
+    """Evaluate an untrained model on 103 images."""
     torch.manual_seed(0)
     model = AiT(replace(CONFIG, image_size=64, patch_size=32, num_classes=2))
-    data = load_data(TriangleConfig(num_train=8, num_test=103), torch.device("cpu"))
+    data = TriangleConfig(num_train=8, num_test=103).load(torch.device("cpu"))
     return evaluate_split(model, data.test, batch_size, 2)
 
 
@@ -364,24 +365,24 @@ def evaluate(rank: int, world: int, batch_size: int) -> Evaluation:
 
 @cache
 def trained(world: int) -> dict[str, list[Trained]]:
-    """Train every case in a group of processes, and give what its ranks have then."""
+    """Train every case in a group of processes; return the outcome on each rank."""
     ranks = in_ranks(world, train_all)
     return {name: [rank[name] for rank in ranks] for name in ranks[0]}
 
 
 def logits_of(ranks: list[Trained]) -> Tensor:
-    """Put the images of all ranks in the order of one process."""
+    """Return the logits of all ranks in the order of one process."""
     parts = zip(*(rank.logits for rank in ranks), strict=True)
     return torch.cat([torch.cat(part) for part in parts]) if ranks[0].logits else torch.zeros(1)
 
 
 def differences(ours: list[Trained], theirs: list[Trained]) -> dict[str, float]:
-    """Compare each tensor, relative to its largest number where that is above 1."""
-    mine, others = ({**x[0].state, "logits": logits_of(x)} for x in (ours, theirs))
-    assert mine.keys() == others.keys(), mine.keys() ^ others.keys()
+    """Compute the difference of each tensor, relative to its largest number if that is above 1."""
+    first, second = ({**x[0].state, "logits": logits_of(x)} for x in (ours, theirs))
+    assert first.keys() == second.keys(), first.keys() ^ second.keys()
     return {
-        name: float((mine[name] - x).abs().max() / x.abs().max().clamp(min=1.0))
-        for name, x in others.items()
+        name: float((first[name] - x).abs().max() / x.abs().max().clamp(min=1.0))
+        for name, x in second.items()
     }
 
 
@@ -391,7 +392,7 @@ def has_same_bits(ranks: list[Trained]) -> bool:
 
 
 def print_figures() -> None:
-    """Write two tables in Markdown."""
+    """Print two tables in Markdown."""
     print("| case | 2 ranks | 3 ranks | same bits on all ranks |\n| --- | ---: | ---: | --- |")
     for name in CASES:
         if name == "local pools":
@@ -403,7 +404,7 @@ def print_figures() -> None:
     print("\n| bottleneck | images | numbers | by the formula | bytes |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for bottleneck, batch in ((20, 12), (20, 48), (120, 48), (120, 12)):
-        config = remembering(bottleneck=bottleneck)
+        config = with_memory(bottleneck=bottleneck)
         sent = in_ranks(2, count_sent, config, batch)[0]
         expected = sum(formula(config, batch // 2 * TOKENS))
         columns = (bottleneck, batch, sent.forward + sent.backward, expected, sent.bytes)

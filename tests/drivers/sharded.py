@@ -1,6 +1,6 @@
-"""Steps of an AiT under accelerate and FSDP2, started by `accelerate launch` on GPUs.
+"""Train an AiT under accelerate and FSDP2, started by `accelerate launch` on GPUs.
 
-It fails where loss or memory differ from those of one process that holds the whole batch.
+Fails if loss or memory differ from those of one process with the whole batch.
 """
 
 from copy import deepcopy
@@ -35,15 +35,15 @@ def main() -> None:
     model = deepcopy(alone)
     alone.to(accelerator.device)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), 1e-4))
-    by_itself = torch.optim.AdamW(alone.parameters(), 1e-4)
-    mine = Share(distributed.rank(), distributed.num_ranks()).of(torch.arange(BATCH)[None])[0]
+    optimizer_alone = torch.optim.AdamW(alone.parameters(), 1e-4)
+    own = Share(distributed.rank(), distributed.num_ranks()).of(torch.arange(BATCH)[None])[0]
     images, labels = (x.to(accelerator.device) for x in draw(3))
     for x, y in zip(images, labels, strict=True):
-        found = distributed.mean(step(model, optimizer, x[mine], y[mine]))
-        count, distributed.num_ranks = distributed.num_ranks, lambda: 1  # one pool, one rank
-        expected = step(alone, by_itself, x, y)
-        distributed.num_ranks = count
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        loss = distributed.mean(step(model, optimizer, x[own], y[own]))
+        num_ranks, distributed.num_ranks = distributed.num_ranks, lambda: 1  # a pool of one rank
+        expected = step(alone, optimizer_alone, x, y)
+        distributed.num_ranks = num_ranks
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
         for ours, theirs in zip(model.blocks, alone.blocks, strict=True):
             torch.testing.assert_close(
                 ours.workspace.priors, theirs.workspace.priors, rtol=1e-4, atol=1e-4

@@ -1,4 +1,4 @@
-"""The sparse form of the pooled attention against the slow loops and the plain form.
+"""The sparse implementation of the pooled attention against slow loops and the plain one.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
 """
@@ -22,7 +22,7 @@ S, E = 3, 7
 
 class Inputs(NamedTuple):
     q: Tensor  # (S, M, D)
-    pool: Tensor  # (T, E)
+    tokens: Tensor  # (T, E)
     w_k: Tensor  # (S, D, E)
     w_v: Tensor  # (S, D, E)
 
@@ -35,14 +35,14 @@ def inputs(
 
 
 def loss_of(selection: Selection, num_tokens: int) -> Tensor:
-    """Depend on values and scores, each entry with a slope of its own."""
+    """Return a loss that depends on values and scores, with another slope for each value."""
     slopes = torch.linspace(-1, 2, selection.value.numel()).view_as(selection.value)
     unevenness = balance_loss(selection.score, selection.chosen, num_tokens)
     return (slopes * selection.value).sum() + 0.1 * unevenness
 
 
 def gradients(selection: Selection, given: Inputs) -> Sequence[Tensor]:
-    return torch.autograd.grad(loss_of(selection, len(given.pool)), given)
+    return torch.autograd.grad(loss_of(selection, len(given.tokens)), given)
 
 
 @pytest.fixture(params=[5, 8, 100], ids="chunks of {}".format)
@@ -58,7 +58,7 @@ def test_it_equals_the_slow_loops_forward_and_backward(
 ) -> None:
     given = inputs(num_priors, width, num_tokens=13)
     ours = sparse.pooled_attention(*given, bottleneck)
-    k, v = (torch.stack([naive.linear(given.pool, head) for head in w]) for w in given[2:])
+    k, v = (torch.stack([naive.linear(given.tokens, head) for head in w]) for w in given[2:])
     theirs = naive.bottleneck_attention(given.q, k, v, bottleneck)
     order = ours.score.argsort(dim=-1, descending=True)
     assert torch.equal(ours.chosen.gather(-1, order), theirs.chosen)
@@ -70,23 +70,25 @@ def test_it_equals_the_slow_loops_forward_and_backward(
 
 
 @pytest.mark.parametrize("bottleneck", [None, 9, 10])
-def test_where_all_tokens_win_it_is_the_plain_form(bottleneck: int | None) -> None:
+def test_if_all_tokens_win_it_equals_the_plain_implementation(bottleneck: int | None) -> None:
     given = inputs(2, 4, num_tokens=9)
     ours = sparse.pooled_attention(*given, bottleneck)
     assert all(map(torch.equal, ours, functional.pooled_attention(*given, bottleneck)))
 
 
 @pytest.mark.parametrize("num_priors", [2, 6])  # fewer than the width of a head, and more
-def test_at_odd_sizes_in_float32_it_equals_the_plain_form(num_priors: int, chunk: int) -> None:
+def test_at_odd_sizes_in_float32_it_equals_the_plain_implementation(
+    num_priors: int, chunk: int
+) -> None:
     given = inputs(num_priors, 5, num_tokens=211, dtype=torch.float32)
-    ours, theirs = (form.pooled_attention(*given, 17) for form in (sparse, functional))
+    ours, theirs = (module.pooled_attention(*given, 17) for module in (sparse, functional))
     torch.testing.assert_close(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
     for mine, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
-def test_exactly_k_tokens_win_though_all_are_equal(chunk: int) -> None:
-    given = inputs(2, 4, num_tokens=30)._replace(pool=torch.ones(30, E).double())
+def test_exactly_k_tokens_win_even_if_all_are_equal(chunk: int) -> None:
+    given = inputs(2, 4, num_tokens=30)._replace(tokens=torch.ones(30, E).double())
     first, second = (sparse.pooled_attention(*given, 11) for _ in range(2))
     assert torch.equal(first.chosen, second.chosen)
     assert all(len(row.unique()) == 11 for row in first.chosen.flatten(0, 1))
@@ -99,43 +101,47 @@ def test_large_similarities_do_not_overflow() -> None:
     selection = sparse.pooled_attention(*given, 5)
     assert selection.value.isfinite().all()
     torch.testing.assert_close(selection.score.sum(dim=-1), torch.ones(S, 2))
-    assert all(g.isfinite().all() for g in torch.autograd.grad(selection.value.sum(), given.pool))
+    assert all(
+        g.isfinite().all() for g in torch.autograd.grad(selection.value.sum(), given.tokens)
+    )
 
 
-def test_a_token_of_similarity_minus_infinity_takes_no_part() -> None:
-    asked, pool = (torch.randn(n, E).double().requires_grad_() for n in (2, 6))
+def test_a_token_with_a_similarity_of_minus_infinity_is_excluded() -> None:
+    queries, tokens = (torch.randn(n, E).double().requires_grad_() for n in (2, 6))
     chosen = torch.tensor([[0, 1, 2], [3, 4, 5]])
-    similarity = (asked @ pool.mT).gather(1, chosen).detach()
+    similarity = (queries @ tokens.mT).gather(1, chosen).detach()
     similarity[:, 1] = -math.inf
-    weight, taken = sparse.take(asked, pool, similarity, chosen, similarity.amax(dim=-1))
+    shift = similarity.amax(dim=-1)
+    weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, shift)
     assert not weight[:, 1].any()
-    gradient = torch.autograd.grad(taken.square().sum() + weight.square().sum(), pool)[0]
+    gradient = torch.autograd.grad(mixed.square().sum() + weight.square().sum(), tokens)[0]
     assert not gradient[[1, 4]].any()
     assert gradient[[0, 2, 3, 5]].all()
 
 
-def test_the_gradients_of_take_are_those_of_finite_differences() -> None:
-    asked, pool = (torch.randn(n, 3).double().requires_grad_() for n in (2, 6))
+def test_the_gradients_of_weights_and_sums_equal_finite_differences() -> None:
+    inputs = [torch.randn(n, 3).double().requires_grad_() for n in (2, 6)]
     chosen = torch.tensor([[0, 1, 2], [3, 1, 5]])
 
-    def weigh(asked: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = (asked @ pool.mT).gather(1, chosen)
-        return sparse.take(asked, pool, similarity, chosen, torch.zeros(2).double())
+    def weigh(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = (queries @ tokens.mT).gather(1, chosen)
+        shift = torch.zeros(2).double()
+        return sparse.weigh_and_sum(queries, tokens, similarity, chosen, shift)
 
-    assert torch.autograd.gradcheck(weigh, (asked, pool))
+    assert torch.autograd.gradcheck(weigh, inputs)
 
 
 def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     given = inputs(2, 4, num_tokens=9)
-    asked = torch.randn(S * 2, E).double().requires_grad_()
-    of_no_gradient = (given.q.detach(), given.w_k.detach(), given.pool.detach(), 4)
-    torch.library.opcheck(sparse.choose, of_no_gradient)
-    similarity, chosen = sparse.choose(*of_no_gradient)
-    arguments = (asked, given.pool, similarity, chosen, similarity.amax(dim=-1))
-    torch.library.opcheck(sparse.take, arguments)
-    weight, taken = (x.detach() for x in sparse.take(*arguments))
-    tensors = (weight, taken, asked.detach(), given.pool.detach(), weight, chosen)
-    torch.library.opcheck(sparse.take_backward, tensors)
+    queries = torch.randn(S * 2, E).double().requires_grad_()
+    without_gradient = (given.q.detach(), given.w_k.detach(), given.tokens.detach(), 4)
+    torch.library.opcheck(sparse.find_most_similar, without_gradient)
+    similarity, chosen = sparse.find_most_similar(*without_gradient)
+    arguments = (queries, given.tokens, similarity, chosen, similarity.amax(dim=-1))
+    torch.library.opcheck(sparse.weigh_and_sum, arguments)
+    weight, mixed = (x.detach() for x in sparse.weigh_and_sum(*arguments))
+    tensors = (weight, mixed, queries.detach(), given.tokens.detach(), weight, chosen)
+    torch.library.opcheck(sparse.weigh_and_sum_backward, tensors)
 
 
 def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_near_float32() -> None:
@@ -143,16 +149,16 @@ def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_near_float32() -> 
     exact = sparse.pooled_attention(*given, 50)
     with torch.autocast("cpu", torch.bfloat16):
         selection = sparse.pooled_attention(*given, 50)
-        found = gradients(selection, given)
+        ours = gradients(selection, given)
     assert selection.score.dtype == torch.float32
     assert selection.value.dtype == torch.bfloat16
     torch.testing.assert_close(selection.value.float(), exact.value, rtol=0.1, atol=0.1)
-    for mine, other in zip(found, gradients(exact, given), strict=True):
+    for mine, other in zip(ours, gradients(exact, given), strict=True):
         assert (mine - other).norm() < 0.1 * other.norm()
 
 
 class Largest(TorchDispatchMode):
-    """Keep the size of the largest tensor that an operator makes."""
+    """Record the size of the largest tensor that an operator returns."""
 
     elements = 0
 
@@ -165,31 +171,51 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("num_tokens", [600, 1200])
-def test_no_tensor_but_the_gradient_of_the_tokens_grows_with_the_pool(
+def test_only_the_gradient_of_the_tokens_grows_with_the_pool(
     num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparse, "CHUNK", 50)
     num_priors, width, bottleneck = 4, 8, 6
     with torch.no_grad():
         given = inputs(num_priors, width, num_tokens)
-        asked = (given.q @ given.w_k).flatten(0, 1)
-        # a mode does not see into an operator, hence the functions behind them
+        q, tokens, w_k, _ = given
+        queries = (q @ w_k).flatten(0, 1)
+        # a mode does not look into an operator, so call the functions that implement them
         with Largest() as forward:
-            similarity, chosen = sparse.choose._init_fn(given.q, given.w_k, given.pool, bottleneck)
+            similarity, chosen = sparse.find_most_similar._init_fn(q, w_k, tokens, bottleneck)
             shift = similarity.amax(dim=-1)
-            weight, taken = sparse.take._init_fn(asked, given.pool, similarity, chosen, shift)
+            weigh_and_sum = sparse.weigh_and_sum._init_fn
+            weight, mixed = weigh_and_sum(queries, tokens, similarity, chosen, shift)
         with Largest() as backward:
-            tensors = (weight, taken, asked, given.pool, weight, chosen)
-            sparse.take_backward._init_fn(*tensors)
+            tensors = (weight, mixed, queries, tokens, weight, chosen)
+            sparse.weigh_and_sum_backward._init_fn(*tensors)
         with Largest() as plain:
             functional.pooled_attention(*given, bottleneck)
     assert forward.elements == S * num_priors * 50  # similarities to a chunk
     assert backward.elements == num_tokens * E  # the gradient of the tokens
-    assert plain.elements >= S * num_priors * num_tokens  # so the measure can fail
+    assert plain.elements >= S * num_priors * num_tokens  # so this test can fail
 
 
-def test_a_cpu_takes_the_sparse_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_uses_the_sparse_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(2, 4, num_tokens=9)
     selection = functional.pooled_attention(*given, 3)
     monkeypatch.setattr(sparse, "pooled_attention", lambda *_: selection)
     assert kernels.pooled_attention(*given, 3) is selection
+
+
+@pytest.mark.parametrize("bottleneck", [3, None])
+def test_an_attend_returns_the_selection_of_its_implementation_and_the_balance_loss(
+    bottleneck: int | None,
+) -> None:
+    given = inputs(2, 4, num_tokens=9)
+    attend = kernels.PoolAttention(functional.pooled_attention)
+    selection, unevenness = attend(*given, bottleneck, "global")
+    expected = functional.pooled_attention(*given, bottleneck)
+    assert all(map(torch.equal, selection, expected))
+    assert torch.equal(unevenness, balance_loss(expected.score, expected.chosen, 9))
+    written = torch.randn(2, 4)
+    assert attend.merge(written, "local") is written  # one process, one pool
+
+
+def test_the_default_attend_uses_the_fastest_implementation() -> None:
+    assert kernels.attend == kernels.PoolAttention(kernels.pooled_attention)

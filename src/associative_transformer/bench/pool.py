@@ -14,20 +14,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from associative_transformer import functional
 from associative_transformer.experiment import TrainConfig
-from associative_transformer.kernels import sparse
+from associative_transformer.kernels import PoolAttention, sparse
 from associative_transformer.training.step import make_accelerator
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 ATTEND = {
-    "sparse": sparse.pooled_attention,
-    "plain": functional.pooled_attention,
-    "dense": functional.pooled_attention,  # with a bottleneck of None
+    "sparse": PoolAttention(sparse.pooled_attention),
+    "plain": PoolAttention(functional.pooled_attention),
+    "dense": PoolAttention(functional.pooled_attention),  # with a bottleneck of None
 }
 
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """What writes into what."""
+    """The number and the width of the pooled tokens, and the workspace that they write into."""
 
     tokens: int
     embed_dim: int
@@ -38,10 +38,10 @@ TINY = PoolSizes(8, 8, WorkspaceConfig(num_priors=2, prior_dim=4, num_heads=2, b
 
 
 def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[], object]:
-    """Build workspace and pool on their device and give the function to time.
+    """Build workspace and pool on their device and return the function to time.
 
-    A tiny pool is written first: it loads the libraries, so that what the first call adds to the
-    peak memory is its own (and the compiler's, with `train.compile`).
+    A tiny pool is written first, so that libraries are loaded: what the first call adds to the
+    peak memory is then its own (and, with `train.compile`, that of the compiler).
     """
     accelerator = make_accelerator(train, ProjectConfiguration())
     _WriteBenchmark(build_workspace(name, TINY), TINY, accelerator)()
@@ -52,14 +52,14 @@ def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[
 
 
 def build_workspace(name: str, sizes: PoolSizes) -> GlobalWorkspace:
-    """Build a workspace that writes in the form of this name."""
+    """Build a workspace that writes with the implementation of this name."""
     bottleneck = None if name == "dense" else sizes.config.bottleneck
     config = replace(sizes.config, bottleneck=bottleneck)
     return GlobalWorkspace(sizes.embed_dim, config, ATTEND[name])
 
 
 def count_write(name: str, sizes: PoolSizes) -> int:
-    """Count the floating-point operations of a write in the plain form, forward."""
+    """Return the floating-point operations of a write with the plain implementation, forward."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         workspace = build_workspace("dense" if name == "dense" else "plain", sizes)
         workspace.write(torch.empty(sizes.tokens, sizes.embed_dim))
@@ -67,7 +67,7 @@ def count_write(name: str, sizes: PoolSizes) -> int:
 
 
 class _WriteBenchmark:
-    """Take the gradient of what is written to the tokens of a random pool and to the weights."""
+    """Computes the gradient of the write with respect to a random pool and the weights."""
 
     def __init__(
         self, workspace: GlobalWorkspace, sizes: PoolSizes, accelerator: Accelerator

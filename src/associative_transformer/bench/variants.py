@@ -1,4 +1,4 @@
-"""Models to time: recipes, and rivals of the same shape.
+"""Models to measure: recipes, and variants of the same shape to compare with.
 
 Dims     B batch   C channels   H W image side   Q question features   O classes
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from associative_transformer import functional
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch, ModelOutput, UserError
+from associative_transformer.kernels import PoolAttention
 from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
@@ -27,34 +28,35 @@ Workload = Literal["step", "infer"]
 
 
 class Variant(NamedTuple):
-    """An experiment, and how its model is built."""
+    """An experiment, and the function that builds its model."""
 
-    experiment: Experiment  # named as the variant
+    experiment: Experiment  # its name is that of the variant
     build: Callable[[Any], nn.Module] = build_model
 
 
 def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
-    """Find a recipe, or a rival of one, with the precision, compilation and device of `train`.
+    """Return a recipe, or a variant of one, with the precision, compilation and device of `train`.
 
-    `plain:NAME` is an AiT in the plain form of `functional`, `triton:NAME` one with the kernels
-    in Triton, `dense:NAME` one whose priors take from all tokens, without top-k, `timm:NAME`
-    timm's ViT of the shape of one of ours. Raises UserError where there is none of that name.
+    `plain:NAME` is an AiT with the plain implementation in `functional`, `triton:NAME` one with
+    the Triton kernels, `dense:NAME` one whose priors attend to all tokens, without top-k, and
+    `timm:NAME` timm's ViT in the shape of one of ours. Raises UserError for unknown names.
     """
     prefix, _, recipe_name = name.rpartition(":")
     recipe = find_recipe(recipe_name)
     if prefix not in BUILD:
         raise UserError(
-            f"there is no {prefix}: in front of a recipe, as in {name!r}: "
-            "write plain:, triton:, dense: or timm:"
+            f"unknown prefix {prefix}: in {name!r}: use plain:, triton:, dense: or timm:, or none"
         )
     model = recipe.model
-    if not isinstance(model, FOR[prefix]):
-        wanted = "ViT" if prefix == "timm" else "AiT"
-        raise UserError(f"{prefix}: goes before a recipe of {wanted}, not before {recipe_name}")
+    if not isinstance(model, NEEDED[prefix]):
+        needed = "a ViT" if prefix == "timm" else "an AiT"
+        raise UserError(
+            f"{prefix}: needs a recipe of {needed}, which {recipe_name} is not: choose another one"
+        )
     if prefix == "dense" and isinstance(model, AiTConfig):
         model = replace(model, workspace=replace(model.workspace, bottleneck=None))
     if prefix == "triton" and (train.device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("the kernels in Triton need a CUDA GPU: take plain: or no prefix here")
+        raise UserError("triton: needs a CUDA GPU: use plain: or no prefix on this machine")
     if prefix == "timm" and isinstance(model, ViTConfig):
         check_timm(model)
     train = replace(
@@ -68,26 +70,26 @@ def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
 
 
 def build_plain(config: AiTConfig) -> AiT:
-    """Build an AiT whose priors attend in the plain form."""
-    return AiT(config, functional.pooled_attention)
+    """Build an AiT whose priors attend with the plain implementation."""
+    return AiT(config, PoolAttention(functional.pooled_attention))
 
 
 def build_triton(config: AiTConfig) -> AiT:
-    """Build an AiT whose priors attend, and whose tokens read, in Triton."""
+    """Build an AiT whose priors attend, and whose tokens read, with the Triton kernels."""
     write, read = (
         import_module(f"associative_transformer.kernels.triton_{name}")
         for name in ("write", "read")
     )
-    return AiT(config, write.pooled_attention, read.hopfield_retrieve)
+    return AiT(config, PoolAttention(write.pooled_attention), read.hopfield_retrieve)
 
 
 class TimmViT(nn.Module):
-    """Run timm's VisionTransformer in the sizes of our ViT; `pip install timm`.
+    """timm's VisionTransformer in the shape of our ViT; needs `pip install timm`.
 
-    The same: image, patch, width, depth, heads, feed-forward, no bias of queries, keys and
-    values, class token and positions or none. What timm has no twin of: for `head="flatten"` it
-    takes the mean of the tokens, with fewer weights in the head, and it does not normalize
-    patches before or after their linear map.
+    Image, patch, width, depth, heads and feed-forward are the same, queries, keys and values have
+    no bias, and class token and positions are present or absent alike. Two things differ: for
+    `head="flatten"`, timm takes the mean of the tokens, with fewer weights in the head, and it
+    does not normalize patches before or after their linear map.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -117,16 +119,16 @@ class TimmViT(nn.Module):
 
 
 def check_timm(config: ViTConfig) -> None:
-    """Raise UserError where timm is not installed or has no ViT of this shape."""
+    """Raise UserError if timm is not installed or has no ViT of this shape."""
     try:
         import_module("timm.models.vision_transformer")
     except ModuleNotFoundError:
         raise UserError("timm is not installed: pip install timm") from None
     if config.question_dim:
-        raise UserError("timm's ViT takes no questions: choose a recipe without any")
+        raise UserError("timm's ViT takes no questions: choose a recipe without questions")
     if config.num_heads * config.head_dim != config.embed_dim:
         raise UserError(
-            f"timm's ViT wants num_heads * head_dim = embed_dim, but {config.num_heads} * "
+            f"timm's ViT needs num_heads * head_dim = embed_dim, but {config.num_heads} * "
             f"{config.head_dim} is not {config.embed_dim}: choose another recipe"
         )
 
@@ -138,7 +140,7 @@ BUILD: dict[str, Callable[[Any], nn.Module]] = {
     "dense": build_model,
     "timm": TimmViT,
 }
-FOR: dict[str, type] = {
+NEEDED: dict[str, type] = {
     "": object,
     "plain": AiTConfig,
     "triton": AiTConfig,
@@ -147,14 +149,14 @@ FOR: dict[str, type] = {
 }
 
 
-def prepare_model(variant: Variant, what: Workload) -> Callable[[], object]:
-    """Build the model on its device and give the function to time."""
+def prepare_model(variant: Variant, workload: Workload) -> Callable[[], object]:
+    """Build the model on its device and return the function to time."""
     experiment = variant.experiment
     train = experiment.train
     accelerator = make_accelerator(train, ProjectConfiguration())
     model = variant.build(experiment.model)
     batch = random_batch(experiment, accelerator.device)
-    if what == "step":
+    if workload == "step":
         return partial(TrainingStep(model, train, accelerator), batch)
     model = model.to(accelerator.device).eval()
     if train.compile:
@@ -169,7 +171,7 @@ def prepare_model(variant: Variant, what: Workload) -> Callable[[], object]:
 
 
 def random_batch(experiment: Experiment, device: torch.device) -> Batch:
-    """Make up a batch: pixels from 0 to 1, questions and labels."""
+    """Return a batch of random pixels from 0 to 1, random questions and random labels."""
     model, size = experiment.model, experiment.train.batch_size
     side, question_dim = model.image_size, getattr(model, "question_dim", 0)
     images = torch.rand(size, model.num_channels, side, side, device=device)
@@ -178,6 +180,6 @@ def random_batch(experiment: Experiment, device: torch.device) -> Batch:
 
 
 def choose_precision(train: TrainConfig) -> Literal["float32", "bfloat16"]:
-    """Say what "auto" comes to on this device."""
+    """Return the precision that "auto" selects on the device."""
     mixed = make_accelerator(train, ProjectConfiguration()).mixed_precision
     return "bfloat16" if mixed == "bf16" else "float32"

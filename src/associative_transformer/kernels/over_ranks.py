@@ -1,4 +1,18 @@
-"""The bottleneck attention over a pool of tokens that several ranks share."""
+"""The bottleneck attention over a pool of tokens that several ranks share.
+
+The ranks of a pool compute what one process with all tokens would. Each rank finds the winners
+among its own tokens; comparing their similarities shows which of them win in the whole pool. Each
+rank then sums over its own winners, and these sums are added in the order of the ranks, so that
+the write, and with it the memory, is the same bit for bit on all of them. Tokens and values stay
+where they are: a rank sends S M (K + D + 1) + 2 numbers in the forward pass of a layer and
+S M (D + 1) + 2 in the backward pass.
+
+All ranks must hold equally many tokens.
+
+Dims     T tokens of this rank   E token width   S heads   M priors   D head width
+         K winners kept on this rank   R = S * M rows of queries   W ranks of a pool
+Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
+"""
 
 import math
 import os
@@ -15,100 +29,101 @@ from associative_transformer.interface import UserError
 from associative_transformer.kernels import sparse
 
 Pool = Literal["global", "node", "local"]
+"""The tokens that compete with each other: those of all ranks, of a machine, or of a rank."""
 
 
-class Pooled(NamedTuple):
-    """What the priors take from a pool over several ranks."""
+class AttendOutput(NamedTuple):
+    """The output of an attention to a pool."""
 
-    selection: Selection  # value: over the pool; score, chosen: of this rank, score 0: lost
-    unevenness: Float[Tensor, ""]  # the balance loss over the pool
+    selection: Selection  # over several ranks: the tokens of this rank, score 0 if they lost
+    unevenness: Float[Tensor, ""]  # the balance loss of the whole pool, unweighted
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def ranks_of(pool: Pool) -> int:
-    """Count the ranks, neighbours by number, that form a pool.
+    """Return how many ranks, which are neighbors, form a pool.
 
-    Raises UserError where the nodes can't be told apart, or differ in size.
+    Raises UserError if `pool` is "node" and the processes of a node are not known.
     """
-    ranks = distributed.num_ranks()
-    if pool == "global" or ranks == 1:
-        return ranks
+    num_ranks = distributed.num_ranks()
+    if pool == "global" or num_ranks == 1:
+        return num_ranks
     if pool == "local":
         return 1
-    size = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    if not size or ranks % size:
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # torchrun sets it
+    if not size or num_ranks % size:
         raise UserError(
-            f"pools per node need LOCAL_WORLD_SIZE, which torchrun sets, to divide the {ranks} "
-            f"processes, and it is {size or 'not set'}: take pool=global or pool=local"
+            f"pool=node needs a LOCAL_WORLD_SIZE that divides the {num_ranks} processes, but it "
+            f"is {size or 'not set'}: start with torchrun, or use pool=global or pool=local"
         )
     return size
 
 
 def num_pools(pool: Pool) -> int:
-    """Count the pools of all ranks; all have to call. Raises UserError, on all, as `ranks_of`."""
+    """Return how many pools all ranks form together; a collective, every rank has to call it.
+
+    Raises UserError, on all ranks, if `ranks_of` does or the nodes differ in size.
+    """
     if pool == "node":
         sizes = distributed.gather_objects(os.environ.get("LOCAL_WORLD_SIZE"))
         if len(set(sizes)) > 1:
             raise UserError(
-                "pools per node need equally many processes on each node, and they have "
-                f"{' and '.join(sorted(set(map(str, sizes))))}: take pool=global or pool=local"
+                "pool=node needs the same number of processes on each node, but they have "
+                f"{' and '.join(sorted(set(map(str, sizes))))}: use pool=global or pool=local"
             )
     return distributed.num_ranks() // ranks_of(pool)
 
 
 def pooled_attention(
     q: Float[Tensor, "S M D"],
-    pool: Float[Tensor, "T E"],
+    tokens: Float[Tensor, "T E"],
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
-    ranks: int,
-) -> Pooled:
-    """Let the priors attend to the tokens of this rank and its neighbours in the pool.
-
-    `ranks`: how many ranks a pool has. Measures too how evenly its tokens are used.
-    """
+    num_ranks: int,
+) -> AttendOutput:
+    """Let the priors attend to the tokens of all `num_ranks` ranks of this pool."""
     num_heads, num_priors, width = q.shape
-    num_tokens = ranks * len(pool)
+    num_tokens = num_ranks * len(tokens)
     limit = min(bottleneck or num_tokens, num_tokens)
-    q, pool, w_k, w_v = sparse.in_autocast(q, pool, w_k, w_v)
+    q, tokens, w_k, w_v = sparse.cast_for_autocast(q, tokens, w_k, w_v)
     q = q / math.sqrt(width)
-    asked = (q @ w_k).flatten(0, 1)  # (R, E)
+    queries = (q @ w_k).flatten(0, 1)  # (R, E)
     with torch.no_grad():
-        similarity, chosen = sparse.choose(q, w_k, pool, min(limit, len(pool)))
-        wins, largest = _compare(similarity, limit, ranks)
+        similarity, chosen = sparse.find_most_similar(q, w_k, tokens, min(limit, len(tokens)))
+        wins, largest = _find_winners(similarity, limit, num_ranks)
     similarity = similarity.masked_fill(~wins, -torch.inf)
-    weight, taken = sparse.take(asked, pool, similarity, chosen, largest)
-    value = rearrange(taken, "(s m) e -> s m e", s=num_heads) @ w_v.mT
+    weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, largest)
+    value = rearrange(mixed, "(s m) e -> s m e", s=num_heads) @ w_v.mT
     weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
     sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
-    sums = distributed.add(sums, ranks)
+    sums = distributed.add(sums, num_ranks)
     score = weight / sums[..., -1:]
     chosen, wins = (x.view(score.shape) for x in (chosen, wins))
-    unused = score.new_zeros(num_heads, len(pool))
+    unused = score.new_zeros(num_heads, len(tokens))
     importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
     load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
-    # the mean of either is known: a row of the scores sums to 1, and has `limit` winners
+    # both means are known: the scores of a prior sum to 1, and it has `limit` winners
     mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
     squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
-    variance = distributed.add(squares, ranks) / max(num_tokens - 1, 1)  # summed over the heads
+    variance = distributed.add(squares, num_ranks) / max(num_tokens - 1, 1)  # summed over heads
     unevenness = (variance / (mean.square() + 1e-10)).sum()
     value = (sums[..., :-1] / sums[..., -1:]).to(w_v.dtype)
-    return Pooled(Selection(value, score, chosen), unevenness)
+    return AttendOutput(Selection(value, score, chosen), unevenness)
 
 
-def _compare(
-    similarity: Float[Tensor, "R K"], limit: int, ranks: int
+def _find_winners(
+    similarity: Float[Tensor, "R K"], limit: int, num_ranks: int
 ) -> tuple[Bool[Tensor, "R K"], Float[Tensor, " R"]]:
-    """Tell which similarities are among the `limit` largest of the pool, and the largest of all.
+    """Return which similarities are among the `limit` largest of the pool, and the largest one.
 
-    Of equal ones the first in the order of ranks wins.
+    Of equal ones, those of the lower rank win.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
-    everyone = rearrange(distributed.gather(similarity.to(dtype), ranks), "w r k -> r (w k)")
-    if limit >= everyone.shape[1]:
-        return torch.ones_like(similarity, dtype=torch.bool), everyone.amax(dim=-1)
-    order = everyone.argsort(dim=-1, descending=True, stable=True)[:, :limit]
-    wins = torch.zeros_like(everyone, dtype=torch.bool).scatter(1, order, True)
-    first = distributed.rank() % ranks * similarity.shape[1]
-    return wins[:, first : first + similarity.shape[1]], everyone.amax(dim=-1)
+    gathered = distributed.gather(similarity.to(dtype), num_ranks)
+    candidates = rearrange(gathered, "w r k -> r (w k)")
+    if limit >= candidates.shape[1]:
+        return torch.ones_like(similarity, dtype=torch.bool), candidates.amax(dim=-1)
+    order = candidates.argsort(dim=-1, descending=True, stable=True)[:, :limit]
+    wins = torch.zeros_like(candidates, dtype=torch.bool).scatter(1, order, True)
+    first = distributed.rank() % num_ranks * similarity.shape[1]
+    return wins[:, first : first + similarity.shape[1]], candidates.amax(dim=-1)

@@ -14,11 +14,10 @@ from einops import rearrange
 from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from associative_transformer import kernels
 from associative_transformer.functional import hopfield_retrieve
 from associative_transformer.interface import ModelOutput
-from associative_transformer.kernels import pooled_attention
 from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
@@ -27,6 +26,7 @@ from associative_transformer.models.layers import (
     SelfAttention,
     TokenEmbed,
     check_sizes,
+    run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve, WorkspaceConfig
@@ -35,10 +35,10 @@ from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve,
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class AiTConfig:
-    """Sizes and ablations of an Associative Transformer; the defaults are AiT-Small."""
+    """Sizes and ablations of an Associative Transformer; the defaults are those of AiT-Small."""
 
     kind: Literal["ait"] = "ait"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels."""
     patch_size: int = 4
@@ -46,11 +46,11 @@ class AiTConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     question_dim: int = 0
-    """Q: features of a question about the image, which becomes the first token; 0: none."""
+    """Q: features of a question about the image, which becomes the first token; 0: no question."""
     pos: Positions = "none"
-    """Position embedding; the paper's model has none before its head."""
+    """Position embedding; the paper's model has none, only its head tells positions apart."""
     embed_dim: int = 768
     """E: token width."""
     depth: int = 2
@@ -58,13 +58,13 @@ class AiTConfig:
     num_heads: int = 12
     """Heads of the self-attention."""
     head_dim: int = 64
-    """Width of one of these heads."""
+    """Width of each head."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward per token width."""
+    """Hidden width of the feed-forward, as a multiple of the token width."""
     use_self_attention: bool = True
-    """False: the ablation without self-attention; its weights are not registered."""
+    """False: ablation without self-attention, whose weights are not registered."""
     read: Literal["hopfield", "cross_attention"] = "hopfield"
-    """How tokens read the memory; cross_attention: the ablation without Hopfield network."""
+    """How tokens read the memory; cross_attention: ablation without the Hopfield network."""
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     """The memory of each block."""
 
@@ -73,14 +73,14 @@ class AiTConfig:
 
 
 class BlockOutput(NamedTuple):
-    """What a block passes on."""
+    """Output of a block."""
 
     tokens: Float[Tensor, "B N E"]
     balance_loss: Float[Tensor, ""]
 
 
 class Block(nn.Module):
-    """Self-attention, feed-forward, then the workspace: write, remember, broadcast."""
+    """Self-attention and feed-forward, then the workspace: write, remember, read."""
 
     def __init__(self, config: AiTConfig, attend: Attend, retrieve: Retrieve) -> None:
         super().__init__()
@@ -98,32 +98,39 @@ class Block(nn.Module):
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
-        if self.recompute and torch.is_grad_enabled():
-            x, u = checkpoint(self.think, x, use_reentrant=False)
-        else:
-            x, u = self.think(x)
-        retrieved, balance_loss = self.workspace(u)  # outside: the memory must move only once
-        return BlockOutput(x + u + retrieved, balance_loss)
+        """Pass the tokens through one layer.
 
-    def think(
-        self, x: Float[Tensor, "B N E"]
-    ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
-        """Give the tokens after self-attention, and u, what they hand to the workspace."""
-        if self.attention is not None and self.norm1 is not None:
-            x = x + self.attention(self.norm1(x))
-        return x, self.norm3(self.feed_forward(self.norm2(x)))
+        Step 1:  x <- x + Attention(LN(x))
+        Step 2:  u = LN(FFN(LN(x)))
+        Step 7:  x <- x + u + r, where the workspace computes r from u (steps 3 to 6)
+        """
+
+        def before_workspace(
+            x: Float[Tensor, "B N E"],
+        ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
+            if self.attention is not None and self.norm1 is not None:
+                x = x + self.attention(self.norm1(x))
+            u = self.norm3(self.feed_forward(self.norm2(x)))
+            return x, u
+
+        x, u = run_block(before_workspace, x, recompute=self.recompute)
+        read, balance_loss = self.workspace(u)  # never recomputed: the memory must move only once
+        return BlockOutput(x + u + read, balance_loss)
 
 
 class AiT(PretrainedModel, tags=["associative-transformer"]):
-    """Classify images with tokens that share one associative memory per layer.
+    """Image classifier whose tokens share one associative memory per layer.
 
-    `attend` and `retrieve` are those of the `GlobalWorkspace`: other forms of the same numbers.
+    `attend` and `retrieve` are passed to each `GlobalWorkspace`.
+
+    >>> images = torch.randn(8, 3, 32, 32)
+    >>> logits, aux_loss = AiT(AIT_SMALL)(images)  # in training this also moves the memories
     """
 
     def __init__(
         self,
         config: AiTConfig,
-        attend: Attend = pooled_attention,
+        attend: Attend = kernels.attend,
         retrieve: Retrieve = hopfield_retrieve,
     ) -> None:
         super().__init__()
@@ -147,15 +154,15 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         return ModelOutput(self.head(x), aux_loss)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute attention and feed-forward in the backward pass."""
+        """Recompute attention and feed-forward in the backward pass, which saves memory."""
         for block in self.blocks:
             cast(Block, block).recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does.
+        """Count parameters as the paper's table does.
 
-        Beside our parameters: a 5x5 convolution stem, a class token and positions, which the
-        official code registers and never uses, and the memories.
+        In addition to the live parameters it counts the memories, and a 5x5 convolution stem, a
+        class token and positions, which the official code registers and never uses.
         """
         c = self.config
         stem = (25 * c.num_channels + 1) * c.embed_dim
@@ -173,11 +180,11 @@ AIT_BASE = AiTConfig(depth=12)
 def load_official(
     state_dict: Mapping[str, Tensor], bottleneck: int = 512, beta: float = 1.0
 ) -> AiT:
-    """Turn a checkpoint of the official code (yuweisunn/associative-transformer) into our AiT.
+    """Build an AiT from a checkpoint of the official code (yuweisunn/associative-transformer).
 
-    All sizes follow from the shapes; `bottleneck` and `beta` are not in a state dict. The write
-    is detached, as there, and the model is in evaluation mode. Raises ValueError on a key too
-    many or too few.
+    All sizes follow from the shapes, except for `bottleneck` and `beta`, which a state dict does
+    not contain. The write is detached, as in that code, and the model is in evaluation mode.
+    Raises ValueError if a key is unknown or missing.
     """
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
     try:
@@ -188,16 +195,16 @@ def load_official(
     renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         name = _official_name(key)
-        if name is None:  # the official code never uses it
+        if name is None:
             continue
         if name not in wanted:
-            raise ValueError(f"{key!r} is no weight of the official Associative Transformer")
-        if name.endswith("workspace.to_prior.weight"):  # they merge heads as (D, S), we as (S, D)
+            raise ValueError(f"{key!r} is not a weight of the official Associative Transformer")
+        if name.endswith("workspace.to_prior.weight"):  # heads merge as (D, S) there, (S, D) here
             value = rearrange(value, "o (d s) -> o (s d)", s=model.config.workspace.num_heads)
         renamed[name] = value
     if missing := wanted - renamed.keys():
         raise ValueError(
-            f"the official checkpoint lacks what becomes {', '.join(sorted(missing))}"
+            f"the official checkpoint lacks the weights for {', '.join(sorted(missing))}"
         )
     model.load_state_dict(renamed)
     return model.eval()
@@ -259,7 +266,7 @@ _OFFICIAL_BLOCK = {
 
 
 def _official_name(key: str) -> str | None:
-    """Translate a key of the official state dict; None where the official code never uses it."""
+    """Translate a key of the official state dict; None if the official code never uses it."""
     module, _, leaf = key.rpartition(".")
     if key in ("pos_embedding", "cls_token") or module == "to_patch_embedding_cnn.0":
         return None
@@ -267,7 +274,7 @@ def _official_name(key: str) -> str | None:
         return f"{_OFFICIAL_ENDS[module]}.{leaf}"
     layer, _, part = module.removeprefix("transformer.layers.").partition(".")
     if part == "1.fn.memoryupdate":
-        if leaf == "beta":  # the share of the old memory, which is in the configuration
+        if leaf == "beta":  # share of the old memory: `smoothing` in our configuration
             return None
         leaf = {"memory": "priors"}.get(leaf, leaf)
     return f"blocks.{layer}.{_OFFICIAL_BLOCK.get(part, part)}.{leaf}"
