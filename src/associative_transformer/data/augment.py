@@ -1,4 +1,4 @@
-"""From decoded images to network input: crop, flip, normalize a whole batch at a time.
+"""From decoded images to network input: crop, flip and normalize a whole batch at a time.
 
 Dims     N images of the data set   S steps   B batch   C channels   H height   W width
 """
@@ -21,7 +21,7 @@ def draw_crops(num_images: int, padding: int, seed: np.random.SeedSequence) -> I
 def crop_and_flip(
     images: UInt8[Tensor, "B C H W"], crops: Int[Tensor, "B 3"], padding: int
 ) -> UInt8[Tensor, "B C H W"]:
-    """Cut each image out of its black-padded self at its own place, and mirror it where drawn."""
+    """Pad each image with black, crop it to its size at its own offset, and flip it if drawn."""
     _, _, height, width = images.shape
     padded = pad(images, (padding,) * 4)
     top, left, is_flipped = crops.T[..., None]  # each (B, 1)
@@ -43,18 +43,23 @@ class Preparation:
         crop_padding: int | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`crop_padding` is None for no augmentation, 0 for flips alone."""
+        """Set the normalization; `crop_padding` is None to augment nothing, 0 to flip only."""
         in_pixels = 255 * torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
         self.mean, self.std = in_pixels.to(device, torch.float32)  # each (C, 1, 1)
         self.crop_padding = crop_padding
 
     @property
     def device(self) -> torch.device:
+        """The device of the prepared batches."""
         return self.mean.device
 
     def normalize(self, images: UInt8[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
-        """Scale to [0, 1], then normalize; a single channel is repeated for each `mean`."""
+        """Scale to [0, 1] and normalize; a single channel is repeated for each `mean`."""
         return (images - self.mean) / self.std
+
+    def denormalize(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Undo `normalize`, back to pixels in [0, 1]."""
+        return (images * self.std + self.mean) / 255
 
     def batches(
         self,

@@ -1,6 +1,7 @@
-"""Batches of a data set: their order and their last one.
+"""The splits of a data set, and the order and size of their batches.
 
-Dims     N items   Q question features   S steps   B batch   C channels   H height   W width
+Dims     N items   M some of them   Q question features   K kinds of questions   S steps   B batch
+         b share of a batch   C channels   H height   W width
 """
 
 import hashlib
@@ -16,33 +17,33 @@ from torch import Tensor
 
 from associative_transformer.interface import PADDING, Batch, UserError
 
-VALIDATION_SEED = 0  # which items validate belongs to the data set, so no run's seed changes it
+VALIDATION_SEED = 0  # the split is part of the data set, so the seed of a run does not change it
 
 
 @runtime_checkable
 class Loader(Protocol):
-    """Where the images of a split come from."""
+    """A source of the images of a split."""
 
     device: torch.device
 
     def load(
         self, rows: Int[Tensor, "S B"], seed: np.random.SeedSequence | None
     ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """Yield one batch of images per line of `rows`, augmented unless `seed` is None.
+        """Yield one batch of images for each line of `rows`, augmented unless `seed` is None.
 
-        The augmentation of an image may depend on `seed` and its row, and on nothing else.
+        The augmentation of an image may depend only on `seed` and on its row.
         """
 
 
 class Share(NamedTuple):
-    """What one of several processes takes of each batch."""
+    """The part of each batch that one of several processes takes."""
 
     rank: int = 0
     num_ranks: int = 1
-    parts: int = 1  # micro-batches, each of which is shared out
+    parts: int = 1  # micro-batches; each one is divided among the processes
 
     def of(self, items: Int[Tensor, "S B"]) -> Int[Tensor, "S b"]:
-        """Take the share of every batch: a run of each micro-batch."""
+        """Return the share of every batch: a contiguous piece of each micro-batch."""
         micro = rearrange(items, "s (p w b) -> w s (p b)", p=self.parts, w=self.num_ranks)
         return micro[self.rank]
 
@@ -52,10 +53,10 @@ ALL = Share()
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set, cut into batches the same way wherever its images live."""
+    """One part of a data set; its batches do not depend on where the images are stored."""
 
     labels: Int[Tensor, " N"]
-    rows: Int[Tensor, " N"]  # where the loader finds the image of each item
+    rows: Int[Tensor, " N"]  # index of the image of each item in the loader
     loader: Loader
     questions: Float[Tensor, "N Q"] | None = None
 
@@ -63,12 +64,12 @@ class Split:
         return len(self.labels)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Count the full batches; raise a `UserError` if there is none."""
+        """Return the number of full batches; raise UserError if there is none."""
         if len(self) < batch_size:
             items = "images" if self.questions is None else "questions"
             raise UserError(
                 f"the training set has {len(self)} {items}, fewer than one batch of {batch_size}: "
-                f"pass --train.batch_size {len(self)} or less"
+                f"pass --train.batch-size {len(self)} or less"
             )
         return len(self) // batch_size
 
@@ -80,10 +81,10 @@ class Split:
         first_step: int = 0,
         share: Share = ALL,
     ) -> Iterator[Batch]:
-        """Yield one shuffled, augmented epoch, without its incomplete last batch.
+        """Yield one shuffled, augmented epoch without its incomplete last batch.
 
-        Order and augmentation depend on `seed` and `epoch` alone: a run resumed at `first_step`
-        sees the batches that it would have seen, and so do several processes together.
+        Order and augmentation depend only on `seed` and `epoch`: a run resumed at `first_step`
+        sees the same batches as an uninterrupted one, and so do several processes together.
         """
         num_steps = self.steps_per_epoch(batch_size)
         order_seed, augment_seed = np.random.SeedSequence((seed, epoch)).spawn(2)
@@ -93,28 +94,28 @@ class Split:
         return self._load(items, self.labels[items], augment_seed)
 
     def eval_batches(self, batch_size: int, share: Share = ALL) -> Iterator[Batch]:
-        """Yield every item once, in order and as it is.
+        """Yield every item once, in order and without augmentation.
 
-        The last batch is filled up with copies of the last item under the label `PADDING`; several
-        processes together take one batch after another, whose size is rounded up for that.
+        The last batch is padded with copies of the last item, labeled `PADDING`. Several processes
+        share each batch; its size is rounded up to a multiple of their number.
         """
         batch_size = share.num_ranks * -(-batch_size // share.num_ranks)
         num_steps = -(-len(self) // batch_size)
-        places = share.of(torch.arange(num_steps * batch_size).view(num_steps, batch_size))
-        items = places.clamp(max=len(self) - 1)
-        labels = self.labels[items].masked_fill(places >= len(self), PADDING)
+        positions = share.of(torch.arange(num_steps * batch_size).view(num_steps, batch_size))
+        items = positions.clamp(max=len(self) - 1)
+        labels = self.labels[items].masked_fill(positions >= len(self), PADDING)
         return self._load(items, labels, seed=None)
 
     def take(self, items: Int[Tensor, " M"]) -> "Split":
-        """Return the split of these items only; they keep their images and augmentation."""
+        """Return a split of these items only; their images and augmentation do not change."""
         questions = None if self.questions is None else self.questions[items]
         return Split(self.labels[items], self.rows[items], self.loader, questions)
 
     def split_validation(self, fraction: float) -> "tuple[Split, Split | None]":
-        """Part the items into training and validation, always the same way and image by image.
+        """Divide the items into training and validation, in the same way every time.
 
-        All questions about an image go to the same side. Raises a `UserError` if `fraction` is
-        above zero and leaves one of the two empty.
+        All questions about an image stay together. Raises UserError if `fraction` is above zero
+        and one of the two parts would be empty.
         """
         if fraction == 0:
             return self, None
@@ -122,12 +123,12 @@ class Split:
         num_validation = round(fraction * len(images))
         if not 0 < num_validation < len(images):
             raise UserError(
-                f"a validation split of {fraction} x {len(images)} images leaves nothing to train "
-                "or to validate on: change --data.val_fraction"
+                f"a validation split of {fraction} x {len(images)} images leaves no image for "
+                "training or none for validation: change --data.val-fraction"
             )
         order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
-        train, validation = (part.nonzero()[:, 0] for part in (~is_validation, is_validation))
+        train, validation = (mask.nonzero()[:, 0] for mask in (~is_validation, is_validation))
         return self.take(train), self.take(validation)
 
     def _load(
@@ -146,17 +147,17 @@ class Split:
 
 
 class DataSet(NamedTuple):
-    """The splits of a data set; model selection uses `validation`, never `test`."""
+    """The splits of a data set. Model selection uses `validation`, never `test`."""
 
     train: Split
-    validation: Split | None  # with a `val_fraction`
+    validation: Split | None  # None if `val_fraction` is 0
     test: Split
     class_names: tuple[str, ...]
     num_skipped: int = 0  # unreadable images left out
-    guesses: Int[Tensor, " K"] | None = None  # best answer to each kind of question, unseen
+    guesses: Int[Tensor, " K"] | None = None  # most frequent answer to each kind of question
 
     def check_classes(self, num_classes: int) -> None:
-        """Raise UserError where a model tells another number of classes apart."""
+        """Raise UserError if a model has another number of classes."""
         if len(self.class_names) != num_classes:
             raise UserError(
                 f"the data has {len(self.class_names)} classes but model.num_classes is "
@@ -165,7 +166,7 @@ class DataSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Tell this data from other data under the same name by classes, labels and questions."""
+        """A digest of classes, labels and questions, to detect other data of the same name."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(b"|" if split is None else split.labels.numpy().tobytes())
@@ -175,9 +176,9 @@ class DataSet(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """The test split alone, for a model that is trained already."""
+    """The test split alone, for a model that is already trained."""
 
     test: Split
     class_names: tuple[str, ...]
-    num_skipped: int = 0
+    num_skipped: int = 0  # unreadable images left out
     guesses: Int[Tensor, " K"] | None = None

@@ -1,4 +1,4 @@
-"""Decode one image file to a square image of eight bits.
+"""Decode one image file to a square 8-bit image.
 
 Dims     C channels   H height   W width   S side of a square image
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from associative_transformer.interface import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may run programs
 
 
 def decode_image(
@@ -25,26 +25,27 @@ def decode_image(
     mode: Literal["RGB", "L"] = "RGB",
     name: str | None = None,
 ) -> UInt8[Tensor, "C S S"]:
-    """Decode a file or its bytes to a square image, upright, without its alpha channel.
+    """Decode a file or its bytes to an upright square image without an alpha channel.
 
     The shorter side is resized to `image_size` (bicubic, antialiased) and the longer one cropped
-    at the center; an image of that size comes back as it is. Raises a `UserError` with `name`, by
-    default the path, if the image cannot be read.
+    at the center; an image that already has this size is not changed. Raises UserError, which
+    contains `name` (by default the path), if the image cannot be read.
     """
     image = open_image(source, mode, name)
     return to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
+    """Decode an image in its own size, upright, in a Pillow mode; raise UserError as above."""
     name = name or (str(source) if isinstance(source, Path) else "given as bytes")
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings(action="ignore"):  # they name no file
+        with warnings.catch_warnings(action="ignore"):  # Pillow's warnings do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
                 ImageOps.exif_transpose(image, in_place=True)
                 return _eight_bit(image).convert(mode)
-    except Exception as error:  # broken files make Pillow raise nearly anything
+    except Exception as error:  # broken files make Pillow raise almost any error
         is_image = not isinstance(error, UnidentifiedImageError)
         reason = error if is_image else f"not an image in {', '.join(FORMATS)}"
         raise UserError(
@@ -53,14 +54,15 @@ def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Imag
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Spare `convert` what it gets wrong: it clips 16 bits and warns of transparent palettes."""
+    """Handle what `convert` gets wrong: it clips 16 bits and warns of transparent palettes."""
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels, of mode {image.mode}, have no fixed range")
+        raise ValueError(f"pixels of mode {image.mode} have no fixed range")
     return image.convert("RGBA") if "transparency" in image.info else image
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "C H W"]:
+    """Return the pixels of a decoded image."""
     pixels = torch.from_numpy(np.array(image))
     return pixels.view(image.height, image.width, -1).movedim(-1, 0).contiguous()

@@ -1,6 +1,7 @@
-"""Where the images of a split come from: memory, or workers that decode them for every batch.
+"""Loaders of the images of a split: from memory, or decoded by workers for every batch.
 
-Dims     N images of the data set   S steps   B batch   C channels   H height   W width
+Dims     N images of the data set   M readable ones   S steps   B batch   C channels
+         H height   W width
 """
 
 import signal
@@ -17,14 +18,13 @@ from associative_transformer.data.augment import Preparation
 from associative_transformer.interface import UserError
 
 Read = Callable[[int, int | None], Tensor]
-"""Decodes the image of a row, (C, H, W) in uint8; the seed, if any, draws its random crop."""
+"""Decodes the image of a row to (C, H, W) in uint8; a seed, if given, draws its random crop."""
 
-
-DECODE_CHUNK = 256  # images that a worker hands over at once
+DECODE_CHUNK = 256  # images that a worker returns at once
 
 
 class ResidentLoader:
-    """Images that stay decoded on the training device."""
+    """Images kept decoded on the training device."""
 
     def __init__(self, images: UInt8[Tensor, "N _ H W"], preparation: Preparation) -> None:
         self.device = preparation.device
@@ -40,7 +40,7 @@ class ResidentLoader:
 
 
 class StreamingLoader:
-    """Images that workers decode anew for every batch."""
+    """Images that workers decode again for every batch."""
 
     def __init__(
         self, read: Read, num_images: int, num_workers: int, preparation: Preparation
@@ -70,9 +70,9 @@ def read_once(
     on_error: Literal["stop", "skip"],
     images: UInt8[Tensor, "N C H W"] | None = None,
 ) -> Int[Tensor, " M"]:
-    """Decode a whole data set, into `images` if given; return the rows that can be read.
+    """Decode a whole data set, into `images` if given, and return the rows that can be read.
 
-    An image that cannot raises its `UserError`, or is left out with "skip".
+    An unreadable image raises UserError, or is left out if `on_error` is "skip".
     """
     starts = range(0, num_images, DECODE_CHUNK)
     rows = [list(range(start, min(start + DECODE_CHUNK, num_images))) for start in starts]
@@ -99,7 +99,7 @@ class _Rows(Dataset[Tensor | UserError]):
     def __getitem__(self, row: int) -> Tensor | UserError:
         try:
             return self.read(row, None if self.seeds is None else int(self.seeds[row]))
-        except UserError as error:  # raised here, it would arrive wrapped in a worker's traceback
+        except UserError as error:  # if raised, it would be wrapped in the worker's traceback
             return error
 
 
@@ -117,9 +117,9 @@ def _read(
         collate_fn=_collate,
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # or it would draw from the generator of the training loop
+        generator=torch.Generator(),  # otherwise it would advance the training loop's generator
     )
-    for chunk in loader:  # raised in here, an error also ends the workers at once
+    for chunk in loader:  # an error raised inside this loop also stops the workers
         error = next((error for error in chunk.errors if error is not None), None)
         if error is not None and on_error == "stop":
             raise error
@@ -127,7 +127,7 @@ def _read(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C to the process that saves the run; it ends its workers by itself."""
+    """Ignore Ctrl-C: the main process handles it, saves the run and then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

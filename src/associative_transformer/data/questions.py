@@ -1,8 +1,8 @@
-"""The questions of Sort-of-CLEVR: their kinds, their vector, their words and their answers.
+"""The questions of Sort-of-CLEVR: their kinds, vectors, wording and answers.
 
-Source: kimhc6028/relational-networks, after Santoro et al. 2017, arXiv 1706.01427. The questions
-on the slides of the paper, such as the color of the closest object, are not in that generator: it
-asks for the shape.
+Source: kimhc6028/relational-networks, after Santoro et al. 2017, arXiv 1706.01427. That generator
+does not contain the questions on the slides of the paper, such as the color of the closest object;
+it asks for the shape.
 
 Dims     N questions
 """
@@ -33,15 +33,15 @@ class Kind(NamedTuple):
 
     type: str
     subtype: str
-    words: str  # with A and B for the colors
+    words: str  # with A and B in place of the colors
 
     @property
     def name(self) -> str:
-        """Type and subtype, as in "binary/closest"."""
+        """Type and subtype, such as "binary/closest"."""
         return f"{self.type}/{self.subtype}"
 
 
-KINDS = (  # the place of a kind is NUM_SUBTYPES * type + subtype
+KINDS = (  # the index of a kind is NUM_SUBTYPES * type + subtype
     Kind("non-relational", "shape", "shape of the A object"),
     Kind("non-relational", "left", "is the A object in the left half"),
     Kind("non-relational", "top", "is the A object in the top half"),
@@ -56,19 +56,19 @@ KINDS = (  # the place of a kind is NUM_SUBTYPES * type + subtype
         "number of objects that form a right or obtuse triangle with the A and the B one",
     ),
 )
-BOX, OBTUSE = 6, 8  # counts that leave A and B out
+BOX, OBTUSE = 6, 8  # counts that exclude A and B
 
 
 class Questions(NamedTuple):
-    """Questions, one entry each."""
+    """Questions as arrays with one entry for each."""
 
     kind: Int[np.ndarray, " N"]  # index in KINDS
     first: Int[np.ndarray, " N"]  # color of A, an index in COLORS
-    second: Int[np.ndarray, " N"]  # color of B in ternary questions, else NO_COLOR
+    second: Int[np.ndarray, " N"]  # color of B in ternary questions, otherwise NO_COLOR
 
 
 def encode(questions: Questions) -> Float[np.ndarray, "N 18"]:
-    """Write the vectors that models read: color of A, color of B, type, subtype, each one-hot."""
+    """Return the input of models: color of A, color of B, type and subtype, each one-hot."""
     kind, first, second = questions
     vectors = np.zeros((len(kind), QUESTION_DIM), np.float32)
     row = np.arange(len(kind))
@@ -81,7 +81,7 @@ def encode(questions: Questions) -> Float[np.ndarray, "N 18"]:
 
 
 def decode(vectors: Float[np.ndarray, "N 18"]) -> Questions:
-    """Read the vectors back."""
+    """Return the questions that `encode` turned into these vectors."""
     first, second, type_, subtype = (
         vectors[:, a:b].argmax(axis=1) for a, b in ((0, 6), (6, 12), (12, 15), (15, 18))
     )
@@ -90,17 +90,17 @@ def decode(vectors: Float[np.ndarray, "N 18"]) -> Questions:
 
 
 def describe_questions(questions: Questions) -> list[str]:
-    """Put questions into words; `parse_question` understands them."""
+    """Put questions into words that `parse_question` understands."""
     return [
         _sentence(*numbers) for numbers in zip(*map(np.ndarray.tolist, questions), strict=True)
     ]
 
 
 def answer_words(kind: int) -> tuple[str, ...]:
-    """Put the ten classes into words, as answers to questions of a kind.
+    """Return the ten classes as answers to questions of a kind.
 
-    The class called "1" in the source says of ternary counts that there is none, since they leave
-    A and B out: in words it is "0" there.
+    Ternary counts exclude A and B, so that the class called "1" in the source means that no object
+    was counted; here it is called "0".
     """
     if kind in (BOX, OBTUSE):
         return (*CLASS_NAMES[:ONE], *(str(count) for count in range(6)))
@@ -108,36 +108,40 @@ def answer_words(kind: int) -> tuple[str, ...]:
 
 
 def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
-    """Understand a question in the words of `describe_questions`, of one of these types.
+    """Parse a question that is worded as by `describe_questions` and has one of these types.
 
-    Case, articles, a final question mark and "what is the" make no difference. Raises UserError,
-    which lists what can be asked, where it is none of those.
+    Case, articles, a final question mark and a leading "what is the" are ignored. Raises UserError
+    with a list of the possible questions if it is not one of them.
     """
     known = {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(TYPES)}
-    asked = _normalize(sentence)
-    numbers = known.get(asked)
+    normalized = _normalize(sentence)
+    numbers = known.get(normalized)
     if numbers is not None and (type_ := KINDS[numbers[0]].type) not in types:
         raise UserError(
-            f"{sentence!r} is a {type_} question, and this run was not trained on those: "
+            f"{sentence!r} is a {type_} question, but this run was not trained on that type: "
             f"ask one of\n{list_questions(types)}"
         )
     if numbers is None:
         allowed = [name for name, (kind, *_) in known.items() if KINDS[kind].type in types]
-        close = get_close_matches(asked, allowed, n=1)
+        close = get_close_matches(normalized, allowed, n=1)
         hint = f" (did you mean {_sentence(*known[close[0]])!r}?)" if close else ""
-        raise UserError(f"{sentence!r} can't be asked{hint}: ask one of\n{list_questions(types)}")
+        raise UserError(
+            f"{sentence!r} is not a known question{hint}: ask one of\n{list_questions(types)}"
+        )
     return Questions(*(np.array([number]) for number in numbers))
 
 
 def list_questions(types: tuple[str, ...] = TYPES) -> str:
-    """List what can be asked of these types, a line each."""
+    """Return the possible questions of these types, one on each line."""
     lines = [kind.words for kind in KINDS if kind.type in types]
-    second = f"; B another one, but neither is {COLORS[-1]} then" if "ternary" in types else ""
-    return "\n".join(f"  {line}" for line in [*lines, f"with A in {', '.join(COLORS)}{second}"])
+    colors = f"A is one of {', '.join(COLORS)}"
+    if "ternary" in types:
+        colors += f"; B is another color, and then neither is {COLORS[-1]}"
+    return "\n".join(f"  {line}" for line in [*lines, colors])
 
 
 def example_question(types: tuple[str, ...] = TYPES) -> str:
-    """Give a question of these types."""
+    """Return a question of one of these types."""
     return _sentence(*_all_questions(types)[0])
 
 
@@ -147,9 +151,9 @@ def _sentence(kind: int, first: int, second: int) -> str:
 
 
 def _normalize(sentence: str) -> str:
-    """Drop what makes no difference."""
-    asked = re.sub(r"^\W*what(.s| is) ", "", sentence.lower().replace("grey", "gray"))
-    return " ".join(word for word in re.findall(r"\w+", asked) if word not in ("a", "an", "the"))
+    """Remove what `parse_question` ignores."""
+    text = re.sub(r"^\W*what(.s| is) ", "", sentence.lower().replace("grey", "gray"))
+    return " ".join(word for word in re.findall(r"\w+", text) if word not in ("a", "an", "the"))
 
 
 def _all_questions(types: tuple[str, ...]) -> list[tuple[int, int, int]]:

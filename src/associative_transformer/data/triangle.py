@@ -1,12 +1,12 @@
 """Triangle (Goyal et al. 2021, arXiv 2103.01197): do three dot clusters form an equilateral one?
 
-Array operations in place of the source's loops, and a fixed data set in place of its endless
-stream: an item depends on the seed, its split and its index, and on nothing else.
+The source's loops are replaced by array operations, and its endless stream by a fixed data set: an
+item depends only on the seed, its split and its index.
 
-Dims     N items
+Dims     N items   P points
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.random import Generator, default_rng
 
 from associative_transformer.data.augment import Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
+from associative_transformer.data.config import DataSetConfig, InputSize, check_settings
 from associative_transformer.data.loaders import ResidentLoader
 
 IMAGE_SIZE = 64
@@ -24,61 +25,73 @@ CLASS_NAMES = ("equilateral", "other")
 EQUILATERAL, OTHER = 0, 1
 TRAIN, TEST = 0, 1  # split ids
 
-BLOCK = 1024  # items that share a generator
+BLOCK = 1024  # items generated from one random generator
 NUM_PAIRS = 4  # pairs of points around a vertex
-NEAR_EQUILATERAL = 1.1  # longest over shortest side
+NEAR_EQUILATERAL = 1.1  # longest divided by shortest side
 MAX_MIN_SIDE = 32.0
 
 RADIUS = 2
 REACH = range(-RADIUS, RADIUS + 1)
-DISC = np.array([(x, y) for x in REACH for y in REACH if abs(x) + abs(y) <= RADIUS])  # OpenCV's
-MARGIN = RADIUS + 1  # a point may lie 1 outside the image
+DISC = np.array([(x, y) for x in REACH for y in REACH if abs(x) + abs(y) <= RADIUS])  # as OpenCV
+MARGIN = RADIUS + 1  # a point may be 1 pixel outside the image
 
 
 @dataclass(frozen=True)
-class TriangleConfig:
+class TriangleConfig(DataSetConfig):
     """Generated images of 64x64 pixels, half of them with an equilateral triangle."""
 
     kind: Literal["triangle"] = "triangle"
-    """Tells the data sets apart in a saved experiment."""
+    """Name of this data set in a saved experiment."""
     num_train: int = 50_000
     """Training images."""
     num_test: int = 10_000
     """Test images."""
     channels: int = 3
-    """How often the one channel is repeated."""
+    """Copies of the single channel."""
     seed: int = 0
-    """Seed of the generation; it is not the seed of the training run."""
+    """Seed of the generator, independent of the seed of the training run."""
     val_fraction: float = 0.0
-    """Share of the training images set aside for validation."""
+    """Fraction of the training images set aside for validation."""
     reject_near_equilateral: bool = False
-    """Redraw random triangles with a longest side of at most 1.1 times the shortest, or that the
-    rounding rule of the equilateral ones could have made."""
+    """Redraw random triangles whose longest side is at most 1.1 times the shortest, or that the
+    rounding rule of equilateral triangles could have produced."""
     min_side: float = 0.0
     """Redraw triangles with a side shorter than this, in pixels (at most 32)."""
     raw: bool = False
-    """Give pixels as 0 and 255 instead of 0 and 1."""
+    """Keep pixels as 0 and 255 instead of 0 and 1."""
 
     def __post_init__(self) -> None:
-        counts = (self.num_train, self.num_test, self.channels)
-        if min(counts) < 1:
-            raise ValueError(f"num_train, num_test, channels must be at least 1, got {counts}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction}")
+        check_settings(self, "num_train", "num_test", "channels")
         if not 0 <= self.min_side <= MAX_MIN_SIDE:
             raise ValueError(f"min_side must lie in [0, {MAX_MIN_SIDE}], got {self.min_side}")
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """One zero per channel: pixels are scaled, not normalized."""
-        return (0.0,) * self.channels
+    def std(self) -> tuple[float, ...]:
+        """One for each channel, or 1/255 to undo the scaling to [0, 1]."""
+        return (1 / 255 if self.raw else 1.0,) * self.channels
 
     @property
-    def std(self) -> tuple[float, ...]:
-        """One per channel; 1/255 takes the scaling to [0, 1] back."""
-        return (1 / 255 if self.raw else 1.0,) * self.channels
+    def input_size(self) -> InputSize:
+        """64x64 pixels and no questions."""
+        return InputSize(IMAGE_SIZE, self.channels, question_dim=0)
+
+    @property
+    def image_mode(self) -> Literal["L"]:
+        """Grayscale, which is then repeated for each channel."""
+        return "L"
+
+    def load(self, device: torch.device) -> DataSet:
+        """Generate all splits."""
+        train, validation = _split(self, TRAIN, device).split_validation(self.val_fraction)
+        return DataSet(train, validation, _split(self, TEST, device), CLASS_NAMES)
+
+    def load_test(self, device: torch.device) -> HeldOut:
+        """Generate the test split only."""
+        return HeldOut(_split(self, TEST, device), CLASS_NAMES)
+
+    def shortened(self, num_images: int) -> "TriangleConfig":
+        """Return a version with `num_images` training and test images each."""
+        return replace(self, num_train=num_images, num_test=num_images)
 
 
 class Triangles(NamedTuple):
@@ -97,8 +110,8 @@ def generate_triangles(config: TriangleConfig, split: int, num_items: int) -> Tr
         np.empty((num_items, 3, 2), np.int64),
     )
     for block, start in enumerate(range(0, num_items, BLOCK)):
-        made = _generate_block(config, default_rng((config.seed, split, block)))
-        for array, new in zip(items, made, strict=True):
+        generated = _generate_block(config, default_rng((config.seed, split, block)))
+        for array, new in zip(items, generated, strict=True):
             array[start : start + BLOCK] = new[: num_items - start]
     return items
 
@@ -106,7 +119,7 @@ def generate_triangles(config: TriangleConfig, split: int, num_items: int) -> Tr
 def third_vertex(
     first: Int[np.ndarray, "N 2"], second: Int[np.ndarray, "N 2"]
 ) -> Int[np.ndarray, "N 2"]:
-    """Complete an equilateral triangle, truncated to whole pixels."""
+    """Return the third vertex of an equilateral triangle, truncated to whole pixels."""
     x, y = first.T
     dx, dy = (second - first).T
     height = np.sqrt(3) / 2
@@ -124,7 +137,7 @@ def draw_points(points: Int[np.ndarray, "N P 2"]) -> UInt8[np.ndarray, "N 64 64"
 
 
 def _generate_block(config: TriangleConfig, rng: Generator) -> Triangles:
-    """Make all items of a block, so that each is the same however many are asked for."""
+    """Generate all items of a block, so that an item does not depend on how many are used."""
     labels = rng.integers(2, size=BLOCK)
     vertices = _draw_vertices(config, labels, rng)
     offsets = rng.integers(-1, 2, size=(BLOCK, 3, NUM_PAIRS, 2))
@@ -141,8 +154,8 @@ def _draw_vertices(
     while len(pending):
         drawn = rng.integers(1, IMAGE_SIZE, size=(len(pending), 3, 2))
         is_equilateral = labels[pending] == EQUILATERAL
-        made = third_vertex(drawn[:, 0], drawn[:, 1])
-        drawn[:, 2] = np.where(is_equilateral[:, None], made, drawn[:, 2])
+        third = third_vertex(drawn[:, 0], drawn[:, 1])
+        drawn[:, 2] = np.where(is_equilateral[:, None], third, drawn[:, 2])
         vertices[pending] = drawn
         pending = pending[~_is_accepted(config, drawn, is_equilateral)]
     return vertices
@@ -165,18 +178,7 @@ def _is_accepted(
     return is_accepted
 
 
-def load_triangles(config: TriangleConfig, device: torch.device) -> DataSet:
-    """Generate all splits."""
-    train, validation = _triangles(config, TRAIN, device).split_validation(config.val_fraction)
-    return DataSet(train, validation, _triangles(config, TEST, device), CLASS_NAMES)
-
-
-def load_test_triangles(config: TriangleConfig, device: torch.device) -> HeldOut:
-    """Generate the test split only."""
-    return HeldOut(_triangles(config, TEST, device), CLASS_NAMES)
-
-
-def _triangles(config: TriangleConfig, split: int, device: torch.device) -> Split:
+def _split(config: TriangleConfig, split: int, device: torch.device) -> Split:
     num_items = config.num_train if split == TRAIN else config.num_test
     images, labels, _ = generate_triangles(config, split, num_items)
     preparation = Preparation(config.mean, config.std, device=device)

@@ -1,0 +1,177 @@
+"""What the package asks of every data set.
+
+Dims     N items   Q question features   C channels   H height   W width
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from associative_transformer.data.augment import Preparation
+from associative_transformer.data.batches import DataSet, HeldOut, Split
+from associative_transformer.data.decoding import decode_image
+from associative_transformer.data.questions import QuestionType
+from associative_transformer.interface import UserError
+
+Config = TypeVar("Config", bound="DataSetConfig")  # the checker of shapes does not support Self
+
+
+class InputSize(NamedTuple):
+    """The input that a model must accept."""
+
+    image_size: int
+    num_channels: int
+    question_dim: int  # 0 if the data set has no questions
+
+
+class DescribedItem(NamedTuple):
+    """An image, or a question about one, in words."""
+
+    row: int  # of the image
+    classes: tuple[str, ...]  # possible answers
+    label: int  # index of the correct answer
+    question: str = ""  # empty without questions
+    question_type: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The correct answer."""
+        return self.classes[self.label]
+
+    @property
+    def text(self) -> str:
+        """The class of the image, or the question with its answer."""
+        return f"{self.question}? {self.answer}" if self.question else self.answer
+
+
+class DataSetConfig(ABC):
+    """Base class of the configuration of a data set, which also loads it.
+
+    A subclass is a frozen dataclass whose field `kind` names it in a saved experiment. It must
+    define the abstract members; the defaults of the others suit generated images without
+    questions.
+    """
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The name of this data set in a saved experiment."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> InputSize:
+        """The size of the images and questions, known without loading any."""
+
+    @abstractmethod
+    def load(self, device: torch.device) -> DataSet:
+        """Generate or open all splits; their batches are on `device`.
+
+        Raises UserError if the data set is missing or cannot be used.
+        """
+
+    @abstractmethod
+    def load_test(self, device: torch.device) -> HeldOut:
+        """Generate or open the test split alone, without decoding a training image.
+
+        Raises UserError if the data set is missing or cannot be used.
+        """
+
+    @abstractmethod
+    def shortened(self: Config, num_images: int) -> Config:
+        """Return the smallest useful version with `num_images` training and test images each."""
+
+    @classmethod
+    def examples(cls: type[Config]) -> dict[str, Config]:
+        """Return the instances that `ait show` offers, by name."""
+        config = cls()
+        return {config.kind: config}
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The value subtracted from each channel, after scaling to [0, 1]."""
+        return (0.0,) * self.input_size.num_channels
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The value by which each channel is then divided."""
+        return (1.0,) * self.input_size.num_channels
+
+    @property
+    def display_name(self) -> str:
+        """The name in tables and reports."""
+        return self.kind
+
+    @property
+    def item_noun(self) -> str:
+        """What is classified, in the plural: images, or questions about them."""
+        return "questions" if self.input_size.question_dim else "images"
+
+    @property
+    def image_mode(self) -> Literal["RGB", "L"]:
+        """The Pillow mode to which image files are converted for prediction."""
+        return "RGB"
+
+    @property
+    def question_types(self) -> tuple[QuestionType, ...]:
+        """The types of the questions; empty if the data set has none."""
+        return ()
+
+    @property
+    def is_generated(self) -> bool:
+        """False if the images are read from files and `with_storage` works."""
+        return True
+
+    def with_storage(
+        self: Config,
+        source: str | None = None,
+        num_workers: int | None = None,
+        memory_budget: float | None = None,
+    ) -> Config:
+        """Return the same data set read in another way: other folder, workers, memory budget.
+
+        None keeps a setting. Raises UserError if the images are generated.
+        """
+        raise UserError(f"{self.kind} is generated and has no source: omit --source")
+
+    def load_image(self, path: Path) -> Float[Tensor, "C H W"]:
+        """Read one image file as a model trained on this data set expects it.
+
+        Raises UserError if it cannot be read.
+        """
+        image = decode_image(path, self.input_size.image_size, self.image_mode)
+        return Preparation(self.mean, self.std).normalize(image[None])[0]
+
+    def denormalize(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        """Undo the normalization, back to pixels in [0, 1]."""
+        return Preparation(self.mean, self.std, device=images.device).denormalize(images)
+
+    def original_image(self, split: Split, item: int) -> UInt8[np.ndarray, "C H W"]:
+        """Return the image of an item as it was before normalization."""
+        batch = next(iter(split.take(torch.tensor([item])).eval_batches(1)))
+        pixels = 255 * self.denormalize(batch.images)[0].cpu()
+        return pixels.round().clamp(0, 255).byte().numpy()
+
+    def describe_items(self, data: HeldOut, items: Int[Tensor, " N"]) -> list[DescribedItem]:
+        """Put test items into words, for captions and reports."""
+        rows, labels = data.test.rows[items].tolist(), data.test.labels[items].tolist()
+        return [
+            DescribedItem(row, data.class_names, label)
+            for row, label in zip(rows, labels, strict=True)
+        ]
+
+
+def check_settings(config: DataSetConfig, *counts: str) -> None:
+    """Raise ValueError if a count is below 1, or if `seed` or `val_fraction` is out of range."""
+    values = tuple(getattr(config, name) for name in counts)
+    if min(values) < 1:
+        raise ValueError(f"{', '.join(counts)} must be at least 1, got {values}")
+    seed, val_fraction = getattr(config, "seed", 0), getattr(config, "val_fraction", 0.0)
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")

@@ -1,0 +1,164 @@
+"""One split of an image data set as it is stored: its columns, labels and undecoded images.
+
+Dims     N images   C channels   S side of the square image
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from associative_transformer.data.decoding import decode_image, open_image, to_tensor
+from associative_transformer.interface import UserError
+
+if TYPE_CHECKING:
+    import datasets
+
+LIMIT_SEED = 0  # the limit is part of the data set, so the seed of a run does not change it
+
+
+class Column(NamedTuple):
+    """How to choose a column among several of the same type."""
+
+    chosen: str | None  # by the user
+    usual: str | None  # in this data set, if it is a well-known one
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Undecoded images and their labels."""
+
+    name: str
+    images: "datasets.Dataset"  # its only column contains {"bytes", "path"}
+    labels: Int[Tensor, " N"]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def limited(self, limit: int) -> "ImageTable":
+        """Return the same `limit` images every time, evenly distributed over the classes.
+
+        They are one image of each class, then a second one of each, and so on. Raises UserError
+        if `limit` is less than the number of classes.
+        """
+        if limit < len(self.class_names):
+            raise UserError(
+                f"--data.limit {limit} leaves some of the {len(self.class_names)} classes of "
+                f"{self.name} without an image: raise it"
+            )
+        order = np.random.default_rng(LIMIT_SEED).permutation(len(self))
+        labels = self.labels.numpy()[order]
+        by_class = np.argsort(labels, kind="stable")
+        starts = np.searchsorted(labels[by_class], labels[by_class])
+        turn = np.empty(len(self), np.int64)  # position of each image among those of its class
+        turn[by_class] = np.arange(len(self)) - starts
+        rows = np.sort(order[np.argsort(turn, kind="stable")[:limit]])
+        name = f"{self.name}, limited to {limit} images,"
+        return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Decodes the images of a table; a worker process gets a copy."""
+
+    table: ImageTable
+    image_size: int
+    random_crop: Callable[[Image.Image], Image.Image] | None  # draws from torch's generator
+
+    def __call__(self, row: int, seed: int | None = None) -> UInt8[Tensor, "3 S S"]:
+        """Decode one image, randomly cropped if there is a crop and a seed.
+
+        Raises UserError if it cannot be read.
+        """
+        (stored,) = self.table.images[row].values()
+        image = stored or {"bytes": None, "path": None}
+        source = image["bytes"] or b""
+        if image["bytes"] is None and image["path"]:
+            source = Path(image["path"])
+        name = f"in row {row} of {self.table.name}" if isinstance(source, bytes) else str(source)
+        try:
+            if seed is None or self.random_crop is None:
+                return decode_image(source, self.image_size, name=name)
+            opened = open_image(source, "RGB", name)
+        except UserError as error:
+            raise UserError(f"{error}, or pass --data.on-error skip") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return to_tensor(self.random_crop(opened))
+
+
+def open_table(
+    split: "datasets.Dataset", name: str, image_column: Column, label_column: Column
+) -> ImageTable:
+    """Find the images and labels of a split.
+
+    Raises UserError if a column cannot be found or a label is not the index of a class.
+    """
+    import datasets
+
+    image = _find_column(split, datasets.Image, image_column, name, "--data.image-column")
+    label = _find_column(split, datasets.ClassLabel, label_column, name, "--data.label-column")
+    class_names = tuple(split.features[label].names)
+    labels = torch.tensor([-1 if y is None else y for y in split[label][:]], dtype=torch.int64)
+    wrong = ((labels < 0) | (labels >= len(class_names))).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise UserError(
+            f"row {row} of {name} has the label {split[label][row]}, outside "
+            f"0 to {len(class_names) - 1}: remove it or use a copy of the data set with its labels"
+        )
+    undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return ImageTable(name, undecoded, labels, class_names)
+
+
+def check_classes(
+    train: ImageTable,
+    test: ImageTable,
+    train_labels: Int[Tensor, " N"],
+    test_labels: Int[Tensor, " M"],
+) -> None:
+    """Raise UserError if one cannot learn from these labels of the two tables."""
+    for labels, table in ((train_labels, train), (test_labels, test)):
+        if not len(labels):
+            raise UserError(f"{table.name} is empty: add images to it")
+    seen = set(train_labels.tolist())
+    names = train.class_names
+    if len(seen) < 2:
+        raise UserError(
+            f"{train.name} has only one class, {names[seen.pop()]}: add images of another class"
+        )
+    unseen = [names[label] for label in sorted(set(test_labels.tolist()) - seen)]
+    if unseen:
+        raise UserError(
+            f"{test.name} has classes without a training image, {', '.join(unseen)}: "
+            "add training images of these classes or remove their test images"
+        )
+
+
+def _find_column(
+    split: "datasets.Dataset", feature_type: type, column: Column, name: str, flag: str
+) -> str:
+    features = split.features.items()
+    names = [key for key, feature in features if isinstance(feature, feature_type)]
+    if column.chosen is not None or column.usual in names:
+        names = [key for key in names if key == (column.chosen or column.usual)]
+    if len(names) > 1:
+        raise UserError(
+            f"{name} has {len(names)} columns of type {feature_type.__name__}, "
+            f"{', '.join(names)}: choose one with {flag}"
+        )
+    if not names:
+        existing = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features)
+        wanted = f"column {column.chosen}" if column.chosen else "column"
+        raise UserError(
+            f"{name} has no {wanted} of type {feature_type.__name__}, only {existing}: "
+            "choose another column or save the data set with that type"
+        )
+    return names[0]
