@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from importlib import import_module
+from types import ModuleType
 
 from associative_transformer import __version__
 
@@ -53,10 +54,7 @@ def _run(command: str, arguments: list[str]) -> int:
     from associative_transformer.training.signals import Interrupted
 
     try:
-        gc.disable()  # nothing becomes garbage, and looking for it takes a fifth of the time
-        module = import_module(f"{__name__}.{command.replace('-', '_')}")
-        gc.enable()
-        module.run(arguments)
+        _import(command).run(arguments)
     except UserError as error:
         print(f"ait: {_escape(str(error))}", file=sys.stderr)
         return 2
@@ -73,6 +71,17 @@ def _run(command: str, arguments: list[str]) -> int:
         print("ait: out of memory: lower --train.batch-size or --batch-size", file=sys.stderr)
         return 2
     return 0
+
+
+def _import(command: str) -> ModuleType:
+    """Import the file of a command, without searching what it imports for garbage."""
+    name = f"{__name__}.{command.replace('-', '_')}"
+    if name not in sys.modules:
+        gc.disable()
+        import_module(name)
+        gc.freeze()  # modules stay until the end
+        gc.enable()
+    return sys.modules[name]
 
 
 def _print_how_to_continue(stopped: BaseException, command: str, arguments: list[str]) -> None:
