@@ -1,6 +1,8 @@
-"""Every test starts from the same random numbers, on at most two threads.
+"""Settings, options and fixtures of all tests.
 
-And what several tests of the command line need, and the count of hostile input.
+Every test starts from the same random numbers and runs on at most two threads. Modules of the
+package are imported inside fixtures, because this file is loaded before the checks of shapes are
+switched on.
 """
 
 import os
@@ -17,19 +19,19 @@ import pytest
 import torch
 from hypothesis import settings
 
-from making.commands import Ait, Child, Said
+from making.commands import Ait, Child, CommandResult
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
-# a shell's background jobs are started with SIGINT ignored
+# a shell starts background jobs with SIGINT ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, derandomize=True, database=None)
-settings.register_profile("thorough", deadline=None)  # other cases each time, and more of them
+settings.register_profile("thorough", deadline=None)  # new cases in each run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tally", action="store_true", help="say how many hostile inputs were met")
+    parser.addoption("--tally", action="store_true", help="count the hostile inputs, by group")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,23 +43,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Write the figures of docs/reliability.md: what was tried, and what went as it should."""
+    """Print the table of docs/reliability.md: inputs tried, and inputs handled as expected."""
     if not config.getoption("--tally"):
         return
     tally: dict[str, list[int]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            told = dict(report.user_properties)
-            if "hostile" in told:
-                tried, handled = tally.setdefault(told["hostile"], [0, 0])
-                count = told.get("cases", 1)
-                tally[told["hostile"]] = [
-                    tried + count,
-                    handled + count * (outcome == "passed"),
-                ]
+            properties = dict(report.user_properties)
+            if group := properties.get("hostile"):
+                tried, handled = tally.setdefault(group, [0, 0])
+                count = properties.get("cases", 1)
+                tally[group] = [tried + count, handled + count * (outcome == "passed")]
     terminalreporter.write_line("")
-    for what, (tried, handled) in tally.items():
-        terminalreporter.write_line(f"| {what} | {tried:,} | {handled:,} |")
+    for group, (tried, handled) in tally.items():
+        terminalreporter.write_line(f"| {group} | {tried:,} | {handled:,} |")
 
 
 @pytest.fixture(autouse=True)
@@ -69,50 +68,52 @@ def seed() -> None:
 
 @pytest.fixture
 def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
-    """Run a command in an empty folder."""
+    """A function that runs a command of `ait` in an empty folder."""
     main = import_module("associative_transformer.cli").main  # once its shapes are checked
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments: object) -> Said:
+    def run(*arguments: object) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["ait", *map(str, arguments)])
         capfd.readouterr()
         try:
             code = main()
         except SystemExit as stopped:
             code = stopped.code
-        said = capfd.readouterr()
-        err = re.sub(r"[\s─│╭╮╰╯]+", " ", said.err)
-        assert "Traceback" not in said.err
+        captured = capfd.readouterr()
+        err = re.sub(r"[\s─│╭╮╰╯]+", " ", captured.err)
+        assert "Traceback" not in captured.err
         assert isinstance(code, int)
-        return Said(code, said.out, err)
+        return CommandResult(code, captured.out, err)
 
-    return call
+    return run
 
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
-    """Put a shell script in the place of `python -m associative_transformer`, and give its log.
+    """A function that replaces `python -m associative_transformer` by a shell script.
 
-    It notes its arguments, in $*, and completes the run FOLDER. The body may do otherwise.
+    The script appends its arguments to a log, whose path the function returns, and completes the
+    run. `body` runs just before the run is complete, with the variables `name`, `seed` and
+    `folder`.
     """
-    sweep = import_module("associative_transformer.tables.run_all")
+    run_all = import_module("associative_transformer.tables.run_all")
     log = tmp_path / "log"
 
     def write(body: str = "") -> Path:
         script = tmp_path / "child"
         script.write_text(
             f"#!/bin/sh\nshift 2\necho $* >> {log}\n"
-            'name=$2 seed=$(echo $* | sed "s/.*seed \\([0-9]*\\).*/\\1/")\n'
-            f"folder={tmp_path}/runs/$name/$seed\nmkdir -p $folder\n"
+            'name=$2 seed=$(echo $* | sed -n "s/.*seed \\([0-9]*\\).*/\\1/p")\n'
+            f"folder={tmp_path}/runs/$name/${{seed:-0}}\nmkdir -p $folder\n"
             f"touch $folder/experiment.yaml\n{body}\ntouch $folder/result.json\n"
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(sweep.sys, "executable", str(script))
+        monkeypatch.setattr(run_all.sys, "executable", str(script))
         return log
 
-    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(sweep, "count_operations", lambda model: 1_000)
+    monkeypatch.setattr(run_all, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(run_all, "count_operations", lambda model: 1_000)
     return write
 
 

@@ -1,8 +1,15 @@
-"""Commands of `ait` and what they leave behind."""
+"""Commands of `ait` for tests: their arguments, their results, and images to run them on.
 
+Imports nothing of the package: conftest.py imports this file before the shapes are checked.
+"""
+
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
 
 MODEL = (
     "--model.embed-dim 16 --model.depth 1 --model.num-heads 2 --model.head-dim 8 "
@@ -10,37 +17,63 @@ MODEL = (
     "--model.workspace.num-heads 2 --model.workspace.bottleneck 16 --train.device cpu"
 )
 
-
 OF_TRIANGLE = "--data.num-train 64 --data.num-test 20 --train.batch-size 16 --train.epochs 2"
-
 
 OF_IMAGES = (
     "--data.num-workers 0 --data.image-size 16 --model.image-size 16 --model.patch-size 8 "
     "--model.num-classes 2 --train.batch-size 8 --train.epochs 2"
 )
 
+OF_PICTURES = (
+    "--data.num-train 16 --data.num-test 6 --data.num-questions 4 --train.batch-size 16 "
+    "--train.epochs 1"
+)
 
 TRIANGLE = f"triangle-ait-tiny {OF_TRIANGLE} {MODEL}".split()
 
-
 IMAGES = f"cifar10-ait-tiny {OF_IMAGES} {MODEL}".split()
 
+QUESTIONS = f"sort-of-clevr-ait-tiny {OF_PICTURES} --model.patch-size 25 {MODEL}".split()
 
-class Said(NamedTuple):
-    """What a command of `ait` left behind."""
+
+class CommandResult(NamedTuple):
+    """Exit code and output of a command of `ait`."""
 
     code: int
     out: str
     err: str  # in one line, without the boxes around it
 
 
-Ait = Callable[..., Said]
-
+Ait = Callable[..., CommandResult]
 
 Child = Callable[[str], Path]
 
 
-def assert_refused(said: Said, *words: object) -> None:
-    assert said.code == 2
-    assert said.out == ""
-    assert [word for word in words if str(word) not in said.err] == []
+def assert_refused(done: CommandResult, *words: object) -> None:
+    """Assert that a command was refused with a message that contains all these words."""
+    assert done.code == 2
+    assert done.out == ""
+    assert [word for word in words if str(word) not in done.err] == []
+
+
+def make_images(
+    root: Path, train: tuple[str, ...] = ("blue", "red"), test: tuple[str, ...] = ("blue", "red")
+) -> Path:
+    """Write images to SPLIT/CLASS whose color is that of their class."""
+    colors = {"blue": 2, "red": 0, "green": 1}
+    noise = np.random.default_rng(0)
+    for split, classes, count in (("train", train, 12), ("test", test, 5)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 60, size=(16, 16, 3), dtype=np.uint8)
+                pixels[..., colors[name]] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def scores_of_kinds(text: str) -> dict[str, str]:
+    """Return the lines of the output that show the score of a kind of question, by its name."""
+    kind = re.compile(r"(?:.* )?((?:non-relational|binary|ternary)(?:/\w+)?|all)")
+    return {match[1]: line for line in text.splitlines() if (match := kind.fullmatch(line))}

@@ -1,0 +1,125 @@
+"""`ait eval`: what it writes, prints and refuses."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from associative_transformer import distributed
+from associative_transformer.data.questions import (
+    CLASS_NAMES,
+)
+from associative_transformer.experiment import load_experiment
+from making.commands import (
+    QUESTIONS,
+    Ait,
+    assert_refused,
+    make_images,
+    scores_of_kinds,
+)
+
+
+def test_eval_scores_every_test_image_and_writes_classes_and_confusion(
+    ait: Ait, runs: Path
+) -> None:
+    for name, count, classes in (
+        ("triangle", 20, ["equilateral", "other"]),
+        ("colors", 10, ["blue", "red"]),
+    ):
+        folder = runs / name / "0"
+        done = ait("eval", folder, "--batch-size", 7, "--device", "cpu")
+        assert done.code == 0
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        assert evaluation["images"] == count
+        assert evaluation["accuracy"] == pytest.approx(result["test_accuracy"])
+        assert list(evaluation["class_accuracy"]) == classes
+        with (folder / "confusion.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header[1:] == [row[0] for row in rows] == classes
+        assert sum(int(cell) for row in rows for cell in row[1:]) == count
+        assert f"{evaluation['accuracy']:6.2f} %  of all {count} test images" in done.out
+        assert str(folder / "evaluation.json") in done.out
+
+
+def test_eval_scores_every_question_and_says_what_training_said(ait: Ait, runs: Path) -> None:
+    folder = runs / "asked" / "0"
+    told = ait("train", *QUESTIONS, "--name", "asked", "--runs", runs, "--resume")  # complete
+    done = ait("eval", folder, "--device", "cpu")
+    assert done.code == 0
+    assert scores_of_kinds(done.out) == scores_of_kinds(told.out)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    for name in ("accuracy", "images", "questions", "kinds"):
+        assert evaluation[name] == result[f"test_{name}"]
+    assert evaluation["loss"] == pytest.approx(result["test_loss"], rel=1e-5)
+    assert list(evaluation["class_accuracy"]) == list(CLASS_NAMES)
+    assert f"{evaluation['accuracy']:6.2f} %  of all 48 test questions" in done.out
+    with (folder / "confusion.csv").open(newline="") as file:
+        _, *rows = csv.reader(file)
+    assert sum(int(cell) for row in rows for cell in row[1:]) == 48
+
+
+def test_eval_refuses_processes_that_see_different_runs(
+    ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "gather_objects", lambda seen: [seen, seen[::-1]])
+    assert_refused(ait("eval", runs / "colors" / "0"), "share the run folder and the data")
+
+
+def test_eval_takes_images_that_were_moved(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    config = runs / "colors" / "0" / "experiment.yaml"
+    config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
+    assert load_experiment(config).data.source == "gone"
+    assert_refused(ait("eval", runs / "colors" / "0"), "gone does not exist")
+    moved = shutil.move(runs / "images", tmp_path / "moved")
+    assert ait("eval", runs / "colors" / "0", "--source", moved).code == 0
+
+
+def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    for i, names in enumerate([("red", "green"), ("red", "green", "blue")]):
+        other = make_images(tmp_path / f"other{i}", names, names)
+        done = ait("eval", runs / "colors" / "0", "--source", other)
+        assert_refused(done, "classes", "green")
+    assert not (runs / "colors" / "0" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("nowhere", ["nowhere is no run folder"]),
+        ("RUN/result.json", ["result.json is no run folder"]),
+        ("", ["run", "required"]),
+        ("RUN --batch-size 0", ["batch", "at least 1", "0"]),
+        ("RUN --batch-size -3", ["batch", "at least 1", "-3"]),
+        ("RUN --batch-size many", ["--batch-size", "many"]),
+        ("RUN --device quantum", ["no device 'quantum'"]),
+        ("RUN --source x", ["--source"]),
+        ("ASKED --source x", ["sort-of-clevr is generated", "--source"]),
+        ("RUN --sauce x", ["--sauce", "--source"]),
+    ],
+    ids=str,
+)
+def test_eval_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
+    folder = runs / "triangle" / "0"
+    before = sorted(folder.iterdir())
+    flags = flags.replace("ASKED", str(runs / "asked" / "0"))
+    done = ait("eval", *flags.replace("RUN", str(folder)).split())
+    assert_refused(done, *words)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_run_that_is_not_complete_or_is_damaged_is_refused(
+    command: str, ait: Ait, runs: Path
+) -> None:
+    folder = runs / "triangle" / "0"
+    arguments = [command, folder, *["x.png"] * (command == "predict")]
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert_refused(ait(*arguments), f"the run in {folder} is damaged")
+    (folder / "result.json").unlink()
+    assert_refused(ait(*arguments), f"the run in {folder} is not complete", "--resume")

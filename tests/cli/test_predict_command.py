@@ -1,0 +1,221 @@
+"""`ait predict`: predictions for image files, answers to questions, and refusals."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from associative_transformer.data.questions import (
+    CLASS_NAMES,
+    answer_words,
+    decode,
+    describe_questions,
+)
+from associative_transformer.runs.saved import load_run
+from making.commands import (
+    OF_PICTURES,
+    Ait,
+    assert_refused,
+)
+
+TERNARY = (
+    f"sort-of-clevr-cnn-mlp-tiny {OF_PICTURES} --data.question-types ternary "
+    "--model.conv-dim 4 --model.hidden-dim 8 --train.device cpu"
+).split()
+
+
+# --- predict ---
+
+
+def test_predict_writes_a_table_with_the_most_probable_classes_first(ait: Ait, runs: Path) -> None:
+    images = runs / "images" / "test"
+    done = ait("predict", runs / "colors" / "0", images, images / "red" / "0.png")
+    assert done.code == 0
+    header, *rows = csv.reader(done.out.splitlines())
+    assert header == ["path", "class_1", "probability_1", "class_2", "probability_2"]
+    expected = [str(images / name / f"{i}.png") for name in ("blue", "red") for i in range(5)]
+    assert [row[0] for row in rows] == [*expected, str(images / "red" / "0.png")]
+    for _, first, p, second, q in rows:
+        assert {first, second} == {"blue", "red"}
+        assert float(p) >= float(q)
+        assert float(p) + float(q) == pytest.approx(1, abs=2e-6)
+
+
+def test_predict_writes_json_lines_with_the_same_numbers(ait: Ait, runs: Path) -> None:
+    command = ["predict", runs / "colors" / "0", runs / "images" / "test", "--top", 1]
+    table = list(csv.DictReader(ait(*command).out.splitlines()))
+    lines = [json.loads(line) for line in ait(*command, "--format", "jsonl").out.splitlines()]
+    assert len(lines) == len(table) == 10
+    for line, row in zip(lines, table, strict=True):
+        (best,) = line["predictions"]
+        assert (line["path"], best["class"]) == (row["path"], row["class_1"])
+        assert f"{best['probability']:.6f}" == row["probability_1"]
+
+
+def test_predict_agrees_with_eval(ait: Ait, runs: Path) -> None:
+    ait("eval", runs / "colors" / "0")
+    accuracy = json.loads((runs / "colors" / "0" / "evaluation.json").read_text())["accuracy"]
+    done = ait("predict", runs / "colors" / "0", runs / "images" / "test")
+    rows = list(csv.DictReader(done.out.splitlines()))
+    right = [Path(row["path"]).parent.name == row["class_1"] for row in rows]
+    assert 100 * sum(right) / len(right) == pytest.approx(accuracy)
+
+
+def test_predict_reads_triangles_and_writes_a_file(ait: Ait, runs: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[10:20, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    done = ait("predict", runs / "triangle" / "0", "a.png", "--output", "out.csv")
+    assert (done.code, done.out) == (0, "")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == "a.png"
+    assert {row["class_1"], row["class_2"]} == {"equilateral", "other"}
+
+
+def test_predict_skips_unreadable_images_where_asked_to(
+    ait: Ait, runs: Path, tmp_path: Path
+) -> None:
+    images = runs / "images" / "test"
+    (images / "red" / "2.png").write_bytes(b"no image")
+    command = ["predict", runs / "colors" / "0", images, "--output", "out.csv"]
+    assert_refused(ait(*command), images / "red" / "2.png")
+    assert not (tmp_path / "out.csv").exists()
+    done = ait(*command, "--on-error", "skip")
+    assert done.code == 0
+    assert "1 unreadable images were skipped" in done.err
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("RUN", ["image files or folders"]),
+        ("", ["run", "required"]),
+        ("nowhere IMAGE", ["nowhere is no run folder"]),
+        ("IMAGE RUN", ["is no run folder"]),
+        ("RUN nothing.png", ["no file nothing.png"]),
+        ("RUN IMAGE nothing.png", ["no file nothing.png"]),
+        ("RUN EMPTY", ["no image in"]),
+        ("RUN IMAGE --top 0", ["top", "at least 1", "0"]),
+        ("RUN IMAGE --top -2", ["top", "at least 1", "-2"]),
+        ("RUN IMAGE --batch-size 0", ["batch", "at least 1", "0"]),
+        ("RUN IMAGE --format xml", ["--format", "xml", "csv"]),
+        ("RUN IMAGE --on-error ignore", ["--on-error", "ignore", "skip"]),
+        ("RUN IMAGE --device quantum", ["no device 'quantum'"]),
+        ("RUN IMAGE --output missing/out.csv", ["no folder missing", "--output"]),
+        ("RUN IMAGE --output IMAGE/out.csv", ["no folder", "--output"]),
+        ("RUN IMAGE --output EMPTY", ["cannot write"]),
+        ("RUN IMAGE --output .", ["cannot write"]),
+    ],
+    ids=str,
+)
+def test_predict_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
+    (runs / "empty").mkdir()
+    places = {
+        "RUN": runs / "colors" / "0",
+        "IMAGE": runs / "images" / "test" / "red" / "0.png",
+        "EMPTY": runs / "empty",
+    }
+    for name, place in places.items():
+        flags = flags.replace(name, str(place))
+    before = sorted(runs.rglob("*"))
+    assert_refused(ait("predict", *flags.split()), *words)
+    assert sorted(runs.rglob("*")) == before
+
+
+# --- questions about a picture ---
+
+
+def test_a_question_is_answered_in_words_beside_the_picture(
+    ait: Ait, trained: Path, picture: Path
+) -> None:
+    command = ["predict", trained / "asked" / "0", picture, picture, "--top", 10]
+    asked = ["--question", "What is the SHAPE of a red object?"]
+    done = ait(*command, *asked)
+    assert done.code == 0
+    header, *rows = csv.reader(done.out.splitlines())
+    assert header[:4] == ["path", "question", "class_1", "probability_1"]
+    assert len(header) == 2 + 2 * 10
+    assert len(rows) == 2
+    for path, question, *best in rows:
+        assert (path, question) == (str(picture), "shape of the red object")
+        assert set(best[::2]) == set(CLASS_NAMES)
+        assert sum(map(float, best[1::2])) == pytest.approx(1, abs=1e-5)
+    lines = [json.loads(line) for line in ait(*command, *asked, "--format=jsonl").out.splitlines()]
+    for line, row in zip(lines, rows, strict=True):
+        assert list(line) == ["path", "question", "predictions"]
+        assert (line["path"], line["question"]) == tuple(row[:2])
+        assert [found["class"] for found in line["predictions"]] == row[2::2]
+
+
+def test_an_answer_is_that_of_the_same_question_in_the_test_set(
+    ait: Ait, trained: Path, picture: Path
+) -> None:
+    saved = load_run(trained / "asked" / "0")
+    test = saved.experiment.data.load_test(torch.device("cpu")).test
+    (batch,) = test.eval_batches(len(test))
+    with torch.no_grad():
+        expected = saved.model(batch.images, batch.questions).logits.softmax(dim=-1)
+    questions = decode(test.questions.numpy())
+    words, answers = describe_questions(questions), set()
+    for item in (test.rows == 2).nonzero()[:, 0].tolist():
+        done = ait(
+            *("predict", trained / "asked" / "0", picture, "--question", words[item]),
+            *("--format", "jsonl", "--top", 10),
+        )
+        found = {
+            best["class"]: best["probability"] for best in json.loads(done.out)["predictions"]
+        }
+        names = answer_words(int(questions.kind[item]))
+        assert [found[name] for name in names] == pytest.approx(expected[item].tolist(), rel=1e-5)
+        answers.add(tuple(found.values()))
+    assert len(answers) > 1
+
+
+def test_counts_of_ternary_questions_start_at_zero_in_words(
+    ait: Ait, picture: Path, tmp_path: Path
+) -> None:
+    told = ait("train", *TERNARY, "--name", "ternary")
+    assert "trained on    ternary questions\n" in told.out
+    command = ["predict", tmp_path / "runs/ternary/0", picture, "--top", 10, "--question"]
+    done = ait(*command, "number of other objects in the box from the red to the blue one")
+    (row,) = csv.reader(done.out.splitlines()[1:])
+    assert set(row[2::2]) == {"yes", "no", "square", "circle", *"012345"}
+    assert_refused(ait(*command, "shape of the red object"), "was not trained on", "in the box")
+    assert_refused(ait(*command, "number of other objects in the box from the red to the red one"))
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("color of the closest object", ["not a known question", "object closest to the A one"]),
+        ("", ["not a known question", "shape of the A object"]),
+        ("shape of the pink object", ["not a known question", "A is one of red, green", "did you mean"]),
+        (
+            "number of other objects in the box from the red to the blue one",
+            ["was not trained on", "shape of the A object"],
+        ),
+        (None, ["--question", "is the A object in the left half"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_refused_with_what_can(
+    question: str | None, words: list[str], ait: Ait, trained: Path, picture: Path
+) -> None:
+    asked = [] if question is None else ["--question", question]
+    done = ait("predict", trained / "asked" / "0", picture, *asked, "--output", "out.csv")
+    assert_refused(done, *words)
+    if question is None or "number of other" not in question:
+        assert "in the box" not in done.err  # this run is not trained on it
+    assert not Path("out.csv").exists()
+
+
+def test_a_run_without_questions_cannot_be_asked(ait: Ait, trained: Path) -> None:
+    image = trained / "images" / "test" / "red" / "0.png"
+    done = ait("predict", trained / "colors" / "0", image, "--question", "shape of the red object")
+    assert_refused(done, "without questions", "leave --question out")

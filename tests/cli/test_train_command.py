@@ -1,0 +1,336 @@
+"""`ait train`: what it writes, prints and refuses."""
+
+import errno
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from associative_transformer.experiment import Experiment
+from associative_transformer.recipes import RECIPES
+from associative_transformer.training import step
+from making.commands import (
+    IMAGES,
+    QUESTIONS,
+    TRIANGLE,
+    Ait,
+    assert_refused,
+    make_images,
+    scores_of_kinds,
+)
+
+TRAIN = "associative_transformer.training.loop.train"
+
+
+# --- train ---
+
+
+def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> None:
+    done = ait("train", *TRIANGLE)
+    assert done.code == 0
+    (folder,) = Path("runs").glob("triangle-ait-tiny+*/0")
+    result = json.loads((folder / "result.json").read_text())
+    assert f"test accuracy {result['test_accuracy']:.2f} % of 20 images" in done.out
+    assert f"run folder    {folder}" in done.out
+    assert f"ait eval {folder}" in done.out
+    assert "epoch 2/2" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "types"),
+    [
+        ("", "non-relational and binary questions together"),
+        ("--data.question-types binary", "binary questions"),
+    ],
+)
+def test_training_on_questions_says_on_which_and_how_each_kind_is_answered(
+    flags: str, types: str, ait: Ait
+) -> None:
+    done = ait("train", *QUESTIONS, *flags.split(), "--name", "mine")
+    assert done.code == 0
+    assert f"trained on    {types}\n" in done.out
+    result = json.loads(Path("runs/mine/0/result.json").read_text())
+    lines, scores = scores_of_kinds(done.out), result["test_kinds"]
+    assert list(lines) == [kind["name"] for kind in scores]
+    for kind in scores:
+        assert f"{kind['accuracy']:.2f} %" in lines[kind["name"]]
+        assert f"{kind['guess']:.2f} %" in lines[kind["name"]]
+    total = f"{result['test_accuracy']:.2f} % of {result['test_questions']} questions about 6"
+    assert f"test accuracy {total} images" in done.out
+
+
+@pytest.mark.parametrize("flags", ["", "--data.question-types binary"])
+def test_the_commands_that_come_next_can_be_copied(
+    flags: str, ait: Ait, trained: Path, tmp_path: Path
+) -> None:
+    done = ait("train", *QUESTIONS, *flags.split())
+    lines = done.out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("next "))
+    for line in lines[start:]:
+        command = shlex.split(line.removeprefix("next"))
+        images = trained / "images" / "test" / "red"
+        words = [str(images) if word == "PATH/TO/IMAGES" else word for word in command[1:]]
+        assert ait(*words).code == 0, line
+    assert len(lines[start:]) == 2
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
+    """What would be trained, without training it."""
+    calls: list[tuple[Experiment, Path, dict[str, Any]]] = []
+
+    def note(experiment: Experiment, folder: Path, **options: object) -> dict[str, Any]:
+        calls.append((experiment, folder, options))
+        return {"test_accuracy": 50.0, "test_images": 20}
+
+    monkeypatch.setattr(TRAIN, note)
+    return calls
+
+
+def test_a_recipe_goes_to_its_name_and_seed_and_one_with_overrides_to_name_and_hash(
+    ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
+) -> None:
+    recipe = "cifar10-vit-small"
+    for flags in (
+        "",
+        "--train.seed 3 --train.device cpu --data.source x --train.log-every 1",
+        "--train.lr 3e-4",
+        "--train.lr 0.0003 --train.seed 1 --runs elsewhere",
+        "--train.lr 3e-4 --model.head cls",
+        "--train.lr 3e-4 --name mine",
+    ):
+        assert ait("train", recipe, *flags.split()).code == 0
+    folders = [folder for _, folder, _ in started]
+    assert folders[0] == Path("runs", recipe, "0")
+    assert folders[1] == Path("runs", recipe, "3")
+    assert re.fullmatch(rf"runs/{recipe}\+[0-9a-f]{{8}}/0", str(folders[2]))
+    assert folders[3] == Path("elsewhere", folders[2].parent.name, "1")
+    assert folders[4].parent != folders[2].parent
+    assert folders[5] == Path("runs", "mine", "0")
+    for experiment, folder, _ in started:
+        assert experiment.name == folder.parent.name
+    assert started[0][0] == RECIPES[recipe]
+    assert started[4][0].model.head == "cls"
+    assert started[4][0].train.lr == 3e-4
+
+
+def test_every_recipe_can_be_started_and_flags_may_have_underscores(
+    ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
+) -> None:
+    for name in RECIPES:
+        assert ait("train", name, "--train.batch_size", 8, "--resume").code == 0
+    assert [experiment.train.batch_size for experiment, _, _ in started] == [8] * len(RECIPES)
+    wanted = {"resume": True, "overwrite": False, "on_epoch_end": None}
+    assert all(options == wanted for _, _, options in started)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.depht 3", ["--model.depht", "--model.depth"]),
+        ("--train.learning-rate 1", ["--train.learning-rate"]),
+        ("--train.epochs two", ["--train.epochs", "two"]),
+        ("--train.epochs 0", ["epochs", "at least 1", "0"]),
+        ("--train.lr -1", ["lr", "positive", "-1"]),
+        ("--train.precision float16", ["--train.precision", "float16", "bfloat16"]),
+        ("--train.seed -1", ["seed", "-1"]),
+        (f"--train.seed {2**64}", ["seed", str(2**64)]),
+        ("--train.accumulation-steps 3", ["16", "3", "accumulation_steps"]),
+        ("--train.schedule.warmup-epochs -1", ["warmup_epochs", "-1"]),
+        ("--model.depth -1", ["depth", "at least 1", "-1"]),
+        ("--model.patch-size 30", ["30", "64", "divide"]),
+        ("--model.workspace.bottleneck 0", ["bottleneck", "at least 1", "0"]),
+        ("--model.num-channels 2", ["1 channels", "2 of"]),
+        ("--model.image-size 32", ["64x64", "32x32"]),
+        ("--model.num-classes 3", ["2 classes", "3", "--model.num-classes 2"]),
+        ("--model.question-dim 4", ["question_dim"]),
+        ("--data.num-train 0", ["num_train", "0"]),
+        ("--data.val-fraction 1.5", ["val_fraction", "1.5"]),
+        ("--data.source x", ["--data.source"]),
+        ("--train.batch-size 128", ["64 images", "128"]),
+        ("--name a/b", ["a/b", "folder name"]),
+        ("--resume", ["no run in", "leave --resume out"]),
+        ("--resume --overwrite", ["--resume and --overwrite"]),
+        ("--train.device quantum", ["--train.device", "quantum"]),
+        ("surplus", ["surplus"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_value_is_refused_before_anything_is_written(
+    flags: str, words: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    assert_refused(ait("train", *TRIANGLE, *flags.split()), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.question-dim 0", ["question_dim is 0", "18"]),
+        ("--model.image-size 70 --model.patch-size 14", ["75x75", "70x70"]),
+        ("--data.question-types", ["question_types", "got ()"]),
+        ("--data.question-types unary", ["unary", "non-relational", "binary", "ternary"]),
+        ("--data.question-types binary binary", ["question_types", "binary"]),
+        ("--data.num-questions 0", ["num_questions", "0"]),
+        ("--data.val-fraction 0.01", ["0.01 x 16 images", "--data.val-fraction"]),
+        ("--train.batch-size 200", ["128 questions", "200"]),
+        ("--data.seed -1", ["seed", "-1"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_value_for_questions_is_refused_before_anything_is_written(
+    flags: str, words: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    assert_refused(ait("train", *QUESTIONS, *flags.split()), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_recipe_is_refused_with_ten_like_it_closest_first(ait: Ait) -> None:
+    done = ait("train", "cifar10-ait-smal")
+    assert_refused(done, "no recipe 'cifar10-ait-smal'", "ait list shows all of them")
+    told = done.err.partition("closest first: ")[2].partition(";")[0].split(", ")
+    assert len(set(told)) == 10
+    assert set(told) <= set(RECIPES)
+    assert told[:2] == ["cifar10-ait-small", "cifar100-ait-small"]
+
+
+def test_a_folder_that_exists_is_refused_with_both_ways_out(ait: Ait, runs: Path) -> None:
+    command = ["train", *TRIANGLE, "--name", "triangle", "--runs", runs]
+    assert_refused(ait(*command), runs / "triangle" / "0", "--resume", "--overwrite")
+    assert ait(*command, "--resume").code == 0  # it is complete
+    assert ait(*command, "--overwrite").code == 0
+
+
+def test_overwrite_leaves_a_folder_alone_that_is_no_run(ait: Ait, tmp_path: Path) -> None:
+    thesis = tmp_path / "runs" / "mine" / "0" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.touch()
+    done = ait("train", *TRIANGLE, "--name", "mine", "--overwrite")
+    assert_refused(done, "runs/mine/0 is no run folder")
+    assert thesis.exists()
+
+
+def test_the_checkpoint_of_another_configuration_is_refused_with_the_fields(
+    ait: Ait, runs: Path
+) -> None:
+    changes = ["--train.lr", 0.125, "--model.workspace.beta", 2.0]
+    done = ait("train", *TRIANGLE, *changes, "--resume", "--name", "triangle", "--runs", runs)
+    assert_refused(done, "train.lr (0.125 here, 0.001 there)", "model.workspace.beta", "--name")
+
+
+def test_runs_in_the_place_of_a_file_are_refused(ait: Ait, tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    assert_refused(ait("train", *TRIANGLE), "can't make the run folder", "runs/triangle-ait-tiny")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "get_available_trackers", list)
+    done = ait("train", *TRIANGLE, "--train.tracker", "mlflow")
+    assert_refused(done, "mlflow is not installed", "pip install mlflow")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_the_same_command_works_once_there_is_space(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fill_up)
+        assert_refused(ait("train", *TRIANGLE), "No space left on device")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert ait("train", *TRIANGLE).code == 0
+
+
+# --- data sources ---
+
+
+def nothing(root: Path) -> list[str]:
+    return [f"{root} does not exist", "--data.source"]
+
+
+def a_file(root: Path) -> list[str]:
+    root.touch()
+    return [f"{root} is a file"]
+
+
+def an_empty_folder(root: Path) -> list[str]:
+    root.mkdir()
+    return [f"{root} is empty", "parquet", "train/CLASS/"]
+
+
+def one_class(root: Path) -> list[str]:
+    make_images(root, ("red",), ("red",))
+    return [f"{root} has only one class, red"]
+
+
+def an_unseen_class(root: Path) -> list[str]:
+    make_images(root, ("red", "blue"), ("red", "green"))
+    return [f"the test split of {root}", "without a training image", "green"]
+
+
+def no_test_images(root: Path) -> list[str]:
+    make_images(root, ("red", "blue"), ())
+    return [f"{root} has no test split"]
+
+
+def three_classes(root: Path) -> list[str]:
+    make_images(root, ("red", "blue", "green"), ("red",))
+    return ["3 classes", "--model.num-classes 3"]
+
+
+def a_broken_image(root: Path) -> list[str]:
+    (make_images(root) / "train" / "red" / "3.png").write_bytes(b"no image")
+    return [str(root / "train" / "red" / "3.png"), "--data.on-error skip"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nothing,
+        a_file,
+        an_empty_folder,
+        one_class,
+        an_unseen_class,
+        no_test_images,
+        three_classes,
+        a_broken_image,
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused(
+    make: Callable[[Path], list[str]], ait: Ait, tmp_path: Path
+) -> None:
+    words = make(tmp_path / "images")
+    done = ait("train", *IMAGES, "--data.source", tmp_path / "images")
+    assert_refused(done, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_image_can_be_skipped_and_is_counted(ait: Ait, tmp_path: Path) -> None:
+    a_broken_image(tmp_path / "images")
+    flags = ["--data.source", tmp_path / "images", "--data.on_error", "skip"]
+    assert ait("train", *IMAGES, *flags).code == 0
+    (result,) = tmp_path.glob("runs/*/0/result.json")
+    assert json.loads(result.read_text())["skipped_images"] == 1
+
+
+def test_without_the_hub_the_message_says_which_files_to_put_where(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("Network is unreachable")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    done = ait("train", "cifar10-ait-tiny")
+    assert_refused(done, "uoft-cs/cifar10", "Network is unreachable", "*.parquet")
+    assert "--data.source FOLDER" in done.err
+    assert list(tmp_path.iterdir()) == []
