@@ -7,13 +7,13 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from math import isnan, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate.utils import find_executable_batch_size
 from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
@@ -26,34 +26,37 @@ from associative_transformer.files import write_file
 from associative_transformer.interface import PADDING, Batch
 
 MAX_GPU_BATCH = 16_384
-"""Images that a GPU is tried with first; half of them where they don't fit, and so on."""
-Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
+"""Images in the first batch tried on a GPU; halved until a batch fits its memory."""
+Z = NormalDist().inv_cdf(0.975)  # quantile for a two-sided 95 % interval
 
 
 class Evaluation(NamedTuple):
-    """How a model did on a split; every item is counted once."""
+    """Predictions of a model for a split and their scores; every item is counted once."""
 
     accuracy: float  # percent
     loss: float  # mean cross-entropy in nats
     confusion: Int[Tensor, "O O"]  # items by (true class, predicted class)
-    predicted: Int[Tensor, " N"]  # class of each item, in order
+    predicted: Int[Tensor, " N"]  # predicted class of each item, in order
 
     @property
     def class_accuracy(self) -> list[float]:
-        """Percent of the items of each class that were told right; nan where it has none."""
+        """Percentage of correct predictions for each class; nan for a class without items."""
         return (100 * self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
 
 
 def evaluate_split(
     model: nn.Module, split: Split, batch_size: int, num_classes: int
 ) -> Evaluation:
-    """Score a split in batches of `batch_size`, or on a GPU in the largest that fit its memory.
+    """Evaluate a model on a split in batches of `batch_size`.
 
-    Several processes share the batches, and each gets the scores of all.
+    A single process on a GPU uses the largest batches that fit its memory instead. Several
+    processes share the batches, and each of them returns the evaluation of the whole split.
     """
     share = Share(distributed.rank(), distributed.num_ranks())
     if split.loader.device.type == "cpu" or share.num_ranks > 1:
         return evaluate(model, split.eval_batches(batch_size, share), num_classes)
+
+    from accelerate.utils import find_executable_batch_size  # slow to import, for GPUs only
 
     size = min(len(split), MAX_GPU_BATCH)
 
@@ -62,19 +65,19 @@ def evaluate_split(
         size //= 2
         return size
 
-    def score(size: int) -> Evaluation:
+    def evaluate_in_batches(size: int) -> Evaluation:
         return evaluate(model, split.eval_batches(size), num_classes)
 
-    run = find_executable_batch_size(score, size, reduce_batch_size_fn=halve)
+    run = find_executable_batch_size(evaluate_in_batches, size, reduce_batch_size_fn=halve)
     return cast(Evaluation, run())
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Evaluation:
-    """Score every item of the batches; rows labeled PADDING are left out.
+    """Evaluate a model on every item of the batches; rows labeled PADDING are ignored.
 
-    The model is put into evaluation mode, in which its memory is frozen, and back afterwards.
-    The device is waited for once, at the end.
+    The model is in evaluation mode during the call, which freezes its memory, and in its previous
+    mode afterwards. The device is synchronized only once, at the end.
     """
     was_training = model.training
     model.eval()
@@ -89,17 +92,17 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
             predicted.append(logits.argmax(dim=-1))
     finally:
         model.train(was_training)
-    true, best = (_of_all_ranks(column).cpu() for column in (labels, predicted))
-    true, best = true[true != PADDING], best[true != PADDING]
-    pairs = (true * num_classes + best).bincount(minlength=num_classes**2)
+    true, guess = (_gather_items(column).cpu() for column in (labels, predicted))
+    true, guess = true[true != PADDING], guess[true != PADDING]
+    pairs = (true * num_classes + guess).bincount(minlength=num_classes**2)
     confusion = pairs.view(num_classes, num_classes)
     loss = float(distributed.add(torch.stack(losses).double().sum())) / len(true)
     accuracy = 100 * int(confusion.diag().sum()) / len(true)
-    return Evaluation(accuracy, loss, confusion, best)
+    return Evaluation(accuracy, loss, confusion, guess)
 
 
-def _of_all_ranks(batches: list[Int[Tensor, " B"]]) -> Int[Tensor, " N"]:
-    """Put what all ranks know of their shares of the batches in the order of the items."""
+def _gather_items(batches: list[Int[Tensor, " B"]]) -> Int[Tensor, " N"]:
+    """Concatenate the batches of all ranks in the order of the items."""
     if distributed.num_ranks() == 1:
         return torch.cat(batches)
     return rearrange(distributed.gather(torch.stack(batches)), "w s b -> (s w b)")
@@ -113,16 +116,18 @@ class Interval(NamedTuple):
 
 
 def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -> Interval:
-    """Bound the share of right answers with the image as the unit: its questions hang together.
+    """Return the confidence interval of the accuracy of N questions about the given images.
 
-    Wilson's interval (1927) for the effective number of questions: theirs, divided by how much
-    larger the variance between images is than that of independent questions (Kish's design
-    effect, from 1 to the questions of an image). Few errors can't show how they hang together,
-    so one imaginary image, all wrong (or all right, where most are wrong), enters that variance.
+    Answers about the same image are correlated, so the unit is the image: this is Wilson's
+    interval (1927) for the effective number of questions, which is N divided by Kish's design
+    effect: the variance between images relative to that of independent questions, limited to the
+    range from 1 to the number of questions per image. Because a few errors cannot show how
+    correlated they are, the variance includes one imaginary image whose answers are all wrong, or
+    all right if most answers are wrong.
     """
     n, share = len(is_right), is_right.double().mean().item()
     _, image, sizes = torch.unique(images, return_inverse=True, return_counts=True)
-    size = sizes.square().sum().item() / n  # questions of an image; 1 where each has one
+    size = sizes.square().sum().item() / n  # questions per image
     excess = torch.zeros(len(sizes) + 1, dtype=torch.float64)
     excess.index_add_(0, image, is_right.double() - share)
     excess[-1] = size * max(share, 1 - share)
@@ -134,13 +139,14 @@ def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -
     return Interval(100 * max(low, 0.0), 100 * min(high, 1.0))
 
 
-class KindScore(NamedTuple):
-    """Accuracy on the questions of a type, of one of its subtypes, or on all."""
+@dataclass(frozen=True)
+class KindScore:
+    """Accuracy on the questions of one type or subtype, or on all questions."""
 
-    name: str  # as in "binary", "binary/closest" and "all"
+    name: str  # such as "binary", "binary/closest" and "all"
     accuracy: float  # percent
     interval: Interval
-    guess: float  # percent: accuracy of the best guess without a look at the image
+    guess: float  # percent: accuracy of the best guess that ignores the image
     questions: int
     images: int
 
@@ -148,17 +154,17 @@ class KindScore(NamedTuple):
 def score_kinds(
     predicted: Int[Tensor, " N"], split: Split, guesses: Int[Tensor, " K"]
 ) -> list[KindScore]:
-    """Score each type and subtype that is asked for, and all questions together.
+    """Score each type and subtype of question that occurs in the split, and all questions.
 
-    `guesses` is the best answer to each kind of question without a look at the image.
+    `guesses` holds the best answer to each kind of question if the image is ignored.
     """
     if split.questions is None:
-        raise ValueError("this split asks no questions")
+        raise ValueError("the split has no questions to score")
     kind = torch.from_numpy(decode(split.questions.numpy()).kind)
     is_right, is_guessed = predicted == split.labels, guesses[kind] == split.labels
     groups: list[tuple[str, Tensor]] = []
-    for place, name in enumerate(TYPES):
-        groups.append((name, kind // NUM_SUBTYPES == place))
+    for index, name in enumerate(TYPES):
+        groups.append((name, kind // NUM_SUBTYPES == index))
         groups += [(k.name, kind == i) for i, k in enumerate(KINDS) if k.type == name]
     groups.append(("all", torch.ones_like(is_right)))
     return [
@@ -175,26 +181,41 @@ def score_kinds(
     ]
 
 
-def summarize(evaluation: Evaluation, data: DataSet | HeldOut, prefix: str = "") -> dict[str, Any]:
-    """Give what a result says about the test split, ready for JSON, with this before each key."""
-    images = len(torch.unique(data.test.rows))
-    summary: dict[str, Any] = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-    summary["images"] = images
-    if data.guesses is not None:
-        kinds = score_kinds(evaluation.predicted, data.test, data.guesses)
-        summary["questions"] = len(data.test)
-        summary["kinds"] = [{**kind._asdict(), "interval": list(kind.interval)} for kind in kinds]
-    return {f"{prefix}{key}": value for key, value in summary.items()}
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Scores on a test split, without the single predictions."""
+
+    accuracy: float  # percent
+    loss: float
+    images: int
+    questions: int | None = None  # this and the next: None if the data set has no questions
+    kinds: tuple[KindScore, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores for JSON, without those that are None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def describe_kinds(kinds: Iterable[dict[str, Any]]) -> str:
-    """Write the scores of `summarize` as lines of text, the guess beside every accuracy."""
+def summarize(evaluation: Evaluation, data: DataSet | HeldOut) -> Summary:
+    """Summarize the evaluation of a test split."""
+    test, guesses = data.test, data.guesses
+    return Summary(
+        accuracy=evaluation.accuracy,
+        loss=evaluation.loss,
+        images=len(torch.unique(test.rows)),
+        questions=None if guesses is None else len(test),
+        kinds=None if guesses is None else tuple(score_kinds(evaluation.predicted, test, guesses)),
+    )
+
+
+def describe_kinds(kinds: Iterable[KindScore]) -> str:
+    """Write one line for each kind of question, its best guess next to its accuracy."""
     lines = ["accuracy   95 % interval       guess  questions  images"]
     for kind in kinds:
-        low, high = kind["interval"]
+        low, high = kind.interval
         lines.append(
-            f"{kind['accuracy']:6.2f} %   {low:6.2f} to {high:6.2f} %  {kind['guess']:6.2f} %  "
-            f"{kind['questions']:9,}  {kind['images']:6,}  {kind['name']}"
+            f"{kind.accuracy:6.2f} %   {low:6.2f} to {high:6.2f} %  {kind.guess:6.2f} %  "
+            f"{kind.questions:9,}  {kind.images:6,}  {kind.name}"
         )
     return "\n".join(lines)
 
@@ -205,16 +226,15 @@ def save_evaluation(
     classes: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write `evaluation.json` and `confusion.csv`, rows true and columns predicted classes.
+    """Write `evaluation.json` and `confusion.csv`.
 
-    The former holds the summary as it is, and the accuracy of each class.
+    `evaluation.json` holds `summary` and the accuracy of each class. The rows of `confusion.csv`
+    are true classes, its columns predicted classes.
     """
     shares = dict(zip(classes, evaluation.class_accuracy, strict=True))
-    summary = {
-        **summary,
-        "class_accuracy": {name: None if isnan(x) else x for name, x in shares.items()},
-    }
-    write_file(folder / "evaluation.json", json.dumps(summary, indent=2).encode())
+    class_accuracy = {name: None if isnan(share) else share for name, share in shares.items()}
+    content = json.dumps({**summary, "class_accuracy": class_accuracy}, indent=2)
+    write_file(folder / "evaluation.json", content.encode())
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["true \\ predicted", *classes])

@@ -1,40 +1,42 @@
-"""One experiment: what is trained on what and how; saved beside its results as YAML.
+"""An experiment: the configuration of data, model and training, saved as YAML with its results.
 
-An experiment that is not its recipe any more carries the fingerprint of its fields in its name.
+The fingerprint of an experiment identifies its configuration: a recipe with overrides is named
+after the recipe and the fingerprint.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.data import DataConfig, input_size
-from associative_transformer.files import write_file
-from associative_transformer.interface import UserError
+from associative_transformer.data import DataConfig
+from associative_transformer.files import first_error, write_file
+from associative_transformer.interface import ADDED_LATER, UserError
 from associative_transformer.models import ModelConfig
 
-MAX_NAME = 200  # bytes; a file system takes 255, and a run with overrides adds a few
+MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerprint
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate per epoch: a warm-up, then a decay."""
+    """Learning rate of each epoch: a warm-up followed by a decay."""
 
     warmup_epochs: int = 5
-    """Epochs of the warm-up."""
+    """Length of the warm-up in epochs."""
     warmup_lr: float = 1e-5
-    """Learning rate of the first epoch of the warm-up."""
+    """Learning rate of the first warm-up epoch."""
     min_lr: float = 1e-6
-    """Floor of a cosine."""
+    """Lowest learning rate of a cosine."""
     shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
-    """cosine: linear warm-up, then a cosine as long as all epochs, as in the official code;
-    inverse_sqrt: linear warm-up, then falling with the square root of the epoch; one_cycle: a
-    cosine up, then one down to the last epoch."""
+    """cosine: linear warm-up, then a cosine whose length is the number of all epochs, as in the
+    official code; inverse_sqrt: linear warm-up, then proportional to 1 / sqrt(epoch); one_cycle: a
+    rising cosine, then a falling one until the last epoch."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
@@ -44,46 +46,46 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights are moved; the defaults are the paper's recipe."""
+    """Optimizer, batches and learning rate; the defaults are the paper's."""
 
     epochs: int = 100
-    """Passes over the training images."""
+    """Passes over the training data."""
     batch_size: int = 512
-    """Images per optimizer step, over all devices and accumulation steps."""
+    """Images per optimizer step, summed over all devices and accumulation steps."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, on all parameters."""
+    """Decoupled weight decay, applied to all parameters."""
     schedule: Schedule = field(default_factory=Schedule)
-    """Learning rate over the epochs."""
+    """Learning rate of each epoch."""
     clip_norm: float | None = None
-    """Largest norm of the whole gradient; None: no clipping."""
+    """Maximum norm of the gradient of all parameters; None: no clipping."""
     accumulation_steps: int = 1
-    """Micro-batches per optimizer step; each is a pool of its own and moves the memory once."""
+    """Micro-batches per optimizer step; each is a token pool and updates the memory once."""
 
 
 @dataclass(frozen=True)
 class TrainConfig(Optimization):
-    """How to train; the defaults are the paper's recipe."""
+    """Configuration of a training; the defaults are the paper's."""
 
     seed: int = 0
-    """Seed of weights, order, augmentation and dropout."""
+    """Seed for weights, batch order, augmentation and dropout."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 is autocast; auto takes it on a GPU that supports it."""
+    """bfloat16 means autocast; auto uses it on GPUs that support it, and float32 elsewhere."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpoint_every: int | None = None
-    """Optimizer steps between checkpoints, beside the one after each epoch."""
+    """Optimizer steps between checkpoints, in addition to the one after each epoch."""
     log_every: int = 50
-    """Optimizer steps between updates of progress and tracker."""
+    """Optimizer steps between updates of the progress bar and the tracker."""
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    """Experiment tracker; it has to be installed."""
+    """Experiment tracker; must be installed."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto uses a GPU if there is one."""
     detect_anomaly: bool = False
-    """Name the operation behind the first number that is not finite and stop; slow."""
+    """Stop at the first value that is not finite and name the operation it came from; slow."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
@@ -98,21 +100,23 @@ class TrainConfig(Optimization):
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
         if self.compile and self.detect_anomaly:
-            raise ValueError("detect_anomaly can't look into a compiled model: leave out one")
+            raise ValueError(
+                "detect_anomaly cannot inspect a compiled model: set one of the two to False"
+            )
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"batch_size {self.batch_size} can't be split into accumulation_steps "
-                f"{self.accumulation_steps} equal micro-batches"
+                f"batch_size {self.batch_size} cannot be split into accumulation_steps "
+                f"{self.accumulation_steps} equal micro-batches: make it a multiple"
             )
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained on what and how."""
+    """A data set, a model, and how to train it."""
 
     name: str
-    """Name of the recipe, and of the run folder."""
+    """Name of the recipe and of the run folder."""
     data: DataConfig
     """The data set."""
     model: ModelConfig
@@ -122,61 +126,83 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if not _names_a_folder(self.name):
-            raise ValueError(f"name must be usable as a folder name, not {self.name!r}")
-        data, model = input_size(self.data), self.model
+            raise ValueError(f"name must be a valid folder name, not {self.name!r}")
+        data, model = self.data.input_size, self.model
         size, channels, question_dim = data
         if (size, channels) != (model.image_size, model.num_channels):
             raise ValueError(
-                f"the images have {channels} channels of {size}x{size} pixels but the model wants "
-                f"{model.num_channels} of {model.image_size}x{model.image_size}: change "
+                f"the images have {channels} channels of {size}x{size} pixels, but the model "
+                f"expects {model.num_channels} of {model.image_size}x{model.image_size}: change "
                 "data or model so that they agree"
             )
-        takes = getattr(model, "question_dim", None)
-        if question_dim and takes is None:
-            raise ValueError(f"a model of kind {model.kind} takes no questions: choose another")
-        if question_dim != (takes or 0):
-            come = f"with questions of {question_dim} features" if question_dim else "without any"
+        expected = getattr(model, "question_dim", None)
+        if question_dim and expected is None:
             raise ValueError(
-                f"model.question_dim is {takes} but the images come {come}: "
-                f"set it to {question_dim}"
+                f"a model of kind {model.kind} cannot answer questions: choose another model"
+            )
+        if question_dim != (expected or 0):
+            has = f"questions of {question_dim} features" if question_dim else "no questions"
+            raise ValueError(
+                f"model.question_dim is {expected}, but the data has {has}: set it to "
+                f"{question_dim}"
             )
         if getattr(model, "takes_pixels", False) and (
             any(self.data.mean) or set(self.data.std) != {1}
         ):
             raise ValueError(
-                f"a model of kind {model.kind} takes pixels from 0 to 1, not normalized ones: "
+                f"a model of kind {model.kind} expects pixels from 0 to 1, not normalized ones: "
                 "set data.mean to 0 and data.std to 1 for each channel"
             )
 
 
-# Where the data lies and how fast the machine works: no part of what the experiment is.
+# Fields that do not change what is trained: where the data is, and how the machine is used.
 _CIRCUMSTANCES = {
-    "data": {"source", "num_workers", "memory_budget"},
-    "train": {"seed", "checkpoint_every", "log_every", "tracker", "device", "detect_anomaly"},
+    "data.source",
+    "data.num_workers",
+    "data.memory_budget",
+    "train.seed",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.tracker",
+    "train.device",
+    "train.detect_anomaly",
 }
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
 
 
-def fields_of(experiment: Experiment) -> dict[str, object]:
-    """List the fields that make the experiment what it is, by dotted name."""
+def list_fields(experiment: Experiment) -> dict[str, object]:
+    """Return the values of all fields by dotted name, tuples as lists."""
     saved = _ADAPTER.dump_python(experiment, mode="json")
-    for part, names in _CIRCUMSTANCES.items():
-        saved[part] = {key: value for key, value in saved[part].items() if key not in names}
-    return _flatten(saved)
+    return dict(_flatten(experiment, saved, omit_added=False))
 
 
-def differences(mine: Experiment, theirs: Experiment) -> dict[str, tuple[object, object]]:
-    """Name the fields in which two experiments differ, with my value and theirs."""
-    a, b = fields_of(mine), fields_of(theirs)
-    both = {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys())}
-    return {name: values for name, values in both.items() if values[0] != values[1]}
+def fields_of(experiment: Experiment) -> dict[str, object]:
+    """Return the fields that identify the configuration, by dotted name.
+
+    These are all fields except circumstances, such as the seed or the device, and except fields
+    that were added after version 0.1 (see `ADDED_LATER`) and equal their defaults.
+    """
+    saved = _ADAPTER.dump_python(experiment, mode="json")
+    leaves = _flatten(experiment, saved, omit_added=True)
+    return {name: value for name, value in leaves if name not in _CIRCUMSTANCES}
+
+
+def differences(mine: Experiment, other: Experiment) -> dict[str, tuple[object, object]]:
+    """Return the fields in which two experiments differ, each with both values.
+
+    Circumstances are ignored. The value of a field that an experiment does not have is None.
+    """
+    a, b = list_fields(mine), list_fields(other)
+    names = sorted(fields_of(mine).keys() | fields_of(other).keys())
+    pairs = {name: (a.get(name), b.get(name)) for name in names}
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Give eight characters that change whenever the experiment does."""
-    fields = json.dumps(fields_of(experiment), sort_keys=True)
-    return hashlib.sha256(fields.encode()).hexdigest()[:8]
+    """Return eight characters that identify the configuration."""
+    values = json.dumps(fields_of(experiment), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()[:8]
 
 
 def save_experiment(experiment: Experiment, path: Path) -> None:
@@ -186,32 +212,30 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment back, strictly.
+    """Read an experiment from YAML; fields that are missing take their defaults.
 
-    Raises UserError where the file is missing, or has an unknown field or a wrong value.
+    Raises UserError if the file is missing, or has an unknown field or an invalid value.
     """
     try:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is missing: {path.parent} is no run folder") from None
+        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
         saved = yaml.safe_load(text)
-    except Exception as error:  # odd dates, numbers and depths make yaml raise nearly anything
-        raise UserError(f"{path} is no YAML: {error}") from None
+    except Exception as error:  # odd dates, numbers and nesting make yaml raise nearly anything
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
         return _ADAPTER.validate_python(saved)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UserError(f"{path}: {where}: {first['msg']}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
 
 
 def _names_a_folder(name: str) -> bool:
-    """Say whether a folder of that name can be made here and on other machines."""
+    """Return whether the name is a valid folder name on this and other systems."""
     if not name.isprintable() or name.strip() in {"", ".", ".."} or {"/", "\\"} & set(name):
         return False
     return len(name.encode()) <= MAX_NAME
@@ -222,9 +246,22 @@ def _require(holds: bool, name: str, wanted: str, value: object) -> None:
         raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
+def _flatten(
+    config: Any,  # noqa: ANN401
+    saved: dict[str, Any],
+    omit_added: bool,
+    prefix: str = "",
+) -> Iterator[tuple[str, object]]:
+    """Yield the dotted name and the saved value of each field, those of nested configs too."""
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if omit_added and item.metadata == ADDED_LATER and value == _default_of(item):
+            continue
+        if is_dataclass(value):
+            yield from _flatten(value, saved[item.name], omit_added, f"{name}.")
+        else:
+            yield name, saved[item.name]
+
+
+def _default_of(item: Field[Any]) -> object:
+    return item.default if item.default_factory is MISSING else item.default_factory()

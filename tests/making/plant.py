@@ -1,4 +1,4 @@
-"""Folders of runs as training leaves them, without training."""
+"""Run folders as training leaves them, written without training."""
 
 import json
 from dataclasses import replace
@@ -6,24 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from associative_transformer.experiment import Experiment, save_experiment
+from associative_transformer.runs.result import RunResult, read_result
 
 DEVICE = "x86_64"
 
 
-def result_of(experiment: Experiment, accuracy: float = 80.0, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Write down the result of a run without questions."""
+def result_of(experiment: Experiment, accuracy: float = 80.0, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the content of `result.json` of a run without questions, with some changes."""
     timing = {"seconds": 9.0, "samples_per_second": 5.0, "finished": "2026-11-24"}
     return {
         "name": experiment.name,
         "seed": experiment.train.seed,
-        "epochs": experiment.train.epochs,
-        "precision": "float32",
         "question_types": [],
-        "test_kinds": [],
         "test_accuracy": accuracy,
+        "test_loss": 0.5,
+        "test_images": 200,
         "best_validation": None,
+        "model": "last epoch",
+        "epochs": experiment.train.epochs,
+        "skipped_steps": 0,
+        "skipped_images": 0,
+        "data": "digest",
+        "precision": "float32",
+        "live_parameters": 5,
+        "total_parameters": 6,
+        "classes": [f"class {i}" for i in range(experiment.model.num_classes)],
         "timing": timing,
-        **more,
+        **changes,
     }
 
 
@@ -31,29 +40,42 @@ def answers_of(
     experiment: Experiment,
     binary: float = 70.0,
     other: float = 90.0,
-    **more: Any,  # noqa: ANN401
+    **changes: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """Write down the result of a run with questions."""
+    """Return the content of `result.json` of a run with questions, with some changes."""
     types = experiment.data.question_types
     scores = {"non-relational": (other, 49.6), "binary": (binary, 42.7)}
     kinds = [
-        {
-            "name": name + subtype,
-            "accuracy": accuracy - len(subtype),
-            "interval": [0.0, 100.0],
-            "guess": guess,
-            "questions": 2_000,
-            "images": 200,
-        }
+        kind_of(name + subtype, accuracy - len(subtype), guess)
         for name, (accuracy, guess) in scores.items()
         if name in types
         for subtype in ("", "/shape")
     ]
-    asked = {"question_types": list(types), "test_kinds": kinds}
-    return result_of(experiment, (binary + other) / 2, **asked | more)
+    asked = {"question_types": list(types), "test_questions": 4_000, "test_kinds": kinds}
+    return result_of(experiment, (binary + other) / 2, **asked | changes)
 
 
-def put(
+def kind_of(name: str, accuracy: float, guess: float) -> dict[str, Any]:
+    """Return the score of one kind of question, as in `result.json`."""
+    return {
+        "name": name,
+        "accuracy": accuracy,
+        "interval": [accuracy - 10, accuracy + 10],
+        "guess": guess,
+        "questions": 2_000,
+        "images": 200,
+    }
+
+
+def put_result(folder: Path, result: dict[str, Any]) -> RunResult:
+    """Write a result to a run folder and return it as the package reads it."""
+    (folder / "result.json").write_text(json.dumps(result))
+    read = read_result(folder)
+    assert read is not None
+    return read
+
+
+def put_run(
     root: Path,
     experiment: Experiment,
     seed: int = 0,
@@ -61,7 +83,7 @@ def put(
     folder: str | None = None,
     device: str = DEVICE,
 ) -> Path:
-    """Make the folder of a run, complete where there is a result."""
+    """Write the folder of a run; it is complete if there is a result."""
     experiment = replace(experiment, train=replace(experiment.train, seed=seed))
     path = root / (folder or experiment.name) / str(seed)
     path.mkdir(parents=True)

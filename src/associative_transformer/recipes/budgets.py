@@ -1,27 +1,26 @@
-"""Shorter trainings of a recipe, for a look at it; they never stand in a row of the full one."""
+"""Budgets: shorter trainings of a recipe. A table never shows them in the row of the recipe."""
 
 from dataclasses import replace
 from typing import Literal
 
-from associative_transformer.data import ImagesConfig, SortOfClevrConfig
 from associative_transformer.experiment import Experiment, fingerprint
 
 Budget = Literal["paper", "short", "smoke"]
 BUDGETS: tuple[Budget, ...] = ("paper", "short", "smoke")
 
 SHORT_EPOCHS = 10
-SMOKE_IMAGES = 40  # in training and again in testing; one of each class where that is more
+SMOKE_IMAGES = 40  # for training and again for testing; one per class if there are more classes
 SMOKE_BATCH = 20
 
 
 def shorten(recipe: Experiment, budget: Budget) -> Experiment:
-    """Give the recipe as the budget trains it, named as `ait train` names one with overrides.
+    """Shorten a recipe to a budget, under the name that `ait train` gives to such overrides.
 
-    paper: as it is. short: 10 epochs, one of them to warm up, or the recipe itself where it is no
-    longer. smoke: one epoch of 40 images in batches of 20, or of an image for each class where
-    that is more, scored on as many others, to see that everything runs.
+    paper: the recipe itself. short: 10 epochs with at most one epoch of warm-up, or the recipe
+    itself if it is not longer. smoke: one epoch of 40 images (at least one per class) in batches
+    of 20, tested on as many other images, as a quick check that everything runs.
     """
-    data, train = recipe.data, recipe.train
+    train = recipe.train
     if budget == "paper":
         return recipe
     if budget == "short":
@@ -30,14 +29,8 @@ def shorten(recipe: Experiment, budget: Budget) -> Experiment:
         short = replace(recipe, train=replace(train, epochs=epochs, schedule=schedule))
     else:
         images = max(SMOKE_IMAGES, recipe.model.num_classes)
-        if isinstance(data, ImagesConfig):
-            data = replace(data, limit=images)
-        else:
-            data = replace(data, num_train=images, num_test=images)
-        if isinstance(data, SortOfClevrConfig):
-            data = replace(data, num_questions=1)  # of each type about each picture
         train = replace(train, epochs=1, batch_size=SMOKE_BATCH)
-        short = replace(recipe, data=data, train=train)
+        short = replace(recipe, data=recipe.data.shortened(images), train=train)
     if short == recipe:
         return recipe
     return replace(short, name=f"{recipe.name}+{fingerprint(short)}")

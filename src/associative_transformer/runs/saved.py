@@ -1,76 +1,119 @@
 """Runs read back from their folders."""
 
-import json
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from associative_transformer.data import HeldOut, ImagesConfig, load_test
+from associative_transformer.data import HeldOut
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import load_model
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.runs.folder import check_links
+from associative_transformer.runs.environment import Environment, read_environment
+from associative_transformer.runs.folder import History, check_links
+from associative_transformer.runs.result import RunResult, damaged_result, read_result
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder without its model; the run may be complete or not.
+
+    The files are read on first use; damaged files raise UserError.
+    """
+
+    folder: Path
+    experiment: Experiment
+
+    @cached_property
+    def result(self) -> RunResult | None:
+        """The result; None if the run is not complete."""
+        return read_result(self.folder)
+
+    @cached_property
+    def environment(self) -> Environment | None:
+        """Where the run was trained; None if the file is missing."""
+        return read_environment(self.folder)
+
+    @cached_property
+    def history(self) -> History:
+        """The metrics and memories of all complete epochs."""
+        return History.read(self.folder, None)
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of complete epochs, counted without reading the memories."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            return len(path.read_bytes().splitlines())
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 class SavedRun(NamedTuple):
-    """A complete run, read back."""
+    """A complete run with its model."""
 
     experiment: Experiment
     model: PretrainedModel
     classes: tuple[str, ...]
 
 
-def load_run(folder: Path) -> SavedRun:
-    """Read a complete run back, its model in evaluation mode.
+def read_run(folder: Path) -> RunRecord:
+    """Return the record of a run, complete or not.
 
-    Raises UserError where the folder holds no run, or one that is not complete or damaged, or a
-    link in the place of a folder.
+    Raises UserError if the folder is not a run folder or its `experiment.yaml` is damaged.
     """
     seeds = sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
     if seeds:
-        raise UserError(f"{folder} holds the runs {', '.join(seeds)}: pass {folder / seeds[0]}")
-    experiment = load_experiment(folder / "experiment.yaml")
-    if not (folder / "result.json").exists():
+        raise UserError(
+            f"{folder} holds the runs {', '.join(seeds)}: pass one, such as {folder / seeds[0]}"
+        )
+    return RunRecord(folder, load_experiment(folder / "experiment.yaml"))
+
+
+def load_run(folder: Path) -> SavedRun:
+    """Load a complete run with its model in evaluation mode.
+
+    Raises UserError if the folder is not a run folder, or if the run is incomplete, damaged, or
+    has a link in place of a folder.
+    """
+    run = read_run(folder)
+    if run.result is None:
         raise UserError(f"the run in {folder} is not complete: finish it with --resume")
+    classes, config = run.result.classes, run.experiment.model
+    if len(classes) != config.num_classes:
+        difference = f"{len(classes)} classes, but the model has {config.num_classes}"
+        raise damaged_result(folder, difference)
     check_links(folder)
     try:
         model = load_model(folder)
-        if model.config != experiment.model:
+        if model.config != config:
             raise ValueError("config.json and experiment.yaml describe different models")
-        return SavedRun(experiment, model, _read_classes(folder, experiment.model.num_classes))
     except Exception as error:  # damaged files make their readers raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
         ) from error
-
-
-def _read_classes(folder: Path, num_classes: int) -> tuple[str, ...]:
-    classes = json.loads((folder / "result.json").read_text())["classes"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("the classes in result.json are no list of names")
-    if len(classes) != num_classes:
-        raise ValueError(f"result.json has {len(classes)} classes, the model {num_classes}")
-    return tuple(classes)
+    return SavedRun(run.experiment, model, classes)
 
 
 def load_test_of(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:
-    """Open the test split of a run, from `source` where its images have moved there.
+    """Load the test split of a run, from the folder `source` if its images have moved.
 
-    Raises UserError where the data is generated and has no source, or has other classes.
+    Raises UserError if `source` is given for generated data, or if the data has other classes
+    than the run.
     """
     config = run.experiment.data
     if source is not None:
-        if not isinstance(config, ImagesConfig):
-            raise UserError(f"{config.kind} is generated and has no source: leave --source out")
-        config = replace(config, source=source)
-    data = load_test(config, device)
+        config = config.with_storage(source=source)
+    data = config.load_test(device)
     if data.class_names != run.classes:
         raise UserError(
-            f"the run knows the classes {', '.join(run.classes)} but the data has the classes "
-            f"{', '.join(data.class_names)}: pass a --source with those of the run"
+            f"the run was trained on the classes {', '.join(run.classes)}, but the data has the "
+            f"classes {', '.join(data.class_names)}: pass the --source that the run was trained on"
         )
     return data

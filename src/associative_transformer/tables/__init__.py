@@ -1,4 +1,4 @@
-"""The paper's tables: what lies in run folders, beside the published results."""
+"""The paper's tables: the runs in a folder next to the published results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,4 +14,4 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "ablations": ablation_table,
     "relational": relational_table,
 }
-"""Builds each table from a folder of runs."""
+"""Functions that build each table from a folder of runs, by the name of the table."""

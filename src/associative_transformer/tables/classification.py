@@ -12,11 +12,12 @@ from associative_transformer.experiment import Experiment
 from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.recipes import RECIPES, ablations, classification, sources
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
+from associative_transformer.runs.result import RunResult
 from associative_transformer.tables.collect import (
-    Found,
-    Runs,
+    CollectedRuns,
+    RunsOfExperiment,
+    collect_runs,
     describe_overrides,
-    find_runs,
     spread,
 )
 from associative_transformer.tabular import RowGroup, Table
@@ -35,26 +36,26 @@ COLUMNS = (
     "finished",
 )
 NOTE = (
-    "Test accuracy, mean and standard deviation over the seeds, at the last epoch, all test "
-    "images counted. Averages: ours once all sets are there, the published one over those that "
-    "have a figure. Parameters, for CIFAR-10: live, and in brackets with those that the "
-    "reference code registers and never uses."
+    "Test accuracy after the last epoch on all test images: mean and standard deviation over the "
+    "seeds. Averages: ours once there are runs for all data sets, the published one over the data "
+    "sets with a published figure. Parameters, for CIFAR-10: live ones, and in brackets together "
+    "with those that the reference code registers but never uses."
 )
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """The recipes of a row, and what is published of it."""
+    """The recipes of a row and its published figures."""
 
     title: str
-    recipes: Sequence[str | None]  # one for each set
+    recipes: Sequence[str | None]  # one for each data set
     published: Sequence[float | None] = (None, None, None)
-    average: float | None = None  # published; None: that of `published`
-    size: float | None = None  # published, millions of parameters
+    average: float | None = None  # published; None: the mean of `published`
+    size: float | None = None  # published, in millions of parameters
 
 
 def classification_table(folder: Path) -> Table:
-    """Build Table 1 from the runs below a folder."""
+    """Build Table 1 from a folder of runs."""
     quoted = list(classification.QUOTED)
     rows = [
         TableRow(
@@ -66,22 +67,27 @@ def classification_table(folder: Path) -> Table:
         for row in classification.ROWS
     ]
     others = [
-        ("Triangle in patches of another size", classification.OTHER_PATCHES),
+        ("Triangle with other patch sizes", classification.OTHER_PATCHES),
         ("recipes of the sources", sources.EXPERIMENTS),
         ("reduced recipes: not comparable with the published figures", classification.TINY),
     ]
     notes = [NOTE, *(f"[{i}] {text}" for i, text in enumerate(classification.QUOTED.values(), 1))]
-    extra = [(title, [_alone(recipe) for recipe in recipes]) for title, recipes in others]
+    extra = [
+        (title, [_row_for_one_set(recipe) for recipe in recipes]) for title, recipes in others
+    ]
     return _table("Image classification", folder, rows, extra, notes)
 
 
 def ablation_table(folder: Path) -> Table:
-    """Build the table of the ablations of AiT-Small from the runs below a folder."""
+    """Build the table of the ablations of AiT-Small from a folder of runs."""
     rows = [
         TableRow(row.title, [f"{name}-{row.recipe}" for name in SETS], average=row.average)
         for row in ablations.ROWS
     ]
-    notes = [NOTE, "Without memory and workspace AiT-Small is ViT-Small: that row is its recipe."]
+    notes = [
+        NOTE,
+        "Without memory and workspace, AiT-Small is ViT-Small; that row uses its recipe.",
+    ]
     return _table("Ablations of AiT-Small", folder, rows, [], notes)
 
 
@@ -95,66 +101,73 @@ def _table(
     groups = [("recipes of the paper", rows), *extra]
     names = [name for _, group in groups for row in group for name in row.recipes if name]
     recipes = {name: RECIPES[name] for name in names}
-    found = find_runs(folder, recipes)
-    sections = [
-        RowGroup(heading, [_cells(row, found, "paper") for row in group])
-        for heading, group in groups
+    collected = collect_runs(folder, recipes)
+    groups_of_cells = [
+        RowGroup(title, [_recipe_cells(row, collected, "paper") for row in group])
+        for title, group in groups
     ]
     for budget in BUDGETS[1:]:
         plain = [TableRow(row.title, row.recipes) for _, group in groups for row in group]
-        lines = [_cells(row, found, budget) for row in plain]
-        shown = [cells for cells in lines if cells[COLUMNS.index("seeds")] != "not run"]
-        sections.append(RowGroup(f"budget {budget}: not comparable with any row above", shown))
+        lines = [_recipe_cells(row, collected, budget) for row in plain]
+        trained = [cells for cells in lines if cells[COLUMNS.index("seeds")] != "not run"]
+        title_of_budget = f"budget {budget}: not comparable with any row above"
+        groups_of_cells.append(RowGroup(title_of_budget, trained))
     changed = []
-    for name, print_ in sorted(found.runs):
-        runs = found.runs[name, print_]
-        row = TableRow(describe_overrides(runs.experiment, recipes[name]), _places(name))
-        changed.append(_write(row, [runs if place else None for place in row.recipes]))
-    sections.append(RowGroup("runs with overrides: they belong to no row above", changed))
-    filled = [section for section in sections if section.rows]
-    return Table(f"{title}, test accuracy in percent", COLUMNS, filled, [*notes, *found.left_out])
+    for name, print_ in sorted(collected.runs):
+        runs = collected.runs[name, print_]
+        row = TableRow(describe_overrides(runs.experiment, recipes[name]), _by_set(name))
+        changed.append(_cells(row, [runs if recipe else None for recipe in row.recipes]))
+    overridden = RowGroup("runs with overrides: they belong to no row above", changed)
+    filled = [group for group in [*groups_of_cells, overridden] if group.rows]
+    notes = [*notes, *collected.left_out]
+    return Table(f"{title}, test accuracy in percent", COLUMNS, filled, notes)
 
 
-def _alone(recipe: Experiment) -> TableRow:
-    """Give a row to a recipe that is there for one set only."""
-    return TableRow(recipe.name, _places(recipe.name))
+def _row_for_one_set(recipe: Experiment) -> TableRow:
+    """Return the row of a recipe that exists for one data set only."""
+    return TableRow(recipe.name, _by_set(recipe.name))
 
 
-def _places(recipe: str) -> list[str | None]:
+def _by_set(recipe: str) -> list[str | None]:
+    """Return the recipe at the position of its data set, and None for the other data sets."""
     return [recipe if recipe.startswith(f"{name}-") else None for name in SETS]
 
 
-def _cells(row: TableRow, found: Found, budget: Budget) -> tuple[str, ...]:
-    runs = [name and found.take(shorten(RECIPES[name], budget)) for name in row.recipes]
-    return _write(row, [there or None for there in runs])
+def _recipe_cells(row: TableRow, collected: CollectedRuns, budget: Budget) -> tuple[str, ...]:
+    """Return the cells of a row, with the runs of its recipes under a budget."""
+    runs = [name and collected.take(shorten(RECIPES[name], budget)) for name in row.recipes]
+    return _cells(row, [each or None for each in runs])
 
 
-def _write(row: TableRow, runs: Sequence[Runs | None]) -> tuple[str, ...]:
-    """Write the cells of a row; a set for which there is no recipe has no runs."""
-    there = [found for found in runs if found]
-    accuracies = [[r.test_accuracy for r in found.results] if found else [] for found in runs]
+def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str, ...]:
+    """Return the cells of a row, given the runs for each data set; None: there is no recipe."""
+    with_recipe = [each for each in runs if each]
+    accuracies = [[r.test_accuracy for r in each.results] if each else [] for each in runs]
     published = [accuracy for accuracy in row.published if accuracy is not None]
     average = row.average or (mean(published) if published else None)
-    ours = [mean(values) for values in accuracies if values]
-    results = [result for found in there for result in found.results]
+    means = [mean(values) for values in accuracies if values]
     pairs = [
         cell
         for values, accuracy in zip(accuracies, row.published, strict=True)
         for cell in (spread(values), _figure(accuracy, 2))
     ]
-    complete = [run for found in there for run in found.complete.values()]
+    complete = [run for each in with_recipe for run in each.complete.values()]
     return (
         row.title,
         *pairs,
-        spread([mean(ours)]) if len(ours) == len(there) > 1 else "-",
+        spread([mean(means)]) if len(means) == len(with_recipe) > 1 else "-",
         _figure(average, 2),
-        _size(there[0].experiment.model),
+        _size(with_recipe[0].experiment.model),
         _figure(row.size, 1),
         _seeds(runs),
-        _join({str(result.epochs) for result in results}),
-        _join({run.environment.device for run in complete}),
-        max((result.timing.finished for result in results), default="-"),
+        _join({str(run.result.epochs) for run in complete}),
+        _join({run.device for run in complete}),
+        max((_date(run.result) for run in complete), default="-"),
     )
+
+
+def _date(result: RunResult) -> str:
+    return result.timing.finished if result.timing and result.timing.finished else "-"
 
 
 @cache
@@ -166,12 +179,12 @@ def _size(model: ModelConfig) -> str:
     return live if live == total else f"{live} ({total})"
 
 
-def _seeds(runs: Sequence[Runs | None]) -> str:
-    """Say once what holds for all sets, and else what holds for each."""
-    said = {title: there.seeds for title, there in zip(SETS.values(), runs, strict=True) if there}
-    if len(set(said.values())) == 1:
-        return next(iter(said.values()))
-    return "; ".join(f"{title}: {seeds}" for title, seeds in said.items())
+def _seeds(runs: Sequence[RunsOfExperiment | None]) -> str:
+    """Return the seeds once if they are the same for all data sets, else for each data set."""
+    seeds = {title: each.seeds for title, each in zip(SETS.values(), runs, strict=True) if each}
+    if len(set(seeds.values())) == 1:
+        return next(iter(seeds.values()))
+    return "; ".join(f"{title}: {text}" for title, text in seeds.items())
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -1,175 +1,124 @@
-"""The runs of recipes that lie in a folder, read back for a table.
+"""The runs of recipes, collected from a folder for a table.
 
-A table takes the complete runs whose experiment is exactly what it asks for; nothing is averaged
-across different ones.
+Runs are grouped by experiment: a table only uses complete runs of exactly the experiment that a
+row asks for, and never averages over different experiments.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
-from associative_transformer.experiment import (
-    Experiment,
-    differences,
-    fingerprint,
-    load_experiment,
-)
+from associative_transformer.experiment import Experiment, differences, fingerprint
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
-
-Content = TypeVar("Content")
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a table reads of the questions of a kind."""
-
-    name: str
-    accuracy: float
-    guess: float
+from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.saved import RunRecord, read_run
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What a table reads of the clock."""
+class CompleteRun(NamedTuple):
+    """A complete run, as a table needs it."""
 
-    finished: str = "-"  # date
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a table reads of `result.json`."""
-
-    epochs: int
-    precision: str
-    test_accuracy: float
-    timing: Timing = field(default_factory=Timing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionResult(Result):
-    """What a table reads where questions were asked."""
-
-    question_types: list[str]
-    test_kinds: list[Score]
-
-    def score(self, name: str) -> Score | None:
-        """Find the questions of a kind, where there are any."""
-        return next((score for score in self.test_kinds if score.name == name), None)
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a table reads of `environment.json`."""
-
-    device: str = "-"
-
-
-class Run(NamedTuple):
-    """A complete run."""
-
-    result: Result
-    environment: Environment
+    result: RunResult
+    device: str
 
 
 @dataclass
-class Runs:
-    """The runs of one experiment under several seeds."""
+class RunsOfExperiment:
+    """The runs of one experiment with different seeds."""
 
     experiment: Experiment
-    complete: dict[int, Run] = field(default_factory=dict)  # by seed
-    unfinished: list[str] = field(default_factory=list)  # "seed 1 after 3 of 100 epochs"
+    complete: dict[int, CompleteRun] = field(default_factory=dict)  # by seed
+    unfinished: list[str] = field(default_factory=list)  # "seed 1 unfinished after 3 of 9 epochs"
 
     @property
-    def results(self) -> list[Result]:
-        """Those of the complete runs."""
+    def results(self) -> list[RunResult]:
+        """The results of the complete runs."""
         return [run.result for run in self.complete.values()]
 
     @property
     def seeds(self) -> str:
-        """Say how many seeds are complete, and how far the others got."""
+        """Number of complete runs, followed by the progress of each unfinished run."""
         precisions = sorted({result.precision for result in self.results})
         count = f"{len(self.complete)}"
         count += f" in {' and '.join(precisions)}" if precisions[1:] else ""
         return ", ".join([count] * bool(self.complete) + self.unfinished) or "not run"
 
 
-class Found(NamedTuple):
+class CollectedRuns(NamedTuple):
     """All runs of some recipes in a folder."""
 
-    runs: dict[tuple[str, str], Runs]  # by recipe and fingerprint
-    left_out: list[str]  # which runs were not read, and why
+    runs: dict[tuple[str, str], RunsOfExperiment]  # by recipe and fingerprint
+    left_out: list[str]  # notes on runs that were not used, with the reason
 
-    def take(self, experiment: Experiment) -> Runs:
-        """Take out the runs of exactly this experiment; there may be none."""
-        plain = replace(experiment, name=experiment.name.partition("+")[0])
-        return self.runs.pop((plain.name, fingerprint(plain)), Runs(plain))
+    def take(self, experiment: Experiment) -> RunsOfExperiment:
+        """Remove and return the runs of exactly this experiment; there may be none."""
+        plain = replace(experiment, name=_recipe_of(experiment))
+        return self.runs.pop((plain.name, fingerprint(plain)), RunsOfExperiment(plain))
 
 
-def find_runs(folder: Path, recipes: dict[str, Experiment]) -> Found:
-    """Read the runs of these recipes below a folder, with overrides or without."""
-    runs: dict[tuple[str, str], Runs] = {}
-    kinds = {recipe.data.kind for recipe in recipes.values()}
-    left_out = []
+def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
+    """Read all runs of the recipes in `folder/NAME/SEED`, with or without overrides.
+
+    Damaged runs are left out with a note, and so are runs of unknown names whose data set occurs
+    in the recipes.
+    """
+    collected = CollectedRuns({}, [])
+    data_kinds = {recipe.data.kind for recipe in recipes.values()}
     for path in sorted(folder.glob("*/*/experiment.yaml")):
         try:
-            experiment = load_experiment(path)
-            name = experiment.name.partition("+")[0]
-            if name not in recipes:
-                if name not in RECIPES and experiment.data.kind in kinds:
-                    left_out.append(f"Left out: {path.parent}, since {name} is no recipe.")
-                continue
-            experiment = replace(experiment, name=name)
-            is_complete = (path.parent / "result.json").exists()
-            here = (_read if is_complete else _standing)(experiment, path.parent)
-            found = runs.setdefault((name, fingerprint(experiment)), Runs(experiment))
-            if isinstance(here, Run):
-                found.complete.setdefault(experiment.train.seed, here)  # once, if it was copied
-            else:
-                found.unfinished.append(here)
-        except (UserError, OSError) as error:
-            left_out.append(f"Left out: {path.parent} can't be read ({error}).")
-    if not runs and not left_out:
-        left_out.append(f"There are no runs of these recipes in {folder}.")
-    return Found(runs, left_out)
+            run = read_run(path.parent)
+            name = _recipe_of(run.experiment)
+            if name in recipes:
+                _add(run, name, collected)
+            elif name not in RECIPES and run.experiment.data.kind in data_kinds:
+                collected.left_out.append(f"Left out: {path.parent}: {name} is not a recipe.")
+        except UserError as error:
+            collected.left_out.append(f"Left out: {error}.")
+    if not collected.runs and not collected.left_out:
+        collected.left_out.append(f"There are no runs of these recipes in {folder}.")
+    return collected
+
+
+def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
+    """Add a run to those of its experiment, once per seed even if it was copied."""
+    experiment, train = replace(run.experiment, name=name), run.experiment.train
+    complete, progress = None, ""
+    if run.result is not None:
+        complete = CompleteRun(run.result, _device_of(run))
+    else:
+        progress = f"seed {train.seed} unfinished after {run.num_epochs} of {train.epochs} epochs"
+    key = name, fingerprint(experiment)
+    runs = collected.runs.setdefault(key, RunsOfExperiment(experiment))
+    if complete is not None:
+        runs.complete.setdefault(train.seed, complete)
+    else:
+        runs.unfinished.append(progress)
+
+
+def _device_of(run: RunRecord) -> str:
+    if run.environment is None:
+        raise UserError(
+            f"{run.folder / 'environment.json'} is missing: copy it from where the run was trained"
+        )
+    return run.environment.device or "-"
+
+
+def _recipe_of(experiment: Experiment) -> str:
+    """Return the name without the fingerprint of overrides."""
+    return experiment.name.partition("+")[0]
 
 
 def describe_overrides(experiment: Experiment, recipe: Experiment) -> str:
-    """Name a run that is not its recipe by what was changed."""
+    """Return the name of a recipe followed by its overrides."""
     overrides = differences(experiment, recipe)
-    what = ", ".join(f"{key} {new} instead of {old}" for key, (new, old) in overrides.items())
-    return f"{recipe.name} with {what}"
+    changes = ", ".join(f"{key} {new} instead of {old}" for key, (new, old) in overrides.items())
+    return f"{recipe.name} with {changes}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write mean and, where there are several, standard deviation; a dash where there are none."""
+    """Return the mean, with the standard deviation if there are several values, or a dash."""
     if not values:
         return "-"
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def _read(experiment: Experiment, folder: Path) -> Run:
-    kind = QuestionResult if hasattr(experiment.data, "question_types") else Result
-    environment = _parse(Environment, folder / "environment.json")
-    return Run(_parse(kind, folder / "result.json"), environment)
-
-
-def _parse(kind: type[Content], path: Path) -> Content:
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([path.name, *map(str, first["loc"])])
-        raise UserError(f"{where}: {first['msg']}") from None
-
-
-def _standing(experiment: Experiment, folder: Path) -> str:
-    """Say how far a run got that is not complete."""
-    metrics = folder / "metrics.jsonl"
-    epochs = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
-    train = experiment.train
-    return f"seed {train.seed} unfinished after {epochs} of {train.epochs} epochs"

@@ -1,175 +1,124 @@
-"""Train many recipes, one after another, each by `ait train` in a process of its own.
+"""Train the runs of a table one after another, each by `ait train` in its own process.
 
-A run that fails or is killed takes no other with it. What is complete is left alone, and what was
-begun is resumed, so that the same sweep can be started again at any time.
+A run that fails or is killed does not affect the others. Complete runs are skipped and unfinished
+runs are resumed, so the same list of runs can be started again at any time.
 """
 
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from associative_transformer.data import DataConfig, ImagesConfig, SortOfClevrConfig
-from associative_transformer.experiment import Experiment, differences
-from associative_transformer.models import count_operations
+from associative_transformer.experiment import Experiment
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import Budget, shorten
+from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.training.signals import Interrupted, StopSignals
 
-SECONDS_BETWEEN_LOOKS = 0.2  # for a signal, while a run goes on
-USUAL_IMAGES = 50_000, 10_000  # of an image set, in training and testing: those of CIFAR
+POLL_SECONDS = 0.2  # between checks for a signal while a run is training
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a sweep."""
+class PlannedRun:
+    """A run of a table, complete or still to be trained."""
 
     recipe: str
-    experiment: Experiment  # as its budget trains it
-    folder: Path
-    runs: Path
-    source: Path | None = None  # local copy of an image set
+    experiment: Experiment  # the recipe, shortened to the budget
+    runs: Path  # folder of all runs
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        return self.runs / self.experiment.name / str(self.experiment.train.seed)
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the run has a result."""
         return (self.folder / "result.json").exists()
 
     @property
     def title(self) -> str:
-        """Say what is trained."""
+        """Recipe and seed."""
         return f"{self.recipe}, seed {self.experiment.train.seed}"
 
     @property
     def arguments(self) -> list[str]:
-        """Those of `ait` that train it, or go on with it."""
-        changed = differences(self.experiment, RECIPES[self.recipe])
-        flags = {name: mine for name, (mine, _) in changed.items() if name != "name"}
-        flags["train.seed"] = self.experiment.train.seed
-        words = ["train", self.recipe]
-        for name, value in flags.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
+        """Arguments of `ait` that train or resume this run."""
+        words = train_arguments(self.experiment, RECIPES[self.recipe])
         words += ["--runs", str(self.runs)]
-        words += ["--data.source", str(self.source)] if self.source else []
         return words + ["--resume"] * (self.folder / "experiment.yaml").exists()
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A run that did not come to its end."""
+class FailedRun:
+    """A run whose process failed or was killed."""
 
-    job: Job
-    code: int  # exit code; below 0 the signal that killed it
+    run: PlannedRun
+    code: int  # exit code, or the negative number of the signal
 
     def __str__(self) -> str:
-        how = f"exit code {self.code}" if self.code > 0 else f"killed by signal {-self.code}"
-        return f"{self.job.title} ({how})"
+        reason = f"exit code {self.code}" if self.code > 0 else f"killed by signal {-self.code}"
+        return f"{self.run.title} ({reason})"
 
 
-@dataclass
-class Clock:
-    """Guess how long runs take, from those that are done.
-
-    A run takes a start, as long as the shortest one seen, and a time for each floating-point
-    operation, which differs between kinds of models.
-    """
-
-    done: list[tuple[str, float, float]] = field(default_factory=list)  # kind, work, seconds
-
-    def add(self, job: Job, seconds: float) -> None:
-        """Note how long a run has taken."""
-        self.done.append((job.experiment.model.kind, estimate_work(job.experiment), seconds))
-
-    def seconds(self, jobs: Iterable[Job]) -> float | None:
-        """Guess the seconds of all these runs; None before one is done."""
-        if not self.done:
-            return None
-        start = min(seconds for _, _, seconds in self.done)
-        total = 0.0
-        for job in jobs:
-            kind = job.experiment.model.kind
-            alike = [entry for entry in self.done if entry[0] == kind] or self.done
-            rate = sum(s - start for _, _, s in alike) / sum(work for _, work, _ in alike)
-            total += start + rate * estimate_work(job.experiment)
-        return total
-
-
-def plan(
+def plan_runs(
     recipes: Iterable[str],
     budget: Budget,
     seeds: Iterable[int],
     runs: Path,
     sources: dict[str, Path],
-) -> list[Job]:
-    """List the runs of these recipes, all recipes of a seed before the next seed."""
-    jobs = []
+) -> list[PlannedRun]:
+    """List the runs of the recipes, all recipes with the first seed before those with the next.
+
+    `sources` maps names of data sets to local copies of their images.
+    """
+    planned = []
     for seed in seeds:
         for recipe in recipes:
             experiment = shorten(RECIPES[recipe], budget)
-            experiment = replace(experiment, train=replace(experiment.train, seed=seed))
-            folder = runs / experiment.name / str(seed)
-            source = sources.get(getattr(experiment.data, "name", ""))
-            jobs.append(Job(recipe, experiment, folder, runs, source))
-    return jobs
+            data, train = experiment.data, replace(experiment.train, seed=seed)
+            if source := sources.get(data.display_name):
+                data = data.with_storage(source=str(source))
+            planned.append(PlannedRun(recipe, replace(experiment, data=data, train=train), runs))
+    return planned
 
 
-def estimate_work(experiment: Experiment) -> float:
-    """Estimate the floating-point operations of training and scoring."""
-    num_train, num_test = _samples(experiment.data)
-    passes = 3 * experiment.train.epochs * num_train + num_test
-    return float(passes) * count_operations(experiment.model)
+def train_runs(
+    runs: list[PlannedRun], on_start: Callable[[int, PlannedRun], None]
+) -> list[FailedRun]:
+    """Train the runs that are not complete and return those that failed.
 
-
-def run_jobs(
-    jobs: list[Job], tell: Callable[[int, Job, float | None], None], clock: Clock
-) -> list[Failure]:
-    """Train what is not complete and return what failed; `tell` is called before each run.
-
-    It gets the number of the run, the run, and the seconds left for it and all after it. Raises
-    Interrupted where a signal stopped the sweep; the run under way has saved itself then.
+    `on_start` is called with the position, from 1, of each run and the run before it starts.
+    Raises Interrupted if a signal stopped the current run, which has saved itself by then.
     """
-    failures = []
-    for number, job in enumerate(jobs):
-        if job.is_complete:
+    failed = []
+    for position, run in enumerate(runs, start=1):
+        if run.is_complete:
             continue
-        left = [other for other in jobs[number:] if not other.is_complete]
-        tell(number + 1, job, clock.seconds(left))
-        started = time.monotonic()
-        code = _run(job)
-        if code == 0:
-            clock.add(job, time.monotonic() - started)
-        else:
-            failures.append(Failure(job, code))
-    return failures
+        on_start(position, run)
+        code = _train(run)
+        if code != 0:
+            failed.append(FailedRun(run, code))
+    return failed
 
 
-def _run(job: Job) -> int:
-    """Run `ait train` and give its exit code; pass a signal on to it, once."""
-    command = [sys.executable, "-m", "associative_transformer", *job.arguments]
+def _train(run: PlannedRun) -> int:
+    """Run `ait train` and return its exit code; a signal is passed on to it once."""
+    command = [sys.executable, "-m", "associative_transformer", *run.arguments]
     with StopSignals() as stop:
-        # a session of its own: the terminal's signals reach it through us alone
+        # in a session of its own, the process gets the signals of a terminal only through us
         process = subprocess.Popen(command, start_new_session=True)
-        is_told = False
+        is_stopping = False
         try:
             while (code := process.poll()) is None:
-                if stop.signum is not None and not is_told:
+                if stop.signum is not None and not is_stopping:
                     process.send_signal(stop.signum)
-                    is_told = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                    is_stopping = True
+                time.sleep(POLL_SECONDS)
         finally:
             process.kill()
         if stop.signum is not None:
             raise Interrupted(stop.signum)
     return code
-
-
-def _samples(data: DataConfig) -> tuple[int, int]:
-    """Count the items of an epoch and of the test; an image set is taken for one like CIFAR."""
-    if isinstance(data, ImagesConfig):
-        return (data.limit, data.limit) if data.limit else USUAL_IMAGES
-    asked = 1
-    if isinstance(data, SortOfClevrConfig):
-        asked = data.num_questions * len(data.question_types)
-    return data.num_train * asked, data.num_test * asked

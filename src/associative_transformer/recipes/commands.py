@@ -1,0 +1,47 @@
+"""Command lines of `ait train`."""
+
+from collections.abc import Iterator, Mapping
+
+from associative_transformer.experiment import Experiment, list_fields
+
+
+def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
+    """Return the arguments of `ait` that train an experiment as a recipe with overrides.
+
+    The options are all fields in which the two differ. A name of the form RECIPE+FINGERPRINT is
+    not one of them, because `ait train` derives it. Raises ValueError if the recipe has another
+    kind of data or model, which options cannot change.
+    """
+    for part in ("data", "model"):
+        kind, other = getattr(experiment, part).kind, getattr(recipe, part).kind
+        if kind != other:
+            raise ValueError(f"{part}.kind is {kind}, but {other} in the recipe {recipe.name}")
+    theirs = list_fields(recipe)
+    changed = {name: new for name, new in list_fields(experiment).items() if new != theirs[name]}
+    if experiment.name.partition("+")[0] == recipe.name:
+        changed.pop("name", None)
+    return ["train", recipe.name, *format_options(changed)]
+
+
+def format_options(values: Mapping[str, object]) -> list[str]:
+    """Return the options that set each field, by dotted name, to its value.
+
+    For example, {"train.clip_norm": None, "model.workspace.dropout": 0.5, "train.compile": False}
+    becomes --train.clip-norm None --model.workspace.dropout 0.5 --train.no-compile.
+    """
+    return [word for name, value in sorted(values.items()) for word in _format(name, value)]
+
+
+def _format(name: str, value: object) -> Iterator[str]:
+    *parents, last = name.replace("_", "-").split(".")
+    prefix = "--" + ".".join([*parents, ""])
+    if isinstance(value, bool):
+        yield prefix + (last if value else f"no-{last}")
+    elif isinstance(value, list | tuple):
+        yield from (prefix + last, *map(str, value))
+    elif isinstance(value, Mapping):
+        yield from (prefix + last, *(str(word) for pair in value.items() for word in pair))
+    elif str(value).startswith("-"):  # would be taken for an option
+        yield f"{prefix}{last}={value}"
+    else:
+        yield from (prefix + last, str(value))
