@@ -112,8 +112,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
         monkeypatch.setattr(run_all.sys, "executable", str(script))
         return log
 
-    monkeypatch.setattr(run_all, "SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(run_all, "count_operations", lambda model: 1_000)
+    monkeypatch.setattr(run_all, "POLL_SECONDS", 0.01)
     return write
 
 

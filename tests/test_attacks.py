@@ -117,7 +117,7 @@ def test_the_hub_s_pickle_is_refused_where_it_has_no_safetensors(
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr("associative_transformer.models.pretrained.hf_hub_download", download)
-    with pytest.raises(UserError, match=r"pytorch_model\.bin may hold code and is not read"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin may contain code and is not read"):
         load_model("someone/model")
     assert not trap.exists()
 
@@ -171,7 +171,7 @@ def test_a_tag_that_constructs_objects_constructs_none(
     path = run / "experiment.yaml"
     attack = f"train: {TAGS[tag].format(trap=trap)}\n"
     path.write_text(path.read_text() + attack)
-    with pytest.raises(UserError, match=r"experiment\.yaml is no YAML"):
+    with pytest.raises(UserError, match=r"experiment\.yaml is not valid YAML"):
         load_experiment(path)
     assert_refused(ait("eval", run), "experiment.yaml")
     assert not trap.exists()
@@ -332,11 +332,7 @@ def test_a_folder_that_is_a_link_is_refused(
     (run / folder).symlink_to(precious)
     words = (f"{run / folder} is a link out of the run", "put a folder in its place")
     for command in ("analyze", "eval", "report"):
-        if command == "report":  # it needs a result with all that a page shows
-            with pytest.raises(UserError, match="is a link out of the run"):
-                load_run(run)
-        else:
-            assert_refused(ait(command, run), *words)
+        assert_refused(ait(command, run), *words)
     with pytest.raises(UserError, match="is a link out of the run"):
         check_folder(run, EXPERIMENT, resume=True, overwrite=False)
     assert is_untouched(precious)

@@ -26,7 +26,7 @@ import yaml
 from PIL import ImageFile
 from safetensors.torch import load_file, save_file
 
-from associative_transformer.data import DataSet, ImagesConfig, decode_image, load_data
+from associative_transformer.data import DataSet, ImagesConfig, decode_image
 from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import build_model
@@ -34,7 +34,7 @@ from associative_transformer.predict import predict_files
 from associative_transformer.runs.checkpoint import restore_checkpoint, save_checkpoint
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.saved import load_run
-from associative_transformer.tables.collect import find_runs
+from associative_transformer.tables.collect import collect_runs
 from making.commands import Ait, assert_refused
 from making.hostile import (
     BOMBS,
@@ -47,6 +47,7 @@ from making.hostile import (
     make_run,
     png,
 )
+from making.plant import result_of
 
 CPU = torch.device("cpu")
 
@@ -180,7 +181,7 @@ def make_set(root: Path, name: str = "a") -> Path:
 
 def load(root: Path, **changes: Any) -> DataSet:  # noqa: ANN401
     config = ImagesConfig("mine", source=str(root), image_size=8, num_workers=0, augment="none")
-    return load_data(replace(config, **changes), CPU)
+    return replace(config, **changes).load(CPU)
 
 
 @pytest.mark.hostile("names and folders")
@@ -201,7 +202,7 @@ def test_a_name_that_is_not_utf_8_is_named(place: str, tmp_path: Path) -> None:
     old = {"root": root, "class": root / "train" / "a", "file": root / "train" / "a" / "a.png"}
     if place != "root":
         old[place].rename(old[place].with_name(f"{bad}.png"))
-    with pytest.raises(UserError, match=r"the name .*caf.* is not in UTF-8: rename it"):
+    with pytest.raises(UserError, match=r"the name .*caf.* is not valid UTF-8: rename it"):
         load(root)
 
 
@@ -290,7 +291,7 @@ def test_a_folder_that_can_not_be_read_is_named(
         return iterdir(self)
 
     monkeypatch.setattr(Path, "iterdir", guarded)
-    with pytest.raises(UserError, match=r"can't read the folder .*other: Permission denied; move"):
+    with pytest.raises(UserError, match=r"cannot read the folder .*other \(Permission denied\): make it readable"):
         load(root)
 
 
@@ -398,7 +399,7 @@ PARQUET: dict[str, tuple[dict[str, Any], str]] = {
         r"cannot read the image http:/127.0.0.1:9/a.png \(.*No such file",
     ),
     "no row": ({"labels": ()}, r"cannot read .* damaged or empty"),
-    "one class": ({"labels": (0, 0)}, "has one class, a"),
+    "one class": ({"labels": (0, 0)}, "has only one class, a"),
 }
 
 
@@ -518,7 +519,7 @@ def test_a_command_refuses_it_with_code_2(
 
 # --- files of a run ---
 
-RESULTS = {
+RESULTS: dict[str, dict[str, Any] | bytes] = {
     "no JSON": b"{",
     "not UTF-8": b"\xff\xfe",
     "list": b"[]",
@@ -526,12 +527,12 @@ RESULTS = {
     "nothing": b"null",
     "depth of 100,000": b"[" * 100_000,
     "number of 5,000 digits": b'{"classes": ' + b"9" * 5_000 + b"}",
-    "classes missing": b"{}",
-    "classes as a word": b'{"classes": "ab"}',
-    "classes as numbers": b'{"classes": [1, 2]}',
-    "classes as lists": b'{"classes": [["a"], ["b"]]}',
-    "a class too few": b'{"classes": ["a"]}',
-    "a class too many": b'{"classes": ["a", "b", "c"]}',
+    "everything missing": b"{}",
+    "classes as a word": {"classes": "ab"},
+    "classes as numbers": {"classes": [1, 2]},
+    "classes as lists": {"classes": [["a"], ["b"]]},
+    "a class too few": {"classes": ["a"]},
+    "a class too many": {"classes": ["a", "b", "c"]},
 }
 CONFIGS: dict[str, dict[str, Any] | bytes] = {
     "no JSON": b"{",
@@ -560,8 +561,12 @@ CONFIGS: dict[str, dict[str, Any] | bytes] = {
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_result_that_is_none_is_named(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    (run / "result.json").write_bytes(RESULTS[name])
-    with pytest.raises(UserError, match=rf"the run in {run} is damaged \(.+\): train it") as error:
+    change = RESULTS[name]
+    if isinstance(change, dict):
+        change = json.dumps(result_of(EXPERIMENT, **change)).encode()
+    (run / "result.json").write_bytes(change)
+    message = rf"{run}/result\.json is damaged \(.+\): remove it, and --resume writes it again"
+    with pytest.raises(UserError, match=message) as error:
         load_run(run)
     one_sentence(error)
 
@@ -667,7 +672,7 @@ def test_a_table_leaves_out_what_it_can_not_read(tmp_path: Path) -> None:
         experiment = replace(EXPERIMENT, train=replace(EXPERIMENT.train, seed=seed))
         save_experiment(experiment, folder / "experiment.yaml")
         (folder / "metrics.jsonl").write_bytes(content)
-    found = find_runs(tmp_path, {"tiny": EXPERIMENT})
+    found = collect_runs(tmp_path, {"tiny": EXPERIMENT})
     assert len(found.take(EXPERIMENT).unfinished) == 2
 
 

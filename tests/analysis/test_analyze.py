@@ -1,6 +1,5 @@
 """`ait analyze` and what it measures on which images, of runs that were never trained."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -18,7 +17,7 @@ from associative_transformer.analysis import (
     Analysis,
     Basins,
     Competition,
-    Selected,
+    SelectionStatistics,
     analyze,
     load_analysis,
     sample,
@@ -29,14 +28,22 @@ from associative_transformer.cli.analyze import (
     _describe_selection,
 )
 from associative_transformer.data import HeldOut, SortOfClevrConfig, Split, TriangleConfig
-from associative_transformer.data import load_test as load_held_out
-from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
+from associative_transformer.experiment import (
+    Experiment,
+    TrainConfig,
+    load_experiment,
+    save_experiment,
+)
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiTConfig, DenseConfig, ViTConfig, build_model
+from associative_transformer.models import build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.saved import load_run
 from associative_transformer.workspace import WorkspaceConfig
 from making.commands import Ait, assert_refused
+from making.plant import put_result, result_of
 
 CPU = torch.device("cpu")
 NUM_TEST = 40
@@ -72,8 +79,8 @@ def make_run(folder: Path, model: Any = AIT, data: Any = TRIANGLE, train: Any = 
     experiment = Experiment("tiny", data, model, train)
     save_experiment(experiment, folder / "experiment.yaml")
     build_model(model).save_pretrained(folder)
-    classes = load_held_out(replace(data, num_test=1), CPU).class_names
-    (folder / "result.json").write_text(json.dumps({"classes": classes}))
+    classes = replace(data, num_test=1).load_test(CPU).class_names
+    put_result(folder, result_of(experiment, classes=classes))
     memory = torch.randn(2, 1, 4, 8).numpy() if isinstance(model, AiTConfig) else np.empty((2, 0))
     History([{}, {}], list(memory)).write(folder)
     return folder
@@ -95,7 +102,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def held_out() -> HeldOut:
-    return load_held_out(TRIANGLE, CPU)
+    return TRIANGLE.load_test(CPU)
 
 
 def assert_equal(one: Analysis, two: Analysis) -> None:
@@ -176,7 +183,7 @@ def test_what_a_model_has_is_measured_saved_and_read_back(
 )
 def test_where_questions_are_asked_an_item_is_a_question(model: Any, tmp_path: Path) -> None:  # noqa: ANN401
     folder = make_run(tmp_path / "run", model, CLEVR)
-    data = load_held_out(CLEVR, CPU)
+    data = CLEVR.load_test(CPU)
     found = analyze(load_run(folder), folder, data, num_images=11)
     assert found.answers is not None
     assert found.answers.confusion.sum() == 11
@@ -431,7 +438,7 @@ def test_the_selection_is_said_layer_by_layer() -> None:
     overlap[0, 1, 0, 1] = overlap[0, 1, 1, 0] = 0.95
     overlap[0, 0, 0, 2] = overlap[0, 0, 2, 0] = 0.3
     nothing = np.zeros((1, 2, num_priors, 0, 2), np.int64)
-    selected = Selected(
+    selected = SelectionStatistics(
         num_images=5,
         pool_size=2_000,
         bottleneck=64,
@@ -511,11 +518,12 @@ def test_what_can_not_be_is_refused(
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, ait: Ait) -> None:
-    assert_refused(ait("analyze", tmp_path), "experiment.yaml is missing", "no run folder")
+    assert_refused(ait("analyze", tmp_path), "experiment.yaml is missing", "not a run folder")
 
 
 def test_data_with_other_classes_is_refused(folder: Path, ait: Ait) -> None:
-    (folder / "result.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    experiment = load_experiment(folder / "experiment.yaml")
+    put_result(folder, result_of(experiment, classes=["cat", "dog"]))
     assert_refused(ait("analyze", folder), "cat, dog", "equilateral, other")
 
 

@@ -1,7 +1,6 @@
 """Hostile input for the tests: images written byte by byte, and a run that was never trained."""
 
 import io
-import json
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +15,7 @@ from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models import build_model
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import prepare_folder
+from making.plant import put_result, result_of
 
 EXPERIMENT = Experiment(
     "tiny",
@@ -37,7 +37,7 @@ def make_run(folder: Path) -> Path:
     """Write a complete run without training it."""
     prepare_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
     build_model(EXPERIMENT.model).save_pretrained(folder)
-    (folder / "result.json").write_text(json.dumps({"classes": ["equilateral", "other"]}))
+    put_result(folder, result_of(EXPERIMENT, classes=["equilateral", "other"]))
     return folder
 
 
