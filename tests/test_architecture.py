@@ -51,15 +51,18 @@ INSIDE = {  # the same inside the folders: files not named import no sibling, __
         "loaders",
         "decoding",
         "questions",
+        "scenes",
+        "config",
         "sources",
+        "image_table",
     ),
     "runs": ("lock", "environment", "folder", "result", "saved"),
-    "training": ("schedule", "signals", "progress", "anomaly", "step", "loop"),
+    "training": ("schedule", "signals", "progress", "anomaly", "step", "meter", "loop"),
     "analysis": ("storage", "trace"),
     "tables": ("collect",),
     "figures": (),
     "report": ("charts",),
-    "bench": ("timing", "variants"),
+    "bench": ("timing", "variants", "pool", "loading"),
     "recipes": ("classification", "ablations"),
     "cli": ("options",),
 }
@@ -67,6 +70,10 @@ PUBLIC_NAMES = "__init__.py"  # loads every public name on first use: after all 
 MAY_IMPORT_INSIDE_FUNCTIONS = {
     "cli/": "a command and its --help wait only for what they need",
     "evaluate.py": "accelerate is slow to import, and only a GPU needs it",
+    "models/__init__.py": "the counter of operations imports Triton, and few commands need it",
+    "data/sources.py": "datasets is slow to import, and generated data do not need it",
+    "data/image_table.py": "the same",
+    "data/images.py": "torchvision is slow to import, and only random crops need it",
 }
 """Files, and folders, with the reason."""
 FORBIDDEN_NAMES = {"utils", "common", "misc", "helpers"}

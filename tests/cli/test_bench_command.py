@@ -1,4 +1,4 @@
-"""`ait bench`: what is measured for which options, what is written, and the ratios on record."""
+"""`ait bench`: what the options measure, what is written, and the recorded ratios."""
 
 import json
 import os
@@ -32,9 +32,9 @@ from making.commands import Ait, assert_refused
 
 
 class Call(NamedTuple):
-    """Workload would be measured."""
+    """The arguments of one call of `measure`."""
 
-    forms: list[Benchmark]
+    benchmarks: list[Benchmark]
     rival: str
     train: TrainConfig
     rounds: int
@@ -43,44 +43,44 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Workload would be measured, without measuring it: each twice as slow as the one before.
+    """Record the calls of `measure` instead of measuring.
 
-    In its fastest round each is three times as slow as the one before.
+    Each benchmark is reported twice as slow as the one before, in its fastest round three times.
     """
     calls: list[Call] = []
 
-    def note(
-        forms: list[Benchmark],
+    def record(
+        benchmarks: list[Benchmark],
         rival: str,
         train: TrainConfig,
         rounds: int,
         use_memory: bool = True,
     ) -> list[Measured]:
-        calls.append(Call(forms, rival, train, rounds, use_memory))
-        place = [form.name for form in forms].index(rival)
+        calls.append(Call(benchmarks, rival, train, rounds, use_memory))
+        rival_index = [benchmark.name for benchmark in benchmarks].index(rival)
         return [
             Measured(
-                form.name,
+                benchmark.name,
                 12.34 * 2**i,
                 5_186.4 / 2**i,
-                2.0 ** (i - place),
-                3.0 ** (i - place),
+                2.0 ** (i - rival_index),
+                3.0 ** (i - rival_index),
                 1.5,
-                None if form.operations is None else 0.256 / 2**i,
+                None if benchmark.operations is None else 0.256 / 2**i,
             )
-            for i, form in enumerate(forms)
+            for i, benchmark in enumerate(benchmarks)
         ]
 
-    monkeypatch.setattr(command, "measure", note)
+    monkeypatch.setattr(bench, "measure", record)
     return calls
 
 
 def names(call: Call) -> list[str]:
-    return [form.name for form in call.forms]
+    return [benchmark.name for benchmark in call.benchmarks]
 
 
-def experiment_of(form: Benchmark) -> Any:  # noqa: ANN401
-    return form.prepare.args[0].experiment  # type: ignore[attr-defined]
+def experiment_of(benchmark: Benchmark) -> Any:  # noqa: ANN401
+    return benchmark.prepare.args[0].experiment  # type: ignore[attr-defined]
 
 
 # --- what is measured ---
@@ -98,18 +98,18 @@ def test_recipes_are_measured_as_the_options_say(ait: Ait, calls: list[Call]) ->
     assert (usual.rounds, chosen.rounds) == (10, 3)
     assert usual.use_memory
     assert chosen.use_memory
-    for call, what, size, values in (
+    for call, workload, size, values in (
         (usual, "infer", 64, ("float32", False, "cpu")),
         (chosen, "step", 8, ("bfloat16", True, "cpu")),
     ):
         assert (call.train.precision, call.train.compile, call.train.device) == values
-        for form in call.forms:
-            experiment = experiment_of(form)
+        for benchmark in call.benchmarks:
+            experiment = experiment_of(benchmark)
             train = experiment.train
-            assert form.prepare.args[1] == what  # type: ignore[attr-defined]
+            assert benchmark.prepare.args[1] == workload  # type: ignore[attr-defined]
             assert (train.precision, train.compile, train.device) == values
-            assert train.batch_size == form.samples == size
-            assert experiment.model == RECIPES[form.name].model
+            assert train.batch_size == benchmark.samples == size
+            assert experiment.model == RECIPES[benchmark.name].model
 
 
 def test_a_rival_is_measured_too_and_once(ait: Ait, calls: list[Call]) -> None:
@@ -131,7 +131,7 @@ def test_the_write_is_measured_as_the_options_say(ait: Ait, calls: list[Call]) -
     usual, chosen = calls
     assert names(usual) == names(chosen) == ["sparse", "plain", "dense"]
     assert (usual.rival, chosen.rival, chosen.rounds) == ("plain", "dense", 2)
-    sizes = [call.forms[0].prepare.args[1] for call in calls]  # type: ignore[attr-defined]
+    sizes = [call.benchmarks[0].prepare.args[1] for call in calls]  # type: ignore[attr-defined]
     assert sizes == [
         PoolSizes(4_096, 768, WorkspaceConfig()),
         PoolSizes(9, 8, WorkspaceConfig(7, 6, 5, 4)),
@@ -143,14 +143,14 @@ def test_data_is_measured_as_the_options_say(
 ) -> None:
     seen: list[Any] = []
 
-    def note(variant: Any, num_batches: int) -> list[Benchmark]:  # noqa: ANN401
+    def record(variant: Any, num_batches: int) -> list[Benchmark]:  # noqa: ANN401
         seen.append((variant.experiment, num_batches))
         return [Benchmark("step", int, 8, 1), Benchmark("resident", int, 8, batches=num_batches)]
 
-    monkeypatch.setattr(command, "loading_benchmarks", note)
+    monkeypatch.setattr(bench.benchmarks, "loading_benchmarks", record)
     flags = ["--source", "here", "--num-workers", "3", "--batch-size", "8", "--batches", "5"]
-    said = ait("bench", "data", "cifar10-ait-tiny", *flags)
-    assert said.code == 0
+    result = ait("bench", "data", "cifar10-ait-tiny", *flags)
+    assert result.code == 0
     assert ait("bench", "data", "triangle-ait-tiny").code == 0
     (images, batches), (triangle, usual_batches) = seen
     assert (images.data.source, images.data.num_workers) == ("here", 3)
@@ -158,9 +158,9 @@ def test_data_is_measured_as_the_options_say(
     assert triangle.data == RECIPES["triangle-ait-tiny"].data
     assert usual_batches == 20
     assert calls[0].rival == "step"
-    assert "times step" in said.out
-    assert "cifar10-ait-tiny, 5 batches a round" in said.out
-    (line,) = (line for line in said.out.splitlines() if "resident" in line)
+    assert "times step" in result.out
+    assert "cifar10-ait-tiny, 5 batches per round" in result.out
+    (line,) = (line for line in result.out.splitlines() if "resident" in line)
     assert line.split("│")[-2].strip() == "-"  # of matrix peak
     assert_refused(ait("bench", "data", "triangle-ait-tiny", "--source", "x"), "generates", "--so")
 
@@ -173,15 +173,15 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "bar"), [("markdown", "|"), ("terminal", "│")])
+@pytest.mark.parametrize(("layout", "bar"), [("markdown", "|"), ("terminal", "│")])
 def test_a_table_compares_each_with_the_rival(
-    form: str, bar: str, ait: Ait, calls: list[Call]
+    layout: str, bar: str, ait: Ait, calls: list[Call]
 ) -> None:
-    said = ait("bench", "step", "--format", form, "--device", "cpu", "--compile")
-    assert said.code == 0
-    lines = [line for line in said.out.splitlines() if line[:1] == bar and "10-" in line[:20]]
+    result = ait("bench", "step", "--format", layout, "--device", "cpu", "--compile")
+    assert result.code == 0
+    lines = [line for line in result.out.splitlines() if line[:1] == bar and "10-" in line[:20]]
     assert [[cell.strip() for cell in line.split(bar)[1:-1]] for line in lines] == CELLS
-    text = " ".join(re.split(r"[\s│┃]+", said.out))
+    text = " ".join(re.split(r"[\s│┃]+", result.out))
     words = (
         f"Training step on {os.uname().machine}, {torch.get_num_threads()} threads, torch ",
         "batch 64, float32, compiled",  # not auto
@@ -189,14 +189,14 @@ def test_a_table_compares_each_with_the_rival(
         "libraries",
     )
     assert [word for word in words if word not in text] == []
-    assert ("## " in said.out) == (form == "markdown")
-    if form == "markdown":
-        assert "| times cifar10-vit-small |" in said.out
-        assert "compiled" not in ait("bench", "infer", "--format", form).out
+    assert ("## " in result.out) == (layout == "markdown")
+    if layout == "markdown":
+        assert "| times cifar10-vit-small |" in result.out
+        assert "compiled" not in ait("bench", "infer", "--format", layout).out
     assert "Prediction on" in ait("bench", "infer").out
-    said = ait("bench", "write", "--format", form)
-    text = " ".join(re.split(r"[\s│┃]+", said.out))
-    words = ("times plain", "tokens/s", "4096 ", "num_priors 32", "beyond libraries")
+    result = ait("bench", "write", "--format", layout)
+    text = " ".join(re.split(r"[\s│┃]+", result.out))
+    words = ("times plain", "tokens/s", "4096 ", "num_priors 32", "without libraries")
     assert [word for word in words if word not in text] == []
 
 
@@ -204,8 +204,8 @@ def test_json_has_the_numbers_the_options_and_the_environment(
     ait: Ait, calls: list[Call], tmp_path: Path
 ) -> None:
     words = ["bench", "step", "--format", "json", "--device", "cpu", "--output", "b.json"]
-    said = ait(*words)
-    assert (said.code, said.out) == (0, "")
+    result = ait(*words)
+    assert (result.code, result.out) == (0, "")
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["rows"][1] == {
         "name": "cifar10-ait-small",
@@ -234,19 +234,19 @@ def test_json_has_the_numbers_the_options_and_the_environment(
         ("train", ["train", "step", "infer"]),
         ("step cifar10-vit-smal", ["no recipe 'cifar10-vit-smal'", "cifar10-vit-small"]),
         ("step --rival cifar10-vit-smal", ["no recipe 'cifar10-vit-smal'"]),
-        ("step --batch-size 0", ["batch_size", "at least 1", "0"]),
-        ("step --rounds 0", ["rounds", "at least 1", "0"]),
+        ("step --batch-size 0", ["--batch-size must be at least 1", "not 0"]),
+        ("step --rounds 0", ["--rounds must be at least 1", "not 0"]),
         ("step --precision float16", ["--precision", "float16", "bfloat16"]),
         ("step --device quantum", ["--device", "quantum"]),
         ("step --format html", ["--format", "html", "json"]),
         ("step --output missing/b.json", ["no folder missing", "--output"]),
         ("step --tokens 5", ["--tokens"]),
-        ("write --tokens 0", ["tokens", "at least 1", "0"]),
-        ("write --bottleneck 0", ["bottleneck", "at least 1", "0"]),
+        ("write --tokens 0", ["--tokens must be at least 1", "not 0"]),
+        ("write --bottleneck 0", ["--bottleneck must be at least 1", "not 0"]),
         ("write --rival cifar10-vit-small", ["--rival", "cifar10-vit-small", "plain"]),
         ("data cifar10-vit-smal", ["no recipe 'cifar10-vit-smal'"]),
-        ("data --batches 0", ["batches", "at least 1", "0"]),
-        ("--check missing.json", ["can't read missing.json", "repository"]),
+        ("data --batches 0", ["--batches must be at least 1", "not 0"]),
+        ("--check missing.json", ["cannot read missing.json", "repository"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -258,9 +258,9 @@ def test_bad_input_is_refused_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("words", ["", "step", "write", "data", "--check"])
-def test_help_says_what_there_is(words: str, ait: Ait) -> None:
-    said = ait("bench", *words.split(), "--help")
-    assert said.code == 0
+def test_help_lists_benchmarks_and_options(words: str, ait: Ait) -> None:
+    result = ait("bench", *words.split(), "--help")
+    assert result.code == 0
     expected = {
         "": ["step", "infer", "write", "data", "--check"],
         "step": ["--rival", "plain:NAME", "timm:NAME", "--batch-size"],
@@ -268,7 +268,7 @@ def test_help_says_what_there_is(words: str, ait: Ait) -> None:
         "data": ["--source", "--batches"],
         "--check": ["benchmarks/ratios.json", "--update"],
     }[words]
-    assert [word for word in expected if word.lower() not in said.out.lower()] == []
+    assert [word for word in expected if word.lower() not in result.out.lower()] == []
 
 
 # --- the ratios on record ---
@@ -297,14 +297,14 @@ def record(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **ratios: float) -> None:
-    """Let the first entry have other ratios."""
+    """Change the ratios of the first entry."""
     saved = json.loads(path.read_text())
     saved["entries"][0]["ratios"] = {name.replace("_", "-"): x for name, x in ratios.items()}
     path.write_text(json.dumps(saved))
 
 
 @pytest.mark.parametrize(
-    ("recorded", "words"),
+    ("recorded", "outcome"),
     [
         (3.0, "as recorded"),
         (2.67, "as recorded"),  # 3 is 12.4 % more
@@ -315,22 +315,22 @@ def edit(path: Path, **ratios: float) -> None:
     ],
 )
 def test_a_ratio_may_be_smaller_or_larger_within_the_tolerance(
-    recorded: float | None, words: str
+    recorded: float | None, outcome: str
 ) -> None:
     verdict = judge("step", "a", recorded, 3.0, 0.125)
-    assert verdict == ("step", "a", recorded, 3.0, words)
-    assert verdict.is_good == (words in ("as recorded", "faster"))
+    assert verdict == ("step", "a", recorded, 3.0, outcome)
+    assert verdict.is_good == (outcome in ("as recorded", "faster"))
 
 
 def test_a_check_measures_the_fastest_rounds_of_this_kind_of_device_again(
     ait: Ait, calls: list[Call], record: Path
 ) -> None:
     before = record.read_bytes()
-    said = ait(*CHECK)
-    assert said.code == 0
+    result = ait(*CHECK)
+    assert result.code == 0
     assert [call.rounds for call in calls] == [10, 4]
     assert [call.use_memory for call in calls] == [False, False]
-    lines = [[x.strip() for x in y.split("│")[1:-1]] for y in said.out.splitlines() if "│" in y]
+    lines = [[x.strip() for x in y.split("│")[1:-1]] for y in result.out.splitlines() if "│" in y]
     assert lines == [
         ["step", "", "", "", ""],
         ["cifar10-ait-tiny", "3.00", "3.00", "+0%", "as recorded"],
@@ -339,12 +339,12 @@ def test_a_check_measures_the_fastest_rounds_of_this_kind_of_device_again(
         ["dense", "3.00", "3.00", "+0%", "as recorded"],
     ]
     for words in (*COMMANDS, f"on {os.uname().machine}", "12%"):
-        assert words in said.out
+        assert words in result.out
     assert record.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("measured", "now", "words"),
+    ("measured", "smallest", "outcome"),
     [
         ([4.0, 4.0, 3.0], 3.0, "as recorded"),
         ([4.0, 3.1, 9.0], 3.1, "as recorded"),
@@ -352,16 +352,16 @@ def test_a_check_measures_the_fastest_rounds_of_this_kind_of_device_again(
         ([2.0, 9.0], 2.0, "faster"),
     ],
 )
-def test_what_is_worse_is_measured_three_times(
-    measured: list[float], now: float, words: str
+def test_a_worse_ratio_is_measured_up_to_three_times(
+    measured: list[float], smallest: float, outcome: str
 ) -> None:
     left = iter(measured)
     entry = Entry("step", "cpu", {"a": 3.0})
     new, (verdict,) = measure_again(
-        Ratios(0.125, "", [entry]), "cpu", lambda _: {"a": next(left)}, "here"
+        Ratios(0.125, "", [entry]), "cpu", lambda _: {"a": next(left)}, "a machine"
     )
-    assert (verdict.now, verdict.words) == (now, words)
-    assert new.entries == [Entry("step", "cpu", {"a": now}, "here")]
+    assert (verdict.measured, verdict.outcome) == (smallest, outcome)
+    assert new.entries == [Entry("step", "cpu", {"a": smallest}, "a machine")]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_what_is_worse_is_measured_three_times(
     ],
     ids=["slower", "faster", "new"],
 )
-def test_a_check_fails_where_a_ratio_is_worse(
+def test_a_check_fails_if_a_ratio_is_worse_or_not_on_record(
     ratios: dict[str, float],
     code: int,
     cells: list[str],
@@ -382,14 +382,14 @@ def test_a_check_fails_where_a_ratio_is_worse(
     record: Path,
 ) -> None:
     edit(record, **ratios)
-    said = ait(*CHECK)
-    assert said.code == code
-    (line,) = (line for line in said.out.splitlines() if line.startswith("│ cifar10-ait-tiny"))
+    result = ait(*CHECK)
+    assert result.code == code
+    (line,) = (line for line in result.out.splitlines() if line.startswith("│ cifar10-ait-tiny"))
     assert [cell.strip() for cell in line.split("│")[2:-1]] == cells
-    again = 3 if "slower" in cells else 1
-    assert len(calls) == again + 1  # the others are measured all the same
-    said = ait(*CHECK, "--update")
-    assert said.code == 0
+    attempts = 3 if "slower" in cells else 1
+    assert len(calls) == attempts + 1  # the other entry is measured nevertheless
+    result = ait(*CHECK, "--update")
+    assert result.code == 0
     assert ait(*CHECK).code == 0
 
 
@@ -436,7 +436,7 @@ def test_a_damaged_record_is_refused(old: str, new: str, words: str, record: Pat
         read_ratios(record)
 
 
-def test_a_record_is_read_as_it_was_written(record: Path) -> None:
+def test_a_record_survives_writing_and_reading(record: Path) -> None:
     ratios = read_ratios(record)
     write_ratios(record, ratios)
     assert read_ratios(record) == ratios
@@ -448,21 +448,21 @@ def test_the_record_of_the_repository_can_be_measured(ait: Ait, calls: list[Call
     assert 0 < ratios.tolerance < 1
     assert ratios.reason
     for entry in ratios.entries:
-        now = command._measure_ratios(entry.command)
-        assert now.keys() == entry.ratios.keys()
+        measured = command._measure_ratios(entry.command)
+        assert measured.keys() == entry.ratios.keys()
         assert all(ratio > 0 for ratio in entry.ratios.values())
         assert entry.where
         assert ("--device cpu" in entry.command) == (entry.device == "cpu")
     assert len(calls) == len(ratios.entries) > 0
 
 
-def test_the_commands_of_the_documentation_are_understood() -> None:
+def test_the_commands_of_the_documentation_parse() -> None:
     page = Path(__file__).parents[2] / "docs" / "performance.md"
     lines = re.findall(r"^ait bench ([^#\n]*)", page.read_text(), flags=re.MULTILINE)
     assert {line.split()[0] for line in lines} == {"step", "infer", "write", "data", "--check"}
     for line in lines:
         if not line.startswith("--check"):
-            command._read(line.split())
+            command._parse(line.split())
 
 
 # --- for real ---
@@ -472,9 +472,9 @@ def test_the_commands_of_the_documentation_are_understood() -> None:
 def test_recipes_are_measured_from_the_command_line(ait: Ait) -> None:
     recipes = ["sort-of-clevr-cnn-mlp-tiny", "dense:cifar10-ait-tiny"]
     flags = ["--batch-size", "2", "--rounds", "1", "--device", "cpu", "--format", "json"]
-    said = ait("bench", "step", *recipes, *flags)
-    assert said.code == 0, said.err
-    rows = json.loads(said.out)["rows"]
+    result = ait("bench", "step", *recipes, *flags)
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["rows"]
     assert [row["name"] for row in rows] == recipes
     assert all(row["milliseconds"] > 0 and 0.1 < row["peak_memory"] < 10 for row in rows)
 
@@ -490,10 +490,10 @@ def test_write_and_data_are_measured_from_the_command_line(
     words: str, names: list[str], ait: Ait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 64)
-    here = lambda name, *rest: peak_memory(*rest)  # noqa: E731
-    monkeypatch.setattr(bench, "measure_memory", here)  # not in processes of their own
-    said = ait("bench", *words.split(), "--rounds", "1", "--device", "cpu", "--format", "json")
-    assert said.code == 0, said.err
-    rows = json.loads(said.out)["rows"]
+    in_this_process = lambda name, *rest: peak_memory(*rest)  # noqa: E731
+    monkeypatch.setattr(bench, "measure_memory", in_this_process)
+    result = ait("bench", *words.split(), "--rounds", "1", "--device", "cpu", "--format", "json")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["rows"]
     assert [row["name"] for row in rows] == names
     assert all(row["samples_per_second"] > 0 and row["peak_memory"] is not None for row in rows)

@@ -90,8 +90,8 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("nowhere", ["nowhere is no run folder"]),
-        ("RUN/result.json", ["result.json is no run folder"]),
+        ("nowhere", ["nowhere is not a run folder"]),
+        ("RUN/result.json", ["result.json is not a run folder"]),
         ("", ["run", "required"]),
         ("RUN --batch-size 0", ["batch", "at least 1", "0"]),
         ("RUN --batch-size -3", ["batch", "at least 1", "-3"]),

@@ -162,7 +162,7 @@ def test_a_signal_to_all_processes_saves_the_run_and_resuming_completes_it(
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint_with_the_same_result(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_model(tmp_path: Path) -> None:
     arguments = ["train", *TRIANGLE, "--train.epochs", "25", "--train.checkpoint-every", "1"]
     process = start(arguments, tmp_path)
     wait_for(tmp_path, "runs/*/0/checkpoint/previous", process)

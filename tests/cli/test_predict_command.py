@@ -96,8 +96,8 @@ def test_predict_skips_unreadable_images_where_asked_to(
     [
         ("RUN", ["image files or folders"]),
         ("", ["run", "required"]),
-        ("nowhere IMAGE", ["nowhere is no run folder"]),
-        ("IMAGE RUN", ["is no run folder"]),
+        ("nowhere IMAGE", ["nowhere is not a run folder"]),
+        ("IMAGE RUN", ["is not a run folder"]),
         ("RUN nothing.png", ["no file nothing.png"]),
         ("RUN IMAGE nothing.png", ["no file nothing.png"]),
         ("RUN EMPTY", ["no image in"]),
@@ -195,7 +195,10 @@ def test_counts_of_ternary_questions_start_at_zero_in_words(
     [
         ("color of the closest object", ["not a known question", "object closest to the A one"]),
         ("", ["not a known question", "shape of the A object"]),
-        ("shape of the pink object", ["not a known question", "A is one of red, green", "did you mean"]),
+        (
+            "shape of the pink object",
+            ["not a known question", "A is one of red, green", "did you mean"],
+        ),
         (
             "number of other objects in the box from the red to the blue one",
             ["was not trained on", "shape of the A object"],

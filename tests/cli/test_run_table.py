@@ -1,7 +1,6 @@
-"""`ait run-table`: what it trains, what it says, what it refuses."""
+"""`ait run-table`: what it trains, prints and refuses."""
 
 import json
-import re
 import shlex
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from associative_transformer.recipes import RECIPES, ROWS
 from associative_transformer.recipes.budgets import shorten
-from associative_transformer.tables.run_all import Clock, Job
+from associative_transformer.tables.run_all import PlannedRun
 from associative_transformer.training.signals import Interrupted
 from making.commands import Ait, Child, assert_refused
 
@@ -18,16 +17,16 @@ A, B = "triangle-vit-small", "triangle-ait-small"
 
 
 @pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """What would be trained, without training it."""
-    found: list[Job] = []
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
+    """The runs that the command passes on to be trained; they are not trained."""
+    planned: list[PlannedRun] = []
 
-    def note(jobs: list[Job], tell: object, clock: Clock) -> list[object]:
-        found.extend(jobs)
+    def record(runs: list[PlannedRun], on_start: object) -> list[object]:
+        planned.extend(runs)
         return []
 
-    monkeypatch.setattr("associative_transformer.cli.run_table.run_jobs", note)
-    return found
+    monkeypatch.setattr("associative_transformer.tables.run_all.train_runs", record)
+    return planned
 
 
 # --- what is trained ---
@@ -41,19 +40,19 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         ("relational", ["sort-of-clevr-ait-small", "sort-of-clevr-ait-medium"], 54),
     ],
 )
-def test_a_whole_table_is_all_its_rows_with_three_seeds(
-    table: str, first: list[str], runs: int, ait: Ait, planned: list[Job]
+def test_a_table_is_trained_with_all_its_rows_and_three_seeds(
+    table: str, first: list[str], runs: int, ait: Ait, planned: list[PlannedRun]
 ) -> None:
-    said = ait("run-table", table)
-    assert said.code == 0
-    assert f"{runs} runs, 0 of them complete\n" in said.out
+    done = ait("run-table", table)
+    assert done.code == 0
+    assert f"{runs} runs, 0 of them complete\n" in done.out
     names = [name for row in ROWS[table].values() for name in row]
-    assert [job.recipe for job in planned] == names * 3
+    assert [run.recipe for run in planned] == names * 3
     assert names[: len(first)] == first
-    seeds = [job.experiment.train.seed for job in planned]
+    seeds = [run.experiment.train.seed for run in planned]
     assert seeds == [0] * len(names) + [1] * len(names) + [2] * len(names)
-    assert all(job.folder.parent.parent == Path("runs") for job in planned)
-    assert all(job.experiment.name == job.recipe for job in planned)  # the paper's budget
+    assert all(run.folder.parent.parent == Path("runs") for run in planned)
+    assert all(run.experiment.name == run.recipe for run in planned)  # the paper's budget
 
 
 @pytest.mark.parametrize(
@@ -67,78 +66,78 @@ def test_a_whole_table_is_all_its_rows_with_three_seeds(
         ),
     ],
 )
-def test_rows_and_single_recipes_can_be_chosen_and_come_once(
-    words: str, recipes: list[str], ait: Ait, planned: list[Job]
+def test_rows_and_recipes_can_be_chosen_and_are_trained_once(
+    words: str, recipes: list[str], ait: Ait, planned: list[PlannedRun]
 ) -> None:
-    said = ait("run-table", "classification", "--rows", *words.split(), "--seeds", 4)
-    assert said.code == 0
-    assert [job.recipe for job in planned] == recipes
-    assert {job.experiment.train.seed for job in planned} == {4}
+    done = ait("run-table", "classification", "--rows", *words.split(), "--seeds", 4)
+    assert done.code == 0
+    assert [run.recipe for run in planned] == recipes
+    assert {run.experiment.train.seed for run in planned} == {4}
 
 
-def test_budget_folder_and_local_copies_go_to_every_run(
-    ait: Ait, planned: list[Job], tmp_path: Path
+def test_budget_folder_and_local_copies_apply_to_every_run(
+    ait: Ait, planned: list[PlannedRun], tmp_path: Path
 ) -> None:
     (tmp_path / "copy").mkdir()
     flags = "--rows vit-small --seeds 1 0 --budget smoke --runs mine --sources cifar10 copy"
     assert ait("run-table", "classification", *flags.split()).code == 0
     smoke = [shorten(RECIPES[name], "smoke").name for name in ROWS["classification"]["vit-small"]]
     expected = [Path("mine", name, seed) for seed in ("1", "0") for name in smoke]
-    assert [job.folder for job in planned] == expected
-    assert [job.source for job in planned] == [Path("copy"), None, None] * 2
+    assert [run.folder for run in planned] == expected
+    sources = [getattr(run.experiment.data, "source", None) for run in planned]
+    assert sources == ["copy", None, None] * 2
 
 
-# --- what is said ---
+# --- what is printed ---
 
 
-def test_each_run_is_announced_and_the_table_comes_next(ait: Ait, child: Child) -> None:
+def test_each_run_is_announced_and_the_next_command_is_printed(ait: Ait, child: Child) -> None:
     log = child("")
-    said = ait("run-table", "classification", "--rows", A, B, "--seeds", 0)
-    assert said.code == 0
-    first, *lines = [line for line in said.out.splitlines() if line]
+    done = ait("run-table", "classification", "--rows", A, B, "--seeds", 0)
+    assert done.code == 0
+    first, *lines = [line for line in done.out.splitlines() if line]
     assert first == "2 runs, 0 of them complete"
     assert lines[0] == f"[1/2] {A}, seed 0"
-    left = r"; about \d:\d\d:\d\d left for all"
-    assert re.fullmatch(rf"\[2/2\] {B}, seed 0{left}", lines[1])
+    assert lines[1] == f"[2/2] {B}, seed 0"
     assert lines[2].split() == ["next", "ait", "table", "classification", "--runs", "runs"]
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_the_same_command_goes_on_where_it_stopped_and_leaves_alone_what_is_complete(
+def test_the_same_command_continues_and_skips_what_is_complete(
     ait: Ait, child: Child, tmp_path: Path
 ) -> None:
     log = child("")
-    command = ["run-table", "classification", "--seeds", 0, "--rows", A]
+    command = ["run-table", "classification", "--seeds", 1, "--rows", A]
     assert ait(*command).code == 0
     assert len(log.read_text().splitlines()) == 1
-    (tmp_path / "runs" / B / "0").mkdir(parents=True)
-    (tmp_path / "runs" / B / "0" / "experiment.yaml").touch()
+    (tmp_path / "runs" / B / "1").mkdir(parents=True)
+    (tmp_path / "runs" / B / "1" / "experiment.yaml").touch()
     command.append(B)
-    said = ait(*command)
-    assert said.out.startswith("2 runs, 1 of them complete\n")
-    assert f"[2/2] {B}, seed 0" in said.out
-    assert "[1/2]" not in said.out
+    done = ait(*command)
+    assert done.out.startswith("2 runs, 1 of them complete\n")
+    assert f"[2/2] {B}, seed 1" in done.out
+    assert "[1/2]" not in done.out
     _, line = log.read_text().splitlines()
-    assert line == f"train {B} --train.seed 0 --runs runs --resume"
-    said = ait(*command)
-    assert said.code == 0
-    assert said.out.startswith("2 runs, 2 of them complete\n")
+    assert line == f"train {B} --train.seed 1 --runs runs --resume"
+    done = ait(*command)
+    assert done.code == 0
+    assert done.out.startswith("2 runs, 2 of them complete\n")
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_runs_that_fail_are_named_with_exit_code_and_command_and_the_others_go_on(
+def test_failed_runs_are_named_with_their_exit_codes_and_the_others_are_trained(
     ait: Ait, child: Child, tmp_path: Path
 ) -> None:
     child(f"case $name in {A}) echo no disk >&2; exit 7;; {B}) kill -9 $$;; esac")
     rows = [A, "triangle-luna-small", B]
-    said = ait("run-table", "classification", "--rows", *rows, "--seeds", 1)
-    assert said.code == 2
-    assert "no disk" in said.err
-    assert "2 of 3 runs failed" in said.err
+    done = ait("run-table", "classification", "--rows", *rows, "--seeds", 1)
+    assert done.code == 2
+    assert "no disk" in done.err
+    assert "2 of 3 runs failed" in done.err
     failed = f"{A}, seed 1 (exit code 7); {B}, seed 1 (killed by signal 9)."
-    assert failed in said.err
-    assert f"ait train {A} --train.seed 1 --runs runs --resume" in said.err
-    assert "next" not in said.out
+    assert failed in done.err
+    assert f"ait train {A} --train.seed 1 --runs runs --resume" in done.err
+    assert "next" not in done.out
     complete = [path.parts[-3] for path in tmp_path.glob("runs/*/*/result.json")]
     assert complete == ["triangle-luna-small"]
 
@@ -146,18 +145,18 @@ def test_runs_that_fail_are_named_with_exit_code_and_command_and_the_others_go_o
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
-def test_a_stopped_sweep_says_how_to_go_on(
+def test_a_stopped_command_prints_how_to_continue(
     signum: int, code: int, ait: Ait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise Interrupted(signum)
 
-    monkeypatch.setattr("associative_transformer.cli.run_table.run_jobs", stop)
+    monkeypatch.setattr("associative_transformer.tables.run_all.train_runs", stop)
     command = ["run-table", "relational", "--rows", "cnn-rn", "--budget", "smoke"]
-    said = ait(*command)
-    assert said.code == code
-    assert f"saved; go on with ait {shlex.join(command)} " in said.err
-    assert "--resume" not in said.err
+    done = ait(*command)
+    assert done.code == code
+    assert f"saved; continue with ait {shlex.join(command)} " in done.err
+    assert "--resume" not in done.err
 
 
 # --- what is refused ---
@@ -177,8 +176,8 @@ def test_a_stopped_sweep_says_how_to_go_on(
             "ablations --rows ait-small cifar10-ait-smal",
             ["no row 'cifar10-ait-smal'", "closest: cifar10-ait-small, "],
         ),
-        ("relational --seeds", ["seeds", "at least one"]),
-        ("relational --seeds 0 -1", ["seeds must be 0 or more", "-1"]),
+        ("relational --seeds", ["--seeds", "at least one"]),
+        ("relational --seeds 0 -1", ["--seeds", "0 or more", "-1"]),
         ("relational --seeds one", ["--seeds", "one"]),
         ("relational --budget tiny", ["--budget", "tiny", "smoke"]),
         ("classification --sources cifar10 gone", ["no folder gone", "cifar10", "--sources"]),
@@ -190,7 +189,7 @@ def test_a_stopped_sweep_says_how_to_go_on(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_refused_before_anything_is_trained(
-    flags: str, words: list[str], ait: Ait, planned: list[Job], tmp_path: Path
+    flags: str, words: list[str], ait: Ait, planned: list[PlannedRun], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     assert_refused(ait("run-table", *flags.split()), *words)
@@ -201,11 +200,11 @@ def test_bad_input_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.slow
-def test_a_smoke_run_fills_its_section_of_the_table_and_no_other(ait: Ait, tmp_path: Path) -> None:
+def test_a_smoke_run_appears_only_in_its_own_section(ait: Ait, tmp_path: Path) -> None:
     name = "sort-of-clevr-cnn-mlp-tiny"
     command = ["run-table", "relational", "--rows", name, "--seeds", 0, "--budget", "smoke"]
-    said = ait(*command)
-    assert said.code == 0, said.err
+    done = ait(*command)
+    assert done.code == 0, done.err
     (path,) = tmp_path.glob("runs/*/0/result.json")
     assert path.parent.parent.name == shorten(RECIPES[name], "smoke").name
     result = json.loads(path.read_text())

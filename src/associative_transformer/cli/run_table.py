@@ -1,7 +1,6 @@
 """`ait run-table`: train all missing runs of a table."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,6 @@ from associative_transformer.cli.options import format_command, parse
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, ROWS
 from associative_transformer.recipes.budgets import Budget
-from associative_transformer.tables.run_all import Clock, Failure, Job, plan, run_jobs
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,10 @@ class RunTableOptions:
 def run(arguments: list[str]) -> None:
     """Train the missing runs of a table."""
     options = parse(RunTableOptions, arguments, "run-table")
-    known = {data.name for recipe in RECIPES.values() if (data := recipe.data).kind == "images"}
+    from associative_transformer.tables.run_all import PlannedRun, plan_runs, train_runs
+
+    stored = (recipe.data for recipe in RECIPES.values() if not recipe.data.is_generated)
+    known = {data.display_name for data in stored}
     for name, path in options.sources.items():
         if name not in known:
             raise UserError(
@@ -50,19 +51,21 @@ def run(arguments: list[str]) -> None:
         if not path.is_dir():
             raise UserError(f"there is no folder {path} with a copy of {name}: correct --sources")
     recipes = _choose(options.table, options.rows)
-    jobs = plan(recipes, options.budget, options.seeds, options.runs, options.sources)
-    missing = sum(not job.is_complete for job in jobs)
-    print(f"{len(jobs)} runs, {len(jobs) - missing} of them complete", flush=True)
+    runs = plan_runs(recipes, options.budget, options.seeds, options.runs, options.sources)
+    num_complete = sum(run.is_complete for run in runs)
+    print(f"{len(runs)} runs, {num_complete} of them complete", flush=True)
 
-    def tell(number: int, job: Job, seconds: float | None) -> None:
-        left = (
-            "" if seconds is None else f"; about {timedelta(seconds=round(seconds))} left for all"
+    def announce(position: int, run: PlannedRun) -> None:
+        print(f"\n[{position}/{len(runs)}] {run.title}", flush=True)
+
+    failed = train_runs(runs, announce)
+    if failed:
+        names = "; ".join(map(str, failed))
+        again = format_command(*failed[0].run.arguments)
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed: {names}. Their messages are above; run "
+            f"the same command to try them again, or only the first one: {again}"
         )
-        print(f"\n[{number}/{len(jobs)}] {job.title}{left}", flush=True)
-
-    failures = run_jobs(jobs, tell, Clock())
-    if failures:
-        raise UserError(_describe(failures, len(jobs)))
     print(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
 
 
@@ -79,13 +82,3 @@ def _choose(table: str, words: tuple[str, ...]) -> list[str]:
             )
         recipes += rows.get(word, (word,))
     return list(dict.fromkeys(recipes))
-
-
-def _describe(failures: list[Failure], num_runs: int) -> str:
-    """Return which runs failed, and how to find out why."""
-    names = "; ".join(map(str, failures))
-    again = format_command(*failures[0].job.arguments)
-    return (
-        f"{len(failures)} of {num_runs} runs failed: {names}. Their messages are above; run the "
-        f"same command to try them again, or only the first one: {again}"
-    )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch.utils.flop_counter import FlopCounterMode
 
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
@@ -52,6 +51,8 @@ def count_operations(config: ModelConfig) -> int:
 
     Counts what torch's counter knows: matrix products, convolutions and attention.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     side, question_dim = config.image_size, getattr(config, "question_dim", 0)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         images = torch.empty(1, config.num_channels, side, side)
