@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from associative_transformer.data import TriangleConfig
 from associative_transformer.interface import UserError
 from associative_transformer.runs import lock
 from associative_transformer.runs.lock import check_free, hold_folder
-from associative_transformer.training import loop as train_module
-from associative_transformer.training.loop import Run, train
+from associative_transformer.training.loop import TrainingRun, train
 from making.commands import TRIANGLE, Ait, assert_refused
 from making.trained import EXPERIMENT, Steps, assert_same_outcome
 
@@ -159,7 +159,7 @@ def test_a_second_run_in_a_folder_is_refused_before_it_has_done_anything(
     (tmp_path / "runs" / "mine" / "0" / "result.json").unlink()
     die(hold(tmp_path / "runs" / "mine" / "0"))
     pid = hold(tmp_path / "runs" / "mine" / "0")
-    monkeypatch.setattr(train_module, "load_data", lambda *_: pytest.fail("it loads the data"))
+    monkeypatch.setattr(TriangleConfig, "load", lambda *_: pytest.fail("it loads the data"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
     said = ait(*command, *flags.split())
     assert_refused(said, f"another process ({pid} on", "runs/mine/0", "--name")
@@ -169,13 +169,13 @@ def test_a_second_run_in_a_folder_is_refused_before_it_has_done_anything(
 def test_a_run_that_another_process_has_begun_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Hold
 ) -> None:
-    folder, make = tmp_path / "run", Run.__init__
+    folder, make = tmp_path / "run", TrainingRun.__init__
 
-    def late(run: Run, *arguments: Any) -> None:  # noqa: ANN401
+    def late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
         hold(folder)
         make(run, *arguments)
 
-    monkeypatch.setattr(Run, "__init__", late)
+    monkeypatch.setattr(TrainingRun, "__init__", late)
     with pytest.raises(UserError, match="another process"):
         train(EXPERIMENT, folder)
     assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -185,13 +185,13 @@ def test_a_run_that_another_process_has_completed_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(EXPERIMENT, tmp_path / "other")
-    make = Run.__init__
+    make = TrainingRun.__init__
 
-    def late(run: Run, *arguments: Any) -> None:  # noqa: ANN401
+    def late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
         make(run, *arguments)
         (tmp_path / "other").rename(tmp_path / "run")
 
-    monkeypatch.setattr(Run, "__init__", late)
+    monkeypatch.setattr(TrainingRun, "__init__", late)
     with pytest.raises(UserError, match="exists: go on with --resume"):
         train(EXPERIMENT, tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()

@@ -79,7 +79,7 @@ def test_no_model_is_stopped_without_reason(variation: str, tmp_path: Path) -> N
     result = train(
         replace(e, train=replace(e.train, epochs=1, detect_anomaly=True)), tmp_path / "run"
     )
-    assert result["skipped_steps"] == 0
+    assert result.skipped_steps == 0
 
 
 def test_another_error_of_the_step_stays_what_it_is() -> None:
@@ -95,7 +95,7 @@ def test_it_is_a_circumstance_so_that_a_run_can_be_resumed_with_it(
     result = train(EXPERIMENT, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     resumed = train(vary(detect_anomaly=True), tmp_path / "run", resume=True)
-    assert resumed["test_loss"] == result["test_loss"]
+    assert resumed.test_loss == result.test_loss
     train(vary(detect_anomaly=True), tmp_path / "other")
     assert_same_outcome(tmp_path / "other", tmp_path / "run")
 

@@ -21,7 +21,6 @@ from safetensors.torch import load, load_file
 from associative_transformer.data import (
     DataSet,
     ImagesConfig,
-    load_data,
 )
 from associative_transformer.evaluate import Evaluation, evaluate, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, load_experiment
@@ -30,8 +29,9 @@ from associative_transformer.kernels import over_ranks
 from associative_transformer.models import load_model
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.runs.folder import History
+from associative_transformer.runs.result import read_result
 from associative_transformer.training import loop as train_module
-from associative_transformer.training.loop import Run, train
+from associative_transformer.training.loop import TrainingRun, train
 from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
@@ -78,8 +78,9 @@ def test_a_complete_run_holds_these_files_and_no_others(tmp_path: Path) -> None:
 
 def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
     result = train(EXPERIMENT, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
-    assert set(result) == {
+    assert read_result(tmp_path / "run") == result
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(saved) == {
         "name",
         "seed",
         "question_types",
@@ -98,27 +99,27 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
         "classes",
         "timing",
     }
-    assert set(result["timing"]) == {"seconds", "samples_per_second", "finished"}
-    assert date.fromisoformat(result["timing"]["finished"]) <= date.today()
-    assert result["name"] == "tiny"
-    assert result["question_types"] == []
-    assert result["test_images"] == 60
-    assert result["best_validation"] is None
-    assert result["model"] == "last epoch"
-    assert result["classes"] == ["equilateral", "other"]
+    assert set(saved["timing"]) == {"seconds", "samples_per_second", "finished"}
+    assert date.fromisoformat(result.timing.finished) <= date.today()
+    assert result.name == "tiny"
+    assert result.question_types == ()
+    assert result.test_images == 60
+    assert result.best_validation is None
+    assert result.model == "last epoch"
+    assert result.classes == ("equilateral", "other")
     model = load_model(tmp_path / "run")
-    assert result["live_parameters"] == sum(p.numel() for p in model.parameters())
-    assert result["total_parameters"] == model.reference_parameters()
-    rate = 3 * STEPS * 16 / result["timing"]["seconds"]
-    assert result["timing"]["samples_per_second"] == pytest.approx(rate)
+    assert result.live_parameters == sum(p.numel() for p in model.parameters())
+    assert result.total_parameters == model.reference_parameters()
+    rate = 3 * STEPS * 16 / result.timing.seconds
+    assert result.timing.samples_per_second == pytest.approx(rate)
 
 
 def test_the_saved_model_scores_what_the_result_says(tmp_path: Path) -> None:
     result = train(EXPERIMENT, tmp_path / "run")
-    test = load_data(EXPERIMENT.data, CPU).test
+    test = EXPERIMENT.data.load(CPU).test
     scored = evaluate(load_model(tmp_path / "run"), test.eval_batches(7), 2)
-    assert scored.accuracy == result["test_accuracy"]
-    assert scored.loss == pytest.approx(result["test_loss"], rel=1e-6)
+    assert scored.accuracy == result.test_accuracy
+    assert scored.loss == pytest.approx(result.test_loss, rel=1e-6)
 
 
 def test_metrics_and_memory_have_an_entry_an_epoch(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_run_repeats_itself_and_another_seed_gives_another_one(tmp_path: Path)
 
 def test_a_model_without_memory_trains_too(tmp_path: Path) -> None:
     result = train(VIT, tmp_path / "run")
-    assert result["live_parameters"] > 0
+    assert result.live_parameters > 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(row)["balance_loss"] for row in rows} == {0.0}
 
@@ -233,36 +234,36 @@ def test_a_result_on_questions_states_their_types_and_the_score_of_each_kind(
     tmp_path: Path,
 ) -> None:
     result = train(ASKED, tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
-    assert result["question_types"] == ["non-relational", "binary"]  # together by default
-    assert (result["test_images"], result["test_questions"]) == (6, 24)
-    assert len(result["classes"]) == 10
-    kinds = {kind["name"]: kind for kind in result["test_kinds"]}
-    data, model = load_data(ASKED.data, CPU), load_model(tmp_path / "run")
+    assert read_result(tmp_path / "run") == result
+    assert result.question_types == ("non-relational", "binary")  # together by default
+    assert (result.test_images, result.test_questions) == (6, 24)
+    assert len(result.classes) == 10
+    kinds = {kind.name: kind for kind in result.test_kinds}
+    data, model = ASKED.data.load(CPU), load_model(tmp_path / "run")
     summary = summarize(evaluate(model, data.test.eval_batches(7), 10), data)
-    assert summary["kinds"] == result["test_kinds"]
+    assert summary.kinds == result.test_kinds
     for name in ("non-relational", "binary"):
-        assert (kinds[name]["questions"], kinds[name]["images"]) == (12, 6)
-        parts = [kind for part, kind in kinds.items() if part.startswith(f"{name}/")]
-        assert sum(kind["questions"] for kind in parts) == 12
-        right = sum(kind["accuracy"] * kind["questions"] for kind in parts)
-        assert right == pytest.approx(12 * kinds[name]["accuracy"])
-    both = (kinds["binary"]["accuracy"] + kinds["non-relational"]["accuracy"]) / 2
-    assert result["test_accuracy"] == pytest.approx(both)
+        assert (kinds[name].questions, kinds[name].images) == (12, 6)
+        subtypes = [kind for full, kind in kinds.items() if full.startswith(f"{name}/")]
+        assert sum(kind.questions for kind in subtypes) == 12
+        correct = sum(kind.accuracy * kind.questions for kind in subtypes)
+        assert correct == pytest.approx(12 * kinds[name].accuracy)
+    both = (kinds["binary"].accuracy + kinds["non-relational"].accuracy) / 2
+    assert result.test_accuracy == pytest.approx(both)
 
 
 def test_a_run_on_one_type_of_questions_says_so(tmp_path: Path) -> None:
     data = replace(ASKED.data, question_types=("binary",), num_questions=4)
     result = train(replace(ASKED, data=data), tmp_path / "run")
-    assert result["question_types"] == ["binary"]
-    assert {kind["name"].split("/")[0] for kind in result["test_kinds"]} == {"binary", "all"}
-    assert result["test_accuracy"] == pytest.approx(result["test_kinds"][0]["accuracy"])
+    assert result.question_types == ("binary",)
+    assert {kind.name.split("/")[0] for kind in result.test_kinds} == {"binary", "all"}
+    assert result.test_accuracy == pytest.approx(result.test_kinds[0].accuracy)
 
 
 def test_an_easy_task_is_learned(tmp_path: Path) -> None:
     result = train(easy_experiment(make_image_folder(tmp_path / "data")), tmp_path / "run")
-    assert result["test_accuracy"] == 100
-    assert result["classes"] == ["blue", "red"]
+    assert result.test_accuracy == 100
+    assert result.classes == ("blue", "red")
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
@@ -273,12 +274,12 @@ def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) ->
     source = make_image_folder(tmp_path / "data")
     for name in ("train/red/3.png", "test/blue/1.png"):
         (source / name).write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"(3|1)\.png.*--data\.on_error skip"):
+    with pytest.raises(UserError, match=r"(3|1)\.png.*--data\.on-error skip"):
         train(easy_experiment(source), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     result = train(easy_experiment(source, on_error="skip"), tmp_path / "run")
-    assert result["skipped_images"] == 2
-    assert result["test_images"] == 19
+    assert result.skipped_images == 2
+    assert result.test_images == 19
 
 
 # --- stopping and resuming ---
@@ -289,11 +290,11 @@ def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
 ) -> None:
     first = replace(EXPERIMENT, train=replace(EXPERIMENT.train, epochs=2))
 
-    def stop(run: Run, signals: object) -> None:
+    def stop(run: TrainingRun, last: Evaluation) -> None:
         raise Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Run, "_finish", stop)
+        patch.setattr(TrainingRun, "_finish", stop)
         train(first, tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"same --data\.source"):
         patch.setattr(DataSet, "digest", "of another set")
@@ -304,7 +305,7 @@ def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in 1 pools .* in 4"):
         patch.setattr(over_ranks, "num_pools", lambda _: 4)
         train(first, tmp_path / "run", resume=True)
-    assert train(first, tmp_path / "run", resume=True)["epochs"] == 2
+    assert train(first, tmp_path / "run", resume=True).epochs == 2
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
@@ -391,7 +392,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     [
         (train_module, "save_checkpoint"),
         (train_module, "save_best"),
-        (train_module, "write_file"),
+        (train_module, "write_result"),
         (History, "write"),
         (AiTConfig, None),
     ],
@@ -408,7 +409,7 @@ def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
     if name is None:  # where the model is saved
         place, name = type(train_module.build_model(experiment.model)), "save_pretrained"
     act, calls = getattr(place, name), []
-    in_second_epoch = name not in ("write_file", "save_pretrained")
+    in_second_epoch = name not in ("write_result", "save_pretrained")
     is_repeated = in_second_epoch and not (name == "save_checkpoint" and is_done)
 
     def crashing(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -457,7 +458,7 @@ def test_skipped_steps_are_counted_over_stops(
     with monkeypatch.context() as patch:
         Steps(bad={2, 3, 9}).install(patch)
         result = train(EXPERIMENT, tmp_path / "undisturbed")
-    assert result["skipped_steps"] == 3
+    assert result.skipped_steps == 3
     Steps(bad={2, 3, 9}, interrupts={2, 9}).install(monkeypatch)
     assert train_to_the_end(EXPERIMENT, tmp_path / "resumed") == 2
     assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
@@ -559,18 +560,18 @@ def test_the_first_best_validation_epoch_is_saved_and_reported_and_the_last_one_
         weights.append((folder / "checkpoint" / "last" / "model.safetensors").read_bytes())
 
     result = train(experiment, folder, on_epoch_end=remember)
-    assert result["model"] == "best validation epoch"
-    assert result["best_validation"]["epoch"] == best
-    assert result["best_validation"]["validation_accuracy"] == accuracies[best - 1]
+    assert result.model == "best validation epoch"
+    assert result.best_validation.epoch == best
+    assert result.best_validation.validation_accuracy == accuracies[best - 1]
     assert load_weights(folder / "model.safetensors") == load_weights_of(weights[best - 1])
     assert len(set(weights)) == 3
 
-    test = load_data(experiment.data, CPU).test
+    test = experiment.data.load(CPU).test
     model = load_model(folder)
     scored = evaluate(model, test.eval_batches(12), 2)
-    assert result["best_validation"]["test_accuracy"] == scored.accuracy
+    assert result.best_validation.test_accuracy == scored.accuracy
     model.load_state_dict(load_file(folder / "checkpoint" / "last" / "model.safetensors"))
-    assert result["test_accuracy"] == evaluate(model, test.eval_batches(12), 2).accuracy
+    assert result.test_accuracy == evaluate(model, test.eval_batches(12), 2).accuracy
     # an epoch scores the validation images; test images are scored when all is decided
     assert sizes == [16, 16, 16, 60, 60]
 
@@ -599,7 +600,7 @@ def test_questions_are_validated_on_pictures_that_are_not_trained_on(
     steps = Steps().install(monkeypatch)
     result = train(RELATIONS, tmp_path / "run")
     assert steps.count == 3 * (12 * 2 * 2 // 12)
-    assert result["best_validation"]["epoch"] in (1, 2, 3)
+    assert result.best_validation.epoch in (1, 2, 3)
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         accuracy = json.loads(line)["validation"]["accuracy"]
         assert accuracy * 16 / 100 == pytest.approx(round(accuracy * 16 / 100))  # 4 x 4 questions

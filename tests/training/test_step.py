@@ -160,7 +160,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) ->
     before = everything(step)
     sums = step(spoil(make_batch()))
     assert same(everything(step), before)
-    assert step.num_skipped == step.num_bad == 1
+    assert step.skipped.total == step.skipped.in_a_row == 1
     assert not sums.any()
     assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
 
@@ -173,7 +173,7 @@ def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> No
     sums = step(make_batch())
     handle.remove()
     assert same(everything(step), before)
-    assert step.num_skipped == 1
+    assert step.skipped.total == 1
     assert not sums.any()
 
 
@@ -187,7 +187,7 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
     sums = step(make_batch())
     handle.remove()
     assert same(everything(step), before)
-    assert step.num_skipped == step.num_bad == 1
+    assert step.skipped.total == step.skipped.in_a_row == 1
     assert not sums.any()
 
 
@@ -202,12 +202,12 @@ def test_the_memory_is_finite_whatever_the_images_and_weights_are(poison: float)
             batch.images[0, 0, 0, 0] = poison
         else:
             step.model.get_parameter(name).data.view(-1)[0] = poison
-        bad = step.num_skipped
+        bad = step.skipped.total
         step(batch)
         assert all(memory.isfinite().all() for memory in memories(step.model)), name
-        if step.num_skipped > bad:
+        if step.skipped.total > bad:
             assert same(memories(step.model), before), name
-    assert step.num_skipped > 10
+    assert step.skipped.total > 10
 
 
 def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> None:
@@ -217,7 +217,7 @@ def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> No
     before = everything(step)
     step(spoil(make_batch()))
     assert same(everything(step), before)
-    assert step.num_skipped == 1
+    assert step.skipped.total == 1
 
 
 def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:
@@ -229,7 +229,7 @@ def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:
     for batch in (first, second):
         theirs(batch)
     assert same(everything(ours), everything(theirs))
-    assert (ours.num_skipped, ours.num_bad) == (1, 0)
+    assert (ours.skipped.total, ours.skipped.in_a_row) == (1, 0)
 
 
 def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
@@ -239,33 +239,33 @@ def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
         for _ in range(9):
             step(spoil(make_batch()))
         step(make_batch())
-    assert step.num_skipped == 18
+    assert step.skipped.total == 18
     before = everything(step)
     for _ in range(9):
         step(spoil(make_batch()))
-    step.check()
+    step.skipped.check()
     step(spoil(make_batch()))
     assert same(everything(step), before)
     step(make_batch())  # what came after does not undo it
     for _ in range(2):
         with pytest.raises(UserError, match="not finite 10 steps in a row"):
-            step.check()
+            step.skipped.check()
 
 
 def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
     step = make_step()
     for _ in range(5):
         step(spoil(make_batch()))
-        step.check()
+        step.skipped.check()
     resumed = make_step()
-    resumed.restore_counts(step.num_skipped, step.num_bad)
+    resumed.skipped.restore(step.skipped.total, step.skipped.in_a_row)
     for _ in range(4):
         resumed(spoil(make_batch()))
-    resumed.check()
+    resumed.skipped.check()
     resumed(spoil(make_batch()))
-    assert (resumed.num_skipped, resumed.num_bad) == (10, 10)
+    assert (resumed.skipped.total, resumed.skipped.in_a_row) == (10, 10)
     with pytest.raises(UserError):
-        resumed.check()
+        resumed.skipped.check()
 
 
 class Reads(TorchDispatchMode):
@@ -292,7 +292,7 @@ def test_a_step_never_waits_for_the_device(train: dict[str, Any]) -> None:
         step(spoil(batch))
     assert reads.count == 0
     with reads:
-        step.check()
+        step.skipped.check()
     assert reads.count == 1
 
 
@@ -301,7 +301,7 @@ def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
     with pytest.raises(UserError) as error:
         for _ in range(10):
             step(spoil(make_batch()))
-        step.check()
+        step.skipped.check()
     assert "--train.lr" in str(error.value)
     # a run goes on with its own learning rate only: see check_folder
     assert "--resume" not in str(error.value)
@@ -318,7 +318,7 @@ def test_on_a_gpu_a_step_never_waits_for_it() -> None:
         step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.num_skipped == 0
+    assert step.skipped.total == 0
 
 
 # --- precision ---
@@ -334,7 +334,7 @@ def test_bfloat16_is_autocast_and_leaves_weights_moments_and_memory_in_float32()
     sums = step(make_batch())
     assert seen == [torch.bfloat16]
     assert sums.isfinite().all()
-    assert step.num_skipped == 0
+    assert step.skipped.total == 0
     assert {tensor.dtype for tensor in everything(step)} == {torch.float32}
     assert all(not torch.equal(a, b) for a, b in zip(before, memories(step.model), strict=True))
 

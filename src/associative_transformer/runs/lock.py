@@ -1,4 +1,8 @@
-"""One process at a time trains in a run folder."""
+"""A lock, so that only one process at a time trains in a run folder.
+
+Not `filelock`: it uses flock, which data workers inherit, so that a killed run would block its
+folder until they have ended too; and it records no holder and leaves its file behind.
+"""
 
 import errno
 import os
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from associative_transformer.files import make_folder
 from associative_transformer.interface import UserError
 
 try:
@@ -16,49 +21,51 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-HELD = (errno.EACCES, errno.EAGAIN)  # another process has the lock
+HELD = (errno.EACCES, errno.EAGAIN)  # another process holds the lock
 FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder`, and make it where it is missing.
+    """Keep other processes from training in `folder`, which is created if it does not exist.
 
-    The lock ends with the process, however that ends; workers that outlive it for a moment don't
-    have it (it is a record lock, of the process and not of the open file). Raises UserError where
-    another process has it or the folder can't be written. Where there are no locks, on Windows
-    and on some network file systems, a line on stderr says so and the run goes on.
+    The lock ends with the process, however that ends. It is a record lock, which belongs to the
+    process and not to the open file, so workers that outlive the process do not hold it.
+
+    Raises UserError if another process holds the lock or the folder cannot be written. On Windows
+    and on some network file systems there are no locks: a line on stderr says so, and the run
+    starts without one.
     """
     path = folder / LOCK
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _take(path)
+        file = _open_locked(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"can't make the run folder {folder}: {reason}") from error
-    with suppress(OSError):  # who has it: only for the sentence
+        raise UserError(f"cannot lock the run folder {folder}: {reason}") from error
+    with suppress(OSError):  # the holder is only needed for an error message
         os.truncate(file, 0)
         os.write(file, f"{os.getpid()} on {socket.gethostname()}".encode())
     try:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held, so that it is nobody else's
+            path.unlink()  # before the lock is released: later it could be another process's
         os.close(file)
 
 
 def check_free(folder: Path) -> None:
-    """Raise UserError where another process trains in `folder`; write nothing."""
+    """Raise UserError if another process trains in `folder`; write nothing."""
     with suppress(OSError):
         file = os.open(folder / LOCK, FLAGS)
         try:
             _lock(file, folder)
         finally:
-            os.close(file)  # and with it the lock
+            os.close(file)  # releases the lock as well
 
 
-def _take(path: Path) -> int:
-    """Open the file and lock it, again where its last holder has removed it in between."""
+def _open_locked(path: Path) -> int:
+    """Open the file and lock it; try again if its last holder removed it in between."""
     while True:
         file = os.open(path, FLAGS | os.O_CREAT, 0o666)
         try:
@@ -76,16 +83,16 @@ def _take(path: Path) -> int:
 def _lock(file: int, folder: Path) -> None:
     try:
         if fcntl is None:
-            raise OSError(errno.ENOLCK, "this system has no such locks")
+            raise OSError(errno.ENOLCK, "this system has no record locks")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD:
             holder = os.read(file, 100).decode(errors="replace") or "just starting"
             raise UserError(
-                f"another process ({holder}) trains in {folder}: wait for its end, or choose "
+                f"another process ({holder}) trains in {folder}: wait until it ends, or choose "
                 "another --name"
             ) from error
         print(
-            f"{folder} can't be locked ({error.strerror}): start no second run there",
+            f"{folder} cannot be locked ({error.strerror}): do not start a second run there",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Find the operation behind a number that is not finite."""
+"""Find the operation that gave a number that is not finite."""
 
 import re
 import warnings
@@ -20,26 +20,26 @@ REMEDY = "start again with a lower --train.lr, or with --train.clip-norm 1.0"
 
 @contextmanager
 def find_anomaly(model: nn.Module) -> Iterator[None]:
-    """Raise UserError with what gave the first value or gradient that is not finite.
+    """Raise UserError naming the source of the first value or gradient that is not finite.
 
-    Forward, it is a module; backward, an operation and where it was called. Looking at all of
-    them takes time.
+    In the forward pass the source is a module, in the backward pass an operation and the line that
+    called it, or the parameter with an infinite gradient. Checking all of them is slow.
     """
     hooks = [
-        module.register_forward_hook(partial(_look, name or "the model"))
+        module.register_forward_hook(partial(_check_output, name or "the model"))
         for name, module in model.named_modules()
     ]
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with torch.autograd.set_detect_anomaly(True):
                 yield
     except RuntimeError as error:
-        if (found := OPERATION.match(str(error))) is None:
+        if (match := OPERATION.match(str(error))) is None:
             raise
-        place = _last_call("".join(str(warning.message) for warning in said))
+        call = _last_call("".join(str(warning.message) for warning in caught))
         raise UserError(
-            f"the operation {found[1]}{place} gave a gradient that is not a number: {REMEDY}"
+            f"the operation {match[1]}{call} gave a gradient that is not a number: {REMEDY}"
         ) from error
     finally:
         for hook in hooks:
@@ -49,16 +49,20 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
             raise UserError(f"the gradient of {name} is not finite: {REMEDY}")
 
 
-def _look(name: str, module: nn.Module, given: object, output: object) -> None:
-    if all(tensor.isfinite().all() for tensor in _tensors(output)):
+def _check_output(name: str, module: nn.Module, inputs: object, output: object) -> None:
+    """Raise UserError if a module returned a value that is not finite."""
+    if _is_finite(output):
         return
-    is_given = not all(tensor.isfinite().all() for tensor in _tensors(given))
-    cause = "got and gave" if is_given else "gave"
+    module_name = f"{name} ({type(module).__name__})"
+    if _is_finite(inputs):
+        raise UserError(f"{module_name} gave values that are not finite: {REMEDY}")
     raise UserError(
-        f"{name} ({type(module).__name__}) {cause} values that are not finite: "
-        + ("look at the images, or " * is_given)
-        + REMEDY
+        f"{module_name} got and gave values that are not finite: check the images, or {REMEDY}"
     )
+
+
+def _is_finite(value: object) -> bool:
+    return all(tensor.isfinite().all() for tensor in _tensors(value))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -70,7 +74,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _last_call(trace: str) -> str:
-    """Say where the innermost line outside of torch stands, from the trace of a warning."""
+    """Return where the trace of a warning leaves the caller's code for torch, or nothing."""
     calls = [call for call in CALL.findall(trace) if not call[0].startswith(LIBRARY)]
     if not calls:
         return ""

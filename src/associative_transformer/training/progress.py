@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a training run: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 30.0
-"""How often a run without a terminal says where it stands inside an epoch."""
+"""Time between two lines within an epoch if there is no terminal."""
 
 
 class Standing(NamedTuple):
-    """Where a run stands in the epoch under way; the numbers are means over it so far."""
+    """Position in an epoch, and the means over its images so far."""
 
     epoch: int  # from 1
     step: int  # optimizer steps of this epoch
@@ -27,8 +27,8 @@ class Standing(NamedTuple):
             f"accuracy {self.accuracy:5.2f} %  {self.samples_per_second:,.0f} samples/s"
         )
 
-    def in_short(self) -> str:
-        """Give the same numbers such that a bar of 80 columns has room for them."""
+    def short(self) -> str:
+        """Return the same numbers in a form that fits next to a bar in 80 columns."""
         return (
             f"loss {self.loss:.3f} balance {self.balance_loss:.3f} "
             f"acc {self.accuracy:.1f} % {self.samples_per_second:,.0f}/s"
@@ -36,7 +36,7 @@ class Standing(NamedTuple):
 
 
 class TrainingProgress:
-    """Show epoch, loss, balance loss, accuracy, images per second and time left, on stderr."""
+    """Shows epoch, loss, balance loss, accuracy, images per second and time left on stderr."""
 
     def __init__(
         self, epochs: int, steps_per_epoch: int, steps_done: int, is_shown: bool = True
@@ -48,7 +48,7 @@ class TrainingProgress:
             BarColumn(bar_width=8),
             TextColumn("{task.percentage:3.0f} %"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),  # last: what a narrow terminal may cut
+            TextColumn("{task.fields[numbers]}"),  # last, since a narrow terminal cuts it off
             console=console,
             disable=not console.is_terminal,
         )
@@ -70,22 +70,22 @@ class TrainingProgress:
         self.bar.__exit__(kind, error, trace)
 
     def show(self, standing: Standing) -> None:
-        """Update the bar; without a terminal write a line now and then."""
+        """Update the bar or, without a terminal, write a line every 30 seconds."""
         done = (standing.epoch - 1) * self.steps_per_epoch + standing.step
         epoch = f"epoch {standing.epoch}/{self.epochs}"
-        numbers = standing.in_short()
+        numbers = standing.short()
         self.bar.update(self.task, completed=done, description=epoch, numbers=numbers)
         now = time.monotonic()
         if self.bar.disable and now - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = now
-            share = f"step {standing.step}/{self.steps_per_epoch}"
-            self.write(f"{epoch}  {standing}  {share}  {self._left(done, now)} left")
+            step = f"step {standing.step}/{self.steps_per_epoch}"
+            self.write(f"{epoch}  {standing}  {step}  {self._time_left(done, now)} left")
 
     def write(self, line: str) -> None:
-        """Write one line, above the bar where there is one."""
+        """Write one line, above the bar if there is one."""
         self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _left(self, done: int, now: float) -> str:
-        rate = (now - self.started) / max(done - self.first_step, 1)
-        seconds = round(rate * (self.epochs * self.steps_per_epoch - done))
+    def _time_left(self, done: int, now: float) -> str:
+        seconds_per_step = (now - self.started) / max(done - self.first_step, 1)
+        seconds = round(seconds_per_step * (self.epochs * self.steps_per_epoch - done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

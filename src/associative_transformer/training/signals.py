@@ -1,4 +1,4 @@
-"""Stop a run where it can save itself, not in the middle of a step."""
+"""Stop a run at a point where it can save itself, not in the middle of a step."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop, and it has saved itself; no error to be caught as one."""
+    """Raised when a signal stops a run; not an error, so no `except Exception` catches it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -18,23 +18,28 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Note SIGINT and SIGTERM instead of acting on them; a second one acts at once.
+    """Catch SIGINT and SIGTERM, and stop the run at the next point that allows it.
 
-    A process that is not alone has to agree with the others first, so it is never `interruptible`.
+    Such a point is a call of `check` or a block of `interruptible`; both raise Interrupted, and
+    whoever catches it saves the run. A second signal acts at once, as if none had been caught.
+
+    If several processes train together, `agree` has to return the same signal on all of them,
+    given the signal of this process (0: none). They must then reach the same points together,
+    and a signal within an `interruptible` block waits for the next point.
     """
 
-    def __init__(self, is_alone: bool = True) -> None:
-        self.is_alone = is_alone
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
+        self.agree = agree
         self.signum: int | None = None
-        self.former: dict[signal.Signals, Any] = {}
-        self.process = os.getpid()  # workers inherit the handler and leave signals to this one
-        self.is_interruptible = False
+        self.former_handlers: dict[signal.Signals, Any] = {}
+        self.process = os.getpid()
+        self.acts_at_once = False
 
     def __enter__(self) -> "StopSignals":
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
-            signals = ()  # Python gives signals to the main thread only
-        self.former = {s: signal.signal(s, self._note) for s in signals}
+            signals = ()  # Python delivers signals to the main thread only
+        self.former_handlers = {s: signal.signal(s, self._catch) for s in signals}
         return self
 
     def __exit__(
@@ -43,33 +48,36 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        self._restore_handlers()
 
-    @contextmanager
-    def interruptible(self, save: Callable[[], None] | None = None) -> Iterator[None]:
-        """Raise Interrupted at any moment of a block that can be left so, after `save`.
-
-        What takes long and changes nothing, such as scoring, does not keep a signal waiting.
-        """
-        try:
-            self.is_interruptible = self.is_alone
-            if self.is_alone and self.signum is not None:
-                raise Interrupted(self.signum)
-            yield
-        except Interrupted:
-            self.is_interruptible = False
-            if save:
-                save()
-            raise
-        finally:
-            self.is_interruptible = False
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        self._restore()
-        if self.is_interruptible and os.getpid() == self.process:
+    def check(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
+        signum = self.signum or 0
+        if self.agree is not None:
+            signum = self.agree(signum)
+        if signum:
             raise Interrupted(signum)
 
-    def _restore(self) -> None:
-        for signum, handler in self.former.items():
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raise Interrupted before the block, or at any moment of it.
+
+        For what takes long and leaves the run as it is, such as scoring.
+        """
+        try:
+            self.acts_at_once = self.agree is None
+            self.check()
+            yield
+        finally:
+            self.acts_at_once = False
+
+    def _catch(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        self._restore_handlers()
+        # data workers inherit this handler, but only the process that trains raises
+        if self.acts_at_once and os.getpid() == self.process:
+            raise Interrupted(signum)
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self.former_handlers.items():
             signal.signal(signum, handler)

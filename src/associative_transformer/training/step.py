@@ -1,8 +1,6 @@
-"""One step of training: forward, backward and update on the device, or nothing at all.
+"""One step of training: forward, backward and update, or no change at all.
 
-A step never waits for the device: whether its gradient is finite is decided and counted there.
-
-Dims     B batch   C channels   H W image side   O classes
+A step never waits for the device: it decides and counts there whether its gradient is finite.
 """
 
 from contextlib import nullcontext
@@ -14,24 +12,24 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
 from associative_transformer.distributed import INIT_METHOD
-from associative_transformer.experiment import TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig, fields_of
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
-"""Steps in a row without a finite gradient after which training gives up."""
+"""Number of steps in a row without a finite gradient after which training stops."""
 
 
 class Sums(NamedTuple):
-    """Sums over images, to be divided by their number."""
+    """Sums over images, of which a mean divides by `images`."""
 
     loss: Float[Tensor, ""]  # cross-entropy in nats
     balance_loss: Float[Tensor, ""]
@@ -39,11 +37,51 @@ class Sums(NamedTuple):
     images: Float[Tensor, ""]
 
 
-class TrainingStep:
-    """Update a model with AdamW, over the micro-batches of a batch.
+class SkippedSteps:
+    """Counts the steps without a finite gradient, on the device; reading a count waits for it."""
 
-    A step whose gradient is not finite changes nothing, neither weights nor memory nor the
-    statistics of a BatchNorm; it is counted. `check` reads the count.
+    def __init__(self, device: torch.device) -> None:
+        self._total, self._in_a_row, self._longest = torch.zeros(
+            3, dtype=torch.int64, device=device
+        )  # `_longest` in a row since the last check
+
+    def count(self, is_bad: Bool[Tensor, ""]) -> None:
+        """Count a step."""
+        self._total += is_bad
+        self._in_a_row.add_(1).mul_(is_bad)
+        torch.maximum(self._longest, self._in_a_row, out=self._longest)
+
+    @property
+    def total(self) -> int:
+        """Number of steps skipped so far."""
+        return int(self._total)
+
+    @property
+    def in_a_row(self) -> int:
+        """Number of steps skipped since the last good one."""
+        return int(self._in_a_row)
+
+    def restore(self, total: int, in_a_row: int) -> None:
+        """Continue from the counts of a checkpoint."""
+        self._total.fill_(total)
+        self._in_a_row.fill_(in_a_row)
+        self._longest.fill_(in_a_row)
+
+    def check(self) -> None:
+        """Raise UserError if `MAX_BAD_STEPS` steps in a row were skipped since the last check."""
+        if int(self._longest) >= MAX_BAD_STEPS:
+            raise UserError(
+                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {REMEDY}; "
+                "--train.detect-anomaly names the operation"
+            )
+        self._longest.copy_(self._in_a_row)
+
+
+class TrainingStep:
+    """Update a model with AdamW, accumulating the gradient over the micro-batches of a batch.
+
+    A step whose gradient is not finite changes neither weights nor memory nor the statistics of a
+    BatchNorm; `skipped` counts it.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
@@ -64,17 +102,15 @@ class TrainingStep:
             weight_decay=train.weight_decay,
             fused=True,
         )
-        # steps skipped in all, in a row up to now, and most of them in a row since `check`
-        self.skipped, self.bad, self.most_bad = torch.zeros(
-            3, dtype=torch.int64, device=accelerator.device
-        )
+        self.skipped = SkippedSteps(accelerator.device)
 
     def __call__(self, batch: Batch) -> Float[Tensor, "4"]:
-        """Take the step and return the `Sums` of its images, zero where it was skipped.
+        """Take the step and return the `Sums` of its images, all zero if it was skipped.
 
-        Of several processes each gives its share of the batch, and gets the sums over it.
+        If several processes train together, each passes its share of the batch and gets the sums
+        over that share.
         """
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        old_buffers = [buffer.clone() for buffer in self.model.buffers()]
         *first, last = self._split(batch)
         with find_anomaly(self.model) if self.train.detect_anomaly else nullcontext():
             with distributed.without_exchange(self.replica):
@@ -82,57 +118,38 @@ class TrainingStep:
             parts.append(self._accumulate(last))
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
         is_bad = ~self._clip().isfinite()
-        # the fused AdamW leaves weights and moments alone where this tensor is 1
+        # the fused AdamW leaves weights and moments as they are if this tensor is 1
         self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(torch.where(is_bad, value, buffer))
-        self.skipped += is_bad
-        self.bad.add_(1).mul_(is_bad)
-        torch.maximum(self.most_bad, self.bad, out=self.most_bad)
+        for buffer, old in zip(self.model.buffers(), old_buffers, strict=True):
+            buffer.copy_(torch.where(is_bad, old, buffer))
+        self.skipped.count(is_bad)
         return torch.where(is_bad, 0.0, sums)
 
-    def seed(self, *place: int) -> None:
-        """Seed torch from the position in the run, so that nothing depends on what came before.
+    def seed(self, *position: int) -> None:
+        """Seed torch from the position in the run, so that a resumed run draws the same numbers.
 
-        Processes draw alike for the workspace that they share, and for a model without one apart.
+        Several processes draw the same numbers if they share a workspace, otherwise their own.
         """
-        apart = [] if self.workspaces or distributed.rank() == 0 else [distributed.rank()]
-        sequence = np.random.SeedSequence((self.train.seed, *place, *apart))
+        rank = 0 if self.workspaces else distributed.rank()
+        own = [rank] if rank else []  # one process draws what rank 0 draws
+        sequence = np.random.SeedSequence((self.train.seed, *position, *own))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
-    @property
-    def num_skipped(self) -> int:
-        """Count the steps without a finite gradient; waits for the device."""
-        return int(self.skipped)
-
-    @property
-    def num_bad(self) -> int:
-        """Count those of them since the last good step; waits for the device."""
-        return int(self.bad)
-
-    def restore_counts(self, num_skipped: int, num_bad: int) -> None:
-        """Go on counting from here, as a resumed run does."""
-        self.skipped.fill_(num_skipped)
-        self.bad.fill_(num_bad)
-        self.most_bad.fill_(num_bad)
-
-    def check(self) -> None:
-        """Raise UserError if `MAX_BAD_STEPS` steps in a row, or more, had no finite gradient."""
-        if int(self.most_bad) >= MAX_BAD_STEPS:
-            raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {REMEDY}; "
-                "--train.detect-anomaly names the operation"
-            )
-        self.most_bad.copy_(self.bad)
+    def reset_memories(self, epoch: int) -> None:
+        """Draw the memories anew that are to be reset at the start of each epoch."""
+        self.seed(epoch, 0)
+        for workspace in self.workspaces:
+            if workspace.config.reset_each_epoch:
+                workspace.reset()
 
     def _accumulate(self, batch: Batch) -> Sums:
         with self.accelerator.autocast():
             logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
         total = loss + aux_loss
-        # a loss that is not finite makes its gradient so too, and that of all ranks with it
+        # if the loss is not finite, neither is the gradient, on this rank and all others
         total = total * torch.where(total.isfinite(), 1.0, torch.nan)
         self.accelerator.backward(total / self.train.accumulation_steps)
         correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()
@@ -145,7 +162,7 @@ class TrainingStep:
         return [Batch(*micro) for micro in zip(*columns, strict=True)]
 
     def _clip(self) -> Float[Tensor, ""]:
-        """Give the norm of the gradient, and clip it where the configuration says so."""
+        """Return the norm of the gradient, after clipping it if `clip_norm` is set."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.train.clip_norm is not None:
@@ -156,23 +173,26 @@ class TrainingStep:
 
 
 def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
-    """Raise UserError where the processes can't share the batches, or give another answer."""
+    """Raise UserError if the processes cannot divide a batch, or would change the result."""
     ranks, parts = distributed.num_ranks(), train.accumulation_steps
     if train.batch_size % (ranks * parts):
         raise UserError(
-            f"batch_size {train.batch_size} can't be shared by {ranks} processes with "
-            f"accumulation_steps {parts}: take a multiple of {ranks * parts}"
+            f"--train.batch-size {train.batch_size} cannot be divided among {ranks} processes "
+            f"with --train.accumulation-steps {parts}: choose a multiple of {ranks * parts}"
         )
     has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if ranks > 1 and has_statistics:
         raise UserError(
-            f"a {type(model).__name__} has a BatchNorm, whose statistics would differ between "
-            f"{ranks} processes: start one process"
+            f"{type(model).__name__} has a BatchNorm, whose statistics would differ between "
+            f"{ranks} processes: train it in one process"
         )
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
-    """Choose device, precision and tracker. Raises UserError where one is not to be had."""
+    """Choose device, precision and tracker.
+
+    Raises UserError if the tracker is not installed.
+    """
     has_gpu = train.device == "auto" and torch.cuda.is_available()
     precision = train.precision
     if precision == "auto":
@@ -181,7 +201,7 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     tracker = None if train.tracker == "none" else train.tracker
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
-    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier run here has fixed
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
     return Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if precision == "bfloat16" else "no",
@@ -189,3 +209,13 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
         project_config=project,
         kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD)],
     )
+
+
+def start_tracker(accelerator: Accelerator, experiment: Experiment) -> None:
+    """Start the tracker of an experiment, if it has one, and log its configuration."""
+    if experiment.train.tracker != "none":
+        fields = {  # TensorBoard accepts neither lists nor None
+            name: value if isinstance(value, int | float | str) else str(value)
+            for name, value in fields_of(experiment).items()
+        }
+        accelerator.init_trackers("associative_transformer", fields)
