@@ -1,4 +1,4 @@
-"""Tables of text: for a terminal, as Markdown, as a page of HTML."""
+"""Tables of text, written for a terminal, as Markdown or as an HTML page."""
 
 import io
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ tbody th { padding: 1rem .75rem .25rem }
 <table>
 <caption>{{ table.title }}</caption>
 <thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-{% for section in table.sections %}<tbody>
-<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">{{ section.title }}</th></tr>
-{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for group in table.groups %}<tbody>
+<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">{{ group.title }}</th></tr>
+{% for row in group.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 {% endfor %}</table>
 </div>
@@ -42,11 +42,11 @@ tbody th { padding: 1rem .75rem .25rem }
 </html>
 """
 
-MODEL_WIDTH = 30  # of the first column, at most; longer names are broken
+MAX_NAME_WIDTH = 30  # characters of the first column; longer names are wrapped
 
 
 class RowGroup(NamedTuple):
-    """Rows under one heading; a row has a cell for each column."""
+    """Rows under one heading, each with a cell for every column."""
 
     title: str
     rows: Sequence[tuple[str, ...]]
@@ -54,30 +54,30 @@ class RowGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, which can be written in several forms."""
+    """A titled table of text with notes below it."""
 
     title: str
     columns: tuple[str, ...]
-    sections: list[RowGroup]
+    groups: list[RowGroup]
     notes: list[str]
 
     def to_terminal(self, width: int) -> str:
-        """Draw it with lines, `width` characters wide, or wider where a word would be cut."""
+        """Return the table drawn with lines, at most `width` wide unless a word needs more."""
         columns = list(
-            zip(self.columns, *(row for s in self.sections for row in s.rows), strict=True)
+            zip(self.columns, *(row for group in self.groups for row in group.rows), strict=True)
         )
-        whole = [max(map(len, cells)) for cells in columns]
+        full = [max(map(len, cells)) for cells in columns]
         least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
-        whole[0] = min(whole[0], max(MODEL_WIDTH, least[0]))
+        full[0] = min(full[0], max(MAX_NAME_WIDTH, least[0]))
         lines = 3 * len(columns) + 1
-        widths = whole if sum(whole) + lines <= width else [whole[0], *least[1:]]
+        widths = full if sum(full) + lines <= width else [full[0], *least[1:]]
         drawn = RichTable(title=self.title)
         for name, chars in zip(self.columns, widths, strict=True):
             drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
-        for section in self.sections:
+        for group in self.groups:
             drawn.add_section()
-            drawn.add_row(section.title, style="bold")
-            for row in section.rows:
+            drawn.add_row(group.title, style="bold")
+            for row in group.rows:
                 drawn.add_row(*row)
         buffer = io.StringIO()
         console = Console(file=buffer, width=width, markup=False, highlight=False)
@@ -86,16 +86,16 @@ class Table:
         return buffer.getvalue()
 
     def to_markdown(self) -> str:
-        """Write a pipe table under a heading, one for each section."""
+        """Return a heading and a pipe table for each group of rows."""
         parts = [f"## {self.title}"]
-        for section in self.sections:
+        for group in self.groups:
             head = [self.columns, ("---", *["---:"] * (len(self.columns) - 1))]
-            lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in [*head, *section.rows]]
-            parts += [f"### {section.title}", "\n".join(lines)]
+            lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in [*head, *group.rows]]
+            parts += [f"### {group.title}", "\n".join(lines)]
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
     def to_html(self) -> str:
-        """Write a page that needs nothing else."""
+        """Return an HTML page that refers to no other file."""
         return jinja2.Environment(autoescape=True).from_string(PAGE).render(table=self)
 
 

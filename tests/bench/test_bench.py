@@ -1,4 +1,4 @@
-"""Speed and memory: turns, warm-up, arithmetic, and what is built to be timed."""
+"""Speed and memory: taking turns, warm-up, arithmetic, and what is built to be timed."""
 
 import os
 import signal
@@ -22,6 +22,7 @@ from associative_transformer.bench import (
     Benchmark,
     PoolSizes,
     Variant,
+    Workload,
     choose_precision,
     find_variant,
     loading,
@@ -72,7 +73,7 @@ ASKED = Experiment(
     replace(TRAIN, batch_size=3),
 )
 POOL = PoolSizes(12, 6, WorkspaceConfig(num_priors=3, prior_dim=4, num_heads=2, bottleneck=5))
-Given = Callable[[dict[str, list[float]]], None]
+SetTimes = Callable[[dict[str, list[float]]], None]
 
 
 # --- turns ---
@@ -86,8 +87,8 @@ class Clock:
         self.calls: list[str] = []
         monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
 
-    def form(self, name: str, seconds: list[float]) -> Callable[[], None]:
-        """Make a function that takes these seconds, one call after another."""
+    def function(self, name: str, seconds: list[float]) -> Callable[[], None]:
+        """Return a function whose successive calls take these seconds."""
         left = iter(seconds)
 
         def run() -> None:
@@ -97,23 +98,25 @@ class Clock:
         return run
 
 
-def test_the_forms_take_turns_and_the_first_two_rounds_do_not_count(
+def test_functions_take_turns_and_the_first_two_rounds_do_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)
-    forms = {"a": clock.form("a", [64.0, 32.0, 1.0, 2.0, 4.0])}
-    forms["b"] = clock.form("b", [64.0, 32.0, 0.5, 0.25, 8.0])
-    assert time_in_turn(forms, 3, CPU) == {"a": [1.0, 2.0, 4.0], "b": [0.5, 0.25, 8.0]}
+    runs = {"a": clock.function("a", [64.0, 32.0, 1.0, 2.0, 4.0])}
+    runs["b"] = clock.function("b", [64.0, 32.0, 0.5, 0.25, 8.0])
+    assert time_in_turn(runs, 3, CPU) == {"a": [1.0, 2.0, 4.0], "b": [0.5, 0.25, 8.0]}
     assert clock.calls == ["a", "b"] * 5
 
 
-def test_a_gpu_is_waited_for_before_and_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_call_is_synchronized_with_the_gpu_before_and_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = Clock(monkeypatch)
-    wait = clock.form("wait", [1.0] * 99)
+    wait = clock.function("wait", [1.0] * 99)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: wait())
-    form = clock.form("a", [10.0] * 3)
-    # what the wait after a call takes is part of it, what was under way before is not
-    assert time_in_turn({"a": form}, 1, torch.device("cuda")) == {"a": [11.0]}
+    run = clock.function("a", [10.0] * 3)
+    # the wait after a call is part of its time, the wait before it is not
+    assert time_in_turn({"a": run}, 1, torch.device("cuda")) == {"a": [11.0]}
     assert clock.calls == ["wait", "a", "wait"] * 3
 
 
@@ -133,10 +136,10 @@ def test_the_matrix_product_has_the_precision_of_the_run(
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    """Let the rounds take these seconds, of the forms and of the matrix product."""
+def set_times(monkeypatch: pytest.MonkeyPatch) -> SetTimes:
+    """Set the seconds that the benchmarks and the matrix product take in each round."""
 
-    def give(seconds: dict[str, list[float]]) -> None:
+    def set_times(seconds: dict[str, list[float]]) -> None:
         def time(
             runs: dict[str, object], rounds: int, device: torch.device
         ) -> dict[str, list[float]]:
@@ -146,7 +149,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
         monkeypatch.setattr(bench, "time_in_turn", time)
 
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 10)
-    return give
+    return set_times
 
 
 def nothing() -> Callable[[], object]:
@@ -154,58 +157,59 @@ def nothing() -> Callable[[], object]:
 
 
 def test_figures_follow_from_the_medians_of_the_rounds(
-    given: Given, monkeypatch: pytest.MonkeyPatch
+    set_times: SetTimes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
+    calls: list[object] = []
 
-    def memory(name: str, prepare: object, device: torch.device, share: int | None) -> float:
-        asked.append((name, prepare, device.type, share))
-        return len(asked) / 8
+    def memory(name: str, prepare: object, device: torch.device, excluded: int | None) -> float:
+        calls.append((name, prepare, device.type, excluded))
+        return len(calls) / 8
 
     monkeypatch.setattr(bench, "measure_memory", memory)
-    given({"a": [9.0, 2.0, 1.0], "b": [0.5, 0.5, 8.0], "matrix product": [4.0, 0.25, 0.5]})
-    forms = [
+    set_times({"a": [9.0, 2.0, 1.0], "b": [0.5, 0.5, 8.0], "matrix product": [4.0, 0.25, 0.5]})
+    benchmarks = [
         Benchmark("a", nothing, samples=4, operations=1_000),
-        Benchmark("b", nothing, samples=8, batches=10, given=7),
+        Benchmark("b", nothing, samples=8, batches=10, excluded_bytes=7),
     ]
-    a, b = measure(forms, "b", TRAIN, 3)
+    a, b = measure(benchmarks, "b", TRAIN, 3)
     assert (a.name, a.milliseconds, a.samples_per_second) == ("a", 2_000.0, 2.0)
     assert (b.name, b.milliseconds, b.samples_per_second) == ("b", 50.0, 160.0)
     assert (a.times_rival, b.times_rival) == (40.0, 1.0)
     assert (a.best_times_rival, b.best_times_rival) == (20.0, 1.0)
     assert a.peak_share == (1_000 / 2.0) / (2 * 10**3 / 0.5)  # the median product, in the rounds
     assert b.peak_share is None
-    assert asked == [("a", nothing, "cpu", None), ("b", nothing, "cpu", 7)]
+    assert calls == [("a", nothing, "cpu", None), ("b", nothing, "cpu", 7)]
     assert (a.peak_memory, b.peak_memory) == (1 / 8, 2 / 8)
-    assert measure(forms, "a", TRAIN, 3, use_memory=False)[1].times_rival == 1 / 40
-    assert len(asked) == 2
+    assert measure(benchmarks, "a", TRAIN, 3, use_memory=False)[1].times_rival == 1 / 40
+    assert len(calls) == 2
 
 
-@pytest.mark.parametrize(("what", "passes"), [("step", 3), ("infer", 1)])
-def test_a_backward_pass_counts_twice(what: Any, passes: int) -> None:  # noqa: ANN401
+@pytest.mark.parametrize(("workload", "passes"), [("step", 3), ("infer", 1)])
+def test_a_backward_pass_counts_twice(workload: Workload, passes: int) -> None:
     for experiment, size in ((SMALL, 4), (ASKED, 3)):
-        form = model_benchmark(Variant(experiment), what)
-        assert (form.name, form.samples, form.given) == (experiment.name, size, None)
-        assert form.operations == passes * count_operations(experiment.model) * size
+        benchmark = model_benchmark(Variant(experiment), workload)
+        assert (benchmark.name, benchmark.samples) == (experiment.name, size)
+        assert benchmark.excluded_bytes is None
+        assert benchmark.operations == passes * count_operations(experiment.model) * size
 
 
 def test_two_small_models_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 64)
-    here = lambda name, *rest: peak_memory(*rest)  # noqa: E731
-    monkeypatch.setattr(bench, "measure_memory", here)  # not on its own
-    forms = [model_benchmark(Variant(experiment), "step") for experiment in (SMALL, ASKED)]
-    measured = measure(forms, "asked", TRAIN, 2)
+    in_this_process = lambda name, *rest: peak_memory(*rest)  # noqa: E731
+    monkeypatch.setattr(bench, "measure_memory", in_this_process)
+    benchmarks = [model_benchmark(Variant(experiment), "step") for experiment in (SMALL, ASKED)]
+    measured = measure(benchmarks, "asked", TRAIN, 2)
     assert [row.name for row in measured] == ["small", "asked"]
     for row, size in zip(measured, (4, 3), strict=True):
         assert row.milliseconds > 0
         assert row.samples_per_second == pytest.approx(1e3 * size / row.milliseconds)
         assert row.peak_memory is not None
-        assert 0.05 < row.peak_memory < 100  # GiB: no KiB, no bytes
+        assert 0.05 < row.peak_memory < 100  # in GiB, not in KiB or bytes
         assert row.peak_share is not None
         assert row.peak_share > 0
 
 
-def test_auto_is_settled_before_it_is_printed() -> None:
+def test_auto_is_replaced_by_the_precision_that_it_selects() -> None:
     assert choose_precision(replace(TRAIN, precision="auto")) == "float32"
     assert choose_precision(TRAIN) == "float32"
     assert choose_precision(HALF) == "bfloat16"
@@ -215,7 +219,7 @@ def test_auto_is_settled_before_it_is_printed() -> None:
 
 
 @pytest.mark.parametrize("experiment", [SMALL, ASKED], ids=lambda e: e.name)
-def test_a_batch_is_made_up_in_the_size_that_the_model_takes(experiment: Experiment) -> None:
+def test_a_random_batch_has_the_sizes_that_the_model_expects(experiment: Experiment) -> None:
     images, questions, labels = random_batch(experiment, CPU)
     model, size = experiment.model, experiment.train.batch_size
     assert images.shape == (size, model.num_channels, model.image_size, model.image_size)
@@ -270,15 +274,15 @@ def test_precision_and_compilation_are_those_of_the_experiment(
 
 
 @pytest.mark.parametrize("name", ["cifar10-ait-tiny", "plain:cifar10-ait-tiny"])
-def test_a_variant_is_a_recipe_under_the_circumstances_given(name: str) -> None:
+def test_a_variant_is_a_recipe_with_the_given_batch_size_precision_and_device(name: str) -> None:
     train = TrainConfig(precision="bfloat16", compile=True, device="cpu")
     recipe = RECIPES["cifar10-ait-tiny"]
     changed = replace(recipe.train, batch_size=8, precision="bfloat16", compile=True, device="cpu")
-    found = find_variant(name, train, 8)
-    assert found.experiment == replace(recipe, name=name, train=changed)
+    variant = find_variant(name, train, 8)
+    assert variant.experiment == replace(recipe, name=name, train=changed)
 
 
-def test_a_rival_of_a_recipe_differs_in_what_its_name_says() -> None:
+def test_a_variant_differs_from_its_recipe_as_its_prefix_says() -> None:
     names = [prefix + "cifar10-ait-tiny" for prefix in ("", "plain:", "dense:")]
     variants = [find_variant(name, TRAIN, 4) for name in names]
     models = [variant.build(variant.experiment.model) for variant in variants]
@@ -297,15 +301,21 @@ def test_a_rival_of_a_recipe_differs_in_what_its_name_says() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("plain:cifar10-vit-small", "plain: goes before a recipe of AiT, not .*cifar10-vit-small"),
-        ("dense:cifar10-vit-small", "dense: goes before a recipe of AiT"),
-        ("timm:cifar10-ait-small", "timm: goes before a recipe of ViT, not .*cifar10-ait-small"),
-        ("triton:cifar10-ait-small", "need a CUDA GPU"),
-        ("fast:cifar10-vit-small", "no fast: .*plain:, triton:, dense: or timm:"),
+        (
+            "plain:cifar10-vit-small",
+            "plain: needs a recipe of an AiT, which cifar10-vit-small is not",
+        ),
+        ("dense:cifar10-vit-small", "dense: needs a recipe of an AiT"),
+        (
+            "timm:cifar10-ait-small",
+            "timm: needs a recipe of a ViT, which cifar10-ait-small is not",
+        ),
+        ("triton:cifar10-ait-small", "needs a CUDA GPU"),
+        ("fast:cifar10-vit-small", "unknown prefix fast: .*plain:, triton:, dense: or timm:"),
         ("plain:cifar10-ait-smal", "no recipe 'cifar10-ait-smal'.*cifar10-ait-small"),
     ],
 )
-def test_a_rival_that_there_is_not_is_refused(name: str, words: str) -> None:
+def test_an_unknown_variant_is_refused(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         find_variant(name, TRAIN, 4)
 
@@ -314,7 +324,7 @@ def test_a_rival_that_there_is_not_is_refused(name: str, words: str) -> None:
 
 
 class FakeViT(nn.Module):
-    """In the place of timm's class: it notes its arguments."""
+    """Stands in for timm's class and records its arguments."""
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
         super().__init__()
@@ -373,7 +383,7 @@ def test_timm_is_timed_like_a_recipe(timm: None) -> None:
     prepare_model(variant, "step")()
 
 
-def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
     with pytest.raises(UserError, match=r"timm is not installed: pip install timm"):
         find_variant("timm:cifar10-vit-small", TRAIN, 4)
@@ -384,7 +394,7 @@ def test_timm_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) 
     [({"question_dim": 3}, "no questions"), ({"head_dim": 4}, r"2 \* 4 is not 16")],
     ids=["questions", "head_dim"],
 )
-def test_a_shape_that_timm_has_not_is_refused(
+def test_a_shape_that_timm_does_not_have_is_refused(
     changes: dict[str, int], words: str, timm: None
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -394,22 +404,22 @@ def test_a_shape_that_timm_has_not_is_refused(
 # --- the write alone ---
 
 
-def test_the_write_is_timed_in_three_forms() -> None:
+def test_the_write_is_timed_with_three_implementations() -> None:
     attend = {name: build_workspace(name, POOL).attend for name in ("sparse", "plain", "dense")}
     assert attend["sparse"].implementation is sparse.pooled_attention
     for name in ("plain", "dense"):
         assert attend[name].implementation is functional.pooled_attention
-    forms = write_benchmarks(POOL, TRAIN)
-    assert [form.name for form in forms] == list(attend)
+    benchmarks = write_benchmarks(POOL, TRAIN)
+    assert [benchmark.name for benchmark in benchmarks] == list(attend)
     assert build_workspace("plain", POOL).config == POOL.config
     assert build_workspace("dense", POOL).config == replace(POOL.config, bottleneck=None)
-    for form in forms:
-        assert form.samples == 12
-        assert form.given == 12 * 6 * 4  # the gradient of the tokens
-        assert form.operations == 3 * count_write(form.name, POOL)
+    for benchmark in benchmarks:
+        assert benchmark.samples == 12
+        assert benchmark.excluded_bytes == 12 * 6 * 4  # the gradient of the tokens
+        assert benchmark.operations == 3 * count_write(benchmark.name, POOL)
 
 
-def test_the_operations_of_a_write_are_those_of_the_plain_form() -> None:
+def test_the_operations_of_a_write_are_those_of_the_plain_implementation() -> None:
     heads, priors, width = 2, 3, 4
     maps = 2 * 12 * 6 * heads * width * 2  # keys and values
     maps += 2 * priors * width * heads * width * 2  # queries, and from values to priors
@@ -421,7 +431,9 @@ def test_the_operations_of_a_write_are_those_of_the_plain_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["sparse", "plain", "dense"])
-def test_a_write_gives_the_tokens_the_gradient_of_priors_and_balance_loss(name: str) -> None:
+def test_a_write_computes_the_gradient_of_priors_and_balance_loss_for_the_tokens(
+    name: str,
+) -> None:
     write = prepare_write(name, POOL, TRAIN)
     before = write.workspace.priors.clone()
     with torch.no_grad():
@@ -440,11 +452,11 @@ def test_a_write_gives_the_tokens_the_gradient_of_priors_and_balance_loss(name: 
     assert torch.equal(write.workspace.priors, before)
 
 
-def test_a_write_has_the_precision_given_and_is_compiled_when_asked(
+def test_a_write_has_the_given_precision_and_is_compiled_on_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda form: compiled.append(form) or form)
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     seen: list[torch.dtype] = []
     for train in (TRAIN, HALF, replace(TRAIN, compile=True)):
         write = prepare_write("plain", POOL, train)
@@ -459,7 +471,7 @@ def test_a_write_has_the_precision_given_and_is_compiled_when_asked(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of two classes: ten to train on, two to test with."""
+    """A folder with images of two classes: ten for training, two for testing."""
     for split, number in (("train", 5), ("test", 1)):
         for name in ("cat", "dog"):
             (tmp_path / "images" / split / name).mkdir(parents=True)
@@ -475,12 +487,12 @@ def images_of(folder: Path, **changes: Any) -> Variant:  # noqa: ANN401
     return Variant(Experiment("mine", data, vit, TRAIN))
 
 
-def test_generated_data_is_timed_beside_the_step_of_the_recipe() -> None:
+def test_generated_data_is_timed_next_to_the_step_of_the_recipe() -> None:
     step, resident = loading_benchmarks(Variant(SMALL), 3)
     assert (step.name, step.batches, step.samples) == ("step", 1, 4)
     assert step.operations == 3 * 4 * count_operations(VIT)
     assert (resident.name, resident.batches, resident.samples) == ("resident", 3, 4)
-    assert (resident.operations, resident.given) == (None, None)
+    assert (resident.operations, resident.excluded_bytes) == (None, None)
     assert (
         loading_benchmarks(Variant(SMALL), 99)[1].batches == 5
     )  # no more than an epoch of 20 images
@@ -488,19 +500,25 @@ def test_generated_data_is_timed_beside_the_step_of_the_recipe() -> None:
     resident.prepare()()
 
 
-def test_images_are_timed_in_both_ways_where_there_are_two(folder: Path) -> None:
+def test_images_are_timed_resident_and_streaming_if_both_are_possible(folder: Path) -> None:
     step, resident, streaming = loading_benchmarks(images_of(folder), 2)
-    assert [form.name for form in (step, resident, streaming)] == ["step", "resident", "streaming"]
+    assert [benchmark.name for benchmark in (step, resident, streaming)] == [
+        "step",
+        "resident",
+        "streaming",
+    ]
     loaders = [
-        loading.open_training(form.prepare.args[0], CPU).loader for form in (resident, streaming)
+        loading.open_training(benchmark.prepare.args[0], CPU).loader
+        for benchmark in (resident, streaming)
     ]
     assert [type(loader) for loader in loaders] == [ResidentLoader, StreamingLoader]
     for only in ({"augment": "resized_crop"}, {"memory_budget": 0.0}):
-        names = [form.name for form in loading_benchmarks(images_of(folder, **only), 2)]
+        benchmarks = loading_benchmarks(images_of(folder, **only), 2)
+        names = [benchmark.name for benchmark in benchmarks]
         assert names == ["step", "streaming"]
 
 
-def test_a_round_takes_each_batch_to_its_end_and_another_epoch_each_time(
+def test_a_round_loads_every_batch_and_each_round_is_another_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[tuple[int, int, int]] = []
@@ -518,7 +536,7 @@ def test_a_round_takes_each_batch_to_its_end_and_another_epoch_each_time(
     assert taken == [(12, 0, 4)] * 3 + [(12, 1, 4)] * 3
 
 
-def test_a_set_without_a_batch_is_refused() -> None:
+def test_a_data_set_smaller_than_a_batch_is_refused() -> None:
     large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=21)))
     with pytest.raises(UserError, match="20 images, fewer than one batch of 21"):
         loading_benchmarks(large, 3)
@@ -528,34 +546,34 @@ def test_a_set_without_a_batch_is_refused() -> None:
 
 
 def block(mebibytes: int) -> Callable[[], object]:
-    """Hold some memory, and give a function that takes half of it for a while."""
+    """Hold some memory and return a function that briefly takes half as much again."""
     held = np.ones(mebibytes * 2**17)
     return lambda: held[: len(held) // 2].copy().sum()
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
     prepare = partial(prepare_model, Variant(SMALL), "step")
     before = measure_memory("small", prepare, CPU)
-    np.ones(2**26).sum()  # half a GiB here
+    np.ones(2**26).sum()  # half a GiB in this process
     assert measure_memory("small", prepare, CPU) == pytest.approx(before, abs=0.1)
     large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=16_384)))  # 0.25 GiB of pixels
     assert measure_memory("large", partial(prepare_model, large, "infer"), CPU) > before + 0.25
 
 
 @pytest.mark.slow
-def test_memory_beyond_the_inputs_is_what_the_first_call_adds() -> None:
-    prepare = partial(block, 512)  # MiB, and 256 in the call, of which 128 don't count
-    assert measure_memory("block", prepare, CPU, given=2**27) == pytest.approx(0.125, abs=0.03)
+def test_with_excluded_bytes_only_what_the_calls_add_counts() -> None:
+    prepare = partial(block, 512)  # MiB, and 256 in the call, of which 128 are excluded
+    assert measure_memory("block", prepare, CPU, excluded=2**27) == pytest.approx(0.125, abs=0.03)
 
 
 @pytest.mark.slow
-def test_the_plain_write_takes_the_memory_of_its_keys_and_values() -> None:
+def test_the_plain_write_needs_memory_for_keys_and_values_and_the_sparse_one_does_not() -> None:
     sizes = PoolSizes(32_768, 64, WorkspaceConfig(num_heads=8, prior_dim=64, num_priors=4))
     memory = {
-        form.name: measure_memory(form.name, form.prepare, CPU, form.given)
-        for form in write_benchmarks(sizes, TRAIN)
-        if form.name != "dense"
+        each.name: measure_memory(each.name, each.prepare, CPU, each.excluded_bytes)
+        for each in write_benchmarks(sizes, TRAIN)
+        if each.name != "dense"
     }
     both = 2 * 4 * 32_768 * 8 * 64 / 2**30  # 0.125 GiB in the forward pass
     assert memory["plain"] > both
@@ -568,6 +586,6 @@ def die() -> Callable[[], object]:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_for_its_memory_is_named() -> None:
+def test_the_error_for_a_killed_process_names_the_benchmark() -> None:
     with pytest.raises(UserError, match=r"memory of small was killed: lower --batch-size or --to"):
         measure_memory("small", die, CPU)

@@ -1,4 +1,4 @@
-"""Seconds and memory: turns on one clock, the peak of a process of its own."""
+"""Times of functions that take turns, and the peak memory of a process of its own."""
 
 import resource
 import sys
@@ -16,14 +16,14 @@ from associative_transformer.interface import UserError
 
 Run = Callable[[], object]
 WARM_UP = 2  # rounds that are not counted
-MATRIX_SIZE = 4_096  # of the product that gives a GPU's matrix peak
-CPU_MATRIX_SIZE = 2_048
+MATRIX_SIZE = 4_096  # of the product that determines the matrix peak of a GPU
+CPU_MATRIX_SIZE = 2_048  # the same for a CPU
 
 
 def time_in_turn(
     runs: dict[str, Run], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Call each function once a round and give the seconds of each call."""
+    """Call each function once per round and return the seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(WARM_UP + rounds):
         for name, run in runs.items():
@@ -37,7 +37,7 @@ def time_in_turn(
 
 
 def matrix_product(accelerator: Accelerator) -> tuple[Run, int]:
-    """Give a large matrix product and its floating-point operations: what the device can do."""
+    """Return a large matrix product, which shows what the device can do, and its operations."""
     device = accelerator.device
     size = CPU_MATRIX_SIZE if device.type == "cpu" else MATRIX_SIZE
     a, b = torch.rand(2, size, size, device=device)
@@ -50,17 +50,17 @@ def matrix_product(accelerator: Accelerator) -> tuple[Run, int]:
 
 
 def measure_memory(
-    name: str, prepare: Callable[[], Run], device: torch.device, given: int | None = None
+    name: str, prepare: Callable[[], Run], device: torch.device, excluded: int | None = None
 ) -> float:
-    """Measure the peak memory in GiB in a process of its own.
+    """Return the peak memory in GiB, measured in a process of its own.
 
-    On a CPU it is that of the whole process, libraries included; with `given` it is what comes
-    on top of what is there before the first call, less so many bytes. Raises UserError where the
-    process is killed, as one is that takes too much of it.
+    On a CPU it is that of the whole process, including libraries. With `excluded`, it is what the
+    calls add to the peak before the first call, minus that number of bytes. Raises UserError if
+    the process is killed, which happens if it runs out of memory.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(peak_memory, prepare, device, given).result()
+            return pool.submit(peak_memory, prepare, device, excluded).result()
         except BrokenProcessPool:
             raise UserError(
                 f"the process that measures the memory of {name} was killed: "
@@ -68,22 +68,22 @@ def measure_memory(
             ) from None
 
 
-def peak_memory(prepare: Callable[[], Run], device: torch.device, given: int | None) -> float:
-    """Measure the peak memory of this process in GiB, as `measure_memory` says."""
+def peak_memory(prepare: Callable[[], Run], device: torch.device, excluded: int | None) -> float:
+    """Return the peak memory of this process in GiB; see `measure_memory`."""
     run = prepare()
-    before = 0 if given is None else _peak(device) + given
+    before = 0 if excluded is None else _peak(device) + excluded
     for _ in range(WARM_UP):
         run()
     return (_peak(device) - before) / 2**30
 
 
 def _peak(device: torch.device) -> int:
-    """Give the most bytes that were in use so far."""
+    """Return the largest number of bytes that were in use so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there
-    # not getrusage: on Linux it knows the peak of the parent too
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    # not getrusage, which on Linux includes the peak of the parent process
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
 

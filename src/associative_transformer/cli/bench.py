@@ -1,29 +1,12 @@
-"""`ait bench`: speed and memory, side by side, and the ratios on record."""
+"""`ait bench`: measure speed and memory side by side, and check the recorded ratios."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
 
-from associative_transformer.bench import (
-    Benchmark,
-    Measured,
-    PoolSizes,
-    Workload,
-    choose_precision,
-    find_variant,
-    loading_benchmarks,
-    measure,
-    measure_again,
-    model_benchmark,
-    read_ratios,
-    tabulate_verdicts,
-    write_benchmarks,
-    write_ratios,
-)
 from associative_transformer.cli.options import (
     check_counts,
     check_output,
@@ -31,99 +14,98 @@ from associative_transformer.cli.options import (
     open_output,
     parse,
 )
-from associative_transformer.data import ImagesConfig
-from associative_transformer.experiment import TrainConfig
-from associative_transformer.interface import UserError
-from associative_transformer.runs.environment import describe_environment
-from associative_transformer.tabular import RowGroup, Table
-from associative_transformer.workspace import WorkspaceConfig
 
-WHOLE = "Memory: the peak of a process of its own, on a CPU with its libraries."
+if TYPE_CHECKING:
+    import associative_transformer.bench
+    import associative_transformer.experiment
+    import associative_transformer.runs.environment
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every benchmark takes."""
+    """Options of every benchmark."""
 
     rounds: int = 10
-    """How often each is timed, after two rounds to warm up."""
+    """Number of timed rounds, after two rounds to warm up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 is autocast; auto takes it on a GPU that supports it."""
+    """Numeric precision; bfloat16 is autocast, and auto selects it on a GPU that supports it."""
     compile: bool = False
-    """Compile what is timed with torch.compile."""
+    """Compile the measured function with torch.compile."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
+    """Device to measure on; auto is a GPU if there is one."""
     format: Literal["terminal", "markdown", "json"] = "terminal"
-    """How to write it; json holds the environment too."""
+    """Output format; json also describes the environment."""
     output: Path | None = None
-    """File to write; None: the terminal."""
+    """File to write; None: print to the terminal."""
 
     def __post_init__(self) -> None:
         check_counts(**{name: x for name, x in vars(self).items() if type(x) is int})
 
     @property
-    def train(self) -> TrainConfig:
-        """Precision, compilation and device, as `measure` wants them."""
+    def train(self) -> "associative_transformer.experiment.TrainConfig":
+        """The precision, compilation and device as a training configuration."""
+        from associative_transformer.experiment import TrainConfig
+
         return TrainConfig(precision=self.precision, compile=self.compile, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
-    """What models are timed with."""
+    """Options of the benchmarks of models."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ("cifar10-vit-small", "cifar10-ait-small")
-    """What to time. plain:NAME is an AiT in the plain form, triton:NAME one with the kernels in
-    Triton, dense:NAME one without top-k, timm:NAME timm's ViT of the shape of ours."""
+    """Recipes to measure. plain:NAME is an AiT with the plain implementation, triton:NAME one with
+    the Triton kernels, dense:NAME one without top-k, timm:NAME timm's ViT of the same shape."""
     rival: str | None = None
-    """What the others are compared with; None: the first one."""
+    """The recipe that the others are compared with; None: the first one."""
     batch_size: int = 64
-    """Images in a batch."""
+    """Images per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions(ModelOptions):
-    """Time a step of training on random images."""
+    """Measure a training step on random images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferOptions(ModelOptions):
-    """Time prediction on random images."""
+    """Measure prediction on random images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions(Options):
-    """Time the workspace's write alone, forward and backward: sparse, plain, dense (no top-k)."""
+    """Measure the workspace's write alone, forward and backward, with each implementation."""
 
     rival: Literal["sparse", "plain", "dense"] = "plain"
-    """What the others are compared with."""
+    """Implementation that the others are compared with; dense is plain without top-k."""
     tokens: int = 4_096
-    """T: tokens of the pool, those of all images of a batch."""
+    """Number of pooled tokens T: those of all images of a batch."""
     embed_dim: int = 768
-    """E: width of a token."""
+    """Width of a token E."""
     num_priors: int = 32
-    """M: rows of the memory."""
+    """Number of priors M, the rows of the memory."""
     prior_dim: int = 32
-    """D: width of a prior, and of a head."""
+    """Width of a prior, and of a head, D."""
     num_heads: int = 8
-    """S: heads."""
+    """Number of heads S."""
     bottleneck: int = 512
-    """k: tokens that one prior of one head attends to."""
+    """Number of tokens k that each prior of each head attends to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-    """Time the training batches of a recipe beside its step: does the step wait for them?"""
+    """Measure the training batches of a recipe and its step, to see if training waits for data."""
 
     recipe: tyro.conf.Positional[str] = "cifar10-ait-small"
-    """Whose data and model."""
+    """The recipe whose data and model are measured."""
     source: str | None = None
-    """Local copy of the images to use in place of the hub."""
+    """Local copy of the images to use instead of the Hugging Face Hub."""
     num_workers: int | None = None
-    """Processes that decode images; None: those of the recipe."""
+    """Number of processes that decode images; None: as in the recipe."""
     batch_size: int = 64
-    """Images in a batch."""
+    """Images per batch."""
     batches: int = 20
-    """Batches of a round, at most an epoch."""
+    """Batches per round, at most those of an epoch."""
 
 
 AnyOptions = (
@@ -136,164 +118,109 @@ AnyOptions = (
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Time things side by side, taking turns in one run.
+    """Measure speed and memory of several variants that take turns in one run.
 
-    `ait bench --check` compares with the ratios on record; `ait bench --check --help` tells more.
+    `ait bench --check` compares with recorded ratios; see `ait bench --check --help`.
     """
 
-    what: Annotated[AnyOptions, tyro.conf.arg(name="")]
+    benchmark: Annotated[AnyOptions, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Measure the ratios on record for this kind of device again; exit with 1 if one is worse."""
+    """Measure the ratios recorded for this kind of device again; exit with 1 if one is worse."""
 
     file: tyro.conf.Positional[Path] = Path("benchmarks/ratios.json")
-    """The record."""
+    """File with the recorded ratios."""
     update: bool = False
-    """Record what is measured now in place of comparing with it."""
+    """Record the new measurements instead of comparing with the old ones."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto takes a GPU where there is one."""
-
-
-class Plan(NamedTuple):
-    """What a command measures, and how it is told."""
-
-    forms: list[Benchmark]
-    rival: str
-    title: str
-    unit: str  # of samples
-    sizes: str
-    note: str
+    """Device to measure on; auto is a GPU if there is one."""
 
 
 def run(arguments: list[str]) -> None:
-    """Time things and write a table, or JSON with the environment; or check the ratios."""
+    """Measure and write a table, or JSON with the environment; or check the recorded ratios."""
     if "--check" in arguments:
         _check([word for word in arguments if word != "--check"])
         return
-    options = _read(arguments)
+    options = _parse(arguments)
     check_output(options.output)
+    from associative_transformer.bench import measure, tabulate_measured
+    from associative_transformer.runs.environment import describe_environment
+
     plan = _plan(options)
-    rows = measure(plan.forms, plan.rival, options.train, options.rounds)
+    measured = measure(plan.benchmarks, plan.rival, options.train, options.rounds)
     environment = describe_environment(choose_device(options.device))
     if options.format == "json":
-        saved = {"what": arguments[0], "rival": plan.rival, "options": asdict(options)}
-        text = json.dumps(
-            saved | {"rows": [asdict(row) for row in rows]} | environment, default=str
-        )
+        rows = [asdict(each) for each in measured]
+        content = {"what": arguments[0], "rival": plan.rival, "options": asdict(options)}
+        text = json.dumps({**content, "rows": rows, **asdict(environment)}, default=str)
     else:
-        table = _tabulate(plan, rows, options, environment)
+        precision = options.precision + ", compiled" * options.compile
+        device = _describe(environment)
+        table = tabulate_measured(plan, measured, device, precision, options.rounds)
         text = table.to_markdown() if options.format == "markdown" else table.to_terminal(100)
     with open_output(options.output) as file:
         file.write(text)
 
 
-def _read(arguments: list[str]) -> AnyOptions:
-    """Read the options of a benchmark, with its precision settled."""
-    options = parse(BenchOptions, arguments, "bench").what
+def _parse(arguments: list[str]) -> AnyOptions:
+    """Parse the options of a benchmark and replace the precision "auto" by the selected one."""
+    options = parse(BenchOptions, arguments, "bench").benchmark
+    from associative_transformer.bench import choose_precision
+
     return replace(options, precision=choose_precision(options.train))
 
 
-def _plan(options: AnyOptions) -> Plan:
-    if isinstance(options, WriteOptions):
-        return _plan_write(options)
-    if isinstance(options, DataOptions):
-        return _plan_data(options)
-    return _plan_models(options)
+def _plan(options: AnyOptions) -> "associative_transformer.bench.Plan":
+    """Turn the options of a benchmark into what is measured."""
+    from associative_transformer.bench import PoolSizes, plan_loading, plan_models, plan_write
+    from associative_transformer.workspace import WorkspaceConfig
+
+    o, train = options, options.train
+    if isinstance(o, WriteOptions):
+        config = WorkspaceConfig(o.num_priors, o.prior_dim, o.num_heads, o.bottleneck)
+        return plan_write(PoolSizes(o.tokens, o.embed_dim, config), o.rival, train)
+    if isinstance(o, DataOptions):
+        return plan_loading(o.recipe, train, o.batch_size, o.batches, o.source, o.num_workers)
+    workload: Literal["step", "infer"] = "step" if isinstance(o, StepOptions) else "infer"
+    return plan_models(workload, o.recipes, o.rival, train, o.batch_size)
 
 
-def _plan_models(options: ModelOptions) -> Plan:
-    names = list(dict.fromkeys(options.recipes))
-    rival = options.rival or names[0]
-    if rival not in names:
-        names.insert(0, rival)
-    what: Workload = "step" if isinstance(options, StepOptions) else "infer"
-    variants = [find_variant(name, options.train, options.batch_size) for name in names]
-    forms = [model_benchmark(variant, what) for variant in variants]
-    title = {"step": "Training step", "infer": "Prediction"}[what]
-    return Plan(forms, rival, title, "images", f"batch {options.batch_size}", WHOLE)
+def _describe(environment: "associative_transformer.runs.environment.Environment") -> str:
+    import torch
 
-
-def _plan_write(options: WriteOptions) -> Plan:
-    names = ("num_priors", "prior_dim", "num_heads", "bottleneck")
-    config = WorkspaceConfig(**{name: getattr(options, name) for name in names})
-    sizes = PoolSizes(options.tokens, options.embed_dim, config)
-    said = ", ".join(f"{name} {getattr(options, name)}" for name in ("embed_dim", *names))
-    note = (
-        f"Pool: {said}. Memory: the peak of a process of its own, beyond libraries, weights, "
-        "tokens and their gradient. Of matrix peak: the operations of the plain form."
-    )
-    forms = write_benchmarks(sizes, options.train)
-    return Plan(
-        forms, options.rival, "Write of the workspace", "tokens", f"{options.tokens} tokens", note
-    )
-
-
-def _plan_data(options: DataOptions) -> Plan:
-    variant = find_variant(options.recipe, options.train, options.batch_size)
-    experiment, data = variant.experiment, variant.experiment.data
-    if isinstance(data, ImagesConfig):
-        workers = options.num_workers or data.num_workers
-        data = replace(data, source=options.source or data.source, num_workers=workers)
-        experiment = replace(experiment, data=data)
-    elif options.source or options.num_workers:
-        raise UserError(
-            f"{options.recipe} generates its data: leave --source and --num-workers out"
-        )
-    forms = loading_benchmarks(variant._replace(experiment=experiment), options.batches)
-    note = (
-        f"{options.recipe}, {forms[-1].batches} batches a round: those that take longer than the "
-        f"step make training wait. {WHOLE[:-1]}, without the workers."
-    )
-    sizes = f"batch {options.batch_size}"
-    return Plan(forms, "step", "Training batches", "images", sizes, note)
-
-
-def _tabulate(
-    plan: Plan, rows: list[Measured], options: Options, environment: dict[str, object]
-) -> Table:
-    columns = ("form", "ms", f"{plan.unit}/s", f"times {plan.rival}", "peak memory, GiB")
-    cells = [
-        (
-            row.name,
-            f"{row.milliseconds:.1f}",
-            f"{row.samples_per_second:,.0f}",
-            f"{row.times_rival:.2f}",
-            "-" if row.peak_memory is None else f"{row.peak_memory:#.3g}",
-            "-" if row.peak_share is None else f"{100 * row.peak_share:.0f} %",
-        )
-        for row in rows
-    ]
-    compiled = ", compiled" * options.compile
-    section = RowGroup(f"{plan.sizes}, {options.precision}{compiled}", cells)
-    notes = [f"Medians of {options.rounds} rounds in which the rows take turns.", plan.note]
-    title = f"{plan.title} on {_describe(environment)}"
-    return Table(title, (*columns, "of matrix peak"), [section], notes)
-
-
-def _describe(environment: dict[str, object]) -> str:
-    return f"{environment['device']}, {environment['threads']} threads, torch {torch.__version__}"
+    return f"{environment.device}, {environment.threads} threads, torch {torch.__version__}"
 
 
 def _check(arguments: list[str]) -> None:
-    """Measure the ratios on record again, and record or judge them."""
+    """Measure the recorded ratios again, then compare with them or replace them."""
     options = parse(CheckOptions, arguments, "bench --check")
+    from associative_transformer.bench import (
+        measure_again,
+        read_ratios,
+        tabulate_verdicts,
+        write_ratios,
+    )
+    from associative_transformer.runs.environment import describe_environment
+
     ratios, device = read_ratios(options.file), choose_device(options.device)
     environment = describe_environment(device)
-    where = f"{_describe(environment)}, commit {environment['commit']}"
-    measured, verdicts = measure_again(ratios, device.type, _measure_ratios, where)
+    where = f"{_describe(environment)}, commit {environment.commit}"
+    new_ratios, verdicts = measure_again(ratios, device.type, _measure_ratios, where)
     title = f"Ratios on {_describe(environment)}, tolerance {ratios.tolerance:.0%}"
     print(tabulate_verdicts(title, verdicts).to_terminal(100), end="")
     if options.update:
-        write_ratios(options.file, measured)
+        write_ratios(options.file, new_ratios)
     elif not all(verdict.is_good for verdict in verdicts):
         raise SystemExit(1)
 
 
 def _measure_ratios(command: str) -> dict[str, float]:
-    """Run a benchmark without its memory, and give the ratios of all but the rival."""
-    options = _read(command.split())
+    """Measure a command without its memory and return the ratios of all but the rival."""
+    from associative_transformer.bench import measure
+
+    options = _parse(command.split())
     plan = _plan(options)
-    rows = measure(plan.forms, plan.rival, options.train, options.rounds, use_memory=False)
-    return {row.name: row.best_times_rival for row in rows if row.name != plan.rival}
+    measured = measure(plan.benchmarks, plan.rival, options.train, options.rounds, False)
+    return {each.name: each.best_times_rival for each in measured if each.name != plan.rival}

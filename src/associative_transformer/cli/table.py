@@ -30,11 +30,11 @@ class TableOptions:
 def run(arguments: list[str]) -> None:
     """Write the table, with a dash for each missing result."""
     options = parse(TableOptions, arguments, "table")
-    from associative_transformer.tables import TABLES
-
     check_output(options.output)
     if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
         raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
+    from associative_transformer.tables import TABLES
+
     table = TABLES[options.table](options.runs)
     if options.format == "terminal":
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200

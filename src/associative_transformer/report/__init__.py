@@ -1,4 +1,7 @@
-"""A run as a page, or two side by side: one HTML file that needs no network and no other file."""
+"""One run as a page, or two side by side: one HTML file that needs no network and no other file.
+
+Each section of the page has its function, in a file of its own, and one line in `list_sections`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,17 +11,16 @@ from typing import Any, cast
 import torch
 
 from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
-from associative_transformer.analysis.selection import Selected
 from associative_transformer.data import Split
 from associative_transformer.files import write_file
-from associative_transformer.models import AiT
+from associative_transformer.models.ait import AiT
 from associative_transformer.report.answers import answers_section
 from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import Section
 from associative_transformer.report.comparison import differences_section, results_section
 from associative_transformer.report.facts import Facts, cost_section, read_facts, run_section
 from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
-from associative_transformer.report.images import follow, images_section, list_images
+from associative_transformer.report.images import count_shown, follow, images_section, list_images
 from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
@@ -26,155 +28,146 @@ from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
 from associative_transformer.runs.saved import SavedRun, load_run, load_test_of
 
-__all__ = ["AnalysisOptions", "write_comparison", "write_report"]
+__all__ = ["AnalysisOptions", "list_sections", "write_comparison", "write_report"]
 
-NUM_SHOWN = 48  # test images or questions in the image view, at most
-UNFINISHED = "This comes when the run is complete."
+KNOWN_EARLY = {"run", "training", "memory", "cost"}  # sections that need no complete run
+NOT_COMPARED = {"priors", "images"}  # sections whose widget shows a single run
+UNFINISHED = "Available once the run is complete."
 
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What to analyze of a run, and where."""
+    """How to analyze a run for its page."""
 
     num_images: int | None = 1_000  # of the test split; None: all
-    again: bool = False  # also where an analysis is stored
-    source: str | None = None  # of the images, where they don't lie where they lay in training
+    again: bool = False  # repeat an analysis that is already stored
+    source: str | None = None  # of the images, if they have moved since training
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class AnalyzedRun:
-    """A run with all that is shown of it."""
+    """A run with everything that its page shows."""
 
     facts: Facts
     analysis: Analysis
     gallery: Gallery
-    run: SavedRun | None = None  # this and the next: None where it is not complete
-    split: Split | None = None  # of the test, in the order of the analysis
+    run: SavedRun | None = None  # None if the run is not complete
+    split: Split | None = None  # the test split in the order of the analysis; None likewise
 
 
 def write_report(
-    folder: Path, output: Path | None = None, effort: AnalysisOptions | None = None
+    folder: Path, output: Path | None = None, options: AnalysisOptions | None = None
 ) -> Path:
-    """Write the page of a run to its report.html, or elsewhere, and return where it is.
+    """Write the page of a run to `output`, by default its report.html, and return the path.
 
-    A run that is not complete is shown as far as it got, without its model. Raises UserError
-    where the folder holds no run, and for what `load_run` and `load_test_of` raise it.
+    If the run is not complete, the page shows how far it got, without its model. Raises UserError
+    if the folder holds no run, and whenever `load_run` or `load_test_of` does.
     """
-    studied = _analyze_run(folder, effort or AnalysisOptions())
-    rows = [[section] for section in _sections(studied)]
-    facts = studied.facts
-    page = render(facts.name, facts.summary, rows, _list_widgets(studied))
+    analyzed = _analyze_run(folder, options or AnalysisOptions())
+    rows = [[section] for section in list_sections(analyzed)]
+    facts = analyzed.facts
+    page = render(facts.name, facts.summary, rows, _list_widgets(analyzed))
     return _write(output or folder / "report.html", page)
 
 
 def write_comparison(
-    folder: Path, other: Path, output: Path | None = None, effort: AnalysisOptions | None = None
+    folder: Path, other: Path, output: Path | None = None, options: AnalysisOptions | None = None
 ) -> Path:
-    """Write a page with two runs side by side to the first one's comparison.html, or elsewhere.
+    """Write a page with two runs side by side to `output` and return the path.
 
-    Raises UserError like `write_report`.
+    By default it is the comparison.html of the first run. Raises UserError like `write_report`.
     """
-    both = [_analyze_run(each, effort or AnalysisOptions()) for each in (folder, other)]
-    a, b = (studied.facts for studied in both)
-    columns = [{section.name: section for section in _sections(studied)} for studied in both]
-    shared = ("competition", "memory", "beta", "evaluation", "cost")
+    both = [_analyze_run(each, options or AnalysisOptions()) for each in (folder, other)]
+    a, b = (analyzed.facts for analyzed in both)
+    pairs = {pair[0].name: list(pair) for pair in zip(*map(list_sections, both), strict=True)}
     rows = [
-        [column["run"] for column in columns],
+        pairs.pop("run"),
         [results_section({"A": a.result, "B": b.result})],
         [differences_section(a.experiment, b.experiment)],
-        [_draw_training({"A ": a, "B ": b})],
-        *([column[name] for column in columns] for name in shared),
+        [_training_section({"A ": a, "B ": b})],
+        *(pair for name, pair in pairs.items() if name not in {"training", *NOT_COMPARED}),
     ]
     title = f"{a.name} (A) and {b.name} (B)"
     page = render(title, f"A: {a.summary} B: {b.summary}", rows, {})
     return _write(output or folder / "comparison.html", page)
 
 
-def _analyze_run(folder: Path, effort: AnalysisOptions) -> AnalyzedRun:
-    """Read a run, and analyze it where it is complete and that was not done before."""
+def list_sections(analyzed: AnalyzedRun) -> list[Section]:
+    """Return the sections of the page in order; a new section is one more line here."""
+    facts, analysis, items = analyzed.facts, analyzed.analysis, analyzed.facts.items
+    kinds = facts.result.test_kinds if facts.result else None
+    mistakes = show_mistakes(analysis.answers, analyzed.gallery)
+    sections = [
+        run_section(facts),
+        _training_section({"": facts}),
+        competition_section(analysis.competition, items),
+        priors_section(analysis.selection, analysis.specialization, items),
+        images_section(analysis.selection, items),
+        memory_section(facts.memory, facts.epoch, analysis.capacity),
+        retrieval_section(analysis.basins, analysis.reconstruction, items),
+        answers_section(analysis.answers, kinds or (), mistakes, items),
+        cost_section(facts),
+    ]
+    if facts.result is not None:
+        return sections
+    return [
+        section if section.name in KNOWN_EARLY else replace(section, note=UNFINISHED)
+        for section in sections
+    ]
+
+
+def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
+    """Read a run and, if it is complete, analyze it unless its analysis is already stored."""
     facts = read_facts(folder)
     if facts.result is None:
         return AnalyzedRun(facts, Analysis(), Gallery())
     run = load_run(folder)
-    run.model.to(effort.device)
-    data = load_test_of(run, effort.source, torch.device(effort.device))
-    analysis = None if effort.again else load_analysis(folder)
+    run.model.to(options.device)
+    data = load_test_of(run, options.source, torch.device(options.device))
+    analysis = None if options.again else load_analysis(folder)
     if analysis is None:
-        analysis = analyze(run, folder, data, effort.num_images)
+        analysis = analyze(run, folder, data, options.num_images)
     split = sample(data.test)
     answers, selection = analysis.answers, analysis.selection
-    needed: list[int] = [] if answers is None else answers.worst.tolist()
-    wanted: list[int] = []
+    required: list[int] = [] if answers is None else answers.worst.tolist()
+    optional: list[int] = []
     if selection is not None:
-        needed += range(_num_shown(selection))
-        wanted = list(winning_items(selection))
+        required += range(count_shown(selection))
+        optional = list(winning_items(selection))
     shown = data._replace(test=split)
-    gallery = load_gallery(shown, run.experiment.data, needed, wanted)
+    gallery = load_gallery(shown, run.experiment.data, required, optional)
     return AnalyzedRun(facts, analysis, gallery, run, split)
 
 
-def _sections(studied: AnalyzedRun) -> list[Section]:
-    """Say everything about one run."""
-    facts, found = studied.facts, studied.analysis
-    result = facts.result or {}
-    mistakes = [] if found.answers is None else show_mistakes(found.answers, studied.gallery)
-    shown = 0 if found.selection is None else _num_shown(found.selection)
-    analyzed = {
-        section.name: section
-        for section in (
-            competition_section(found.competition, facts.items),
-            priors_section(found.selection, found.specialization, facts.items),
-            images_section(found.selection, shown, facts.items),
-            retrieval_section(found.basins, found.reconstruction, facts.items),
-            answers_section(found.answers, result.get("test_kinds", []), mistakes, facts.items),
-        )
+def _training_section(runs: Mapping[str, Facts]) -> Section:
+    results = {prefix: facts.result for prefix, facts in runs.items()}
+    tests = {
+        prefix: result.test_accuracy if result else None for prefix, result in results.items()
     }
-    if facts.result is None:
-        analyzed = {name: replace(each, note=UNFINISHED) for name, each in analyzed.items()}
-    return [
-        run_section(facts),
-        _draw_training({"": facts}),
-        analyzed["competition"],
-        analyzed["priors"],
-        analyzed["images"],
-        memory_section(facts.memory, facts.epoch, found.capacity),
-        analyzed["beta"],
-        analyzed["evaluation"],
-        cost_section(facts),
-    ]
-
-
-def _draw_training(runs: Mapping[str, Facts]) -> Section:
-    results = {prefix: facts.result or {} for prefix, facts in runs.items()}
-    tests = {prefix: result.get("test_accuracy") for prefix, result in results.items()}
     return training_section({name: facts.history.metrics for name, facts in runs.items()}, tests)
 
 
-def _list_widgets(studied: AnalyzedRun) -> dict[str, Any]:
-    """Give what the script makes the cards and the image view of."""
-    found, gallery = studied.analysis.selection, studied.gallery
+def _list_widgets(analyzed: AnalyzedRun) -> dict[str, Any]:
+    """Return the data from which the script draws the cards and the image view."""
+    selection, gallery = analyzed.analysis.selection, analyzed.gallery
     items = {
-        place: {"row": item.row, "text": item.text, "question": item.question}
-        for place, item in gallery.items.items()
+        index: {"row": item.row, "text": item.text, "question": item.question}
+        for index, item in gallery.items.items()
     }
-    noun = studied.facts.items.removesuffix("s")
+    noun = analyzed.facts.items.removesuffix("s")
     data: dict[str, Any] = {"items": items, "noun": noun, "sources": gallery.sources}
-    if found is not None and studied.run is not None and studied.split is not None:
-        places = list(range(_num_shown(found)))
-        model = cast(AiT, studied.run.model)
-        followed = follow(model, studied.split.take(torch.tensor(places)))
-        classes = [gallery.items[place].classes for place in places]
+    if selection is not None and analyzed.run is not None and analyzed.split is not None:
+        indices = list(range(count_shown(selection)))
+        model = cast(AiT, analyzed.run.model)
+        followed = follow(model, analyzed.split.take(torch.tensor(indices)))
+        classes = [gallery.items[index].classes for index in indices]
         data |= {
-            "side": round(model.embed.num_patches**0.5),  # patches
-            "priors": list_cards(found, studied.analysis.specialization),
-            "images": list_images(found, followed, classes),
+            "side": round(model.embed.num_patches**0.5),  # in patches
+            "priors": list_cards(selection, analyzed.analysis.specialization),
+            "images": list_images(selection, followed, classes),
         }
     return data
-
-
-def _num_shown(found: Selected) -> int:
-    return min(found.taken.shape[3], NUM_SHOWN)
 
 
 def _write(path: Path, page: str) -> Path:

@@ -1,13 +1,13 @@
 "use strict";
 
-/** Charts as SVG, each from what the page says of it, in the width that there is. */
+/** Draws charts as SVG from the data of the page, each in the width available to it. */
 const charts = (() => {
   const VIRIDIS = [
     [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
     [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
   ];
 
-  // --- elements: text never becomes markup ---
+  // --- elements; text never becomes markup ---
 
   function fill(element, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -42,11 +42,11 @@ const charts = (() => {
   }
 
   const pen = document.createElement("canvas").getContext("2d");
-  pen.font = "11.5px system-ui, sans-serif"; // that of the style
+  pen.font = "11.5px system-ui, sans-serif"; // as in style.css
 
   const measure = (words) => pen.measureText(words).width;
 
-  function cut(words, size) {
+  function truncate(words, size) {
     if (measure(words) <= size) return words;
     let length = words.length - 1;
     while (length > 1 && measure(words.slice(0, length) + "…") > size) length--;
@@ -54,9 +54,9 @@ const charts = (() => {
   }
 
   function viridis(share) {
-    const place = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
-    const low = VIRIDIS[Math.floor(place)], high = VIRIDIS[Math.ceil(place)];
-    const mixed = low.map((value, i) => Math.round(value + (place % 1) * (high[i] - value)));
+    const position = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
+    const low = VIRIDIS[Math.floor(position)], high = VIRIDIS[Math.ceil(position)];
+    const mixed = low.map((value, i) => Math.round(value + (position % 1) * (high[i] - value)));
     return `rgb(${mixed.join(" ")})`;
   }
 
@@ -65,8 +65,8 @@ const charts = (() => {
     return `color-mix(in srgb, var(--${share < 0.5 ? "c0" : "c1"}) ${side}%, var(--paper))`;
   }
 
-  const color = (place, count) =>
-    count > 8 ? viridis(place / (count - 1)) : `var(--c${place % 8})`;
+  const color = (index, count) =>
+    count > 8 ? viridis(index / (count - 1)) : `var(--c${index % 8})`;
 
   function extent(values, start) {
     const numbers = values.filter(isNumber);
@@ -78,20 +78,20 @@ const charts = (() => {
   }
 
   function scale([low, high], [from, to], isLog = false) {
-    const turn = isLog ? Math.log : (x) => x;
-    const size = turn(high) - turn(low) || 1;
-    return (value) => from + ((turn(value) - turn(low)) / size) * (to - from);
+    const transform = isLog ? Math.log : (x) => x;
+    const size = transform(high) - transform(low) || 1;
+    return (value) => from + ((transform(value) - transform(low)) / size) * (to - from);
   }
 
   function ticks([low, high], count) {
     const rough = (high - low) / Math.max(count, 1);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
-    const found = [];
+    const multiples = [];
     for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
-      found.push(i * step);
+      multiples.push(i * step);
     }
-    return found;
+    return multiples;
   }
 
   // --- parts of charts ---
@@ -109,17 +109,17 @@ const charts = (() => {
 
   const dash = (isDashed) => (isDashed ? { "stroke-dasharray": "5 3" } : {});
 
-  /** Writes ticks with as many digits as tell them apart. */
-  function distinct(values) {
+  /** Returns a function that writes ticks with enough digits to tell them apart. */
+  function tickFormat(values) {
     const step = Math.abs(values[1] - values[0]) || 1, most = Math.max(...values.map(Math.abs));
     const digits = Math.ceil(Math.log10(most / step + 1e-9)) + 1;
     return (value) => write(value, Math.min(Math.max(3, digits || 3), 12));
   }
 
-  /** Axes of a plot that leaves `left`, `bottom` and so on free around it. */
+  /** Returns the axes of a plot whose edges are `left`, `right`, `top` and `bottom`. */
   function axes(area, x, y, xTicks, yTicks, spec) {
     const { left, right, top, bottom } = area;
-    const parts = [], [xWords, yWords] = [xTicks, yTicks].map(distinct);
+    const parts = [], [xWords, yWords] = [xTicks, yTicks].map(tickFormat);
     for (const tick of yTicks) {
       parts.push(shape("path", { d: `M${left} ${y(tick)}H${right}`, stroke: "var(--line)" }));
       parts.push(text(left - 6, y(tick) + 4, yWords(tick), { "text-anchor": "end", class: "soft" }));
@@ -127,16 +127,16 @@ const charts = (() => {
     parts.push(shape("path", { d: `M${left} ${bottom}H${right}`, stroke: "var(--soft)" }));
     for (const tick of xTicks) {
       parts.push(shape("path", { d: `M${x(tick)} ${bottom}v4`, stroke: "var(--soft)" }));
-      const place = { "text-anchor": "middle", class: "soft" };
-      parts.push(text(x(tick), bottom + 17, xWords(tick), place));
+      const style = { "text-anchor": "middle", class: "soft" };
+      parts.push(text(x(tick), bottom + 17, xWords(tick), style));
     }
     parts.push(text(right, bottom + 33, spec.x_label, { "text-anchor": "end" }));
     if (spec.y_label) parts.push(text(0, top - 10, spec.y_label));
     return parts;
   }
 
-  /** Room for the labels of an axis of y. */
-  const room = (values) => 14 + Math.max(...values.map(distinct(values)).map(measure), 8);
+  /** Returns the width of the labels of a y axis. */
+  const labelWidth = (values) => 14 + Math.max(...values.map(tickFormat(values)).map(measure), 8);
 
   // --- charts ---
 
@@ -148,16 +148,16 @@ const charts = (() => {
     const range = xs.length ? [Math.min(...xs), Math.max(...xs)] : [0, 1];
     if (range[0] === range[1]) [range[0], range[1]] = [range[0] - 0.5, range[1] + 0.5];
     const yRange = extent(ys, spec.start), yTicks = ticks(yRange, 4);
-    const area = { left: room(yTicks), right: width - 14, top: 32, bottom: height - 40 };
+    const area = { left: labelWidth(yTicks), right: width - 14, top: 32, bottom: height - 40 };
     const x = scale(range, [area.left, area.right], spec.is_log);
     const y = scale(yRange, [area.bottom, area.top]);
     const whole = spec.x_label === "epoch" || spec.x_label.endsWith("steps");
     let xTicks = spec.is_log ? [...new Set(xs)] : ticks(range, width / 80);
     if (whole) xTicks = xTicks.filter(Number.isInteger);
     const parts = axes(area, x, y, xTicks, yTicks, spec);
-    const count = spec.series.length, hue = (line, place) => color(line.hue ?? place, count);
-    spec.series.forEach((line, place) => {
-      const stroke = hue(line, place);
+    const count = spec.series.length, hue = (line, i) => color(line.hue ?? i, count);
+    spec.series.forEach((line, index) => {
+      const stroke = hue(line, index);
       const known = line.x.map((_, i) => i).filter((i) => isNumber(line.y[i]));
       const at = (i, shift = 0) => `${x(line.x[i]).toFixed(1)} ${y(line.y[i] + shift).toFixed(1)}`;
       if (line.spread.length) {
@@ -176,16 +176,16 @@ const charts = (() => {
         parts.push(shape("circle", dot, hint(words)));
       }
     });
-    const entries = spec.series.map((line, place) =>
-      ({ name: line.name, stroke: hue(line, place), isDashed: line.is_dashed, isDot: line.x.length === 1 }));
+    const entries = spec.series.map((line, i) =>
+      ({ name: line.name, stroke: hue(line, i), isDashed: line.is_dashed, isDot: line.x.length === 1 }));
     const plot = drawing(width, height, spec.title, ...parts);
     return count > 1 && !spec.is_thin ? [legend(entries), plot] : [plot];
   }
 
-  /** Room for labels on the left, and labels that fit it. */
+  /** Returns the width for labels on the left, and a function that makes a label fit it. */
   function labels(names, width) {
     const left = Math.min(Math.max(...names.map(measure), 6) + 12, width * 0.4);
-    return { left, fit: (name) => cut(name, left - 10) };
+    return { left, fit: (name) => truncate(name, left - 10) };
   }
 
   function bars(spec, width) {
@@ -195,17 +195,17 @@ const charts = (() => {
     const most = isNumber(spec.end) ? spec.end : Math.max(...totals, 1e-9);
     const area = { left, right: width - 50, top: 4, bottom: 8 + row * spec.labels.length };
     const x = scale([0, most], [area.left, area.right]);
-    const hue = (place, i) => (spec.hues.length ? color(spec.hues[i], 8) : color(place, names.length));
+    const hue = (part, i) => (spec.hues.length ? color(spec.hues[i], 8) : color(part, names.length));
     parts.push(...axes(area, x, null, ticks([0, most], (area.right - left) / 70), [], spec));
     spec.labels.forEach((label, i) => {
       const top = 8 + row * i, middle = top + row / 2 - 3;
       parts.push(text(left - 8, middle + 4, fit(label), { "text-anchor": "end" }));
       parts.at(-1).append(hint(label));
       let from = 0;
-      names.forEach((name, place) => {
+      names.forEach((name, part) => {
         const value = spec.parts[name][i] || 0;
         const box = { x: x(from), y: top, width: Math.max(0, x(from + value) - x(from)), height: row - 7 };
-        parts.push(shape("rect", { ...box, fill: hue(place, i) }, hint(`${label}, ${name}: ${write(value, 4)}`)));
+        parts.push(shape("rect", { ...box, fill: hue(part, i) }, hint(`${label}, ${name}: ${write(value, 4)}`)));
         from += value;
       });
       let end = x(from);
@@ -242,7 +242,7 @@ const charts = (() => {
     });
     spec.labels.forEach((label, i) => {
       const middle = 8 + row * i + row / 2 - 3, [least, low, median, high, most] = spec.quantiles[i];
-      const words = hint(`${label}: median ${write(median)}, half of all from ${write(low)} to ${write(high)}`);
+      const words = hint(`${label}: median ${write(median)}, quartiles ${write(low)} and ${write(high)}`);
       parts.push(
         text(left - 8, middle + 4, fit(label), { "text-anchor": "end" }),
         shape("path", { d: `M${x(least)} ${middle}H${x(most)}`, stroke: "var(--c0)", "stroke-width": 1.6 }),
@@ -277,7 +277,7 @@ const charts = (() => {
       if (j % every) return;
       const x = left + cell * (j + 0.5);
       parts.push(isLong
-        ? text(x + 3, bottom + 12, cut(name, 86), { "text-anchor": "end", transform: `rotate(-50 ${x + 3} ${bottom + 12})` })
+        ? text(x + 3, bottom + 12, truncate(name, 86), { "text-anchor": "end", transform: `rotate(-50 ${x + 3} ${bottom + 12})` })
         : text(x, bottom + 15, name, { "text-anchor": "middle" }));
     });
     const foot = bottom + (isLong ? 86 : 38);
@@ -296,26 +296,26 @@ const charts = (() => {
     const side = Math.min(width, 430), bottom = side - 60, top = 28;
     const center = (values) => (Math.min(...values) + Math.max(...values)) / 2;
     const reach = (values) => (Math.max(...values) - Math.min(...values)) * 0.56;
-    const form = (side - 76) / (bottom - top); // of the plot: one scale serves both axes
-    const wide = Math.max(reach(spec.x), reach(spec.y) * form) || 1;
-    const xRange = [center(spec.x) - wide, center(spec.x) + wide];
-    const yRange = [center(spec.y) - wide / form, center(spec.y) + wide / form];
-    const yTicks = ticks(yRange, 5), area = { left: room(yTicks), right: side - 16, top, bottom };
+    const aspect = (side - 76) / (bottom - top); // both axes have the same scale
+    const xReach = Math.max(reach(spec.x), reach(spec.y) * aspect) || 1, yReach = xReach / aspect;
+    const xRange = [center(spec.x) - xReach, center(spec.x) + xReach];
+    const yRange = [center(spec.y) - yReach, center(spec.y) + yReach];
+    const yTicks = ticks(yRange, 5), area = { left: labelWidth(yTicks), right: side - 16, top, bottom };
     const x = scale(xRange, [area.left, area.right]), y = scale(yRange, [area.bottom, area.top]);
-    const parts = axes(area, x, y, ticks(xRange, side / 90), yTicks, spec), named = new Map();
+    const parts = axes(area, x, y, ticks(xRange, side / 90), yTicks, spec), bySpot = new Map();
     spec.x.forEach((value, i) => {
       const base = spec.groups.length ? `var(--c${spec.groups[i] % 8})` : "var(--c0)";
       const fill = spec.shades.length
         ? `color-mix(in oklab, ${base} ${Math.round(35 + 65 * spec.shades[i])}%, var(--paper))` : base;
       parts.push(shape("circle", { cx: x(value), cy: y(spec.y[i]), r: 3.6, fill, stroke: base, "stroke-width": 0.7 }));
       if (!spec.labels.length) return;
-      const place = `${Math.round(x(value) / 12)} ${Math.round(y(spec.y[i]) / 12)}`;
-      named.set(place, [...(named.get(place) || []), i]);
+      const spot = `${Math.round(x(value) / 12)} ${Math.round(y(spec.y[i]) / 12)}`;
+      bySpot.set(spot, [...(bySpot.get(spot) || []), i]);
     });
-    for (const here of named.values()) { // points on one spot share a label
-      const names = here.slice(0, 3).map((i) => spec.labels[i]).join(", ");
-      const more = here.length > 3 ? ` and ${here.length - 3} more` : "";
-      parts.push(text(x(spec.x[here[0]]) + 6, y(spec.y[here[0]]) - 5, names + more));
+    for (const near of bySpot.values()) { // points at the same spot share a label
+      const names = near.slice(0, 3).map((i) => spec.labels[i]).join(", ");
+      const more = near.length > 3 ? ` and ${near.length - 3} more` : "";
+      parts.push(text(x(spec.x[near[0]]) + 6, y(spec.y[near[0]]) - 5, names + more));
     }
     const plot = drawing(side, side - 20, `${spec.title}. ${spec.note}`, ...parts);
     plot.style.maxWidth = `${side}px`;

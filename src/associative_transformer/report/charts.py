@@ -1,7 +1,7 @@
-"""What a page shows, free of markup: charts, tables, pictures and the sections that hold them.
+"""The contents of a page without markup: charts, tables, pictures and the sections that hold them.
 
-A chart has a table that says the same in text, but for clouds of points and large matrices, whose
-`note` does.
+Every chart comes with a table of its values. Clouds of points and large matrices are the
+exception: their `note` describes them instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from math import isnan
 from typing import Literal
 
 Number = float | int
-MAX_COLUMNS = 40  # of the table of a matrix
+MAX_COLUMNS = 40  # of a matrix that is also written as a table
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text; its first column names the rows."""
+    """A table of text whose first column names the rows."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -29,9 +29,9 @@ class Series:
     name: str
     x: Sequence[Number]
     y: Sequence[Number]
-    spread: Sequence[Number] = ()  # half the width of a band around it
+    spread: Sequence[Number] = ()  # half the width of a band around the line
     is_dashed: bool = False
-    hue: int | None = None  # where its color says something
+    hue: int | None = None  # index of its color; None: its position among the lines
 
 
 @dataclass(frozen=True)
@@ -43,46 +43,44 @@ class Lines:
     y_label: str
     series: Sequence[Series]
     note: str = ""
-    is_log: bool = False  # the axis of x
-    start: Number | None = None  # of the axis of y, where it is not the smallest value
+    is_log: bool = False  # whether the x axis is logarithmic
+    start: Number | None = None  # of the y axis; None: the smallest value
     kind: Literal["lines"] = "lines"
 
     @property
     def table(self) -> Grid:
-        """A row for each x."""
-        places = sorted({x for line in self.series for x in line.x})
-        found = [dict(zip(line.x, line.y, strict=True)) for line in self.series]
+        """The values, with one row for each x."""
+        values = [dict(zip(line.x, line.y, strict=True)) for line in self.series]
         rows = [
-            [format_number(x), *(format_number(values.get(x)) for values in found)] for x in places
+            [format_number(x), *(format_number(by_x.get(x)) for by_x in values)]
+            for x in sorted(set().union(*values))
         ]
         return Grid([self.x_label, *(line.name for line in self.series)], rows)
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, one for each label, or parts of them that are put end to end."""
+    """Horizontal bars, one for each label, which may be stacked from several parts."""
 
     title: str
     x_label: str
     labels: Sequence[str]
-    parts: Mapping[str, Sequence[Number]]  # a value for each label
+    parts: Mapping[str, Sequence[Number]]  # one value for each label
     note: str = ""
-    low: Sequence[Number] = ()  # interval around the value, where there is one part
+    low: Sequence[Number] = ()  # interval around the value; only with a single part
     high: Sequence[Number] = ()
-    marks: Mapping[str, Sequence[Number]] = field(default_factory=dict)  # beside the bars
-    end: Number | None = None  # of the axis, where it is not the largest value
-    hues: Sequence[
-        int
-    ] = ()  # for each label, where there is one part and its color says something
+    marks: Mapping[str, Sequence[Number]] = field(default_factory=dict)  # strokes next to the bars
+    end: Number | None = None  # of the axis; None: the largest value
+    hues: Sequence[int] = ()  # indices of the colors of the labels; only with a single part
     kind: Literal["bars"] = "bars"
 
     @property
     def table(self) -> Grid:
-        """A row for each label."""
+        """The values, with one row for each label."""
         columns = {**self.parts}
         if self.low:
             columns |= {"from": self.low, "to": self.high}
-        return _by_label(self.labels, columns | {**self.marks})
+        return _tabulate(self.labels, columns | {**self.marks})
 
 
 @dataclass(frozen=True)
@@ -93,25 +91,25 @@ class Boxes:
     x_label: str
     labels: Sequence[str]
     quantiles: Sequence[Sequence[Number]]  # 5, 25, 50, 75 and 95 % for each label
-    bounds: Mapping[str, Number]  # values to compare with, by their names
+    bounds: Mapping[str, Number]  # named values to compare with
     note: str = ""
     kind: Literal["boxes"] = "boxes"
 
     @property
     def table(self) -> Grid:
-        """A row for each label, and one for each bound."""
+        """The quantiles, with one row for each label, followed by the bounds."""
         shares = ("5 %", "25 %", "median", "75 %", "95 %")
         columns = dict(zip(shares, zip(*self.quantiles, strict=True), strict=True))
         bounds = [
             [name, "", "", format_number(value), "", ""] for name, value in self.bounds.items()
         ]
-        grid = _by_label(self.labels, columns)
+        grid = _tabulate(self.labels, columns)
         return Grid(grid.columns, [*grid.rows, *bounds])
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A matrix of colors."""
+    """A matrix drawn in colors."""
 
     title: str
     x_label: str
@@ -128,7 +126,7 @@ class Heat:
 
     @property
     def table(self) -> Grid | None:
-        """The matrix; None where it is too large to be read, and the note must do."""
+        """The matrix; None if it has too many columns to be read."""
         if len(self.columns) > MAX_COLUMNS:
             return None
         rows = [
@@ -140,7 +138,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Points:
-    """Points in a plane, named by labels, or colored by group and shaded within it."""
+    """Points in a plane, either labeled or colored by group and shaded within each group."""
 
     title: str
     x_label: str
@@ -155,10 +153,10 @@ class Points:
 
     @property
     def table(self) -> Grid | None:
-        """A row for each label; None where the points have none."""
+        """The coordinates, with one row for each label; None without labels."""
         if not self.labels:
             return None
-        return _by_label(self.labels, {self.x_label: self.x, self.y_label: self.y})
+        return _tabulate(self.labels, {self.x_label: self.x, self.y_label: self.y})
 
 
 Chart = Lines | Bars | Boxes | Heat | Points
@@ -166,26 +164,26 @@ Chart = Lines | Bars | Boxes | Heat | Points
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, and the choices that it belongs to: it shows while all of these are made."""
+    """A chart that is shown while the reader has selected certain options."""
 
     chart: Chart
-    where: Mapping[str, int] = field(default_factory=dict)
+    shown_if: Mapping[str, int] = field(default_factory=dict)  # choice -> its selected option
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the reader may choose in a section."""
+    """A control with which the reader of a section selects one of several options."""
 
     name: str
     title: str
     options: Sequence[str]
-    start: int = 0
+    start: int = 0  # index of the option selected at first
     is_slider: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what there is to say of it."""
+    """An image with a text below it."""
 
     source: str  # a data URL
     text: str
@@ -193,7 +191,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; `note` stands alone where a run has nothing to show."""
+    """A part of a page; it consists of its `note` alone if a run has nothing to show."""
 
     name: str
     title: str
@@ -202,17 +200,17 @@ class Section:
     choices: Sequence[Choice] = ()
     tables: Sequence[Grid] = ()
     pictures: Sequence[Picture] = ()
-    widget: Literal["none", "priors", "images"] = "none"  # what the script makes of its data
+    widget: Literal["none", "priors", "images"] = "none"  # drawn by the script from its own data
 
 
 def format_number(value: Number | None) -> str:
-    """Write a number with four digits; a dash where there is none."""
+    """Return a number with four significant digits, or a dash for None and nan."""
     if value is None or isnan(value):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _by_label(labels: Sequence[str], columns: Mapping[str, Sequence[Number]]) -> Grid:
+def _tabulate(labels: Sequence[str], columns: Mapping[str, Sequence[Number]]) -> Grid:
     values = zip(*columns.values(), strict=True)
     rows = [[label, *map(format_number, row)] for label, row in zip(labels, values, strict=True)]
     return Grid(["", *columns], rows)

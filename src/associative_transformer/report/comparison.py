@@ -1,31 +1,43 @@
-"""What two runs have not in common: their configuration and their results."""
+"""The sections that compare two runs: their results and their configurations."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from associative_transformer.evaluate import Interval
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.report.charts import Bars, Figure, Grid, Section
+from associative_transformer.runs.result import RunResult
 
 
-def results_section(results: Mapping[str, Mapping[str, Any] | None]) -> Section:
-    """Put the test accuracies of runs side by side, by kind of question where they were asked."""
-    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+def results_section(results: Mapping[str, RunResult | None]) -> Section:
+    """Return the test accuracies of runs side by side, by kind of question if there are kinds.
+
+    `results` maps the letter of each run to its result, or to None if it is not complete.
+    """
+    scores: dict[str, dict[str, tuple[float, Interval | None]]] = {}  # by kind and letter
     for letter, result in results.items():
-        whole = {"name": "all", "accuracy": (result or {}).get("test_accuracy")}
-        for kind in (result or {}).get("test_kinds", [whole] if result else []):
-            found.setdefault(kind["name"], []).append((letter, kind))
-    bars = {f"{name}, {letter}": kind for name, kinds in found.items() for letter, kind in kinds}
+        if result is None:
+            continue
+        if result.test_kinds is None:
+            scores.setdefault("all", {})[letter] = (result.test_accuracy, None)
+        for kind in result.test_kinds or ():
+            scores.setdefault(kind.name, {})[letter] = (kind.accuracy, kind.interval)
+    bars = {
+        f"{name}, {letter}": score
+        for name, by_letter in scores.items()
+        for letter, score in by_letter.items()
+    }
     if not bars:
-        return Section("results", "Results", "None of the runs is complete yet.")
-    bounds = [kind["interval"] for kind in bars.values() if "interval" in kind]
+        return Section("results", "Results", "Neither run is complete yet.")
+    intervals = [interval for _, interval in bars.values() if interval is not None]
+    has_all = len(intervals) == len(bars)
     chart = Bars(
         "Test accuracy",
         "accuracy, %",
         list(bars),
-        {"accuracy, %": [kind["accuracy"] for kind in bars.values()]},
-        note="Strokes are 95 % intervals, with the image as the unit." if bounds else "",
-        low=[low for low, _ in bounds] if len(bounds) == len(bars) else [],
-        high=[high for _, high in bounds] if len(bounds) == len(bars) else [],
+        {"accuracy, %": [accuracy for accuracy, _ in bars.values()]},
+        note="Strokes are 95 % intervals, with the image as the unit." if intervals else "",
+        low=[low for low, _ in intervals] if has_all else [],
+        high=[high for _, high in intervals] if has_all else [],
         end=100,
         hues=[list(results).index(name[-1]) for name in bars],
     )
@@ -33,12 +45,12 @@ def results_section(results: Mapping[str, Mapping[str, Any] | None]) -> Section:
 
 
 def differences_section(a: Experiment, b: Experiment) -> Section:
-    """Name the fields in which two experiments differ."""
+    """Return a table of the fields in which two experiments differ."""
     fields = {name: pair for name, pair in differences(a, b).items() if name != "name"}
     if a.train.seed != b.train.seed:
         fields["train.seed"] = (a.train.seed, b.train.seed)
     title = "Differences in configuration"
     if not fields:
-        return Section("differences", title, "Configuration and seed are the same.")
+        return Section("differences", title, "Both runs have the same configuration and seed.")
     rows = [[name, *map(str, pair)] for name, pair in fields.items()]
     return Section("differences", title, tables=[Grid(["field", "A", "B"], rows)])

@@ -1,4 +1,4 @@
-"""The image view: who takes the patches of test images, and how their tokens are retrieved.
+"""The image view: which priors take the patches of test images, and how their tokens are read.
 
 Dims     I images   L layers   S heads of the workspace   M priors   P patches
          N tokens per image, patches last   X states, before and after each retrieval step
@@ -12,37 +12,44 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from associative_transformer.analysis.selection import Selected
+from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.analysis.trace import trace
 from associative_transformer.data import Split
 from associative_transformer.functional import hopfield_energy, hopfield_retrieve
-from associative_transformer.models import AiT
+from associative_transformer.models.ait import AiT
 from associative_transformer.report.charts import Choice, Section
 from associative_transformer.workspace import GlobalWorkspace
 
+MAX_IMAGES = 48  # test images, or questions, in the view
 NUM_STEPS = 4  # of the retrieval
-MAX_TAKERS = 3  # of a patch that are named
+MAX_NAMED = 3  # priors named for a patch; further ones are only counted
 TITLE = "Image view"
 
 
 class Followed(NamedTuple):
-    """Answers to some items, and the retrieval of their tokens."""
+    """The answers to some items, and the retrieval of their tokens."""
 
     predicted: list[int]
     confidence: list[float]
-    energy: Float[np.ndarray, "L I N X"] | None  # None where tokens don't read by Hopfield
-    nearest: Int[np.ndarray, "L I N"] | None  # prior that weighs most in what a token reads
+    energy: Float[np.ndarray, "L I N X"] | None  # None if the memory is not read by Hopfield
+    nearest: Int[np.ndarray, "L I N"] | None  # prior with the largest weight in what a token reads
+
+
+def count_shown(selection: SelectionStatistics) -> int:
+    """Return the number of items in the image view."""
+    return min(selection.taken.shape[3], MAX_IMAGES)
 
 
 @torch.no_grad()
 def follow(model: AiT, split: Split) -> Followed:
-    """Pass the items of a split through a model and retrieve their tokens again and again."""
+    """Pass the items of a split through a model and retrieve their tokens `NUM_STEPS` times."""
     (batch,) = split.eval_batches(len(split))
     traced = trace(model, batch)
     confidence, predicted = traced.logits.float().softmax(dim=-1).max(dim=-1)
     energies, nearest = [], []
     for layer in traced.layers:
-        workspace, state = cast(GlobalWorkspace, layer.workspace), cast(Tensor, layer.handed)
+        workspace = cast(GlobalWorkspace, layer.workspace)
+        state = cast(Tensor, layer.workspace_input)
         if workspace.reader is not None:
             return Followed(predicted.tolist(), confidence.tolist(), None, None)
         beta, attractors = workspace.config.beta, workspace.to_attractor(workspace.priors)
@@ -60,18 +67,19 @@ def follow(model: AiT, split: Split) -> Followed:
     )
 
 
-def images_section(found: Selected | None, num_shown: int, items: str) -> Section:
-    """Introduce the image view, which is made from `list_images`.
+def images_section(selection: SelectionStatistics | None, items: str) -> Section:
+    """Return the introduction to the image view, which the script draws from `list_images`.
 
-    The `items` of the test split are images or questions.
+    `items` is "images" or "questions".
     """
-    if found is None:
+    if selection is None:
         return Section("images", TITLE, "This model has no priors that take patches.")
-    num_layers, num_heads = found.entropy.shape[:2]
+    num_layers, num_heads = selection.entropy.shape[:2]
     note = (
-        f"The first {num_shown} test {items}: choose one to see which of its patches the priors "
-        "of a head take, and the energy of its tokens along the retrieval. A patch bears the "
-        "number of the prior that ranks it highest, and a plus where others take it too."
+        f"The first {count_shown(selection)} test {items}. Select one to see which of its patches "
+        "the priors of a head take, and how the energy of its tokens falls during retrieval. The "
+        "number on a patch is that of the prior that ranks the patch highest; a plus means that "
+        "other priors take it too."
     )
     if items == "questions":
         note += " The first token is the question."
@@ -83,31 +91,32 @@ def images_section(found: Selected | None, num_shown: int, items: str) -> Sectio
 
 
 def list_images(
-    found: Selected, followed: Followed, classes: Sequence[Sequence[str]]
+    selection: SelectionStatistics, followed: Followed, classes: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Give the data of the image view; `classes` are the possible answers to each item."""
+    """Return the data of the image view; `classes` holds the possible answers to each item."""
     energy, nearest = followed.energy, followed.nearest
     return [
         {
-            "predicted": classes[image][followed.predicted[image]],
-            "confidence": followed.confidence[image],
-            "taken": [
-                [list_takers(head[:, image]) for head in layer]  # (M, P) each
-                for layer in found.taken
-            ],
-            "energy": None if energy is None else energy[:, image],
-            "nearest": None if nearest is None else nearest[:, image],
+            "predicted": classes[i][followed.predicted[i]],
+            "confidence": followed.confidence[i],
+            "taken": [[list_takers(head[:, i]) for head in layer] for layer in selection.taken],
+            "energy": None if energy is None else energy[:, i],
+            "nearest": None if nearest is None else nearest[:, i],
         }
-        for image in range(len(followed.predicted))
+        for i in range(len(followed.predicted))
     ]
 
 
 def list_takers(taken: Int[np.ndarray, "M P"]) -> list[list[int]]:
-    """List the patches that are taken, how often, and by whom, the one who ranks it best first."""
-    found = []
+    """Return a list for each patch that is taken: the patch, the number of its priors, the best.
+
+    `taken` holds the position of each patch in the order of each prior, counted from 1, or 0 if
+    the prior does not take it. The priors that place the patch first come first.
+    """
+    takers = []
     for patch in np.flatnonzero(taken.any(axis=0)).tolist():
-        ranks = taken[:, patch]
-        priors = np.flatnonzero(ranks)
-        best = priors[ranks[priors].argsort(kind="stable")][:MAX_TAKERS]
-        found.append([patch, len(priors), *best.tolist()])
-    return found
+        positions = taken[:, patch]
+        priors = np.flatnonzero(positions)
+        best = priors[positions[priors].argsort(kind="stable")][:MAX_NAMED]
+        takers.append([patch, len(priors), *best.tolist()])
+    return takers

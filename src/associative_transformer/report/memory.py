@@ -1,4 +1,4 @@
-"""The explicit memory: how alike its priors are, how they lie, and how they moved.
+"""The section on the explicit memory: how similar its priors are, and how they moved.
 
 Dims     T epochs   L layers   M priors   D prior width
 """
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from associative_transformer.analysis.capacity import Capacity
-from associative_transformer.analysis.selection import Drift, measure_drift
+from associative_transformer.analysis.drift import Drift, measure_drift
 from associative_transformer.report.charts import (
     Chart,
     Choice,
@@ -21,15 +21,15 @@ from associative_transformer.report.charts import (
     Series,
 )
 
-SAME = 1e-4  # priors that differ by less, as a share of their norm, lie on one point
+SAME = 1e-4  # priors whose difference is a smaller share of their norm are drawn at one point
 
 
 def memory_section(
     memory: Float[np.ndarray, "T L M D"] | None, epoch: int, capacity: Capacity | None = None
 ) -> Section:
-    """Draw the memory as it was after an epoch, counted from 1, and its way there.
+    """Return the section on the memory after `epoch`, counted from 1, and on its history.
 
-    `memory` is None where the model has none.
+    `memory` is None if the model has none.
     """
     if memory is None:
         return Section("memory", "Memory", "This model has no memory.")
@@ -37,7 +37,10 @@ def memory_section(
     layers = [f"layer {layer + 1}" for layer in range(num_layers)]
     figures = []
     for layer, priors in enumerate(memory[epoch - 1]):
-        charts: list[Chart] = [_compare(priors, layers[layer]), _project(priors, layers[layer])]
+        charts: list[Chart] = [
+            _draw_similarity(priors, layers[layer]),
+            _draw_plane(priors, layers[layer]),
+        ]
         figures += [Figure(chart, {"layer": layer}) for chart in charts]
     figures += [
         Figure(chart, {"layer": layer}) for layer, chart in _draw_capacity(capacity, layers)
@@ -47,30 +50,17 @@ def memory_section(
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
         f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. The "
-        f"effective rank, how many directions they fill, is {ranks} from the first layer to the "
-        "last."
+        "effective rank, which is the number of directions that the priors fill, is "
+        f"{ranks}{' from the first layer to the last' if num_layers > 1 else ''}."
     )
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
 
 
-def _draw_drift(drift: Drift, layers: list[str], full_rank: int) -> Iterator[Lines]:
-    """Draw how the memory moved, epoch by epoch; before the first one there is none."""
-    for title, label, values, first in (
-        ("Drift of the priors", "mean angle to the epoch before, °", drift.angle, 1),
-        ("Effective rank", f"directions in use, of {full_rank}", drift.effective_rank, 0),
-    ):
-        lines = [
-            Series(name, drift.epochs[first:], column[first:].tolist())
-            for name, column in zip(layers, values.T, strict=True)
-        ]
-        if drift.epochs[first:]:
-            yield Lines(title, "epoch", label, lines, start=0)
-
-
-def _compare(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
+def _draw_similarity(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
     unit = priors / np.linalg.norm(priors, axis=-1, keepdims=True)
     similarity, numbers = unit @ unit.T, _number(len(priors))
-    others = similarity[~np.eye(len(priors), dtype=bool)]
+    off_diagonal = similarity[~np.eye(len(priors), dtype=bool)]
+    mean = off_diagonal.mean() if off_diagonal.size else 1
     return Heat(
         f"Similarity of the priors, {layer}",
         "prior",
@@ -80,51 +70,64 @@ def _compare(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
         values=similarity.tolist(),
         low=-1,
         high=1,
-        note=f"Mean cosine of two different priors: {others.mean() if others.size else 1:.2f}.",
+        note=f"Mean cosine of two different priors: {mean:.2f}.",
         colors="diverging",
         unit="cosine",
     )
 
 
-def _project(priors: Float[np.ndarray, "M D"], layer: str) -> Points:
-    """Draw the priors in the plane of their two main components."""
+def _draw_plane(priors: Float[np.ndarray, "M D"], layer: str) -> Points:
+    """Draw the priors in the plane of their two principal components."""
     centered = priors - priors.mean(axis=0)
     u, strength, _ = np.linalg.svd(centered, full_matrices=False)
-    if strength[0] < SAME * np.linalg.norm(priors):  # what is left is rounding
+    if strength[0] < SAME * np.linalg.norm(priors):  # only rounding errors are left
         strength = np.zeros_like(strength)
     shares = 100 * strength**2 / max((strength**2).sum(), 1e-12)
-    places = np.zeros((len(priors), 2))
-    shown = min(2, len(strength))
-    places[:, :shown] = (u * strength)[:, :shown] + 0.0  # no -0
+    coordinates = np.zeros((len(priors), 2))
+    num_shown = min(2, len(strength))
+    coordinates[:, :num_shown] = (u * strength)[:, :num_shown] + 0.0  # turns -0 into 0
     first, second = (f"{share:.0f} %" for share in [*shares, 0.0, 0.0][:2])
-    x, y = places.T.tolist()
+    x, y = coordinates.T.tolist()
     return Points(
         f"Priors in a plane, {layer}",
         f"component 1 ({first})",
         f"component 2 ({second})",
         x,
         y,
-        "The plane of their two main components, with their shares of the variance.",
+        "The plane of the two principal components, with their shares of the variance.",
         labels=_number(len(priors)),
     )
 
 
-def _draw_capacity(found: Capacity | None, layers: list[str]) -> Iterator[tuple[int, Lines]]:
-    """Draw how a memory fills as its priors and the pool grow."""
-    if found is None:
+def _draw_capacity(capacity: Capacity | None, layers: list[str]) -> Iterator[tuple[int, Lines]]:
+    """Draw how a memory fills as the numbers of its priors and of the pooled tokens grow."""
+    if capacity is None:
         return
-    numbers = found.num_priors.tolist()
+    num_priors = capacity.num_priors.tolist()
     for layer, name in enumerate(layers):
-        for title, values in (
-            ("Effective rank of fresh memories", found.effective_rank),
-            ("Attractors that recall themselves", found.recalled),
+        for title, label, values in (
+            ("Effective rank of fresh memories", "directions in use", capacity.effective_rank),
+            ("Attractors that recall themselves", "share", capacity.recalled),
         ):
             lines = [
-                Series(f"pool of {size:,}", numbers, values[layer, :, place].tolist())
-                for place, size in enumerate(found.pool_sizes.tolist())
+                Series(f"pool of {size:,}", num_priors, values[layer, :, i].tolist())
+                for i, size in enumerate(capacity.pool_sizes.tolist())
             ]
-            label = "directions in use" if values is found.effective_rank else "share"
             yield layer, Lines(f"{title}, {name}", "priors", label, lines, is_log=True, start=0)
+
+
+def _draw_drift(drift: Drift, layers: list[str], full_rank: int) -> Iterator[Lines]:
+    """Draw how the memory moved from epoch to epoch; the first epoch has no angle."""
+    for title, label, values, first in (
+        ("Drift of the priors", "mean angle to the previous epoch, °", drift.angle, 1),
+        ("Effective rank", f"directions in use, out of {full_rank}", drift.effective_rank, 0),
+    ):
+        lines = [
+            Series(name, drift.epochs[first:], column[first:].tolist())
+            for name, column in zip(layers, values.T, strict=True)
+        ]
+        if drift.epochs[first:]:
+            yield Lines(title, "epoch", label, lines, start=0)
 
 
 def _number(num_priors: int) -> list[str]:

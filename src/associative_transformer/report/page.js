@@ -1,4 +1,4 @@
-/** Cards, image view, and what the reader chooses. */
+/** Draws the cards and the image view, and follows the controls of the page. */
 (() => {
   const { draw, drawing, fill, hint, node, shape, text, viridis, write } = charts;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -14,21 +14,21 @@
     return shape("rect", { x, y, width, height: width, fill: "none", ...attributes }, ...children);
   }
 
-  function picture(place, label, ...marks) {
-    const source = data.sources[data.items[place].row];
+  function picture(item, label, ...marks) {
+    const source = data.sources[data.items[item].row];
     const image = shape("image", { href: source, width: 100, height: 100, preserveAspectRatio: "none" });
-    const plot = drawing(100, 100, `Test ${data.noun} ${Number(place) + 1}: ${data.items[place].text}${label}`, image, ...marks);
+    const plot = drawing(100, 100, `Test ${data.noun} ${Number(item) + 1}: ${data.items[item].text}${label}`, image, ...marks);
     plot.classList.add("picture");
     return plot;
   }
 
-  function winner([place, patch, score]) {
+  function winner([item, patch, score]) {
     const marks = patch < 0 ? [] : [
       cell(patch, { around: 2, stroke: "#fff", "stroke-width": 5 }),
       cell(patch, { around: 1.6, stroke: "#d55e00", "stroke-width": 3.2 }),
     ];
-    const words = `score ${write(score)}: ${patchName(patch)} of ${data.items[place].text}`;
-    const plot = picture(place, `; ${patchName(patch)}`, ...marks, hint(words));
+    const words = `score ${write(score)}: ${patchName(patch)} of ${data.items[item].text}`;
+    const plot = picture(item, `; ${patchName(patch)}`, ...marks, hint(words));
     plot.setAttribute("viewBox", "-4 -4 108 108"); // room for the frame
     return plot;
   }
@@ -38,7 +38,7 @@
   function position(shares) {
     const most = Math.max(...shares) || 1;
     const cells = shares.map((share, patch) => cell(patch, { fill: viridis(share / most) }, hint(`${patchName(patch)}: ${write(100 * share)} %`)));
-    const plot = drawing(100, 100, "Where in the image it takes patches", ...cells);
+    const plot = drawing(100, 100, "Where in the images this prior takes patches", ...cells);
     fill(plot, { width: 56, height: 56 }, []);
     return plot;
   }
@@ -52,19 +52,19 @@
 
   function card(layer, head, prior) {
     const badges = ["dead", "duplicate"].filter((name) => layer[name][prior]);
-    const known = head.winners[prior].filter(([place]) => place in data.items);
-    const item = node("li", { class: "card", "data-prior": prior },
+    const shown = head.winners[prior].filter(([winner]) => winner in data.items);
+    const element = node("li", { class: "card", "data-prior": prior },
       node("h3", {}, `Prior ${prior + 1}`, ...badges.map((name) => node("span", { class: "badge" }, name))),
       node("p", {}, `usage ${write(100 * layer.usage[prior])} %, entropy ${write(head.entropy[prior])} bits`),
-      node("div", { class: "thumbs" }, ...known.map(winner)));
+      node("div", { class: "thumbs" }, ...shown.map(winner)));
     const special = head.special;
-    if (!special) return item;
+    if (!special) return element;
     const rows = ["class", "position", "content"].map((name, i) =>
       [name, ...["information", "baseline", "p"].map((key) => write(special[key][i][prior], 2))]);
-    const facts = node("div", { class: "facts" }, table(["about", "bits", "chance", "p"], rows));
+    const facts = node("div", { class: "facts" }, table(["information about", "bits", "chance", "p"], rows));
     if (special.position[prior].length === data.side ** 2) facts.append(position(special.position[prior]));
-    item.append(facts, node("p", {}, `mostly ${special.class[prior]}: ${write(100 * special.share[prior])} % of its patches`));
-    return item;
+    element.append(facts, node("p", {}, `most frequent class: ${special.class[prior]}, ${write(100 * special.share[prior])} % of its patches`));
+    return element;
   }
 
   function priors(widget, choice) {
@@ -83,10 +83,10 @@
   // --- image view ---
 
   function picker() {
-    const buttons = data.images.map((_, place) => {
-      const input = node("input", { type: "radio", name: "image", value: place, "data-choice": "image", "aria-label": `Test ${data.noun} ${place + 1}: ${data.items[place].text}` });
-      input.checked = place === 0;
-      const label = node("label", {}, input, picture(place, ""));
+    const buttons = data.images.map((_, item) => {
+      const input = node("input", { type: "radio", name: "image", value: item, "data-choice": "image", "aria-label": `Test ${data.noun} ${item + 1}: ${data.items[item].text}` });
+      input.checked = item === 0;
+      const label = node("label", {}, input, picture(item, ""));
       label.lastChild.setAttribute("aria-hidden", "true");
       return label;
     });
@@ -95,8 +95,8 @@
 
   function images(widget, choice) {
     if (!widget.children.length) widget.append(picker(), node("div", { class: "view" }));
-    const place = Number(widget.querySelector("input:checked").value);
-    const image = data.images[place], taken = image.taken[choice.layer][choice.head];
+    const item = Number(widget.querySelector("input:checked").value);
+    const image = data.images[item], taken = image.taken[choice.layer][choice.head];
     const marks = taken.flatMap(([patch, count, first]) => {
       const box = cell(patch, { stroke: "#fff", "stroke-width": 0.8, fill: "#d55e00", "fill-opacity": 0.22 });
       const size = 100 / data.side, x = size * (patch % data.side + 0.5), y = size * (Math.floor(patch / data.side) + 0.5);
@@ -104,11 +104,11 @@
       const style = `font: 600 ${font}px system-ui, sans-serif; fill: #fff; stroke: #000; stroke-width: ${font / 5}; paint-order: stroke`;
       return [box, text(x, y + font / 3, `${first + 1}${count > 1 ? "+" : ""}`, { "text-anchor": "middle", style })];
     });
-    const whole = picture(place, `; ${taken.length} patches are taken`, ...marks);
+    const whole = picture(item, `; ${taken.length} patches are taken`, ...marks);
     whole.classList.add("whole");
-    const none = taken.length ? "" : " Nobody takes its patches.";
-    const said = `Answered: ${image.predicted}, ${write(100 * image.confidence)} % sure.${none}`;
-    const left = node("div", {}, whole, node("p", {}, `Test ${data.noun} ${place + 1}: ${data.items[place].text}. ${said}`));
+    const none = taken.length ? "" : " No prior takes its patches.";
+    const answer = `Answer: ${image.predicted}, with a confidence of ${write(100 * image.confidence)} %.${none}`;
+    const left = node("div", {}, whole, node("p", {}, `Test ${data.noun} ${item + 1}: ${data.items[item].text}. ${answer}`));
     const right = node("div");
     widget.lastChild.replaceChildren(left, right);
     const energy = image.energy && image.energy[choice.layer], count = energy ? energy.length : data.side ** 2;
@@ -116,23 +116,23 @@
     if (energy) {
       const series = energy.map((y, i) => ({ name: `token ${i + 1}`, x: y.map((_, step) => step), y, spread: [] }));
       const plot = node("div", { class: "plot" });
-      right.append(node("figure", {}, node("figcaption", {}, "Energy of its tokens along the retrieval"), plot));
-      draw(plot, { kind: "lines", title: "Energy of its tokens along the retrieval; the table has the numbers", x_label: "retrieval steps", y_label: "energy", series, is_thin: true });
+      right.append(node("figure", {}, node("figcaption", {}, "Energy of its tokens during retrieval"), plot));
+      draw(plot, { kind: "lines", title: "Energy of its tokens during retrieval; see the table for the numbers", x_label: "retrieval steps", y_label: "energy", series, is_thin: true });
     }
     const rows = Array.from({ length: count }, (_, token) => {
       const patch = token - before, [number, ...best] = by.get(patch) || [0];
       const who = best.map((prior) => prior + 1).join(", ") + (number > best.length ? ` and ${number - best.length} more` : "");
-      const words = [patchName(patch < 0 ? -1 : patch), who || "nobody"];
+      const words = [patchName(patch < 0 ? -1 : patch), who || "none"];
       if (energy) words.push(`${image.nearest[choice.layer][token] + 1}`, write(energy[token][0], 4), write(energy[token].at(-1), 4));
       return words;
     });
-    const head = ["token", "taken by prior", ...(energy ? ["reads most from prior", "energy before", "energy after"] : [])];
+    const head = ["token", "taken by priors", ...(energy ? ["reads most from prior", "energy before", "energy after"] : [])];
     right.append(node("details", {}, node("summary", { "aria-label": "Table: tokens" }, "Table"), node("div", { class: "wide" }, table(head, rows))));
   }
 
   const WIDGETS = { priors, images };
 
-  // --- what the reader chooses ---
+  // --- controls ---
 
   function show(side) {
     const controls = [...side.querySelectorAll(".controls [data-choice]")];
@@ -143,8 +143,8 @@
       slider.nextElementSibling.textContent = word;
     }
     for (const figure of side.querySelectorAll("[data-chart]")) {
-      const where = Object.entries(JSON.parse(figure.dataset.where));
-      figure.hidden = where.some(([name, place]) => choice[name] !== `${place}`);
+      const needed = Object.entries(JSON.parse(figure.dataset.shownIf));
+      figure.hidden = needed.some(([name, option]) => choice[name] !== `${option}`);
       if (!figure.hidden) draw(figure.querySelector(".plot"), data.charts[figure.dataset.chart]);
     }
     const widget = side.querySelector("[data-widget]");

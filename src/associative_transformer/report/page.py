@@ -1,4 +1,4 @@
-"""Sections as one HTML file that needs nothing else: no network, no other file."""
+"""Render sections as one HTML file that needs no network and no other file."""
 
 import base64
 import hashlib
@@ -14,19 +14,19 @@ import numpy as np
 
 from associative_transformer.report.charts import Chart, Section
 
-HERE = Path(__file__).parent
-DIGITS = 4  # of the numbers in charts
+FOLDER = Path(__file__).parent  # of the template, the scripts and the style sheet
+DIGITS = 4  # significant ones of the numbers in charts
 
 
 def render(
     title: str, summary: str, rows: Sequence[Sequence[Section]], data: Mapping[str, Any]
 ) -> str:
-    """Write a page: sections one below the other, those of a row side by side.
+    """Return a page with one row below the other and the sections of a row side by side.
 
-    `data` is what the script makes the cards and the image view of.
+    `data` is what the script draws the cards of the priors and the image view from.
     """
-    script = "".join((HERE / name).read_text() for name in ("charts.js", "page.js"))
-    style = (HERE / "style.css").read_text()
+    script = "".join((FOLDER / name).read_text() for name in ("charts.js", "page.js"))
+    style = (FOLDER / "style.css").read_text()
     charts: list[Chart] = []
 
     def number(chart: Chart) -> int:
@@ -34,7 +34,7 @@ def render(
         return len(charts) - 1
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -46,7 +46,7 @@ def render(
         summary=summary,
         rows=rows,
         number=number,
-        embed=lambda: to_json({**data, "charts": charts}),  # once all are numbered
+        embed=lambda: to_json({**data, "charts": charts}),  # called after all are numbered
         style=style,
         script=script,
         digest=_digest(script),
@@ -54,28 +54,28 @@ def render(
 
 
 def to_json(value: object) -> str:
-    """Write data for a `<script>` element: no text in it can end the element or open another."""
-    text = json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    """Return data for a `<script>` element, in which no text can close or open an element."""
+    text = json.dumps(_simplify(value), separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _plain(value: object) -> object:
-    """Turn dataclasses and arrays into what JSON knows; numbers are rounded, nan becomes null."""
+def _simplify(value: object) -> object:
+    """Turn dataclasses and arrays into JSON types; round numbers and turn nan into null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return _simplify(asdict(value))
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _simplify(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _simplify(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_simplify(entry) for entry in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
     return value
 
 
 def _digest(script: str) -> str:
-    """Let the page's own script run, and no other."""
+    """Return the hash with which the content security policy allows this script alone."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

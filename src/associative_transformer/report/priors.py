@@ -1,6 +1,6 @@
-"""What each prior of each head takes, as data for the cards and as a table.
+"""The section on what each prior of each head takes: data for the cards, and a table.
 
-Dims     L layers   S heads of the workspace   M priors
+Dims     L layers   S heads of the workspace   M priors   O classes
 """
 
 from collections.abc import Iterator
@@ -8,37 +8,40 @@ from typing import Any, cast
 
 import numpy as np
 
-from associative_transformer.analysis.selection import DEAD, DUPLICATE, Selected
+from associative_transformer.analysis.selection import DEAD, DUPLICATE, SelectionStatistics
 from associative_transformer.analysis.specialization import VARIABLES, Specialization
 from associative_transformer.report.charts import Choice, Grid, Section
 
 TITLE = "Priors and the patches they take"
-SHOWN = 8  # winners on a card
+MAX_WINNERS = 8  # on a card
 
 
-def priors_section(found: Selected | None, special: Specialization | None, items: str) -> Section:
-    """Say what the priors are like; the cards are made from `list_cards`.
+def priors_section(
+    selection: SelectionStatistics | None, specialization: Specialization | None, items: str
+) -> Section:
+    """Return the section on the priors; the script draws the cards from `list_cards`.
 
-    The `items` of the test split are images or questions.
+    `items` is "images" or "questions".
     """
-    if found is None:
+    if selection is None:
         return Section("priors", TITLE, "This model has no priors.")
-    num_layers, num_heads, num_priors = found.entropy.shape
-    dead, twice = found.is_dead, found.is_duplicate
+    num_layers, num_heads, num_priors = selection.entropy.shape
+    num_dead, num_duplicates = int(selection.is_dead.sum()), int(selection.is_duplicate.sum())
     note = (
-        f"Each layer has {num_priors} priors, and with each of {num_heads} heads a prior takes "
-        f"{found.bottleneck:,} of the {found.pool_size:,} tokens of a pool ({found.num_images:,} "
-        f"test {items} in all). A card shows the patches that win and what they tell of the "
-        "class, their position and their brightness, beside chance. Dead: retrieved less than "
-        f"{DEAD:g} of an even part. Duplicate: takes the same tokens as a prior before it, to an "
-        f"overlap above {DUPLICATE:g}. "
-        f"{int(dead.sum())} of {dead.size} are dead, {int(twice.sum())} are duplicates."
+        f"Each layer has {num_priors} priors. In each of {num_heads} heads, a prior takes "
+        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens of a pool, here from "
+        f"{selection.num_images:,} test {items}. A card shows the patches that rank highest and "
+        "how much information the patches taken carry about class, position and content "
+        "(brightness), compared with chance. A prior is dead if its usage is below "
+        f"{DEAD:g} of an equal share, and a duplicate if the tokens it takes overlap with those "
+        f"of an earlier prior by more than {DUPLICATE:g}. Of {selection.is_dead.size} priors, "
+        f"{num_dead} are dead and {num_duplicates} are duplicates."
     )
     columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate"]
-    if special is not None:
-        columns += [f"says about {name}, bits" for name in VARIABLES]
+    if specialization is not None:
+        columns += [f"information about {name}, bits" for name in VARIABLES]
     rows = [
-        _row(found, special, layer, prior)
+        _row(selection, specialization, layer, prior)
         for layer in range(num_layers)
         for prior in range(num_priors)
     ]
@@ -46,66 +49,80 @@ def priors_section(found: Selected | None, special: Specialization | None, items
         Choice("layer", "Layer", [f"layer {i + 1}" for i in range(num_layers)]),
         Choice("head", "Head", [f"head {i + 1}" for i in range(num_heads)]),
     ]
-    table = Grid(columns, rows, "All priors; entropy and information are means over the heads")
+    caption = "All priors (entropy and information are means over the heads)"
+    table = Grid(columns, rows, caption)
     return Section("priors", TITLE, note, choices=choices, tables=[table], widget="priors")
 
 
-def list_cards(found: Selected, special: Specialization | None) -> list[dict[str, Any]]:
-    """Give the data of the cards, by layer."""
+def list_cards(
+    selection: SelectionStatistics, specialization: Specialization | None
+) -> list[dict[str, Any]]:
+    """Return the data of the cards, one entry for each layer."""
     return [
         {
-            "usage": found.usage[layer],
-            "dead": found.is_dead[layer],
-            "duplicate": found.is_duplicate[layer],
+            "usage": selection.usage[layer],
+            "dead": selection.is_dead[layer],
+            "duplicate": selection.is_duplicate[layer],
             "heads": [
                 {
-                    "entropy": found.entropy[layer, head],
-                    "winners": [
-                        [[*place, score] for place, score in zip(places, scores, strict=True)]
-                        for places, scores in zip(
-                            found.winners[layer, head, :, :SHOWN].tolist(),
-                            found.winner_scores[layer, head, :, :SHOWN].tolist(),
-                            strict=True,
-                        )
-                    ],
-                    "special": None if special is None else _specialize(special, layer, head),
+                    "entropy": selection.entropy[layer, head],
+                    "winners": _list_winners(selection, layer, head),
+                    "special": (
+                        None
+                        if specialization is None
+                        else _specialize(specialization, layer, head)
+                    ),
                 }
-                for head in range(found.entropy.shape[1])
+                for head in range(selection.entropy.shape[1])
             ],
         }
-        for layer in range(found.entropy.shape[0])
+        for layer in range(selection.entropy.shape[0])
     ]
 
 
-def winning_items(found: Selected) -> Iterator[int]:
-    """Name the items with the patches on the cards, the best winners of all priors first."""
-    by_rank = np.moveaxis(found.winners[..., :SHOWN, 0], -1, 0)
-    yield from dict.fromkeys(cast(list[int], by_rank.ravel().tolist()))
+def winning_items(selection: SelectionStatistics) -> Iterator[int]:
+    """Yield the items whose patches are on the cards, the best winners of all priors first."""
+    best_first = np.moveaxis(selection.winners[..., :MAX_WINNERS, 0], -1, 0)
+    yield from dict.fromkeys(cast(list[int], best_first.ravel().tolist()))
 
 
-def _specialize(special: Specialization, layer: int, head: int) -> dict[str, Any]:
-    by_class = special.by_class[layer, head]  # (M, O)
+def _list_winners(
+    selection: SelectionStatistics, layer: int, head: int
+) -> list[list[list[float]]]:
+    """Return item, patch and score of the winners of each prior."""
+    winners = selection.winners[layer, head, :, :MAX_WINNERS]
+    scores = selection.winner_scores[layer, head, :, :MAX_WINNERS]
+    return [
+        [[*winner, score] for winner, score in zip(of_prior, scores_of_prior, strict=True)]
+        for of_prior, scores_of_prior in zip(winners.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _specialize(specialization: Specialization, layer: int, head: int) -> dict[str, Any]:
+    by_class = specialization.by_class[layer, head]  # (M, O)
     best = by_class.argmax(axis=-1)
     return {
-        "information": special.information[:, layer, head],
-        "baseline": special.baseline[:, layer, head],
-        "p": special.p_value[:, layer, head],
-        "class": [special.classes[i] for i in best],
+        "information": specialization.information[:, layer, head],
+        "baseline": specialization.baseline[:, layer, head],
+        "p": specialization.p_value[:, layer, head],
+        "class": [specialization.classes[i] for i in best],
         "share": by_class.max(axis=-1),
-        "position": special.by_position[layer, head],
+        "position": specialization.by_position[layer, head],
     }
 
 
-def _row(found: Selected, special: Specialization | None, layer: int, prior: int) -> list[str]:
+def _row(
+    selection: SelectionStatistics, specialization: Specialization | None, layer: int, prior: int
+) -> list[str]:
     row = [
         f"layer {layer + 1}, prior {prior + 1}",
-        f"{100 * found.usage[layer, prior]:.2f}",
-        f"{found.entropy[layer, :, prior].mean():.2f}",
-        "dead" if found.is_dead[layer, prior] else "",
-        "duplicate" if found.is_duplicate[layer, prior] else "",
+        f"{100 * selection.usage[layer, prior]:.2f}",
+        f"{selection.entropy[layer, :, prior].mean():.2f}",
+        "dead" if selection.is_dead[layer, prior] else "",
+        "duplicate" if selection.is_duplicate[layer, prior] else "",
     ]
-    if special is not None:
-        means = special.information[:, layer, :, prior].mean(axis=-1)
-        chance = special.baseline[:, layer, :, prior].mean(axis=-1)
-        row += [f"{x:.4f} (chance {y:.4f})" for x, y in zip(means, chance, strict=True)]
+    if specialization is not None:
+        means = specialization.information[:, layer, :, prior].mean(axis=-1)
+        chance = specialization.baseline[:, layer, :, prior].mean(axis=-1)
+        row += [f"{x:.4f} (chance: {y:.4f})" for x, y in zip(means, chance, strict=True)]
     return row

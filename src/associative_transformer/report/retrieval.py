@@ -1,4 +1,4 @@
-"""The associative memory for a range of inverse temperatures: energy, rest, basins, tokens."""
+"""The section on the associative memory at several inverse temperatures."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,112 +18,117 @@ from associative_transformer.report.charts import (
 )
 
 TITLE = "Inverse temperature"
-MAX_BASINS = 16  # shown one by one
+MAX_BASINS = 16  # fixed points with a bar of their own
+KINDS_OF_REST = ("single attractor", "metastable", "mean of all")
 
 
 def retrieval_section(
     basins: Basins | None, reconstruction: Reconstruction | None, items: str
 ) -> Section:
-    """Draw, for each stored inverse temperature, where retrieval takes the tokens.
+    """Return the section on where retrieval takes the tokens at each stored inverse temperature.
 
-    The `items` of the test split are images or questions.
+    `items` is "images" or "questions".
     """
     if basins is None:
-        note = "This model retrieves nothing from an associative memory."
-        return Section("beta", TITLE, note)
-    betas = basins.betas.tolist()
-    words = [f"{beta:g}" for beta in betas]
+        return Section("beta", TITLE, "This model retrieves nothing from an associative memory.")
+    betas = [f"{beta:g}" for beta in basins.betas.tolist()]
     layers = [f"layer {layer + 1}" for layer in range(basins.energy.shape[1])]
-    figures = []
+    figures: list[Figure] = []
     for layer, name in enumerate(layers):
         if reconstruction is not None:
-            figures.append(
-                Figure(_draw_before(reconstruction, layer, name, items), {"layer": layer})
-            )
-        for place, word in enumerate(words):
-            where, charts = f"β = {word}, {name}", list[Chart]()
+            before = _draw_before(reconstruction, layer, name, items)
+            figures.append(Figure(before, {"layer": layer}))
+        for i, beta in enumerate(betas):
+            setting, charts = f"β = {beta}, {name}", list[Chart]()
             if reconstruction is not None:
-                charts += _draw_plane(reconstruction, betas[place], layer, where, items)
-            charts += _draw_one(basins, place, layer, where)
-            figures += [Figure(chart, {"beta": place, "layer": layer}) for chart in charts]
+                value = float(basins.betas[i])
+                charts += _draw_after(reconstruction, value, layer, setting, items)
+            charts += _draw_beta(basins, i, layer, setting)
+            figures += [Figure(chart, {"beta": i, "layer": layer}) for chart in charts]
         figures += [
-            Figure(chart, {"layer": layer}) for chart in _draw_all(basins, words, layer, name)
+            Figure(chart, {"layer": layer}) for chart in _compare_betas(basins, betas, layer, name)
         ]
     start = int(np.abs(np.log(basins.betas / basins.trained_beta)).argmin())
     choices = [
-        Choice("beta", "Inverse temperature β", words, start, is_slider=True),
+        Choice("beta", "Inverse temperature β", betas, start, is_slider=True),
         Choice("layer", "Layer", layers),
     ]
+    return Section("beta", TITLE, _introduce(basins, reconstruction), figures, choices)
+
+
+def _introduce(basins: Basins, reconstruction: Reconstruction | None) -> str:
     note = (
-        f"{basins.num_tokens:,} tokens of each layer, retrieved again and again until they stay. "
-        "A small β averages over all attractors, a large one picks a single one; between them lie "
-        f"metastable states. The run was trained with β = {basins.trained_beta:g}."
+        f"{basins.num_tokens:,} tokens of each layer are retrieved repeatedly until they no "
+        "longer move. A small β averages over all attractors, a large β selects a single one; "
+        "metastable states lie in between. The run was trained with "
+        f"β = {basins.trained_beta:g}."
     )
     if reconstruction is not None:
         stored = ", ".join(f"{beta:g}" for beta in reconstruction.betas.tolist())
-        note += f" Tokens in a plane are stored for β = {stored}."
-    return Section("beta", TITLE, note, figures, choices)
+        note += f" Tokens in a plane are available for β = {stored}."
+    return note
 
 
-def _draw_one(found: Basins, beta: int, layer: int, where: str) -> Iterator[Chart]:
-    energy = found.energy[beta, layer].tolist()
+def _draw_beta(basins: Basins, beta: int, layer: int, setting: str) -> Iterator[Chart]:
+    """Draw energy, kinds of rest and basins at one inverse temperature."""
+    energy = basins.energy[beta, layer].tolist()
     steps = list(range(len(energy)))
-    spread = found.energy_spread[beta, layer].tolist()
+    spread = basins.energy_spread[beta, layer].tolist()
     lines = [Series("mean ± standard deviation", steps, energy, spread)]
-    yield Lines(f"Energy along the retrieval, {where}", "retrieval steps", "energy", lines)
-    shares = {"share of the tokens, %": _percent(found, beta, layer)}
-    kinds = ("single attractor", "metastable", "mean of all")
-    yield Bars(f"Where tokens come to rest, {where}", "tokens, %", kinds, shares, end=100)
-    sizes = 100 * found.basins[beta, layer][:MAX_BASINS]
-    number = int(found.num_fixed_points[beta, layer])
-    labels = [f"fixed point {i + 1}" for i in range(min(len(sizes), max(number, 1)))]
+    yield Lines(f"Energy during retrieval, {setting}", "retrieval steps", "energy", lines)
+    shares = {"share of the tokens, %": _percent(basins, beta, layer)}
+    title = f"Where tokens come to rest, {setting}"
+    yield Bars(title, "tokens, %", KINDS_OF_REST, shares, end=100)
+    sizes = 100 * basins.basins[beta, layer][:MAX_BASINS]
+    num_points = int(basins.num_fixed_points[beta, layer])
+    labels = [f"fixed point {i + 1}" for i in range(min(len(sizes), max(num_points, 1)))]
     parts = {"share of the tokens, %": sizes[: len(labels)].tolist()}
-    title = f"Basins by fixed point ({number} in all), {where}"
+    title = f"Basins by fixed point ({num_points} in total), {setting}"
     yield Bars(title, "tokens, %", labels, parts, end=100)
 
 
-def _draw_all(found: Basins, betas: Sequence[str], layer: int, name: str) -> Iterator[Chart]:
-    """Draw what compares the inverse temperatures."""
-    shares = np.array([_percent(found, place, layer) for place in range(len(betas))])
-    kinds = ("single attractor", "metastable", "mean of all")
-    parts = {kind: column.tolist() for kind, column in zip(kinds, shares.T, strict=True)}
+def _compare_betas(basins: Basins, betas: Sequence[str], layer: int, name: str) -> Iterator[Chart]:
+    """Draw kinds of rest and recall at all inverse temperatures."""
     labels = [f"β = {beta}" for beta in betas]
-    yield Bars(
-        f"Where tokens come to rest for each β, {name}", "tokens, %", labels, parts, end=100
-    )
+    shares = np.array([_percent(basins, i, layer) for i in range(len(betas))])
+    parts = {kind: column.tolist() for kind, column in zip(KINDS_OF_REST, shares.T, strict=True)}
+    title = f"Where tokens come to rest for each β, {name}"
+    yield Bars(title, "tokens, %", labels, parts, end=100)
     lines = [
-        Series(f"β = {beta}", found.noise.tolist(), (100 * found.recall[place, layer]).tolist())
-        for place, beta in enumerate(betas)
+        Series(label, basins.noise.tolist(), (100 * basins.recall[i, layer]).tolist())
+        for i, label in enumerate(labels)
     ]
-    label = "noise, in mean attractor norms"
-    yield Lines(f"Recall under noise, {name}", label, "attractors recalled, %", lines, start=0)
+    x_label = "noise, in mean attractor norms"
+    yield Lines(f"Recall under noise, {name}", x_label, "attractors recalled, %", lines, start=0)
 
 
-def _percent(found: Basins, beta: int, layer: int) -> list[float]:
-    kinds = (found.single, found.metastable, found.uniform)
-    return [100 * float(kind[beta, layer]) for kind in kinds]
+def _percent(basins: Basins, beta: int, layer: int) -> list[float]:
+    shares = (basins.single, basins.metastable, basins.uniform)
+    return [100 * float(share[beta, layer]) for share in shares]
 
 
-def _draw_before(found: Reconstruction, layer: int, name: str, items: str) -> Points:
-    note = f"The plane holds {100 * found.explained[layer]:.0f} % of the variance of these tokens."
-    return _scatter(found.before[layer], f"Tokens before the retrieval, {name}", note, items)
+def _draw_before(tokens: Reconstruction, layer: int, name: str, items: str) -> Points:
+    percent = 100 * tokens.explained[layer]
+    note = f"The plane holds {percent:.0f} % of the variance of these tokens."
+    return _scatter(tokens.before[layer], f"Tokens before retrieval, {name}", note, items)
 
 
-def _draw_plane(
-    found: Reconstruction, beta: float, layer: int, where: str, items: str
+def _draw_after(
+    tokens: Reconstruction, beta: float, layer: int, setting: str, items: str
 ) -> Iterator[Points]:
-    for place in np.flatnonzero(np.isclose(found.betas, beta)):
-        tokens = found.after[place, layer]
-        distinct, total = int(found.num_distinct[place, layer]), tokens.shape[0] * tokens.shape[1]
-        note = f"{total:,} tokens become {distinct:,} that differ."
-        yield _scatter(tokens, f"Tokens after one retrieval, {where}", note, items)
+    """Draw the tokens after one retrieval, if they are stored for this inverse temperature."""
+    for i in np.flatnonzero(np.isclose(tokens.betas, beta)):
+        after = tokens.after[i, layer]
+        num_distinct, total = int(tokens.num_distinct[i, layer]), after.shape[0] * after.shape[1]
+        note = f"{num_distinct:,} of {total:,} tokens are distinct afterwards."
+        yield _scatter(after, f"Tokens after one retrieval, {setting}", note, items)
 
 
 def _scatter(tokens: np.ndarray, title: str, note: str, items: str) -> Points:
-    """Give an item a hue and its patches shades of it."""
+    """Draw the tokens of each item in a hue of its own, each patch in its own shade."""
     num_items, num_tokens = tokens.shape[:2]
     x, y = tokens.reshape(-1, 2).T.tolist()
-    note = f"{note} One hue for each of {num_items} {items}, a shade for each of its tokens."
+    note = f"{note} One hue for each of {num_items} {items}, one shade for each of its tokens."
     return Points(
         title,
         "component 1",
