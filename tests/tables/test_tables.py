@@ -1,4 +1,4 @@
-"""The paper's tables: what enters a row and what doesn't, beside the published figures."""
+"""The paper's tables: which runs enter a row, next to the published figures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
 from associative_transformer.tables import TABLES
 from associative_transformer.tabular import Table
-from making.plant import DEVICE, answers_of, put, result_of
+from making.plant import DEVICE, answers_of, put_run, result_of
 
 classification_table, ablation_table = TABLES["classification"], TABLES["ablations"]
 relational_table = TABLES["relational"]
@@ -21,7 +21,7 @@ Cells = dict[str, str]
 
 
 def named(columns: tuple[str, ...], cells: tuple[str, ...]) -> Cells:
-    """Name the cells of a row; a second "guess" or "published" is named by its left neighbor."""
+    """Return the cells of a row by column; a repeated column is named after its left neighbor."""
     names: list[str] = []
     for column in columns:
         repeats = columns.count(column) > 1
@@ -30,10 +30,10 @@ def named(columns: tuple[str, ...], cells: tuple[str, ...]) -> Cells:
 
 
 def sections_of(table: Table) -> dict[str, dict[str, Cells]]:
-    """Give the rows of each section by their first cell, the sections by the start of theirs."""
+    """Return the rows of each group by their first cell, and the groups by their short title."""
     return {
-        section.title.split(":")[0]: {row[0]: named(table.columns, row) for row in section.rows}
-        for section in table.sections
+        group.title.split(":")[0]: {row[0]: named(table.columns, row) for row in group.rows}
+        for group in table.groups
     }
 
 
@@ -52,12 +52,12 @@ def test_there_are_three_tables() -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_has_a_cell_for_each_column(name: str, tmp_path: Path) -> None:
-    put(tmp_path, with_epochs(VIT), 0, result_of(VIT))
-    put(tmp_path, with_epochs(AIT), 0, answers_of(AIT))
+    put_run(tmp_path, with_epochs(VIT), 0, result_of(VIT))
+    put_run(tmp_path, with_epochs(AIT), 0, answers_of(AIT))
     table = TABLES[name](tmp_path)
-    assert {len(row) for section in table.sections for row in section.rows} == {len(table.columns)}
+    assert {len(row) for group in table.groups for row in group.rows} == {len(table.columns)}
     assert table.title in table.to_html()
-    assert all(section.rows for section in table.sections)
+    assert all(group.rows for group in table.groups)
 
 
 # --- image classification ---
@@ -111,15 +111,15 @@ OURS = (*SETS, "average", "epochs", "device", "finished")
 
 
 def put_on(root: Path, row: str, *accuracies: float, seed: int = 0) -> None:
-    """Make a complete run of a row on the first set, the second, the third."""
+    """Write a complete run of a row for the first data set, the second, the third."""
     names = ("cifar10", "cifar100", "triangle")
     for name, accuracy in zip(names, accuracies, strict=False):
         recipe = RECIPES[f"{name}-{row}"]
-        put(root, recipe, seed, result_of(recipe, accuracy))
+        put_run(root, recipe, seed, result_of(recipe, accuracy))
 
 
 @pytest.mark.parametrize("name", ["nothing here", "."])
-def test_without_runs_every_model_stands_beside_its_published_figures(
+def test_without_runs_every_model_is_listed_with_its_published_figures(
     name: str, tmp_path: Path
 ) -> None:
     table = classification_table(tmp_path / name)
@@ -136,12 +136,12 @@ def test_without_runs_every_model_stands_beside_its_published_figures(
     assert f"There are no runs of these recipes in {tmp_path / name}." in table.notes
 
 
-def test_recipes_for_one_set_stand_below_in_sections_of_their_own(tmp_path: Path) -> None:
+def test_recipes_for_one_data_set_have_their_own_groups(tmp_path: Path) -> None:
     table = classification_table(tmp_path)
     sections = sections_of(table)
     assert list(sections) == [
         "recipes of the paper",
-        "Triangle in patches of another size",
+        "Triangle with other patch sizes",
         "recipes of the sources",
         "reduced recipes",
     ]
@@ -172,10 +172,10 @@ def test_quoted_figures_have_a_footnote(tmp_path: Path) -> None:
     for word in ("BRIMs", "quoted", "60.10", "19x19"):
         assert word in brims
     assert "Perceiver: two models have the published size" in perceiver
-    assert "Parameters, for CIFAR-10: live, and in brackets" in table.notes[0]
+    assert "Parameters, for CIFAR-10: live ones, and in brackets" in table.notes[0]
 
 
-def test_a_row_holds_mean_and_deviation_of_each_set_and_their_average(tmp_path: Path) -> None:
+def test_a_row_has_mean_and_deviation_for_each_data_set_and_their_average(tmp_path: Path) -> None:
     for seed, (cifar10, cifar100, triangle) in enumerate(
         [(80.0, 50.0, 99.0), (81.0, 54.0, 99.5), (82.0, 52.0, 98.5)]
     ):
@@ -192,76 +192,78 @@ def test_a_row_holds_mean_and_deviation_of_each_set_and_their_average(tmp_path: 
     assert {other[cell] for cell in OURS} == {"-"}
 
 
-def test_there_is_no_average_of_ours_before_all_sets_are_there(tmp_path: Path) -> None:
+def test_our_average_needs_runs_for_all_data_sets(tmp_path: Path) -> None:
     put_on(tmp_path, "brims", 60.0, 30.0)
     row = rows_of(classification_table(tmp_path))["BRIMs [2]"]
     assert (row["CIFAR-10"], row["CIFAR-100"], row["Triangle"]) == ("60.00", "30.00", "-")
     assert (row["average"], row["average, published"]) == ("-", "45.93")  # published: of two sets
     recipe = RECIPES["triangle-brims"]
-    put(tmp_path, recipe, 0, result_of(recipe, 90.0))
+    put_run(tmp_path, recipe, 0, result_of(recipe, 90.0))
     row = rows_of(classification_table(tmp_path))["BRIMs [2]"]
     assert (row["average"], row["average, published"]) == ("60.00", "45.93")
 
 
-def test_the_average_weighs_the_sets_alike_however_many_seeds_each_has(tmp_path: Path) -> None:
+def test_the_average_weights_all_data_sets_equally_whatever_their_number_of_seeds(
+    tmp_path: Path,
+) -> None:
     put_on(tmp_path, "ait-small", 80.0, 50.0, 100.0)
     put_on(tmp_path, "ait-small", 90.0, seed=1)
     assert rows_of(classification_table(tmp_path))["AiT-Small"]["average"] == "78.33"
 
 
-def test_seeds_are_said_once_where_all_sets_agree_and_else_for_each(tmp_path: Path) -> None:
+def test_seeds_are_written_once_if_they_are_the_same_for_all_data_sets(tmp_path: Path) -> None:
     put_on(tmp_path, "ait-base", 85.0, 60.0, 99.0)
     put_on(tmp_path, "ait-medium", 85.0, 60.0)
     put_on(tmp_path, "ait-medium", 85.0, seed=1)
-    begun = put(tmp_path, RECIPES["triangle-ait-medium"], 4)
-    (begun / "metrics.jsonl").write_text("{}\n" * 7)
+    unfinished = put_run(tmp_path, RECIPES["triangle-ait-medium"], 4)
+    (unfinished / "metrics.jsonl").write_text("{}\n" * 7)
     rows = rows_of(classification_table(tmp_path))
     assert rows["AiT-Base"]["seeds"] == "1"
-    standing = "seed 4 unfinished after 7 of 100 epochs"
-    assert rows["AiT-Medium"]["seeds"] == f"CIFAR-10: 2; CIFAR-100: 1; Triangle: {standing}"
+    progress = "seed 4 unfinished after 7 of 100 epochs"
+    assert rows["AiT-Medium"]["seeds"] == f"CIFAR-10: 2; CIFAR-100: 1; Triangle: {progress}"
     assert rows["AiT-Medium"]["Triangle"] == "-"
 
 
-def test_all_devices_are_named_and_the_last_date(tmp_path: Path) -> None:
+def test_a_row_names_all_devices_and_the_latest_date(tmp_path: Path) -> None:
     days = ("2026-11-24", "2026-11-30", "2026-11-29")
     devices = ("NVIDIA H100", DEVICE, "NVIDIA H100")
     for seed, (day, device) in enumerate(zip(days, devices, strict=True)):
-        result = result_of(COORDINATION, timing={"finished": day})
-        put(tmp_path, COORDINATION, seed, result, device=device)
+        result = result_of(COORDINATION, timing={"seconds": 1.0, "finished": day})
+        put_run(tmp_path, COORDINATION, seed, result, device=device)
     row = rows_of(classification_table(tmp_path))["Coordination"]
     assert (row["device"], row["finished"]) == (f"NVIDIA H100, {DEVICE}", "2026-11-30")
 
 
-def test_a_recipe_for_one_set_has_its_accuracy_there_and_no_average(tmp_path: Path) -> None:
+def test_a_recipe_for_one_data_set_has_one_accuracy_and_no_average(tmp_path: Path) -> None:
     for name in ("triangle-ait-small-p4", "cifar10-luna-lra", "cifar10-ait-tiny"):
-        put(tmp_path, RECIPES[name], 0, result_of(RECIPES[name], 42.0))
-    found = sections_of(classification_table(tmp_path))
-    rows = {name: row for section in found.values() for name, row in section.items()}
-    places = {
+        put_run(tmp_path, RECIPES[name], 0, result_of(RECIPES[name], 42.0))
+    sections = sections_of(classification_table(tmp_path))
+    rows = {name: row for section in sections.values() for name, row in section.items()}
+    accuracies = {
         "triangle-ait-small-p4": ("-", "-", "42.00"),
         "cifar10-luna-lra": ("42.00", "-", "-"),
         "cifar10-ait-tiny": ("42.00", "-", "-"),
     }
-    for name, cells in places.items():
+    for name, cells in accuracies.items():
         assert tuple(rows[name][title] for title in SETS) == cells
         assert (rows[name]["average"], rows[name]["seeds"]) == ("-", "1")
     assert rows["cifar10-luna-lra"]["epochs"] == "180"
-    assert {row["seeds"] for name, row in rows.items() if name not in places} == {"not run"}
+    assert {row["seeds"] for name, row in rows.items() if name not in accuracies} == {"not run"}
 
 
-def test_shortened_budgets_stand_in_sections_of_their_own_and_never_in_a_full_row(
+def test_shortened_runs_have_their_own_groups_and_never_enter_a_row_of_full_runs(
     tmp_path: Path,
 ) -> None:
     put_on(tmp_path, "ait-small", 80.0, seed=1)
     for budget, accuracy in (("short", 30.0), ("smoke", 10.0)):
         for recipe in (RECIPES["cifar10-ait-small"], RECIPES["triangle-luna-base-p32"]):
             shortened = shorten(recipe, budget)
-            put(tmp_path, shortened, 0, result_of(shortened, accuracy))
+            put_run(tmp_path, shortened, 0, result_of(shortened, accuracy))
     table = classification_table(tmp_path)
     full = rows_of(table)["AiT-Small"]
     assert (full["CIFAR-10"], full["epochs"]) == ("80.00", "100")
     assert full["seeds"] == "CIFAR-10: 1; CIFAR-100: not run; Triangle: not run"
-    titles = [section.title for section in table.sections]
+    titles = [group.title for group in table.groups]
     assert [title for title in titles if "budget" in title] == [
         "budget short: not comparable with any row above",
         "budget smoke: not comparable with any row above",
@@ -275,20 +277,20 @@ def test_shortened_budgets_stand_in_sections_of_their_own_and_never_in_a_full_ro
     assert "runs with overrides" not in sections_of(table)
 
 
-def test_a_budget_that_is_no_shorter_than_the_recipe_is_its_row(tmp_path: Path) -> None:
+def test_a_budget_that_does_not_shorten_a_recipe_enters_its_row(tmp_path: Path) -> None:
     tiny = RECIPES["triangle-ait-tiny"]
     short = shorten(tiny, "short")
-    put(tmp_path, short, 0, result_of(short, 77.0))
+    put_run(tmp_path, short, 0, result_of(short, 77.0))
     table = classification_table(tmp_path)
     assert rows_of(table, "reduced recipes")[tiny.name]["Triangle"] == "77.00"
-    assert len(table.sections) == 4
+    assert len(table.groups) == 4
 
 
-def test_a_run_with_overrides_stands_below_and_says_what_was_changed(tmp_path: Path) -> None:
+def test_a_run_with_overrides_has_its_own_row_that_lists_them(tmp_path: Path) -> None:
     other = with_epochs(VIT, name=VIT.name)
-    put(tmp_path, other, 0, result_of(other, 12.0))
+    put_run(tmp_path, other, 0, result_of(other, 12.0))
     narrow = replace(COORDINATION, model=replace(COORDINATION.model, mlp_ratio=2.0))
-    put(tmp_path, narrow, 0, result_of(narrow, 55.0), device="NVIDIA H100")
+    put_run(tmp_path, narrow, 0, result_of(narrow, 55.0), device="NVIDIA H100")
     table = classification_table(tmp_path)
     assert rows_of(table)["ViT-Small"]["seeds"] == "not run"
     rows = rows_of(table, "runs with overrides")
@@ -304,30 +306,30 @@ def test_a_run_with_overrides_stands_below_and_says_what_was_changed(tmp_path: P
     assert {cell for key, cell in first.items() if key.endswith("published")} == {"-"}
 
 
-def test_a_damaged_run_is_named_below_the_table(tmp_path: Path) -> None:
+def test_a_damaged_run_gets_a_note_below_the_table(tmp_path: Path) -> None:
     put_on(tmp_path, "vit-small", 80.0)
-    damaged = put(tmp_path, VIT, 1, result_of(VIT)) / "result.json"
+    damaged = put_run(tmp_path, VIT, 1, result_of(VIT)) / "result.json"
     damaged.write_text("{")
     table = classification_table(tmp_path)
     assert rows_of(table)["ViT-Small"]["CIFAR-10"] == "80.00"
     (note,) = [note for note in table.notes if note.startswith("Left out")]
-    assert str(damaged.parent) in note
+    assert f"{damaged} is damaged" in note
     for text in (table.to_markdown(), table.to_html(), table.to_terminal(10_000)):
-        assert "can't be read" in text.replace("&#39;", "'")
+        assert "result.json is damaged" in text
 
 
-def test_relational_runs_are_none_of_this_table(tmp_path: Path) -> None:
-    put(tmp_path, AIT, 0, answers_of(AIT))
-    put(tmp_path, replace(AIT, name="thesis"), 0, answers_of(AIT))
+def test_relational_runs_are_not_in_this_table(tmp_path: Path) -> None:
+    put_run(tmp_path, AIT, 0, answers_of(AIT))
+    put_run(tmp_path, replace(AIT, name="thesis"), 0, answers_of(AIT))
     empty = classification_table(tmp_path / "nothing here")
-    assert classification_table(tmp_path).sections == empty.sections
+    assert classification_table(tmp_path).groups == empty.groups
     assert not any("Left out" in note for note in classification_table(tmp_path).notes)
 
 
 # --- ablations ---
 
 
-def test_without_runs_every_ablation_stands_beside_its_published_average(tmp_path: Path) -> None:
+def test_without_runs_every_ablation_is_listed_with_its_published_average(tmp_path: Path) -> None:
     table = ablation_table(tmp_path)
     assert list(sections_of(table)) == ["recipes of the paper"]
     rows = rows_of(table)
@@ -339,9 +341,8 @@ def test_without_runs_every_ablation_stands_beside_its_published_average(tmp_pat
         assert {row[cell] for cell in (*OURS, *others)} == {"-"}
     assert rows["w/o self-attention"]["parameters, M"] == "11.0 (11.1)"
     assert rows["w/o memory"]["parameters, M"] == "14.8 (14.9)"
-    assert "Without memory and workspace AiT-Small is ViT-Small: that row is its recipe." in (
-        table.notes
-    )
+    note = "Without memory and workspace, AiT-Small is ViT-Small; that row uses its recipe."
+    assert note in table.notes
 
 
 def test_ablations_and_the_recipes_of_the_first_table_share_their_runs(tmp_path: Path) -> None:
@@ -357,9 +358,9 @@ def test_ablations_and_the_recipes_of_the_first_table_share_their_runs(tmp_path:
     assert not any("82.00" in row.values() for row in above.values())
 
 
-def test_a_shortened_ablation_stands_apart(tmp_path: Path) -> None:
+def test_a_shortened_ablation_has_its_own_group(tmp_path: Path) -> None:
     smoke = shorten(RECIPES["cifar100-ait-small-without-hopfield"], "smoke")
-    put(tmp_path, smoke, 0, result_of(smoke, 1.0))
+    put_run(tmp_path, smoke, 0, result_of(smoke, 1.0))
     table = ablation_table(tmp_path)
     assert rows_of(table)["w/o Hopfield"]["seeds"] == "not run"
     ((title, row),) = rows_of(table, "budget smoke").items()
@@ -370,7 +371,7 @@ def test_a_shortened_ablation_stands_apart(tmp_path: Path) -> None:
 
 AIT = RECIPES["sort-of-clevr-ait-small"]
 RN = RECIPES["sort-of-clevr-cnn-rn"]
-RELATIONAL = {  # the models of the first section, each with what was published
+RELATIONAL = {  # the models of the first group, with their published figures
     "ait-small": ("76.82", "99.85"),
     "ait-medium": ("-", "-"),
     "ait-base": ("80.03", "-"),
@@ -399,7 +400,7 @@ GUESSES = ("relational, guess", "non-relational, guess")
 
 
 @pytest.mark.parametrize("name", ["nothing here", "."])
-def test_without_runs_every_relational_recipe_stands_beside_its_published_figures(
+def test_without_runs_every_relational_recipe_is_listed_with_its_published_figures(
     name: str, tmp_path: Path
 ) -> None:
     table = relational_table(tmp_path / name)
@@ -418,10 +419,10 @@ def test_without_runs_every_relational_recipe_stands_beside_its_published_figure
     assert f"There are no runs of these recipes in {tmp_path / name}." in table.notes
 
 
-def test_a_relational_row_holds_mean_and_deviation_over_the_seeds(tmp_path: Path) -> None:
+def test_a_relational_row_has_mean_and_deviation_over_the_seeds(tmp_path: Path) -> None:
     scores = [(70.0, 98.0), (73.0, 99.0), (71.0, 98.5)]
     for seed, (binary, other) in enumerate(scores):
-        put(tmp_path, AIT, seed, answers_of(AIT, binary, other))
+        put_run(tmp_path, AIT, seed, answers_of(AIT, binary, other))
     rows = rows_of(relational_table(tmp_path))
     row = rows["ait-small"]
     assert row["relational"] == f"71.33 ± {stdev([70, 73, 71]):.2f}"
@@ -437,15 +438,16 @@ def test_a_relational_row_holds_mean_and_deviation_over_the_seeds(tmp_path: Path
 def test_a_single_seed_has_no_deviation_and_accuracies_are_those_of_the_last_epoch(
     tmp_path: Path,
 ) -> None:
-    best = {"epoch": 3, "validation_accuracy": 99.0, "test_accuracy": 99.0}
-    put(tmp_path, RN, 5, answers_of(RN, 81.066, 99.0, best_validation=best))
+    scores = {"test_accuracy": 99.0, "test_loss": 0.1, "test_images": 200}
+    best = {"epoch": 3, "validation_accuracy": 99.0, **scores}
+    put_run(tmp_path, RN, 5, answers_of(RN, 81.066, 99.0, best_validation=best))
     row = rows_of(relational_table(tmp_path))["cnn-rn"]
     assert (row["relational"], row["seeds"], row["epoch"]) == ("81.07", "1", "100")
 
 
-def test_a_relational_run_that_is_not_complete_gives_no_number(tmp_path: Path) -> None:
-    put(tmp_path, AIT, 0, answers_of(AIT, 70.0))
-    (put(tmp_path, AIT, 1) / "metrics.jsonl").write_text("{}\n" * 3)
+def test_an_unfinished_relational_run_does_not_enter_the_mean(tmp_path: Path) -> None:
+    put_run(tmp_path, AIT, 0, answers_of(AIT, 70.0))
+    (put_run(tmp_path, AIT, 1) / "metrics.jsonl").write_text("{}\n" * 3)
     rows = rows_of(relational_table(tmp_path))
     assert rows["ait-small"]["relational"] == "70.00"
     assert rows["ait-small"]["seeds"] == "1, seed 1 unfinished after 3 of 100 epochs"
@@ -458,10 +460,10 @@ def test_a_relational_run_that_is_not_complete_gives_no_number(tmp_path: Path) -
         ("sort-of-clevr-coordination-source", "recipes of the sources", "coordination-source"),
     ],
 )
-def test_other_recipes_stand_apart_from_the_published_figures(
+def test_other_recipes_are_not_next_to_published_figures(
     name: str, section: str, row: str, tmp_path: Path
 ) -> None:
-    put(tmp_path, RECIPES[name], 0, answers_of(RECIPES[name], 50.0))
+    put_run(tmp_path, RECIPES[name], 0, answers_of(RECIPES[name], 50.0))
     table = relational_table(tmp_path)
     assert {cells["relational"] for cells in rows_of(table).values()} == {"-"}
     assert rows_of(table, section)[row]["relational"] == "50.00"
@@ -472,8 +474,8 @@ def test_a_relational_run_with_overrides_never_enters_the_row_of_its_recipe(
     name: str, tmp_path: Path
 ) -> None:
     other = with_epochs(AIT, name=name)
-    put(tmp_path, other, 0, answers_of(other, 12.0))
-    put(tmp_path, AIT, 1, answers_of(AIT, 70.0))
+    put_run(tmp_path, other, 0, answers_of(other, 12.0))
+    put_run(tmp_path, AIT, 1, answers_of(AIT, 70.0))
     table = relational_table(tmp_path)
     row = rows_of(table)["ait-small"]
     assert (row["relational"], row["seeds"]) == ("70.00", "1")
@@ -483,19 +485,19 @@ def test_a_relational_run_with_overrides_never_enters_the_row_of_its_recipe(
     assert below["published relational"] == "-"
 
 
-def test_different_overrides_are_not_averaged_and_seeds_of_the_same_are(tmp_path: Path) -> None:
+def test_only_runs_with_the_same_overrides_are_averaged(tmp_path: Path) -> None:
     for seed in (0, 1):
-        put(tmp_path, with_epochs(AIT), seed, answers_of(AIT, 10.0 + seed, epochs=2), "two")
-    put(tmp_path, with_epochs(AIT, 3), 0, answers_of(AIT, 30.0, epochs=3), "three")
+        put_run(tmp_path, with_epochs(AIT), seed, answers_of(AIT, 10.0 + seed, epochs=2), "two")
+    put_run(tmp_path, with_epochs(AIT, 3), 0, answers_of(AIT, 30.0, epochs=3), "three")
     rows = rows_of(relational_table(tmp_path), "runs with overrides")
-    found = {row["epoch"]: (row["relational"], row["seeds"]) for row in rows.values()}
-    assert found == {"2": ("10.50 ± 0.71", "2"), "3": ("30.00", "1")}
+    by_epochs = {row["epoch"]: (row["relational"], row["seeds"]) for row in rows.values()}
+    assert by_epochs == {"2": ("10.50 ± 0.71", "2"), "3": ("30.00", "1")}
 
 
-def test_shortened_relational_runs_stand_in_sections_of_their_own(tmp_path: Path) -> None:
+def test_shortened_relational_runs_have_their_own_groups(tmp_path: Path) -> None:
     for budget, accuracy in (("short", 45.0), ("smoke", 40.0)):
         shortened = shorten(RN, budget)
-        put(tmp_path, shortened, 0, answers_of(shortened, accuracy))
+        put_run(tmp_path, shortened, 0, answers_of(shortened, accuracy))
     table = relational_table(tmp_path)
     assert rows_of(table)["cnn-rn"]["seeds"] == "not run"
     for budget, accuracy, epochs in (("short", "45.00", "10"), ("smoke", "40.00", "1")):
@@ -509,12 +511,12 @@ def test_shortened_relational_runs_stand_in_sections_of_their_own(tmp_path: Path
     ("type_", "cells"),
     [("binary", ("60.00", "-", "42.70", "-")), ("non-relational", ("-", "95.00", "-", "49.60"))],
 )
-def test_a_run_on_one_type_says_so_and_has_no_average(
+def test_a_run_on_one_type_of_questions_has_no_average(
     type_: str, cells: tuple[str, ...], tmp_path: Path
 ) -> None:
     data: Any = replace(AIT.data, question_types=(type_,))
     single = replace(AIT, data=data)
-    put(tmp_path, single, 0, answers_of(single, 60.0, 95.0))
+    put_run(tmp_path, single, 0, answers_of(single, 60.0, 95.0))
     ((label, row),) = rows_of(relational_table(tmp_path), "runs with overrides").items()
     assert "data.question_types" in label
     assert tuple(row[name] for name in ("relational", "non-relational", *GUESSES)) == cells
@@ -523,23 +525,25 @@ def test_a_run_on_one_type_says_so_and_has_no_average(
 
 def test_runs_of_other_tables_are_ignored(tmp_path: Path) -> None:
     empty = relational_table(tmp_path)
-    put(tmp_path, RECIPES["triangle-ait-tiny"], 0, {"test_accuracy": 99.0})
+    put_run(tmp_path, RECIPES["triangle-ait-tiny"], 0, {"test_accuracy": 99.0})
     (tmp_path / "notes" / "0").mkdir(parents=True)
     assert relational_table(tmp_path) == empty
 
 
-def test_a_run_of_no_recipe_is_named_and_left_out(tmp_path: Path) -> None:
+def test_a_run_with_an_unknown_name_is_left_out_with_a_note(tmp_path: Path) -> None:
     empty = relational_table(tmp_path)
-    path = put(tmp_path, replace(AIT, name="thesis"), 0, answers_of(AIT, 1.0))
+    path = put_run(tmp_path, replace(AIT, name="thesis"), 0, answers_of(AIT, 1.0))
     table = relational_table(tmp_path)
-    assert table.sections == empty.sections
-    assert f"Left out: {path}, since thesis is no recipe." in table.notes
+    assert table.groups == empty.groups
+    assert f"Left out: {path}: thesis is not a recipe." in table.notes
 
 
-def test_signs_in_a_result_or_in_the_name_of_a_folder_do_not_break_a_form(tmp_path: Path) -> None:
+def test_special_characters_in_results_and_folder_names_do_not_break_a_format(
+    tmp_path: Path,
+) -> None:
     result = answers_of(AIT, question_types=["a|b", "<script>"])
-    put(tmp_path, AIT, 0, result)
-    (put(tmp_path, AIT, 0, result, folder="<script> & [b]|") / "result.json").write_text("{")
+    put_run(tmp_path, AIT, 0, result)
+    (put_run(tmp_path, AIT, 0, result, folder="<script> & [b]|") / "result.json").write_text("{")
     table = relational_table(tmp_path)
     assert "<script>" not in table.to_html()
     assert {
