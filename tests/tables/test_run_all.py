@@ -1,4 +1,4 @@
-"""Training many recipes: plan, one process each, what failures and signals do, the clock."""
+"""Training the runs of a table: the plan, one process each, failures and signals."""
 
 import json
 import os
@@ -14,43 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from associative_transformer import models
-from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
-from associative_transformer.experiment import Experiment, TrainConfig, fingerprint
-from associative_transformer.models.dense import DenseConfig
-from associative_transformer.models.vit import ViTConfig
+from associative_transformer.experiment import fingerprint
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
-from associative_transformer.tables import run_all as sweep
-from associative_transformer.tables.run_all import (
-    Clock,
-    Failure,
-    Job,
-    estimate_work,
-    plan,
-    run_jobs,
-)
+from associative_transformer.tables.run_all import FailedRun, PlannedRun, plan_runs, train_runs
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace import WorkspaceConfig
 from making.commands import Child
 
-VIT = ViTConfig(
-    image_size=64,
-    patch_size=16,
-    num_channels=1,
-    num_classes=2,
-    embed_dim=24,
-    depth=2,
-    num_heads=2,
-    head_dim=8,
-    mlp_ratio=2.0,
-)
 PYTHON = sys.executable
-TRIANGLES = TriangleConfig(num_train=40, num_test=30, channels=1)
-
-
-def experiment(model: ViTConfig | DenseConfig = VIT, **train: int) -> Experiment:
-    return Experiment("mine", TRIANGLES, model, TrainConfig(**train))
 
 
 # --- the plan ---
@@ -58,37 +30,39 @@ def experiment(model: ViTConfig | DenseConfig = VIT, **train: int) -> Experiment
 
 def test_all_recipes_of_a_seed_come_before_the_next_seed() -> None:
     names = ["triangle-vit-small", "cifar10-luna-lra"]
-    jobs = plan(names, "paper", [2, 0], Path("r"), {})
-    assert [(job.recipe, job.experiment.train.seed) for job in jobs] == [
+    runs = plan_runs(names, "paper", [2, 0], Path("r"), {})
+    assert [(run.recipe, run.experiment.train.seed) for run in runs] == [
         ("triangle-vit-small", 2),
         ("cifar10-luna-lra", 2),
         ("triangle-vit-small", 0),
         ("cifar10-luna-lra", 0),
     ]
-    assert jobs[1].folder == Path("r/cifar10-luna-lra/2")
-    for job in jobs:
-        recipe = RECIPES[job.recipe]
-        train = replace(recipe.train, seed=job.experiment.train.seed)
-        assert job.experiment == replace(recipe, train=train)
-    assert jobs[3].title == "cifar10-luna-lra, seed 0"
+    assert runs[1].folder == Path("r/cifar10-luna-lra/2")
+    for run in runs:
+        recipe = RECIPES[run.recipe]
+        train = replace(recipe.train, seed=run.experiment.train.seed)
+        assert run.experiment == replace(recipe, train=train)
+    assert runs[3].title == "cifar10-luna-lra, seed 0"
 
 
 @pytest.mark.parametrize("budget", ["short", "smoke"])
-def test_a_budget_has_a_folder_of_its_own(budget: str) -> None:
-    (job,) = plan(["triangle-vit-small"], budget, [1], Path("r"), {})
+def test_a_budget_has_its_own_folder(budget: str) -> None:
+    (run,) = plan_runs(["triangle-vit-small"], budget, [1], Path("r"), {})
     shortened = shorten(RECIPES["triangle-vit-small"], budget)
-    assert job.folder == Path("r") / shortened.name / "1"
-    assert job.folder.parent.name != "triangle-vit-small"
-    assert job.experiment == replace(shortened, train=replace(shortened.train, seed=1))
+    assert run.folder == Path("r") / shortened.name / "1"
+    assert run.folder.parent.name != "triangle-vit-small"
+    assert run.experiment == replace(shortened, train=replace(shortened.train, seed=1))
 
 
-def test_a_local_copy_goes_to_the_sets_of_its_name() -> None:
+def test_a_local_copy_is_used_for_the_data_set_of_its_name() -> None:
     names = ["cifar10-ait-small", "cifar100-ait-small", "triangle-ait-small"]
-    sources = {"cifar10": Path("copy")}
-    jobs = plan(names, "paper", [0], Path("r"), sources)
-    assert [job.source for job in jobs] == [Path("copy"), None, None]
-    assert jobs[0].arguments[-2:] == ["--data.source", "copy"]
-    assert "--data.source" not in jobs[1].arguments
+    runs = plan_runs(names, "paper", [0], Path("r"), {"cifar10": Path("copy")})
+    assert [run.arguments for run in runs] == [
+        ["train", names[0], "--data.source", "copy", "--runs", "r"],
+        ["train", names[1], "--runs", "r"],
+        ["train", names[2], "--runs", "r"],
+    ]
+    assert runs[0].folder == Path("r/cifar10-ait-small/0")
 
 
 @pytest.mark.parametrize(
@@ -110,114 +84,111 @@ def test_a_local_copy_goes_to_the_sets_of_its_name() -> None:
         ("triangle-ait-tiny", "short", ""),
     ],
 )
-def test_a_job_is_a_command_with_the_overrides_of_its_budget(
+def test_the_command_of_a_run_has_the_overrides_of_its_budget(
     name: str, budget: str, flags: str
 ) -> None:
-    (job,) = plan([name], budget, [3], Path("r"), {})
-    seed_and_place = ["--train.seed", "3", "--runs", "r"]
-    assert job.arguments == ["train", name, *flags.split(), *seed_and_place]
+    (run,) = plan_runs([name], budget, [3], Path("r"), {})
+    seed_and_folder = ["--train.seed", "3", "--runs", "r"]
+    assert run.arguments == ["train", name, *flags.split(), *seed_and_folder]
 
 
-def test_what_was_begun_is_resumed_and_what_is_complete_is_complete(tmp_path: Path) -> None:
-    (job,) = plan(["triangle-ait-tiny"], "paper", [0], tmp_path, {})
-    job.folder.mkdir(parents=True)
-    assert "--resume" not in job.arguments
-    (job.folder / "experiment.yaml").touch()
-    assert job.arguments[-1] == "--resume"
-    assert not job.is_complete
-    (job.folder / "result.json").touch()
-    assert job.is_complete
+def test_an_unfinished_run_is_resumed_and_a_run_with_a_result_is_complete(tmp_path: Path) -> None:
+    (run,) = plan_runs(["triangle-ait-tiny"], "paper", [0], tmp_path, {})
+    run.folder.mkdir(parents=True)
+    assert "--resume" not in run.arguments
+    (run.folder / "experiment.yaml").touch()
+    assert run.arguments[-1] == "--resume"
+    assert not run.is_complete
+    (run.folder / "result.json").touch()
+    assert run.is_complete
 
 
-# --- one process for each run, in its place a small script ---
+# --- one process for each run, replaced by a small script ---
 
 
-def ready(*names: str, seeds: tuple[int, ...] = (0,), root: Path) -> list[Job]:
-    return plan(names, "paper", seeds, root / "runs", {})
+def plan(*names: str, seeds: tuple[int, ...] = (0,), root: Path) -> list[PlannedRun]:
+    return plan_runs(names, "paper", seeds, root / "runs", {})
 
 
-Told = list[tuple[int, str, float | None]]
+Announced = list[tuple[int, str]]  # position and title of each run
 
 
-def run_and_tell(jobs: list[Job]) -> tuple[list[Failure], Told]:
-    told: Told = []
-    failures = run_jobs(
-        jobs, lambda number, job, left: told.append((number, job.title, left)), Clock()
-    )
-    return failures, told
+def train_and_record(runs: list[PlannedRun]) -> tuple[list[FailedRun], Announced]:
+    announced: Announced = []
+    failed = train_runs(runs, lambda position, run: announced.append((position, run.title)))
+    return failed, announced
 
 
 A, B, C = "triangle-vit-small", "triangle-ait-small", "triangle-luna-small"
 
 
-def test_runs_come_one_after_another_each_announced_before_it_starts(
+def test_runs_are_trained_one_after_another_and_announced_before_they_start(
     child: Child, tmp_path: Path
 ) -> None:
     log = child("")
-    jobs = ready(A, B, seeds=(0, 1), root=tmp_path)
-    seen: list[tuple[int, str, bool, int]] = []
+    runs = plan(A, B, seeds=(0, 1), root=tmp_path)
+    seen: list[tuple[int, str, int]] = []
 
-    def tell(number: int, job: Job, left: float | None) -> None:
+    def on_start(position: int, run: PlannedRun) -> None:
         lines = log.read_text().splitlines() if log.exists() else []
-        seen.append((number, job.title, left is None, len(lines)))
+        seen.append((position, run.title, len(lines)))
 
-    assert run_jobs(jobs, tell, Clock()) == []
+    assert train_runs(runs, on_start) == []
     assert seen == [
-        (1, f"{A}, seed 0", True, 0),
-        (2, f"{B}, seed 0", False, 1),
-        (3, f"{A}, seed 1", False, 2),
-        (4, f"{B}, seed 1", False, 3),
+        (1, f"{A}, seed 0", 0),
+        (2, f"{B}, seed 0", 1),
+        (3, f"{A}, seed 1", 2),
+        (4, f"{B}, seed 1", 3),
     ]
-    runs = f"--runs {tmp_path}/runs"
     assert log.read_text().splitlines() == [
-        f"train {name} --train.seed {seed} {runs}" for seed in (0, 1) for name in (A, B)
+        f"train {name}{seed} --runs {tmp_path}/runs"
+        for seed in ("", " --train.seed 1")
+        for name in (A, B)
     ]
 
 
-def test_what_is_complete_is_left_alone_and_what_was_begun_goes_on(
+def test_complete_runs_are_skipped_and_unfinished_runs_are_resumed(
     child: Child, tmp_path: Path
 ) -> None:
     log = child("")
-    jobs = ready(A, B, C, root=tmp_path)
-    for job, name in zip(jobs, ("result.json", "experiment.yaml"), strict=False):
-        job.folder.mkdir(parents=True)
-        (job.folder / name).touch()
-    failures, told = run_and_tell(jobs)
-    assert failures == []
-    assert [number for number, _, _ in told] == [2, 3]
-    assert [title for _, title, _ in told] == [jobs[1].title, jobs[2].title]
+    runs = plan(A, B, C, root=tmp_path)
+    for run, name in zip(runs, ("result.json", "experiment.yaml"), strict=False):
+        run.folder.mkdir(parents=True)
+        (run.folder / name).touch()
+    failed, announced = train_and_record(runs)
+    assert failed == []
+    assert announced == [(2, runs[1].title), (3, runs[2].title)]
     first, second = log.read_text().splitlines()
     assert first.startswith(f"train {B} ")
     assert first.endswith(" --resume")
     assert second.startswith(f"train {C} ")
     assert "--resume" not in second
-    assert run_and_tell(jobs) == ([], [])
+    assert train_and_record(runs) == ([], [])
 
 
-def test_a_run_that_fails_or_is_killed_takes_no_other_with_it_and_is_tried_again(
+def test_a_run_that_fails_or_is_killed_does_not_affect_the_others_and_is_tried_again(
     child: Child, tmp_path: Path
 ) -> None:
     log = child(f"case $name in {A}) exit 3;; {B}) kill -9 $$;; esac")
-    jobs = ready(A, B, C, root=tmp_path)
-    failures, told = run_and_tell(jobs)
-    assert failures == [Failure(jobs[0], 3), Failure(jobs[1], -9)]
-    assert [str(failure) for failure in failures] == [
+    runs = plan(A, B, C, root=tmp_path)
+    failed, announced = train_and_record(runs)
+    assert failed == [FailedRun(runs[0], 3), FailedRun(runs[1], -9)]
+    assert [str(run) for run in failed] == [
         f"{A}, seed 0 (exit code 3)",
         f"{B}, seed 0 (killed by signal 9)",
     ]
-    assert [title for _, title, _ in told] == [job.title for job in jobs]
-    assert [left for _, _, left in told] == [None] * 3  # no run is done yet
-    assert [job.is_complete for job in jobs] == [False, False, True]
+    assert [title for _, title in announced] == [run.title for run in runs]
+    assert [run.is_complete for run in runs] == [False, False, True]
     child("")
-    assert run_and_tell(jobs)[0] == []
+    assert train_and_record(runs)[0] == []
     again = log.read_text().splitlines()[3:]
     assert [line.split()[1] for line in again] == [A, B]
     assert all(line.endswith("--resume") for line in again)
 
 
 @contextmanager
-def asked_to_stop(path: Path, *signals: signal.Signals) -> Iterator[None]:
-    """Send signals to this process once a file is there."""
+def signals_once_exists(path: Path, *signals: signal.Signals) -> Iterator[None]:
+    """Send signals to this process as soon as a file exists."""
 
     def send() -> None:
         deadline = time.monotonic() + 20
@@ -234,21 +205,21 @@ def asked_to_stop(path: Path, *signals: signal.Signals) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_passed_on_once_and_the_sweep_stops_when_the_run_has_saved_itself(
+def test_a_signal_is_passed_on_once_and_training_stops_when_the_run_has_saved_itself(
     signum: signal.Signals, child: Child, tmp_path: Path
 ) -> None:
-    told, saved = tmp_path / "told", tmp_path / "saved"
+    received, saved = tmp_path / "received", tmp_path / "saved"
     log = child(
-        f"trap 'echo {signum.name} >> {told}' {signum.name[3:]}\ntouch {tmp_path}/trap\n"
-        f"while [ ! -s {told} ]; do sleep 0.02; done\nsleep 0.3\ntouch {saved}\nexit 130"
+        f"trap 'echo {signum.name} >> {received}' {signum.name[3:]}\ntouch {tmp_path}/trap\n"
+        f"while [ ! -s {received} ]; do sleep 0.02; done\nsleep 0.3\ntouch {saved}\nexit 130"
     )
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with asked_to_stop(tmp_path / "trap", signum), pytest.raises(Interrupted) as stopped:
-        run_and_tell(ready(A, B, root=tmp_path))
+    with signals_once_exists(tmp_path / "trap", signum), pytest.raises(Interrupted) as stopped:
+        train_and_record(plan(A, B, root=tmp_path))
     assert stopped.value.signum == signum
-    assert saved.exists()  # it was waited for
-    assert told.read_text() == f"{signum.name}\n"
-    assert len(log.read_text().splitlines()) == 1  # B was not begun
+    assert saved.exists()  # its end was awaited
+    assert received.read_text() == f"{signum.name}\n"
+    assert len(log.read_text().splitlines()) == 1  # B was not started
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
@@ -258,165 +229,29 @@ def test_a_second_interrupt_does_not_wait_for_the_run(child: Child, tmp_path: Pa
         f"for i in $(seq 100); do sleep 0.05; touch {tmp_path}/alive; done"
     )
     with (
-        asked_to_stop(tmp_path / "trap", signal.SIGINT, signal.SIGINT),
+        signals_once_exists(tmp_path / "trap", signal.SIGINT, signal.SIGINT),
         pytest.raises(KeyboardInterrupt),
     ):
-        run_and_tell(ready(A, B, root=tmp_path))
+        train_and_record(plan(A, B, root=tmp_path))
     (tmp_path / "alive").unlink(missing_ok=True)
     time.sleep(0.3)
     assert not (tmp_path / "alive").exists()
 
 
-def test_signals_to_the_terminal_reach_a_run_through_the_sweep_only(
+def test_a_run_gets_the_signals_of_a_terminal_only_from_its_parent(
     child: Child, tmp_path: Path
 ) -> None:
     log = tmp_path / "session"
     child(f"{PYTHON} -c 'import os; print(os.getsid(0))' > {log}")
-    assert run_and_tell(ready(A, root=tmp_path))[0] == []
+    assert train_and_record(plan(A, root=tmp_path))[0] == []
     assert int(log.read_text()) != os.getsid(0)
-
-
-# --- work and time ---
-
-
-def test_work_is_three_forward_passes_of_each_training_image_and_one_of_each_test_image() -> None:
-    tokens, width, heads = 16, 24, 2 * 8
-    embed = tokens * 16 * 16 * width
-    attention = tokens * width * 3 * heads + 2 * tokens * tokens * heads + tokens * heads * width
-    feed_forward = 2 * tokens * width * 48
-    head = tokens * width * 2
-    operations = 2 * (embed + 2 * (attention + feed_forward) + head)  # a product and a sum each
-    assert estimate_work(experiment(epochs=5, batch_size=8)) == (3 * 5 * 40 + 30) * operations
-
-
-@pytest.mark.parametrize(
-    ("data", "images"),
-    [
-        (TriangleConfig(num_train=40, num_test=30, channels=1), (40, 30)),
-        (SortOfClevrConfig(num_train=7, num_test=5, num_questions=3), (7 * 6, 5 * 6)),
-        (SortOfClevrConfig(num_train=7, num_test=5, question_types=("binary",)), (70, 50)),
-        (ImagesConfig("cifar10"), (50_000, 10_000)),
-        (ImagesConfig("cifar100", limit=100), (100, 100)),
-    ],
-)
-def test_work_counts_every_question_or_image(
-    data: TriangleConfig | SortOfClevrConfig | ImagesConfig,
-    images: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sweep, "count_operations", lambda model: 1)
-    size = {"triangle": 64, "sort-of-clevr": 75, "images": 32}[data.kind]
-    model = replace(
-        VIT,
-        image_size=size,
-        patch_size=1,
-        num_channels=getattr(data, "channels", 3),
-        question_dim=18 if data.kind == "sort-of-clevr" else 0,
-        num_classes=10,
-    )
-    one = Experiment("mine", data, model, TrainConfig(epochs=2))
-    assert estimate_work(one) == 3 * 2 * images[0] + images[1]
-
-
-def test_the_operations_of_a_model_are_counted_once_for_all_its_runs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    built = []
-
-    def build(model: ViTConfig) -> models.PretrainedModel:
-        built.append(model)
-        return models._CLASSES[type(model)](model)
-
-    monkeypatch.setattr(models, "build_model", build)
-    model = replace(VIT, embed_dim=26)
-    works = {estimate_work(experiment(model, epochs=2, seed=seed)) for seed in range(3)}
-    assert len(works) == 1
-    assert built == [model]
-
-
-def job_of(work: int, kind: str = "vit", recipe: str = A) -> Job:
-    """Make a job whose work is told by `counted`."""
-    sizes = {"image_size": 64, "num_channels": 1, "num_classes": 2, "patch_size": 16}
-    model = (
-        ViTConfig(**sizes, embed_dim=work)
-        if kind == "vit"
-        else DenseConfig(**sizes, embed_dim=work, question_dim=0)
-    )
-    return Job(recipe, experiment(model), Path("nowhere"), Path("runs"))
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the work of a job be the width of its model."""
-    monkeypatch.setattr(sweep, "estimate_work", lambda experiment: experiment.model.embed_dim)
-
-
-@pytest.mark.usefixtures("counted")
-def test_no_time_is_guessed_before_a_run_is_done() -> None:
-    assert Clock().seconds([job_of(10)]) is None
-    assert Clock().seconds([]) is None
-
-
-@pytest.mark.usefixtures("counted")
-def test_the_first_run_stands_for_all_others() -> None:
-    clock = Clock()
-    clock.add(job_of(10), 20.0)
-    assert clock.seconds([job_of(10), job_of(30)]) == 40.0
-    assert clock.seconds([]) == 0.0
-
-
-@pytest.mark.usefixtures("counted")
-def test_a_run_takes_a_start_and_a_time_for_its_work_which_differs_between_kinds() -> None:
-    clock = Clock()
-    clock.add(job_of(10), 5.0)  # the shortest: how long a start takes
-    clock.add(job_of(90), 25.0)  # (0 + 20) s for a work of 100
-    clock.add(job_of(10, "dense"), 9.0)  # 4 s for one of 10
-    assert clock.seconds([job_of(50)]) == pytest.approx(5 + 0.2 * 50)
-    assert clock.seconds([job_of(50, "dense")]) == pytest.approx(5 + 0.4 * 50)
-    both = clock.seconds([job_of(50), job_of(50, "dense")])
-    assert both == pytest.approx(15 + 25)
-
-
-@pytest.mark.usefixtures("counted")
-def test_a_kind_that_was_not_seen_yet_is_guessed_from_all_others() -> None:
-    clock = Clock()
-    clock.add(job_of(10), 5.0)
-    clock.add(job_of(90), 25.0)
-    assert clock.seconds([job_of(50, "dense")]) == pytest.approx(5 + 0.2 * 50)
-
-
-def test_the_time_left_is_that_of_this_run_and_of_all_that_are_not_complete(
-    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child("")
-    passed = iter([0.0, 8.0, 10.0, 13.0, 20.0, 30.0])  # runs take 8, 3 and 10 seconds
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(passed))
-    monkeypatch.setattr(sweep, "estimate_work", lambda experiment: 1)
-    jobs = ready(A, B, C, "triangle-vit-base", root=tmp_path)
-    jobs[2].folder.mkdir(parents=True)
-    (jobs[2].folder / "result.json").touch()
-    _, told = run_and_tell(jobs)
-    assert [number for number, _, _ in told] == [1, 2, 4]
-    # start 8 s for each of two; then start 3 s and, of the same kind, 5 s more
-    assert [left for _, _, left in told] == [None, 16.0, 8.0]
-
-
-def test_a_run_that_failed_is_no_longer_part_of_the_time_left(
-    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child(f"[ $name != {B} ] || exit 1")
-    passed = iter([0.0, 8.0, 10.0, 11.0, 12.0])
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(passed))
-    failures, told = run_and_tell(ready(A, B, C, root=tmp_path))
-    assert len(failures) == 1
-    assert [left for _, _, left in told] == [None, 16.0, 8.0]
 
 
 # --- real processes ---
 
 
-def tiny(root: Path, epochs: int) -> Job:
-    """Make a job of a few seconds, as `plan` would if there were such a budget."""
+def tiny(root: Path, epochs: int) -> PlannedRun:
+    """Return a run of a few seconds, as `plan_runs` would for such a budget."""
     recipe = RECIPES["triangle-ait-tiny"]
     workspace = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
     sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "head_dim": 8}
@@ -427,30 +262,30 @@ def tiny(root: Path, epochs: int) -> Job:
         train=replace(recipe.train, epochs=epochs, batch_size=16),
     )
     small = replace(small, name=f"{recipe.name}+{fingerprint(small)}")
-    return Job(recipe.name, small, root / small.name / "0", root)
+    return PlannedRun(recipe.name, small, root)
 
 
-SWEEP = """
+TRAIN_ALL = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from tables.test_run_all import tiny
 from associative_transformer.training.signals import Interrupted
-from associative_transformer.tables.run_all import Clock, run_jobs
-jobs = [tiny(Path("runs"), 60)]
+from associative_transformer.tables.run_all import train_runs
+runs = [tiny(Path("runs"), 60)]
 try:
-    failures = run_jobs(jobs, lambda number, job, left: print(number, flush=True), Clock())
+    failed = train_runs(runs, lambda position, run: print(position, flush=True))
 except Interrupted as stopped:
     sys.exit(100 + stopped.signum)
-sys.exit(len(failures))
+sys.exit(len(failed))
 """
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_saves_the_run_under_way_and_the_same_sweep_completes_it(
+def test_when_stopped_the_current_run_saves_itself_and_a_second_call_completes_it(
     tmp_path: Path,
 ) -> None:
-    code = SWEEP.format(tests=str(Path(__file__).parents[1]))
+    code = TRAIN_ALL.format(tests=str(Path(__file__).parents[1]))
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -472,7 +307,7 @@ def test_a_stopped_sweep_saves_the_run_under_way_and_the_same_sweep_completes_it
     assert process.returncode == 100 + signal.SIGTERM, err
     assert out == "1\n"
     assert "Traceback" not in err
-    assert "saved; go on with" in err  # said by the run
+    assert "saved; continue with" in err  # printed by the run
     (folder,) = tmp_path.glob("runs/*/0")
     assert not (folder / "result.json").exists()
     before = len((folder / "metrics.jsonl").read_text().splitlines())
@@ -488,14 +323,14 @@ def test_a_stopped_sweep_saves_the_run_under_way_and_the_same_sweep_completes_it
 
 
 @pytest.mark.slow
-def test_a_run_goes_to_the_folder_where_the_sweep_looks_for_it_and_one_that_cannot_is_named(
+def test_a_run_is_written_to_its_planned_folder_and_fails_if_that_is_not_a_run_folder(
     tmp_path: Path,
 ) -> None:
     good, bad = tiny(tmp_path, 1), tiny(tmp_path, 2)
     bad.folder.mkdir(parents=True)
     (bad.folder / "notes").touch()
-    failures = run_jobs([bad, good], lambda number, job, left: None, Clock())
-    assert failures == [Failure(bad, 2)]
+    failed = train_runs([bad, good], lambda position, run: None)
+    assert failed == [FailedRun(bad, 2)]
     assert good.is_complete
     seconds = json.loads((good.folder / "result.json").read_text())["timing"]["seconds"]
     assert seconds > 0
