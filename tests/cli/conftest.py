@@ -31,8 +31,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained` to write to."""
-    return shutil.copytree(trained, tmp_path / "trained")
+    """A copy of `trained`, without checkpoints, to write to."""
+    ignored = shutil.ignore_patterns("checkpoint")
+    return shutil.copytree(trained, tmp_path / "trained", ignore=ignored)
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ from making.commands import (
 )
 
 
-def test_eval_scores_every_test_image_and_writes_classes_and_confusion(
-    ait: Ait, runs: Path
-) -> None:
+def test_eval_writes_the_accuracy_of_each_class_and_the_confusion(ait: Ait, runs: Path) -> None:
     for name, count, classes in (
         ("triangle", 20, ["equilateral", "other"]),
         ("colors", 10, ["blue", "red"]),
@@ -45,12 +43,13 @@ def test_eval_scores_every_test_image_and_writes_classes_and_confusion(
         assert str(folder / "evaluation.json") in done.out
 
 
-def test_eval_scores_every_question_and_says_what_training_said(ait: Ait, runs: Path) -> None:
+def test_eval_prints_the_scores_of_questions_that_training_printed(ait: Ait, runs: Path) -> None:
     folder = runs / "asked" / "0"
-    told = ait("train", *QUESTIONS, "--name", "asked", "--runs", runs, "--resume")  # complete
+    # the run is complete, so it is not trained again
+    from_training = ait("train", *QUESTIONS, "--name", "asked", "--runs", runs, "--resume")
     done = ait("eval", folder, "--device", "cpu")
     assert done.code == 0
-    assert scores_of_kinds(done.out) == scores_of_kinds(told.out)
+    assert scores_of_kinds(done.out) == scores_of_kinds(from_training.out)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     result = json.loads((folder / "result.json").read_text())
     for name in ("accuracy", "images", "questions", "kinds"):
@@ -70,7 +69,7 @@ def test_eval_refuses_processes_that_see_different_runs(
     assert_refused(ait("eval", runs / "colors" / "0"), "share the run folder and the data")
 
 
-def test_eval_takes_images_that_were_moved(ait: Ait, runs: Path, tmp_path: Path) -> None:
+def test_eval_finds_moved_images_with_source(ait: Ait, runs: Path, tmp_path: Path) -> None:
     config = runs / "colors" / "0" / "experiment.yaml"
     config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
     assert load_experiment(config).data.source == "gone"
@@ -103,19 +102,17 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
     ],
     ids=str,
 )
-def test_eval_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
-    folder = runs / "triangle" / "0"
+def test_eval_refuses_bad_input(flags: str, words: list[str], ait: Ait, trained: Path) -> None:
+    folder = trained / "triangle" / "0"
     before = sorted(folder.iterdir())
-    flags = flags.replace("ASKED", str(runs / "asked" / "0"))
+    flags = flags.replace("ASKED", str(trained / "asked" / "0"))
     done = ait("eval", *flags.replace("RUN", str(folder)).split())
     assert_refused(done, *words)
     assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("command", ["eval", "predict"])
-def test_a_run_that_is_not_complete_or_is_damaged_is_refused(
-    command: str, ait: Ait, runs: Path
-) -> None:
+def test_an_incomplete_or_damaged_run_is_refused(command: str, ait: Ait, runs: Path) -> None:
     folder = runs / "triangle" / "0"
     arguments = [command, folder, *["x.png"] * (command == "predict")]
     weights = folder / "model.safetensors"

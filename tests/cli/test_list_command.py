@@ -33,7 +33,7 @@ def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) 
         (["perceiver-source"], ["cifar10-perceiver-source"]),
     ],
 )
-def test_the_list_can_be_cut_down_to_names_with_all_of_some_words(
+def test_only_recipes_whose_names_contain_all_words_are_listed(
     words: list[str], names: list[str], ait: Ait
 ) -> None:
     done = ait("list", *words)
@@ -42,11 +42,11 @@ def test_the_list_can_be_cut_down_to_names_with_all_of_some_words(
     assert rows == names
 
 
-def test_a_list_without_any_recipe_is_refused(ait: Ait) -> None:
+def test_words_that_match_no_recipe_are_refused(ait: Ait) -> None:
     assert_refused(ait("list", "luna", "coordination"), "no recipe", "luna and coordination")
 
 
-def test_the_list_names_the_set_of_images_and_a_model_without_layers_by_its_kind(ait: Ait) -> None:
+def test_a_model_without_layers_is_listed_by_its_kind(ait: Ait) -> None:
     done = ait("list", "0-brims-source")
     (row,) = [line for line in done.out.splitlines() if line.startswith("│")]
     assert row.split("│")[2].strip() == "cifar10"

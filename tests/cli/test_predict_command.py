@@ -31,9 +31,9 @@ TERNARY = (
 # --- predict ---
 
 
-def test_predict_writes_a_table_with_the_most_probable_classes_first(ait: Ait, runs: Path) -> None:
-    images = runs / "images" / "test"
-    done = ait("predict", runs / "colors" / "0", images, images / "red" / "0.png")
+def test_predict_writes_the_most_probable_classes_first(ait: Ait, trained: Path) -> None:
+    images = trained / "images" / "test"
+    done = ait("predict", trained / "colors" / "0", images, images / "red" / "0.png")
     assert done.code == 0
     header, *rows = csv.reader(done.out.splitlines())
     assert header == ["path", "class_1", "probability_1", "class_2", "probability_2"]
@@ -45,8 +45,8 @@ def test_predict_writes_a_table_with_the_most_probable_classes_first(ait: Ait, r
         assert float(p) + float(q) == pytest.approx(1, abs=2e-6)
 
 
-def test_predict_writes_json_lines_with_the_same_numbers(ait: Ait, runs: Path) -> None:
-    command = ["predict", runs / "colors" / "0", runs / "images" / "test", "--top", 1]
+def test_predict_writes_json_lines_with_the_same_numbers(ait: Ait, trained: Path) -> None:
+    command = ["predict", trained / "colors" / "0", trained / "images" / "test", "--top", 1]
     table = list(csv.DictReader(ait(*command).out.splitlines()))
     lines = [json.loads(line) for line in ait(*command, "--format", "jsonl").out.splitlines()]
     assert len(lines) == len(table) == 10
@@ -65,11 +65,13 @@ def test_predict_agrees_with_eval(ait: Ait, runs: Path) -> None:
     assert 100 * sum(right) / len(right) == pytest.approx(accuracy)
 
 
-def test_predict_reads_triangles_and_writes_a_file(ait: Ait, runs: Path, tmp_path: Path) -> None:
+def test_predict_reads_triangles_and_writes_to_a_file(
+    ait: Ait, trained: Path, tmp_path: Path
+) -> None:
     pixels = np.zeros((64, 64), np.uint8)
     pixels[10:20, 10:20] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    done = ait("predict", runs / "triangle" / "0", "a.png", "--output", "out.csv")
+    done = ait("predict", trained / "triangle" / "0", "a.png", "--output", "out.csv")
     assert (done.code, done.out) == (0, "")
     with (tmp_path / "out.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -77,9 +79,7 @@ def test_predict_reads_triangles_and_writes_a_file(ait: Ait, runs: Path, tmp_pat
     assert {row["class_1"], row["class_2"]} == {"equilateral", "other"}
 
 
-def test_predict_skips_unreadable_images_where_asked_to(
-    ait: Ait, runs: Path, tmp_path: Path
-) -> None:
+def test_predict_skips_unreadable_images_on_request(ait: Ait, runs: Path, tmp_path: Path) -> None:
     images = runs / "images" / "test"
     (images / "red" / "2.png").write_bytes(b"no image")
     command = ["predict", runs / "colors" / "0", images, "--output", "out.csv"]
@@ -114,26 +114,27 @@ def test_predict_skips_unreadable_images_where_asked_to(
     ],
     ids=str,
 )
-def test_predict_refuses_bad_input(flags: str, words: list[str], ait: Ait, runs: Path) -> None:
-    (runs / "empty").mkdir()
-    places = {
-        "RUN": runs / "colors" / "0",
-        "IMAGE": runs / "images" / "test" / "red" / "0.png",
-        "EMPTY": runs / "empty",
+def test_predict_refuses_bad_input(
+    flags: str, words: list[str], ait: Ait, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = {
+        "RUN": trained / "colors" / "0",
+        "IMAGE": trained / "images" / "test" / "red" / "0.png",
+        "EMPTY": tmp_path / "empty",
     }
-    for name, place in places.items():
-        flags = flags.replace(name, str(place))
-    before = sorted(runs.rglob("*"))
+    for name, path in paths.items():
+        flags = flags.replace(name, str(path))
+    before = sorted(trained.rglob("*"))
     assert_refused(ait("predict", *flags.split()), *words)
-    assert sorted(runs.rglob("*")) == before
+    assert sorted(trained.rglob("*")) == before
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 # --- questions about a picture ---
 
 
-def test_a_question_is_answered_in_words_beside_the_picture(
-    ait: Ait, trained: Path, picture: Path
-) -> None:
+def test_a_question_is_answered_in_words(ait: Ait, trained: Path, picture: Path) -> None:
     command = ["predict", trained / "asked" / "0", picture, picture, "--top", 10]
     asked = ["--question", "What is the SHAPE of a red object?"]
     done = ait(*command, *asked)
@@ -150,12 +151,10 @@ def test_a_question_is_answered_in_words_beside_the_picture(
     for line, row in zip(lines, rows, strict=True):
         assert list(line) == ["path", "question", "predictions"]
         assert (line["path"], line["question"]) == tuple(row[:2])
-        assert [found["class"] for found in line["predictions"]] == row[2::2]
+        assert [answer["class"] for answer in line["predictions"]] == row[2::2]
 
 
-def test_an_answer_is_that_of_the_same_question_in_the_test_set(
-    ait: Ait, trained: Path, picture: Path
-) -> None:
+def test_an_answer_is_the_same_as_in_the_test_set(ait: Ait, trained: Path, picture: Path) -> None:
     saved = load_run(trained / "asked" / "0")
     test = saved.experiment.data.load_test(torch.device("cpu")).test
     (batch,) = test.eval_batches(len(test))
@@ -168,20 +167,18 @@ def test_an_answer_is_that_of_the_same_question_in_the_test_set(
             *("predict", trained / "asked" / "0", picture, "--question", words[item]),
             *("--format", "jsonl", "--top", 10),
         )
-        found = {
-            best["class"]: best["probability"] for best in json.loads(done.out)["predictions"]
-        }
+        predictions = json.loads(done.out)["predictions"]
+        probabilities = {answer["class"]: answer["probability"] for answer in predictions}
         names = answer_words(int(questions.kind[item]))
-        assert [found[name] for name in names] == pytest.approx(expected[item].tolist(), rel=1e-5)
-        answers.add(tuple(found.values()))
+        in_order = [probabilities[name] for name in names]
+        assert in_order == pytest.approx(expected[item].tolist(), rel=1e-5)
+        answers.add(tuple(probabilities.values()))
     assert len(answers) > 1
 
 
-def test_counts_of_ternary_questions_start_at_zero_in_words(
-    ait: Ait, picture: Path, tmp_path: Path
-) -> None:
-    told = ait("train", *TERNARY, "--name", "ternary")
-    assert "trained on    ternary questions\n" in told.out
+def test_answers_to_ternary_counts_start_at_zero(ait: Ait, picture: Path, tmp_path: Path) -> None:
+    training = ait("train", *TERNARY, "--name", "ternary")
+    assert "trained on    ternary questions\n" in training.out
     command = ["predict", tmp_path / "runs/ternary/0", picture, "--top", 10, "--question"]
     done = ait(*command, "number of other objects in the box from the red to the blue one")
     (row,) = csv.reader(done.out.splitlines()[1:])
@@ -207,7 +204,7 @@ def test_counts_of_ternary_questions_start_at_zero_in_words(
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_is_refused_with_what_can(
+def test_a_question_that_the_run_cannot_answer_is_refused_with_those_it_can(
     question: str | None, words: list[str], ait: Ait, trained: Path, picture: Path
 ) -> None:
     asked = [] if question is None else ["--question", question]

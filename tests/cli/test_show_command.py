@@ -26,13 +26,13 @@ FEW = ["--data.num-train", 4, "--data.num-test", 5]
 
 @pytest.fixture
 def sheets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[str], Path]]:
-    """What would be drawn, without drawing it."""
+    """The sheets that the command passes on to be drawn; they are not drawn."""
     drawn: list[tuple[Tensor, list[str], Path]] = []
 
-    def note(images: Tensor, captions: list[str], path: Path, title: str) -> None:
+    def record(images: Tensor, captions: list[str], path: Path, title: str) -> None:
         drawn.append((images, captions, path))
 
-    monkeypatch.setattr("associative_transformer.cli.show.draw_sheet", note)
+    monkeypatch.setattr("associative_transformer.figures.draw_sheet", record)
     return drawn
 
 
@@ -47,7 +47,7 @@ def test_show_draws_a_sheet_of_images(name: str, ait: Ait, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_show_writes_the_pictures_themselves_where_asked(ait: Ait, tmp_path: Path) -> None:
+def test_show_writes_the_images_to_files_on_request(ait: Ait, tmp_path: Path) -> None:
     done = ait("show", "sort-of-clevr", *FEW, "--num-images", 2, "--pictures", "a/b")
     assert done.out == "written: sort-of-clevr.png\nwritten: 2 images to a/b\n"
     config = SortOfClevrConfig(num_train=4, num_test=5)
@@ -58,13 +58,13 @@ def test_show_writes_the_pictures_themselves_where_asked(ait: Ait, tmp_path: Pat
             assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pictures[number])
 
 
-def test_show_writes_the_file_that_it_names(ait: Ait, tmp_path: Path) -> None:
+def test_show_writes_only_the_files_that_it_names(ait: Ait, tmp_path: Path) -> None:
     done = ait("show", "triangle", *FEW, "--num-images", 1, "--output", "sheet")
     written = [path.name for path in tmp_path.iterdir()]
     assert done.out == "".join(f"written: {name}\n" for name in written)  # or it is refused
 
 
-def test_show_writes_the_first_questions_of_each_type_with_their_answers(
+def test_captions_are_the_first_questions_of_each_type_with_their_answers(
     ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
 ) -> None:
     done = ait("show", "sort-of-clevr", *FEW, "--num-images", 3)
@@ -77,13 +77,13 @@ def test_show_writes_the_first_questions_of_each_type_with_their_answers(
     torch.testing.assert_close(images, expected)
     words, kinds = describe_questions(made.questions), made.questions.kind.tolist()
     for i, caption in enumerate(captions):
-        shown = [30 * i + 10 * type_ + place for type_ in range(3) for place in range(2)]
+        shown = [30 * i + 10 * type_ + nth for type_ in range(3) for nth in range(2)]
         answers = [answer_words(kinds[item])[made.answers[item]] for item in shown]
         lines = [f"{words[item]}: {a}" for item, a in zip(shown, answers, strict=True)]
         assert caption.splitlines() == lines
 
 
-def test_show_takes_fields_of_the_data_set_and_no_more_images_than_there_are(
+def test_show_takes_options_of_the_data_set_and_at_most_all_its_images(
     ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
 ) -> None:
     flags = [*FEW, "--data.question-types", "binary", "--num-images", 9]
@@ -93,7 +93,7 @@ def test_show_takes_fields_of_the_data_set_and_no_more_images_than_there_are(
     assert all("the A" not in caption and len(caption.splitlines()) == 2 for caption in captions)
 
 
-def test_show_names_the_class_of_an_image_and_undoes_its_normalization(
+def test_show_undoes_the_normalization_and_names_the_class(
     ait: Ait, sheets: list[tuple[Tensor, list[str], Path]], trained: Path
 ) -> None:
     flags = ["--data.source", trained / "images", "--data.image-size", 16]
@@ -112,9 +112,9 @@ def test_show_names_the_class_of_an_image_and_undoes_its_normalization(
     ("flags", "words"),
     [
         ("clevr", ["no data set 'clevr'", "sort-of-clevr", "triangle", "cifar10"]),
-        ("triangle --num-images 0", ["num_images", "at least 1", "0"]),
-        ("triangle --num-images -1", ["num_images", "at least 1", "-1"]),
-        ("triangle --num-images 65", ["num_images", "at most 64", "65"]),
+        ("triangle --num-images 0", ["--num-images", "at least 1", "0"]),
+        ("triangle --num-images -1", ["--num-images", "at least 1", "-1"]),
+        ("triangle --num-images 65", ["--num-images", "at most 64", "65"]),
         ("triangle --data.num-test 0", ["num_test", "0"]),
         ("triangle --output missing/x.png", ["no folder missing", "--output"]),
         ("triangle --data.num-test 2 --output x.txt", ["cannot write x.txt", "png"]),

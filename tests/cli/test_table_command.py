@@ -12,16 +12,16 @@ from making.commands import (
 )
 
 
-@pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
-def test_the_table_is_written_to_the_terminal_or_to_a_file(form: str, ait: Ait) -> None:
-    done = ait("table", "relational", "--format", form)
+@pytest.mark.parametrize("output_format", ["terminal", "markdown", "html"])
+def test_the_table_is_written_to_the_terminal_or_to_a_file(output_format: str, ait: Ait) -> None:
+    done = ait("table", "relational", "--format", output_format)
     assert done.code == 0
     for words in ("ait-small", "76.82", "99.85", "not run", "set-transformer", "57.65"):
         assert words in done.out
-    written = ait("table", "relational", "--format", form, "--output", "t.html")
+    written = ait("table", "relational", "--format", output_format, "--output", "t.html")
     assert (written.code, written.out) == (0, "")
     assert Path("t.html").read_text() == done.out
-    assert ("<table>" in done.out) == (form == "html")
+    assert ("<table>" in done.out) == (output_format == "html")
     assert not re.search(r"https?:|src=|href=|@import|url\(", done.out)
 
 
@@ -33,13 +33,13 @@ def test_the_table_is_written_to_the_terminal_or_to_a_file(form: str, ait: Ait) 
         ("relational", ("Sort-of-CLEVR", "| cnn-rn |", "81.07")),
     ],
 )
-def test_every_table_has_its_command(name: str, words: tuple[str, ...], ait: Ait) -> None:
+def test_every_table_can_be_written(name: str, words: tuple[str, ...], ait: Ait) -> None:
     done = ait("table", name, "--format", "markdown")
     assert done.code == 0
     assert [word for word in words if word not in done.out] == []
 
 
-def test_a_run_with_overrides_stands_below_the_rows_whatever_its_name(
+def test_a_run_with_overrides_is_listed_separately_whatever_its_name(
     ait: Ait, tmp_path: Path
 ) -> None:
     flags = "--data.num-train 16 --data.num-test 4 --data.num-questions 2 --train.batch-size 16"

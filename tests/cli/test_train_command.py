@@ -14,6 +14,7 @@ import pytest
 
 from associative_transformer.experiment import Experiment
 from associative_transformer.recipes import RECIPES
+from associative_transformer.runs.result import RunResult
 from associative_transformer.training import step
 from making.commands import (
     IMAGES,
@@ -24,6 +25,7 @@ from making.commands import (
     make_images,
     scores_of_kinds,
 )
+from making.plant import put_result, result_of
 
 TRAIN = "associative_transformer.training.loop.train"
 
@@ -31,7 +33,7 @@ TRAIN = "associative_transformer.training.loop.train"
 # --- train ---
 
 
-def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> None:
+def test_training_prints_the_accuracy_the_folder_and_the_next_commands(ait: Ait) -> None:
     done = ait("train", *TRIANGLE)
     assert done.code == 0
     (folder,) = Path("runs").glob("triangle-ait-tiny+*/0")
@@ -49,7 +51,7 @@ def test_training_says_the_accuracy_the_folder_and_what_comes_next(ait: Ait) -> 
         ("--data.question-types binary", "binary questions"),
     ],
 )
-def test_training_on_questions_says_on_which_and_how_each_kind_is_answered(
+def test_training_on_questions_prints_their_types_and_the_score_of_each_kind(
     flags: str, types: str, ait: Ait
 ) -> None:
     done = ait("train", *QUESTIONS, *flags.split(), "--name", "mine")
@@ -66,7 +68,7 @@ def test_training_on_questions_says_on_which_and_how_each_kind_is_answered(
 
 
 @pytest.mark.parametrize("flags", ["", "--data.question-types binary"])
-def test_the_commands_that_come_next_can_be_copied(
+def test_the_next_commands_can_be_copied_and_run(
     flags: str, ait: Ait, trained: Path, tmp_path: Path
 ) -> None:
     done = ait("train", *QUESTIONS, *flags.split())
@@ -82,18 +84,19 @@ def test_the_commands_that_come_next_can_be_copied(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
-    """What would be trained, without training it."""
+    """The calls of `train`, which does not train."""
     calls: list[tuple[Experiment, Path, dict[str, Any]]] = []
 
-    def note(experiment: Experiment, folder: Path, **options: object) -> dict[str, Any]:
+    def record(experiment: Experiment, folder: Path, **options: object) -> RunResult:
         calls.append((experiment, folder, options))
-        return {"test_accuracy": 50.0, "test_images": 20}
+        folder.mkdir(parents=True, exist_ok=True)
+        return put_result(folder, result_of(experiment))
 
-    monkeypatch.setattr(TRAIN, note)
+    monkeypatch.setattr(TRAIN, record)
     return calls
 
 
-def test_a_recipe_goes_to_its_name_and_seed_and_one_with_overrides_to_name_and_hash(
+def test_a_run_folder_is_named_by_recipe_and_seed_and_with_overrides_by_fingerprint(
     ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
 ) -> None:
     recipe = "cifar10-vit-small"
@@ -126,8 +129,8 @@ def test_every_recipe_can_be_started_and_flags_may_have_underscores(
     for name in RECIPES:
         assert ait("train", name, "--train.batch_size", 8, "--resume").code == 0
     assert [experiment.train.batch_size for experiment, _, _ in started] == [8] * len(RECIPES)
-    wanted = {"resume": True, "overwrite": False, "on_epoch_end": None}
-    assert all(options == wanted for _, _, options in started)
+    expected = {"resume": True, "overwrite": False, "on_epoch_end": None}
+    assert all(options == expected for _, _, options in started)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_every_recipe_can_be_started_and_flags_may_have_underscores(
         ("--data.source x", ["--data.source"]),
         ("--train.batch-size 128", ["64 images", "128"]),
         ("--name a/b", ["a/b", "folder name"]),
-        ("--resume", ["no run in", "leave --resume out"]),
+        ("--resume", ["no run in", "remove --resume"]),
         ("--resume --overwrite", ["--resume and --overwrite"]),
         ("--train.device quantum", ["--train.device", "quantum"]),
         ("surplus", ["surplus"]),
@@ -191,32 +194,32 @@ def test_a_bad_value_for_questions_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_recipe_is_refused_with_ten_like_it_closest_first(ait: Ait) -> None:
+def test_an_unknown_recipe_is_refused_with_the_ten_closest_names(ait: Ait) -> None:
     done = ait("train", "cifar10-ait-smal")
     assert_refused(done, "no recipe 'cifar10-ait-smal'", "ait list shows all of them")
-    told = done.err.partition("closest first: ")[2].partition(";")[0].split(", ")
-    assert len(set(told)) == 10
-    assert set(told) <= set(RECIPES)
-    assert told[:2] == ["cifar10-ait-small", "cifar100-ait-small"]
+    suggested = done.err.partition("closest first: ")[2].partition(";")[0].split(", ")
+    assert len(set(suggested)) == 10
+    assert set(suggested) <= set(RECIPES)
+    assert suggested[:2] == ["cifar10-ait-small", "cifar100-ait-small"]
 
 
-def test_a_folder_that_exists_is_refused_with_both_ways_out(ait: Ait, runs: Path) -> None:
+def test_an_existing_folder_is_refused_unless_resumed_or_overwritten(ait: Ait, runs: Path) -> None:
     command = ["train", *TRIANGLE, "--name", "triangle", "--runs", runs]
     assert_refused(ait(*command), runs / "triangle" / "0", "--resume", "--overwrite")
     assert ait(*command, "--resume").code == 0  # it is complete
     assert ait(*command, "--overwrite").code == 0
 
 
-def test_overwrite_leaves_a_folder_alone_that_is_no_run(ait: Ait, tmp_path: Path) -> None:
+def test_overwrite_refuses_a_folder_that_is_not_a_run(ait: Ait, tmp_path: Path) -> None:
     thesis = tmp_path / "runs" / "mine" / "0" / "thesis.tex"
     thesis.parent.mkdir(parents=True)
     thesis.touch()
     done = ait("train", *TRIANGLE, "--name", "mine", "--overwrite")
-    assert_refused(done, "runs/mine/0 is no run folder")
+    assert_refused(done, "runs/mine/0 is not a run folder", "--name")
     assert thesis.exists()
 
 
-def test_the_checkpoint_of_another_configuration_is_refused_with_the_fields(
+def test_resuming_with_another_configuration_is_refused_with_the_changed_fields(
     ait: Ait, runs: Path
 ) -> None:
     changes = ["--train.lr", 0.125, "--model.workspace.beta", 2.0]
@@ -224,9 +227,9 @@ def test_the_checkpoint_of_another_configuration_is_refused_with_the_fields(
     assert_refused(done, "train.lr (0.125 here, 0.001 there)", "model.workspace.beta", "--name")
 
 
-def test_runs_in_the_place_of_a_file_are_refused(ait: Ait, tmp_path: Path) -> None:
+def test_a_runs_folder_that_is_a_file_is_refused(ait: Ait, tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    assert_refused(ait("train", *TRIANGLE), "can't make the run folder", "runs/triangle-ait-tiny")
+    assert_refused(ait("train", *TRIANGLE), "cannot create the folder runs/triangle-ait-tiny")
 
 
 def test_a_tracker_that_is_not_installed_is_refused(
@@ -238,7 +241,7 @@ def test_a_tracker_that_is_not_installed_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_named_and_the_same_command_works_once_there_is_space(
+def test_after_a_full_disk_the_same_command_works_once_there_is_space(
     ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(_: int) -> None:
@@ -265,7 +268,7 @@ def a_file(root: Path) -> list[str]:
 
 def an_empty_folder(root: Path) -> list[str]:
     root.mkdir()
-    return [f"{root} is empty", "parquet", "train/CLASS/"]
+    return [f"{root} has no data", "parquet", "train/CLASS/"]
 
 
 def one_class(root: Path) -> list[str]:
@@ -323,7 +326,7 @@ def test_a_broken_image_can_be_skipped_and_is_counted(ait: Ait, tmp_path: Path) 
     assert json.loads(result.read_text())["skipped_images"] == 1
 
 
-def test_without_the_hub_the_message_says_which_files_to_put_where(
+def test_without_the_hub_the_message_explains_how_to_use_local_files(
     ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
