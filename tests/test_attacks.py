@@ -1,6 +1,7 @@
-"""No code from data, and no file outside a run: each attack is tried.
+"""Attacks that try to run code from data or to write outside a run.
 
-A trap is a folder that appears where the attack succeeds; traps are shown to work.
+A trap is a folder that appears if an attack succeeds. Each trap is also shown to work without the
+protection.
 """
 
 import ast
@@ -70,7 +71,9 @@ PICKLES = [pickled, pickled_by_torch]
 
 
 @pytest.mark.parametrize("write", PICKLES)
-def test_the_trap_works(write: Callable[[Path], bytes], trap: Path) -> None:
+def test_unpickling_without_protection_springs_the_trap(
+    write: Callable[[Path], bytes], trap: Path
+) -> None:
     content = io.BytesIO(write(trap))
     if write is pickled:
         pickle.load(content)
@@ -81,7 +84,7 @@ def test_the_trap_works(write: Callable[[Path], bytes], trap: Path) -> None:
 
 @code
 @pytest.mark.parametrize("write", PICKLES)
-def test_a_pickle_in_the_place_of_weights_runs_nothing(
+def test_a_pickle_named_like_the_weights_is_not_executed(
     write: Callable[[Path], bytes], run: Path, trap: Path
 ) -> None:
     (run / "model.safetensors").write_bytes(write(trap))
@@ -92,7 +95,7 @@ def test_a_pickle_in_the_place_of_weights_runs_nothing(
 
 @code
 @pytest.mark.parametrize("write", PICKLES)
-def test_a_pickle_beside_missing_weights_is_not_read(
+def test_a_pickle_is_not_read_if_the_weights_are_missing(
     write: Callable[[Path], bytes], run: Path, trap: Path
 ) -> None:
     (run / "model.safetensors").unlink()
@@ -105,7 +108,7 @@ def test_a_pickle_beside_missing_weights_is_not_read(
 
 @code
 @pytest.mark.parametrize("write", PICKLES)
-def test_the_hub_s_pickle_is_refused_where_it_has_no_safetensors(
+def test_a_pickle_on_the_hub_is_refused_if_there_are_no_safetensors(
     write: Callable[[Path], bytes], run: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "pytorch_model.bin").write_bytes(write(trap))
@@ -122,7 +125,7 @@ def test_the_hub_s_pickle_is_refused_where_it_has_no_safetensors(
     assert not trap.exists()
 
 
-def test_even_weights_alone_are_not_read_from_a_pickle(
+def test_even_a_harmless_pickle_of_weights_is_not_read(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(build_model(EXPERIMENT.model).state_dict(), run / "pytorch_model.bin")
@@ -165,9 +168,7 @@ TAGS = {
 
 @code
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_tag_that_constructs_objects_constructs_none(
-    tag: str, run: Path, trap: Path, ait: Ait
-) -> None:
+def test_a_yaml_tag_does_not_construct_objects(tag: str, run: Path, trap: Path, ait: Ait) -> None:
     path = run / "experiment.yaml"
     attack = f"train: {TAGS[tag].format(trap=trap)}\n"
     path.write_text(path.read_text() + attack)
@@ -180,7 +181,7 @@ def test_a_tag_that_constructs_objects_constructs_none(
 
 
 @code
-def test_code_beside_a_model_is_not_imported(run: Path, trap: Path) -> None:
+def test_python_files_next_to_a_model_are_not_imported(run: Path, trap: Path) -> None:
     for name in ("modeling.py", "__init__.py", "conftest.py", "run.py"):
         (run / name).write_text(f"import os; os.mkdir({str(trap)!r})")
     load_run(run)
@@ -215,23 +216,24 @@ def test_a_pickled_type_of_a_column_is_not_unpickled(
     name: bytes, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    told = {b"ARROW:extension:name": name, b"ARROW:extension:metadata": pickled(trap)}
-    schema = pa.schema([pa.field("x", pa.int64(), metadata=told)])
+    metadata = {b"ARROW:extension:name": name, b"ARROW:extension:metadata": pickled(trap)}
+    schema = pa.schema([pa.field("x", pa.int64(), metadata=metadata)])
     for split in ("train", "test"):
         pq.write_table(pa.table([pa.array([1, 2])], schema), tmp_path / f"{split}.parquet")
-    found = open_image_folder(tmp_path)
-    assert [list(split["x"]) for split in found.values()] == [[1, 2], [1, 2]]
+    splits = open_image_folder(tmp_path)
+    assert [list(split["x"]) for split in splits.values()] == [[1, 2], [1, 2]]
     assert not trap.exists()
 
 
 @code
 @pytest.mark.parametrize("kind", ["os.mkdir", "DatasetInfo", "Dataset", "Path", "__import__"])
-def test_a_table_names_no_class_to_construct(
+def test_a_class_named_in_a_table_is_not_constructed(
     kind: str, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    told = {"info": {"features": {"x": {"_type": kind, "path": str(trap), "name": str(trap)}}}}
-    schema = pa.schema([pa.field("x", pa.int64())], {b"huggingface": json.dumps(told).encode()})
+    features = {"x": {"_type": kind, "path": str(trap), "name": str(trap)}}
+    described = json.dumps({"info": {"features": features}}).encode()
+    schema = pa.schema([pa.field("x", pa.int64())], {b"huggingface": described})
     pq.write_table(pa.table([pa.array([1, 2])], schema), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="cannot read the parquet files"):
         open_image_folder(tmp_path)
@@ -243,7 +245,7 @@ def test_a_table_names_no_class_to_construct(
 def test_an_image_starts_no_program(
     name: str, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "bin" / "gs"  # what reads EPS
+    program = tmp_path / "bin" / "gs"  # Ghostscript, which Pillow starts for EPS
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\nmkdir -p {trap}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -262,25 +264,34 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "
 FORBIDDEN |= {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"}
 
 
-def test_the_source_has_no_way_to_run_code_of_others() -> None:
-    """Pickle, a YAML loader that is not the safe one, eval, and code of the hub."""
-    found = []
+def dotted_name(node: ast.expr) -> str:
+    """Return the name of what is called, such as torch.load."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def test_the_source_never_executes_foreign_code() -> None:
+    """It has no pickle, no unsafe YAML loader, no eval and no code from the hub."""
+    breaches: list[str] = []
     for path in SOURCE:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            found += [name for name in names if {"pickle", "dill", "joblib"} & {*name.split(".")}]
+            breaches += [
+                name for name in names if {"pickle", "dill", "joblib"} & {*name.split(".")}
+            ]
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
+            called = dotted_name(node.func)
             options = {option.arg: ast.unparse(option.value) for option in node.keywords}
             if (
                 called in FORBIDDEN
                 or (called == "torch.load" and options.get("weights_only") != "True")
                 or {"allow_pickle", "trust_remote_code", "shell"} & options.keys()
             ):
-                found.append(f"{path.name}: {called}")
-    assert not found
+                breaches.append(f"{path.name}: {called}")
+    assert not breaches
 
 
 # --- outside ---
@@ -288,7 +299,7 @@ def test_the_source_has_no_way_to_run_code_of_others() -> None:
 
 @pytest.fixture
 def precious(tmp_path: Path) -> Path:
-    """Make a folder outside the run, with a file that nothing may change."""
+    """Create a folder outside the run with a file that must not change."""
     folder = tmp_path / "precious"
     folder.mkdir()
     (folder / "file").write_text("precious")
@@ -303,19 +314,21 @@ def is_untouched(precious: Path) -> bool:
     )
 
 
-PLACES = ["../precious/x", "..", "../../x", "a/../../x", "/tmp/x", "a/b", "..\\x", "C:\\x", "~/x"]
+NAMES = ["../precious/x", "..", "../../x", "a/../../x", "/tmp/x", "a/b", "..\\x", "C:\\x", "~/x"]
 
 
 @outside
-@pytest.mark.parametrize("name", PLACES)
-def test_a_name_leads_nowhere_else(name: str, run: Path, ait: Ait, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_cannot_lead_to_another_folder(
+    name: str, run: Path, ait: Ait, tmp_path: Path
+) -> None:
     path = run / "experiment.yaml"
     saved = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(saved | {"name": name}))
     before = sorted(tmp_path.rglob("*"))
-    assert_refused(ait("eval", run), "name must be usable as a folder name")
-    said = ait("train", "triangle-ait-tiny", "--name", name, "--runs", tmp_path / "a" / "runs")
-    assert said.code == 2
+    assert_refused(ait("eval", run), "name must be a valid folder name")
+    result = ait("train", "triangle-ait-tiny", "--name", name, "--runs", tmp_path / "a" / "runs")
+    assert result.code == 2
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -330,7 +343,7 @@ def test_a_folder_that_is_a_link_is_refused(
 ) -> None:
     (run / folder).parent.mkdir(exist_ok=True)
     (run / folder).symlink_to(precious)
-    words = (f"{run / folder} is a link out of the run", "put a folder in its place")
+    words = (f"{run / folder} is a link out of the run", "replace it with a folder")
     for command in ("analyze", "eval", "report"):
         assert_refused(ait(command, run), *words)
     with pytest.raises(UserError, match="is a link out of the run"):
@@ -346,30 +359,34 @@ FILES += ["README.md"]
 @outside
 @pytest.mark.parametrize("is_partial", [False, True], ids=["file", "partial"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_a_link_is_replaced_not_followed(
+def test_a_file_that_is_a_link_is_replaced_and_not_followed(
     name: str, is_partial: bool, run: Path, precious: Path
 ) -> None:
     path = run / (f".{name}.partial" if is_partial else name)
     for target in (precious / "file", precious / "new"):
         path.unlink(missing_ok=True)
         path.symlink_to(target)
-        write_whole_run(run)
+        write_again(run, name)
         assert is_untouched(precious)
         assert not (run / name).is_symlink()
 
 
-def write_whole_run(run: Path) -> None:
-    save_experiment(EXPERIMENT, run / "experiment.yaml")
-    History([{"loss": 1.0}], [np.zeros((1, 4, 8))]).write(run)
-    build_model(EXPERIMENT.model).save_pretrained(run)
-    for name in FILES:
-        if name.endswith(("csv", "html", "json")) and name != "config.json":
+def write_again(run: Path, name: str) -> None:
+    """Write a file of a run as training and the commands do."""
+    match name:
+        case "experiment.yaml":
+            save_experiment(EXPERIMENT, run / name)
+        case "metrics.jsonl" | "memory.npz":
+            History([{"loss": 1.0}], [np.zeros((1, 4, 8))]).write(run)
+        case "model.safetensors" | "config.json" | "README.md":
+            build_model(EXPERIMENT.model).save_pretrained(run)
+        case _:
             write_file(run / name, b"new")
 
 
 @outside
 @pytest.mark.parametrize("name", ["evaluation.json", "confusion.csv", ".confusion.csv.partial"])
-def test_a_command_replaces_a_link_too(name: str, run: Path, ait: Ait, precious: Path) -> None:
+def test_a_command_replaces_a_link(name: str, run: Path, ait: Ait, precious: Path) -> None:
     (run / name).symlink_to(precious / "file")
     assert ait("eval", run).code == 0
     assert is_untouched(precious)
@@ -377,8 +394,8 @@ def test_a_command_replaces_a_link_too(name: str, run: Path, ait: Ait, precious:
 
 
 @outside
-def test_a_page_replaces_a_link(run: Path, ait: Ait, precious: Path) -> None:
-    (run / "result.json").unlink()  # a run under way has a page too
+def test_a_report_replaces_a_link(run: Path, ait: Ait, precious: Path) -> None:
+    (run / "result.json").unlink()  # an unfinished run has a report too
     (run / "report.html").symlink_to(precious / "file")
     assert ait("report", run).code == 0
     assert is_untouched(precious)
@@ -386,7 +403,7 @@ def test_a_page_replaces_a_link(run: Path, ait: Ait, precious: Path) -> None:
 
 
 @outside
-def test_overwriting_removes_a_link_and_not_what_it_leads_to(run: Path, precious: Path) -> None:
+def test_overwriting_removes_a_link_but_not_its_target(run: Path, precious: Path) -> None:
     (run / "checkpoint").symlink_to(precious)
     (run / "memory.npz").symlink_to(precious / "file")
     run_folder.prepare_folder(run, EXPERIMENT, torch.device("cpu"), resume=False)
@@ -394,7 +411,9 @@ def test_overwriting_removes_a_link_and_not_what_it_leads_to(run: Path, precious
     assert {path.name for path in run.iterdir()} == {"experiment.yaml", "environment.json"}
 
 
-def test_links_to_files_are_read_as_in_the_cache_of_the_hub(run: Path, tmp_path: Path) -> None:
+def test_files_that_are_links_are_read_as_in_the_cache_of_the_hub(
+    run: Path, tmp_path: Path
+) -> None:
     for path in list(run.iterdir()):
         path.rename(tmp_path / path.name)
         path.symlink_to(tmp_path / path.name)
@@ -402,7 +421,7 @@ def test_links_to_files_are_read_as_in_the_cache_of_the_hub(run: Path, tmp_path:
 
 
 @outside
-def test_an_image_that_is_a_link_gives_no_text_of_its_target(tmp_path: Path) -> None:
+def test_an_error_about_a_linked_image_does_not_quote_its_target(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("password")
     (tmp_path / "a.png").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError) as error:
@@ -414,10 +433,10 @@ def test_an_image_that_is_a_link_gives_no_text_of_its_target(tmp_path: Path) -> 
 
 
 NUM_CODE = 2 * len(PICKLES) + 2 + 2 + len(TAGS) + 2 + 2 + 5 + 2
-NUM_OUTSIDE = len(PLACES) + len(FOLDERS) + 2 * len(FILES) + 3 + 3
+NUM_OUTSIDE = len(NAMES) + len(FOLDERS) + 2 * len(FILES) + 3 + 3
 
 
 @pytest.mark.parametrize(("row", "tried"), [(CODE, NUM_CODE), (OUTSIDE, NUM_OUTSIDE)])
-def test_the_table_of_the_docs_counts_what_is_here(row: str, tried: int) -> None:
+def test_the_table_in_the_docs_has_the_number_of_these_attacks(row: str, tried: int) -> None:
     docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
     assert f"| {row} | {tried} | {tried} |" in docs

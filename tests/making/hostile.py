@@ -1,9 +1,11 @@
-"""Hostile input for the tests: images written byte by byte, and a run that was never trained."""
+"""Hostile input for tests: images written byte by byte, and a run that was never trained."""
 
 import io
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,14 +37,25 @@ EXPERIMENT = Experiment(
 
 def make_run(folder: Path) -> Path:
     """Write a complete run without training it."""
-    prepare_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
-    build_model(EXPERIMENT.model).save_pretrained(folder)
-    put_result(folder, result_of(EXPERIMENT, classes=["equilateral", "other"]))
+    folder.mkdir(parents=True)
+    for name, content in files_of_run().items():
+        (folder / name).write_bytes(content)
     return folder
 
 
+@cache
+def files_of_run() -> dict[str, bytes]:
+    """Return the content of every file of a complete run."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
+        build_model(EXPERIMENT.model).save_pretrained(folder)
+        put_result(folder, result_of(EXPERIMENT, classes=["equilateral", "other"]))
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 class Malice:
-    """Unpickling this makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -55,16 +68,16 @@ class Malice:
 
 RANDOM = np.random.default_rng(0)
 COLOR = RANDOM.integers(256, size=(8, 8, 3), dtype=np.uint8)
-GREY = RANDOM.integers(256, size=(8, 8), dtype=np.uint8)
+GRAY = RANDOM.integers(256, size=(8, 8), dtype=np.uint8)
 DEEP = RANDOM.integers(2**16, size=(8, 8), dtype=np.uint16)
 DEEP_COLOR = RANDOM.integers(2**16, size=(8, 8, 3), dtype=np.uint16)
 PALETTE = RANDOM.integers(256, size=(256, 3), dtype=np.uint8)
-INKS = RANDOM.integers(2, size=(8, 8, 4), dtype=np.uint8) * 255  # all or nothing of C, M, Y, K
+INKS = RANDOM.integers(2, size=(8, 8, 4), dtype=np.uint8) * 255  # none or all of C, M, Y, K
 RED = np.full((8, 8, 3), (255, 0, 0), np.uint8)
 
 
 class Picture(NamedTuple):
-    """A file, and the pixels (8, 8) or (8, 8, 3) that it has to give."""
+    """A file and the expected pixels, (8, 8) or (8, 8, 3)."""
 
     content: bytes
     pixels: np.ndarray
@@ -74,7 +87,10 @@ class Picture(NamedTuple):
 def png(
     pixels: np.ndarray, color: int = 2, extra: bytes = b"", size: tuple[int, int] | None = None
 ) -> bytes:
-    """Write a PNG: color 0 is grey, 2 RGB, 3 palette, 4 and 6 have alpha. A size may be a lie."""
+    """Write a PNG of color type 0 (gray), 2 (RGB), 3 (palette), 4 or 6 (alpha).
+
+    The header contains `size`, if given, instead of the actual size.
+    """
     height, width = pixels.shape[:2]
     depth = 8 * pixels.itemsize
     rows = pixels.astype(pixels.dtype.newbyteorder(">")).reshape(height, -1)
@@ -101,14 +117,14 @@ def gif(width: int, height: int) -> bytes:
 
 
 def webp(width: int, height: int) -> bytes:
-    """Write the beginning of a lossless WebP."""
+    """Write the start of a lossless WebP."""
     bits = (width - 1) | (height - 1) << 14
     body = b"VP8L" + struct.pack("<IBI", 16, 0x2F, bits) + bytes(11)
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 def tiff(width: int, height: int) -> bytes:
-    """Write an RGB TIFF of one strip that holds nothing."""
+    """Write an RGB TIFF with a single empty strip."""
     fields = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 2)]
     fields += [(273, 4, 8), (277, 3, 3), (278, 4, height), (279, 4, 0)]
     entries = b"".join(
@@ -117,9 +133,9 @@ def tiff(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4)
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:  # noqa: ANN401
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:  # noqa: ANN401
     file = io.BytesIO()
-    image.save(file, form, **options)
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -129,16 +145,16 @@ def turned(orientation: int) -> bytes:
     return png(COLOR, extra=chunk(b"eXIf", exif.tobytes()[6:]))
 
 
-def movie(form: str, **options: Any) -> bytes:  # noqa: ANN401
+def movie(file_format: str, **options: Any) -> bytes:  # noqa: ANN401
     first, second = Image.fromarray(RED), Image.fromarray(COLOR)
-    return encoded(first, form, save_all=True, append_images=[second], **options)
+    return encoded(first, file_format, save_all=True, append_images=[second], **options)
 
 
 def solid(color: tuple[int, ...], mode: str = "RGB") -> Image.Image:
     return Image.new(mode, (8, 8), color)
 
 
-UPRIGHT = {  # what the orientations of EXIF ask for
+UPRIGHT = {  # the image that each EXIF orientation asks for
     1: COLOR,
     2: COLOR[:, ::-1],
     3: COLOR[::-1, ::-1],
@@ -150,13 +166,13 @@ UPRIGHT = {  # what the orientations of EXIF ask for
 }
 ALPHA = RANDOM.integers(256, size=(8, 8, 1), dtype=np.uint8)
 DEEP_ALPHA = RANDOM.integers(2**16, size=(8, 8, 1), dtype=np.uint16)
-BITS = GREY > 127
+BITS = GRAY > 127
 PAINTED = (255 - INKS[..., :3]) // 255 * (255 - INKS[..., 3:])
 
 READABLE = {
-    "16-bit grey PNG": Picture(png(DEEP, 0), DEEP >> 8),
+    "16-bit gray PNG": Picture(png(DEEP, 0), DEEP >> 8),
     "16-bit color PNG": Picture(png(DEEP_COLOR), DEEP_COLOR >> 8),
-    "16-bit grey PNG with alpha": Picture(
+    "16-bit gray PNG with alpha": Picture(
         png(np.concatenate([DEEP[..., None], DEEP_ALPHA], -1), 4), DEEP >> 8
     ),
     "16-bit color PNG with alpha": Picture(
@@ -167,17 +183,17 @@ READABLE = {
     "16-bit PPM": Picture(
         b"P6\n8 8\n65535\n" + (np.uint16(257) * COLOR).astype(">u2").tobytes(), COLOR
     ),
-    "grey PNG": Picture(png(GREY, 0), GREY),
-    "grey JPEG": Picture(encoded(solid((77,), "L"), "JPEG"), np.full((8, 8), 77, np.uint8)),
-    "grey PGM": Picture(b"P5\n8 8\n255\n" + GREY.tobytes(), GREY),
+    "gray PNG": Picture(png(GRAY, 0), GRAY),
+    "gray JPEG": Picture(encoded(solid((77,), "L"), "JPEG"), np.full((8, 8), 77, np.uint8)),
+    "gray PGM": Picture(b"P5\n8 8\n255\n" + GRAY.tobytes(), GRAY),
     "black and white PBM": Picture(
         b"P4\n8 8\n" + np.packbits(~BITS, axis=1).tobytes(), BITS * np.uint8(255)
     ),
-    "grey PNG with alpha": Picture(png(np.concatenate([GREY[..., None], ALPHA], -1), 4), GREY),
-    "palette PNG": Picture(png(GREY, 3, chunk(b"PLTE", PALETTE.tobytes())), PALETTE[GREY]),
+    "gray PNG with alpha": Picture(png(np.concatenate([GRAY[..., None], ALPHA], -1), 4), GRAY),
+    "palette PNG": Picture(png(GRAY, 3, chunk(b"PLTE", PALETTE.tobytes())), PALETTE[GRAY]),
     "palette PNG with transparency": Picture(
-        png(GREY, 3, chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
-        PALETTE[GREY],
+        png(GRAY, 3, chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
+        PALETTE[GRAY],
     ),
     "color PNG with a transparent color": Picture(
         png(COLOR, 2, chunk(b"tRNS", struct.pack(">HHH", *COLOR[0, 0]))), COLOR
@@ -201,12 +217,12 @@ READABLE = {
     "EXIF rotation 99": Picture(turned(99), COLOR),
     "one pixel": Picture(png(RED[:1, :1]), RED),
     "a line of 1 x 60,000 pixels": Picture(png(np.full((60_000, 1, 3), RED[0, 0], "u1")), RED),
-    "more bytes behind the end": Picture(png(COLOR) + b"<script>" * 99, COLOR),
+    "more bytes after the end": Picture(png(COLOR) + b"<script>" * 99, COLOR),
 }
 
 WHOLE = {
-    form: encoded(Image.fromarray(np.kron(COLOR, np.ones((8, 8, 1), np.uint8))), form)
-    for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+    name: encoded(Image.fromarray(np.kron(COLOR, np.ones((8, 8, 1), np.uint8))), name)
+    for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 }
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 BOMBS = {
@@ -223,7 +239,7 @@ UNREADABLE = {
     "empty": b"",
     "one byte": b"\x89",
     "signature alone": png(COLOR)[:8],
-    **{f"truncated {form}": content[: len(content) // 2] for form, content in WHOLE.items()},
+    **{f"truncated {name}": content[: len(content) // 2] for name, content in WHOLE.items()},
     "wrong checksum": png(COLOR).replace(b"IDAT", b"IDAT\0", 1),
     "PNG without width": png(COLOR, size=(0, 8)),
     "PNG without height": png(COLOR, size=(8, 0)),
