@@ -3,6 +3,8 @@
 import copy
 import doctest
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -458,3 +460,14 @@ def test_the_example_in_the_docstring_is_right() -> None:
     results = doctest.testmod(workspace_module)
     assert results.attempted > 2
     assert not results.failed
+
+
+def test_importing_the_workspace_imports_neither_the_compiler_nor_other_libraries() -> None:
+    code = """
+import sys
+from associative_transformer import GlobalWorkspace
+slow = {"torch._dynamo", "torch._inductor", "torchvision", "datasets", "accelerate", "triton"}
+print(sorted(slow & set(sys.modules)))
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.strip() == "[]"

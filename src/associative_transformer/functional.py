@@ -61,7 +61,7 @@ def pooled_attention(
 ) -> Selection:
     """Map the pooled tokens to keys and values of each head, then let the priors attend to them.
 
-    k = u (W^K)ᵀ,  v = u (W^V)ᵀ
+    k = u W^K,  v = u W^V
     """
     k, v = (torch.nn.functional.linear(tokens, w.flatten(0, 1)) for w in (w_k, w_v))
     k, v = (rearrange(x, "t (s d) -> s t d", s=len(q)) for x in (k, v))
@@ -105,7 +105,7 @@ def hopfield_retrieve(
 ) -> Float[Tensor, "*B E"]:
     """Pull each state towards the attractors, `num_steps` times.
 
-    Step 6:  xi <- softmax(beta xi Yᵀ) Y,  with the attractors Y = f_LT(gamma^{t+1})
+    Step 6:  xi <- softmax(beta xi Yᵀ) Y,  with Y the attractors
     """
     for _ in range(num_steps):
         score = _softmax(beta * (state @ attractors.mT))  # (*B, M)

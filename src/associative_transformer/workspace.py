@@ -172,7 +172,10 @@ class GlobalWorkspace(nn.Module):
         return WriteOutput(written, balance_loss, selection)
 
     def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """Move the memory from gamma^t to gamma^{t+1}, unless the write is not finite."""
+        """Move the memory towards the write, or leave it unchanged if the write is not finite.
+
+        Step 4:  gamma^{t+1} = normalize((1 - alpha) gamma^t + alpha gamma-hat)
+        """
         if not self.config.differentiable_write:
             written = written.detach()
         old = protected_copy(self.priors)
@@ -185,7 +188,10 @@ class GlobalWorkspace(nn.Module):
     def read(
         self, u: Float[Tensor, "B N E"], priors: Float[Tensor, "M D"]
     ) -> Float[Tensor, "B N E"]:
-        """Retrieve what each token is associated with from the attractors f_LT(priors)."""
+        """Retrieve from the memory what each token is associated with.
+
+        Step 6:  r = softmax(beta u Yᵀ) Y,  with Y = f_LT(gamma^{t+1})
+        """
         c, attractors = self.config, self.to_attractor(priors)
         if self.reader is not None:
             return self.reader(u, attractors.expand(len(u), -1, -1))

@@ -1,7 +1,7 @@
-"""The kernels in Triton against the plain form: on a CUDA device, else in Triton's interpreter.
+"""The Triton kernels against the plain implementation, on a CUDA device or in the interpreter.
 
-Triton reads TRITON_INTERPRET where it is imported, so that takes a process of its own: the first
-test starts it, or by hand `TRITON_INTERPRET=1 pytest -m gpu tests/test_triton.py`.
+Triton reads TRITON_INTERPRET when it is imported, so its interpreter needs a separate process. The
+first test starts one; by hand: `TRITON_INTERPRET=1 pytest -m gpu tests/kernels/test_triton.py`.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
 """
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from associative_transformer import functional
 from associative_transformer.functional import Selection, balance_loss
+from associative_transformer.kernels import PoolAttention
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 read = pytest.importorskip("associative_transformer.kernels.triton_read")
@@ -35,18 +36,20 @@ gpu = pytest.mark.gpu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("marked", "options"), [("gpu and not compiled", SHAPES), ("gpu and compiled", ())]
+    ("markers", "options"), [("gpu and not compiled", SHAPES), ("gpu and compiled", ())]
 )
-def test_the_kernels_pass_in_tritons_interpreter(marked: str, options: tuple[str, ...]) -> None:
+def test_the_kernels_pass_in_the_interpreter_of_triton(
+    markers: str, options: tuple[str, ...]
+) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*command, "-m", marked, *options],
+    result = subprocess.run(
+        [*command, "-m", markers, *options],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
-    assert "skipped" not in done.stdout
+    assert result.returncode == 0, result.stdout[-5_000:] + result.stderr[-5_000:]
+    assert "skipped" not in result.stdout
 
 
 @pytest.fixture
@@ -55,12 +58,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
         widen_products(monkeypatch)
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        pytest.skip("neither a CUDA device nor Triton's interpreter (TRITON_INTERPRET=1)")
+        pytest.skip("needs a CUDA device or the interpreter of Triton (TRITON_INTERPRET=1)")
     return torch.device("cuda")
 
 
 def widen_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mend the interpreter, which multiplies the bit patterns of bfloat16 (Triton 3.8)."""
+    """Fix the interpreter, which multiplies the bit patterns of bfloat16 (Triton 3.8)."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     multiply = interpreter.InterpreterBuilder.create_dot
 
@@ -81,7 +84,7 @@ def widen_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Inputs(NamedTuple):
     q: Tensor  # (S, M, D)
-    pool: Tensor  # (T, E)
+    tokens: Tensor  # (T, E)
     w_k: Tensor  # (S, D, E)
     w_v: Tensor  # (S, D, E)
 
@@ -99,20 +102,20 @@ def inputs(
 
 
 def whole_numbers(device: torch.device, num_priors: int, num_tokens: int) -> Inputs:
-    """Give inputs whose similarities are exact, and often equal."""
+    """Return inputs whose similarities are exact, and often equal."""
     given = inputs(device, num_priors, num_tokens=num_tokens)
     return Inputs(*(torch.randint_like(x, -1, 2).requires_grad_() for x in given))
 
 
 def loss_of(selection: Selection, num_tokens: int) -> Tensor:
-    """Depend on values and scores, each entry with a slope of its own."""
+    """Return a loss that depends on values and scores, with another slope for each value."""
     slopes = torch.linspace(-1, 2, selection.value.numel()).to(selection.value)
     unevenness = balance_loss(selection.score, selection.chosen, num_tokens)
     return (slopes.view_as(selection.value) * selection.value).sum() + 0.1 * unevenness
 
 
 def gradients(selection: Selection, given: Inputs) -> Sequence[Tensor]:
-    return torch.autograd.grad(loss_of(selection, len(given.pool)), given)
+    return torch.autograd.grad(loss_of(selection, len(given.tokens)), given)
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -124,7 +127,7 @@ def assert_near(ours: Tensor, theirs: Tensor, share: float) -> None:
 
 
 def assert_same_winners(ours: Selection, theirs: Selection) -> None:
-    """Compare in the order of the pool, which is ours."""
+    """Compare in the order of the pool, in which ours are."""
     chosen, order = theirs.chosen.sort(dim=-1)
     assert torch.equal(ours.chosen, chosen)
     assert_close(ours.score, theirs.score.gather(-1, order))
@@ -134,19 +137,19 @@ def assert_same_winners(ours: Selection, theirs: Selection) -> None:
 @pytest.mark.parametrize(
     ("num_priors", "width", "num_tokens", "bottleneck"),
     [
-        (5, 16, 300, 40),  # a third tile that is not full
+        (5, 16, 300, 40),  # the third tile is not full
         (1, 32, 2, 1),
         (32, 16, 128, 127),  # a full group, a full tile, all but one win
-        (33, 16, 129, 128),  # one prior and one token more
+        (33, 16, 129, 128),  # one more prior and token than that
         (3, 64, 257, 256),
         (70, 128, 20, 7),
     ],
 )
-def test_the_write_equals_the_plain_form_forward_and_backward(
+def test_the_write_equals_the_plain_implementation_forward_and_backward(
     device: torch.device, num_priors: int, width: int, num_tokens: int, bottleneck: int
 ) -> None:
     given = inputs(device, num_priors, width, num_tokens)
-    ours, theirs = (form.pooled_attention(*given, bottleneck) for form in (write, functional))
+    ours, theirs = (module.pooled_attention(*given, bottleneck) for module in (write, functional))
     assert_same_winners(ours, theirs)
     assert_close(ours.value, theirs.value)
     for mine, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
@@ -155,16 +158,16 @@ def test_the_write_equals_the_plain_form_forward_and_backward(
 
 @gpu
 @pytest.mark.parametrize("part", ["value", "score"])
-def test_values_and_scores_have_gradients_of_their_own(device: torch.device, part: str) -> None:
+def test_values_and_scores_have_separate_gradients(device: torch.device, part: str) -> None:
     given = inputs(device)
-    found = []
-    for form in (write, functional):
-        selection = form.pooled_attention(*given, 40)
+    grads = []
+    for module in (write, functional):
+        selection = module.pooled_attention(*given, 40)
         loss = selection.value.square().sum()
         if part == "score":
-            loss = balance_loss(selection.score, selection.chosen, len(given.pool))
-        found.append(torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True))
-    for mine, other in zip(*found, strict=True):
+            loss = balance_loss(selection.score, selection.chosen, len(given.tokens))
+        grads.append(torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True))
+    for mine, other in zip(*grads, strict=True):
         assert_close(mine, other)
 
 
@@ -176,7 +179,7 @@ def test_of_equal_tokens_the_first_in_the_pool_win(
 ) -> None:
     given = whole_numbers(device, num_priors, num_tokens)
     ours = write.pooled_attention(*given, bottleneck)
-    similarity = given.q.double() @ (given.w_k.double() @ given.pool.double().mT)
+    similarity = given.q.double() @ (given.w_k.double() @ given.tokens.double().mT)
     order = similarity.argsort(dim=-1, descending=True, stable=True)
     assert torch.equal(ours.chosen, order[..., :bottleneck].sort(dim=-1).values)
     logits = similarity.gather(-1, ours.chosen) / given.q.shape[-1] ** 0.5
@@ -184,9 +187,9 @@ def test_of_equal_tokens_the_first_in_the_pool_win(
 
 
 @gpu
-def test_when_all_are_equal_the_first_k_win_alike(device: torch.device) -> None:
-    given = inputs(device)
-    given = given._replace(pool=torch.ones_like(given.pool))
+def test_if_all_are_equal_the_first_k_win_with_equal_scores(device: torch.device) -> None:
+    given = whole_numbers(device, num_priors=5, num_tokens=300)  # free of rounding
+    given = given._replace(tokens=torch.ones_like(given.tokens))
     ours = write.pooled_attention(*given, 140)
     assert torch.equal(ours.chosen, torch.arange(140, device=device).expand_as(ours.chosen))
     assert_close(ours.score, torch.full_like(ours.score, 1 / 140))
@@ -195,24 +198,24 @@ def test_when_all_are_equal_the_first_k_win_alike(device: torch.device) -> None:
 @gpu
 @pytest.mark.parametrize("where", [slice(3, 9), slice(None)], ids=["some", "all"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_exactly_k_tokens_win_though_some_are_not_finite(
+def test_exactly_k_tokens_win_even_if_some_are_not_finite(
     device: torch.device, where: slice, value: float
 ) -> None:
     given = inputs(device)
-    pool = given.pool.detach().clone()
-    pool[where] = value
-    chosen = write.pooled_attention(*given._replace(pool=pool), 40).chosen
+    tokens = given.tokens.detach().clone()
+    tokens[where] = value
+    chosen = write.pooled_attention(*given._replace(tokens=tokens), 40).chosen
     assert all(len(row.unique()) == 40 for row in chosen.flatten(0, 1))
     assert chosen.min() >= 0
-    assert chosen.max() < len(pool)
+    assert chosen.max() < len(tokens)
 
 
 @gpu
 @pytest.mark.parametrize("scale", [1e-30, 1e5])
-def test_tiny_and_huge_similarities_are_told_apart(device: torch.device, scale: float) -> None:
+def test_tiny_and_huge_similarities_are_distinguished(device: torch.device, scale: float) -> None:
     given = inputs(device)
     given = given._replace(q=(given.q * scale).detach().requires_grad_())
-    ours, theirs = (form.pooled_attention(*given, 40) for form in (write, functional))
+    ours, theirs = (module.pooled_attention(*given, 40) for module in (write, functional))
     assert torch.equal(ours.chosen, theirs.chosen.sort(dim=-1).values)
     assert_close(ours.score.sum(dim=-1), torch.ones_like(ours.score[..., 0]))
     assert all(gradient.isfinite().all() for gradient in gradients(ours, given))
@@ -228,7 +231,9 @@ def test_two_writes_are_equal_bit_for_bit(device: torch.device) -> None:
 
 @gpu
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_write_in_bfloat16_is_near_that_in_float32(device: torch.device, autocast: bool) -> None:
+def test_a_write_in_bfloat16_is_close_to_one_in_float32(
+    device: torch.device, autocast: bool
+) -> None:
     given = inputs(device)
     exact = functional.pooled_attention(*given, 290)
     expected = gradients(exact, given)
@@ -255,16 +260,16 @@ def test_a_write_in_bfloat16_is_near_that_in_float32(device: torch.device, autoc
         (8, torch.float32, 9),
     ],
 )
-def test_where_the_write_does_not_fit_it_is_the_plain_form(
+def test_an_unsupported_write_equals_the_plain_implementation(
     device: torch.device, width: int, dtype: torch.dtype, bottleneck: int | None
 ) -> None:
     given = inputs(device, width=width, dtype=dtype)
-    ours, theirs = (form.pooled_attention(*given, bottleneck) for form in (write, functional))
+    ours, theirs = (module.pooled_attention(*given, bottleneck) for module in (write, functional))
     assert all(map(torch.equal, ours, theirs))
 
 
 class Largest(TorchDispatchMode):
-    """Keep the size of the largest tensor that an operator makes."""
+    """Record the size of the largest tensor that an operator returns."""
 
     num_bytes = 0
 
@@ -283,20 +288,22 @@ def test_no_tensor_has_a_score_for_each_prior_and_token(device: torch.device) ->
         torch.randn(shape, device=device)
         for shape in ((S, num_priors, width), (num_tokens, S, width), (num_tokens, S, width))
     )
-    with Largest() as mode:  # it does not see into an operator, hence the functions behind them
-        value, *found = write._attend._init_fn(q, k, v, 6)
-        write._attend_backward._init_fn([value, found[0]], [q, k, v, *found])
+    with Largest() as mode:  # does not look into operators, so call what implements them
+        value, *others = write._attend._init_fn(q, k, v, 6)
+        write._attend_backward._init_fn([value, others[0]], [q, k, v, *others])
     assert mode.num_bytes == 4 * num_tokens * S * width  # the gradients of keys and values
     with Largest() as plain:
         functional.bottleneck_attention(q, k.transpose(0, 1), v.transpose(0, 1), 6)
-    assert plain.num_bytes >= 4 * S * num_priors * num_tokens  # so the measure can fail
+    assert plain.num_bytes >= 4 * S * num_priors * num_tokens  # so this test can fail
 
 
 @gpu
-def test_a_workspace_trains_with_it(device: torch.device) -> None:
+def test_a_workspace_trains_with_the_triton_write(device: torch.device) -> None:
     config = WorkspaceConfig(num_priors=4, prior_dim=16, num_heads=3, bottleneck=30)
-    plain = GlobalWorkspace(E, config, attend=functional.pooled_attention).to(device)
-    fast = GlobalWorkspace(E, config, attend=write.pooled_attention).to(device)
+    plain = GlobalWorkspace(E, config, attend=PoolAttention(functional.pooled_attention)).to(
+        device
+    )
+    fast = GlobalWorkspace(E, config, attend=PoolAttention(write.pooled_attention)).to(device)
     fast.load_state_dict(plain.state_dict())
     tokens = torch.randn(5, 40, E, device=device)
     for workspace in (plain, fast):
@@ -326,9 +333,9 @@ def memory(
     return Memory(*drawn)
 
 
-def retrieve(form: ModuleType, given: Memory, beta: float, num_steps: int) -> tuple[Tensor, ...]:
-    """Give what is retrieved and the gradients."""
-    retrieved = form.hopfield_retrieve(*given, beta, num_steps)
+def retrieve(module: ModuleType, given: Memory, beta: float, num_steps: int) -> tuple[Tensor, ...]:
+    """Return what is retrieved, and the gradients."""
+    retrieved = module.hopfield_retrieve(*given, beta, num_steps)
     slopes = torch.linspace(-1, 2, retrieved.numel()).to(retrieved).view_as(retrieved)
     return retrieved, *torch.autograd.grad((slopes * retrieved).sum(), given)
 
@@ -337,7 +344,7 @@ def retrieve(form: ModuleType, given: Memory, beta: float, num_steps: int) -> tu
 @pytest.mark.parametrize(
     ("shape", "num_attractors", "beta", "num_steps"),
     [
-        ((3, 50, 70), 5, 1.0, 1),  # a third tile and a second block that are not full
+        ((3, 50, 70), 5, 1.0, 1),  # the third tile and the second block are not full
         ((64, 64), 16, 0.3, 1),  # full ones
         ((2, 65), 1, 1.0, 1),
         ((5, 13, 129), 33, 2.0, 3),
@@ -345,7 +352,7 @@ def retrieve(form: ModuleType, given: Memory, beta: float, num_steps: int) -> tu
         ((0, 4), 5, 1.0, 1),
     ],
 )
-def test_the_read_equals_the_plain_form_forward_and_backward(
+def test_the_read_equals_the_plain_implementation_forward_and_backward(
     device: torch.device,
     shape: tuple[int, ...],
     num_attractors: int,
@@ -353,7 +360,7 @@ def test_the_read_equals_the_plain_form_forward_and_backward(
     num_steps: int,
 ) -> None:
     given = memory(device, shape, num_attractors)
-    ours, theirs = (retrieve(form, given, beta, num_steps) for form in (read, functional))
+    ours, theirs = (retrieve(module, given, beta, num_steps) for module in (read, functional))
     for mine, other in zip(ours, theirs, strict=True):
         assert_close(mine, other)
 
@@ -361,17 +368,18 @@ def test_the_read_equals_the_plain_form_forward_and_backward(
 @gpu
 def test_large_associations_retrieve_one_attractor(device: torch.device) -> None:
     given = memory(device)
-    retrieved, *found = retrieve(read, given, 1e5, 1)
+    retrieved, *grads = retrieve(read, given, 1e5, 1)
     nearest = (given.state @ given.attractors.mT).argmax(dim=-1)
     assert_close(retrieved, given.attractors[nearest])
-    assert all(gradient.isfinite().all() for gradient in found)
+    assert all(gradient.isfinite().all() for gradient in grads)
 
 
 @gpu
 def test_a_read_of_transposed_tokens_is_right(device: torch.device) -> None:
     given = memory(device, (70, 50))
     given = Memory(given.state.mT, memory(device, (1, 70)).attractors)
-    for mine, other in zip(*(retrieve(f, given, 1.0, 1) for f in (read, functional)), strict=True):
+    results = (retrieve(module, given, 1.0, 1) for module in (read, functional))
+    for mine, other in zip(*results, strict=True):
         assert_close(mine, other)
 
 
@@ -383,28 +391,32 @@ def test_two_reads_are_equal_bit_for_bit(device: torch.device) -> None:
 
 @gpu
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_read_in_bfloat16_is_near_that_in_float32(device: torch.device, autocast: bool) -> None:
+def test_a_read_in_bfloat16_is_close_to_one_in_float32(
+    device: torch.device, autocast: bool
+) -> None:
     given = memory(device)
     exact = retrieve(functional, given, 1.0, 1)
     if not autocast:
         given = Memory(*(x.detach().bfloat16().requires_grad_() for x in given))
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        found = retrieve(read, given, 1.0, 1)
-    assert found[0].dtype == torch.bfloat16
-    for mine, other in zip(found, exact, strict=True):
+        results = retrieve(read, given, 1.0, 1)
+    assert results[0].dtype == torch.bfloat16
+    for mine, other in zip(results, exact, strict=True):
         assert_near(mine, other, 0.05)
 
 
 @gpu
 @pytest.mark.parametrize(("num_attractors", "dtype"), [(129, torch.float32), (5, torch.float64)])
-def test_where_the_read_does_not_fit_it_is_the_plain_form(
+def test_an_unsupported_read_equals_the_plain_implementation(
     device: torch.device, num_attractors: int, dtype: torch.dtype
 ) -> None:
     given = memory(device, num_attractors=num_attractors, dtype=dtype)
-    assert all(map(torch.equal, *(retrieve(form, given, 1.0, 2) for form in (read, functional))))
+    assert all(
+        map(torch.equal, *(retrieve(module, given, 1.0, 2) for module in (read, functional)))
+    )
 
 
-# --- both, for autograd and the compiler ---
+# --- both, with autograd and the compiler ---
 
 
 @gpu
@@ -416,8 +428,8 @@ def test_the_operators_are_sound_for_autograd_and_compiler(device: torch.device)
     )
     torch.library.opcheck(write._attend, (q, k, v, 9))
     given = [x.detach() for x in (q, k, v)]
-    value, *found = write._attend(*given, 9)
-    torch.library.opcheck(write._attend_backward, ([value, found[0]], [*given, *found]))
+    value, *others = write._attend(*given, 9)
+    torch.library.opcheck(write._attend_backward, ([value, others[0]], [*given, *others]))
     hopfield = memory(device)
     torch.library.opcheck(read._retrieve, (*hopfield, 0.5))
     state, attractors = (x.detach() for x in hopfield)
@@ -426,17 +438,17 @@ def test_the_operators_are_sound_for_autograd_and_compiler(device: torch.device)
 
 @gpu
 @pytest.mark.compiled
-def test_compiled_they_are_one_graph_and_the_same(device: torch.device) -> None:
+def test_compiled_kernels_form_one_graph_with_the_same_numbers(device: torch.device) -> None:
     given, hopfield = inputs(device), memory(device)
 
-    def both(pool: Tensor, state: Tensor) -> tuple[Selection, Tensor]:
-        selection = write.pooled_attention(given.q, pool, given.w_k, given.w_v, 40)
+    def both(tokens: Tensor, state: Tensor) -> tuple[Selection, Tensor]:
+        selection = write.pooled_attention(given.q, tokens, given.w_k, given.w_v, 40)
         return selection, read.hopfield_retrieve(state, hopfield.attractors, 0.5, 2)
 
-    found: list[Sequence[Tensor]] = []
-    for form in (both, torch.compile(both, fullgraph=True, backend="aot_eager")):
-        selection, retrieved = form(given.pool, hopfield.state)
-        loss = loss_of(selection, len(given.pool)) + retrieved.square().sum()
-        found.append([*selection, *torch.autograd.grad(loss, [*given, *hopfield])])
-    for ours, theirs in zip(*found, strict=True):
+    results: list[Sequence[Tensor]] = []
+    for function in (both, torch.compile(both, fullgraph=True, backend="aot_eager")):
+        selection, retrieved = function(given.tokens, hopfield.state)
+        loss = loss_of(selection, len(given.tokens)) + retrieved.square().sum()
+        results.append([*selection, *torch.autograd.grad(loss, [*given, *hopfield])])
+    for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)

@@ -1,8 +1,9 @@
-"""The Hopfield retrieval in Triton: one pass over the tokens, no weights stored.
+"""The Hopfield retrieval in Triton: one pass over the tokens, and no scores stored.
 
-All attractors answer a tile of tokens at once, so that the softmax never leaves the registers;
-tokens and attractors are read in blocks of columns. Backward computes the weights anew. What the
-attractors owe to a tile of tokens is kept apart and summed in the end: no sum depends on timing.
+A tile of tokens is compared with all attractors at once, so that the softmax never leaves the
+registers. Tokens and attractors are read in blocks of columns. Backward computes the scores
+again. The gradient of the attractors is stored for each tile of tokens and summed at the end, so
+that no sum depends on timing.
 
 Dims     T tokens, of all images   E token width   M attractors   N tiles of tokens
 """
@@ -19,9 +20,9 @@ from triton.language import constexpr, tensor
 from associative_transformer import functional
 
 DTYPES = (torch.float32, torch.bfloat16)
-MAX_ATTRACTORS = 128  # that fit in registers
-TOKENS = constexpr(64)  # of a tile
-COLUMNS = constexpr(64)  # of a block
+MAX_ATTRACTORS = 128  # as many as fit in registers
+TOKENS = constexpr(64)  # in a tile
+COLUMNS = constexpr(64)  # in a block
 
 
 def hopfield_retrieve(
@@ -30,17 +31,17 @@ def hopfield_retrieve(
     beta: float,
     num_steps: int = 1,
 ) -> Float[Tensor, "*B E"]:
-    """Give what `functional.hopfield_retrieve` gives; it can be differentiated once.
+    """Compute `functional.hopfield_retrieve`; can be differentiated once.
 
-    Similarities are float32. With more than `MAX_ATTRACTORS`, or a dtype that is none of
-    `DTYPES`, it is the plain form itself.
+    Similarities are float32. With more than `MAX_ATTRACTORS` attractors, or a dtype that is not
+    in `DTYPES`, this calls `functional`.
     """
     device = state.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         state, attractors = state.to(dtype), attractors.to(dtype)
-    fits = len(attractors) <= MAX_ATTRACTORS and {state.dtype, attractors.dtype} <= {*DTYPES}
-    if not fits:
+    is_supported = {state.dtype, attractors.dtype} <= {*DTYPES}
+    if len(attractors) > MAX_ATTRACTORS or not is_supported:
         return functional.hopfield_retrieve(state, attractors, beta, num_steps)
     for _ in range(num_steps):
         state = _retrieve(state, attractors, beta)
@@ -53,10 +54,10 @@ def hopfield_retrieve(
     schema="(Tensor state, Tensor attractors, float beta) -> Tensor",
 )
 def _retrieve(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
-    """Pull each state towards the attractors, once."""
+    """Pull each state towards the attractors once."""
     state, attractors = state.contiguous(), attractors.contiguous()
     retrieved = torch.empty_like(state)
-    with torch.cuda.device(state.get_device()):  # -1, a CPU, changes nothing
+    with torch.cuda.device(state.get_device()):  # -1, which means a CPU, changes nothing
         _forward[_grid(state)](state, attractors, retrieved, beta, *_sizes(state, attractors))
     return retrieved
 
@@ -74,12 +75,12 @@ def _(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
 def _retrieve_backward(
     gradient: Tensor, state: Tensor, attractors: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Give the gradients of states and attractors."""
-    given = gradient.contiguous(), state.contiguous(), attractors.contiguous()
-    grid, state_grad = _grid(state), torch.empty_like(given[1])
+    """Return the gradients of states and attractors."""
+    tensors = gradient.contiguous(), state.contiguous(), attractors.contiguous()
+    grid, state_grad = _grid(state), torch.empty_like(tensors[1])
     parts = attractors.new_empty(*grid, *attractors.shape, dtype=torch.float32)  # (N, M, E)
     with torch.cuda.device(state.get_device()):
-        _backward[grid](*given, state_grad, parts, beta, *_sizes(state, attractors))
+        _backward[grid](*tensors, state_grad, parts, beta, *_sizes(state, attractors))
     return state_grad, parts.sum(dim=0).to(attractors.dtype)
 
 
@@ -88,7 +89,7 @@ def _(gradient: Tensor, state: Tensor, attractors: Tensor, beta: float) -> tuple
     return state.new_empty(state.shape), attractors.new_empty(attractors.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     *tensors, ctx.beta = inputs
     ctx.save_for_backward(*tensors)
 
@@ -97,7 +98,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # noqa: ANN4
     return *_retrieve_backward(gradient, *ctx.saved_tensors, ctx.beta), None
 
 
-_retrieve.register_autograd(_differentiate, setup_context=_keep)
+_retrieve.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 def _grid(state: Tensor) -> tuple[int]:
@@ -105,10 +106,10 @@ def _grid(state: Tensor) -> tuple[int]:
 
 
 def _sizes(state: Tensor, attractors: Tensor) -> tuple[int, int, int, int]:
-    """Give T, M and E, and the attractors of a tile: a power of two that a product takes."""
+    """Return T, M and E, and the padded number of attractors: a power of two, as `dot` needs."""
     num_attractors, width = attractors.shape
-    filled = max(16, triton.next_power_of_2(num_attractors))
-    return state.numel() // width, num_attractors, width, filled
+    padded = max(16, triton.next_power_of_2(num_attractors))
+    return state.numel() // width, num_attractors, width, padded
 
 
 @no_type_check
@@ -125,17 +126,17 @@ def _forward(
 ) -> None:
     """Retrieve a tile of tokens."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    which = tl.arange(0, ATTRACTORS)
+    attractor = tl.arange(0, ATTRACTORS)
     similarity = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)
     for first in range(0, width, COLUMNS):
-        y = _load(attractors, which, num_attractors, first, width)
+        y = _load(attractors, attractor, num_attractors, first, width)
         x = _load(state, token, num_tokens, first, width).to(y.dtype)
         similarity += tl.dot(x, tl.trans(y), input_precision="ieee")
-    weight = _softmax(beta * similarity, num_attractors, ATTRACTORS)
+    score = _softmax(beta * similarity, num_attractors, ATTRACTORS)
     for first in range(0, width, COLUMNS):
-        y = _load(attractors, which, num_attractors, first, width)
-        taken = tl.dot(weight.to(y.dtype), y, input_precision="ieee")
-        _store(retrieved, taken, token, num_tokens, first, width)
+        y = _load(attractors, attractor, num_attractors, first, width)
+        mixed = tl.dot(score.to(y.dtype), y, input_precision="ieee")
+        _store(retrieved, mixed, token, num_tokens, first, width)
 
 
 @no_type_check
@@ -152,43 +153,43 @@ def _backward(
     width: tensor,
     ATTRACTORS: constexpr,
 ) -> None:
-    """Give the gradient of a tile of tokens, and its part in the gradient of the attractors."""
+    """Compute the gradient of a tile of tokens, and its part of the gradient of the attractors."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    which = tl.arange(0, ATTRACTORS)
+    attractor = tl.arange(0, ATTRACTORS)
     similarity = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)
-    agreement = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)  # of attractors and gradient
+    agreement = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)  # of gradients with attractors
     for first in range(0, width, COLUMNS):
-        y = _load(attractors, which, num_attractors, first, width)
+        y = _load(attractors, attractor, num_attractors, first, width)
         x = _load(state, token, num_tokens, first, width).to(y.dtype)
         g = _load(gradient, token, num_tokens, first, width).to(y.dtype)
         similarity += tl.dot(x, tl.trans(y), input_precision="ieee")
         agreement += tl.dot(g, tl.trans(y), input_precision="ieee")
-    weight = _softmax(beta * similarity, num_attractors, ATTRACTORS)
-    slope = beta * weight * (agreement - tl.sum(weight * agreement, axis=1)[:, None])
+    score = _softmax(beta * similarity, num_attractors, ATTRACTORS)
+    slope = beta * score * (agreement - tl.sum(score * agreement, axis=1)[:, None])
     part = parts + tl.program_id(0).to(tl.int64) * num_attractors * width
     for first in range(0, width, COLUMNS):
-        y = _load(attractors, which, num_attractors, first, width)
+        y = _load(attractors, attractor, num_attractors, first, width)
         x = _load(state, token, num_tokens, first, width).to(y.dtype)
         g = _load(gradient, token, num_tokens, first, width).to(y.dtype)
-        owed = tl.dot(slope.to(y.dtype), y, input_precision="ieee")
-        _store(state_grad, owed, token, num_tokens, first, width)
-        owed = tl.dot(tl.trans(weight).to(y.dtype), g, input_precision="ieee")
-        owed += tl.dot(tl.trans(slope).to(y.dtype), x, input_precision="ieee")
-        _store(part, owed, which, num_attractors, first, width)
+        grad = tl.dot(slope.to(y.dtype), y, input_precision="ieee")
+        _store(state_grad, grad, token, num_tokens, first, width)
+        grad = tl.dot(tl.trans(score).to(y.dtype), g, input_precision="ieee")
+        grad += tl.dot(tl.trans(slope).to(y.dtype), x, input_precision="ieee")
+        _store(part, grad, attractor, num_attractors, first, width)
 
 
 @no_type_check
 @triton.jit
 def _softmax(logits: tensor, num_attractors: tensor, ATTRACTORS: constexpr) -> tensor:
     logits = tl.where(tl.arange(0, ATTRACTORS)[None, :] < num_attractors, logits, -float("inf"))
-    weight = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return weight / tl.sum(weight, axis=1)[:, None]
+    exponential = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    return exponential / tl.sum(exponential, axis=1)[:, None]
 
 
 @no_type_check
 @triton.jit
 def _load(x: tensor, row: tensor, num_rows: tensor, first: tensor, width: tensor) -> tensor:
-    """Load a block of columns of some rows, zeros beyond the end."""
+    """Load a block of columns of some rows, with zeros beyond the end."""
     column = first + tl.arange(0, COLUMNS)
     is_real = (row < num_rows)[:, None] & (column < width)[None, :]
     return tl.load(x + row.to(tl.int64)[:, None] * width + column, mask=is_real, other=0.0)

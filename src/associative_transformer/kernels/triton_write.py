@@ -1,13 +1,13 @@
-"""Pooled attention in Triton: similarities stay on the chip, only winners are stored.
+"""Pooled attention in Triton: similarities stay on the chip, and only winners are stored.
 
-The winners of a prior are the tokens above a threshold, searched for four bits at a time in the
-bit patterns of the similarities. Each turn computes these anew, tile by tile, as flash attention
-does, and keeps only how many reach each of 15 limits. In the end a token has one bit for each
-prior, set where it won. One compiled kernel makes all comparisons and what follows takes its
-bits, so exactly K tokens win: of equal ones the first in the pool. No sum depends on timing.
+The winners of a prior are the tokens above a threshold, which is found four bits at a time in the
+bit patterns of the similarities. Each round computes these again, tile by tile as in flash
+attention, and only counts how many reach each of 15 limits. At the end, a token has one bit for
+each prior, set if it won. One compiled kernel makes all comparisons, and what follows uses these
+bits, so exactly K tokens win, and of equal ones the first in the pool. No sum depends on timing.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
-         N tiles of tokens   G groups of priors, a word of bits for each token
+         N tiles of tokens   G groups of priors, with one word of bits per token
 """
 
 from typing import Any, no_type_check
@@ -21,36 +21,35 @@ from torch.nn.functional import linear
 from triton.language import constexpr, tensor
 
 from associative_transformer import functional
-from associative_transformer.functional import Selection
 
 DTYPES = (torch.float32, torch.bfloat16)
-WIDTHS = (16, 32, 64, 128)  # of a head, that fill a tile
-TOKENS = constexpr(128)  # of a tile
-PRIORS = constexpr(32)  # of a group: the bits of a word
-LIMITS = constexpr(15)  # of one turn of the search: the values of four bits, but 0
+WIDTHS = (16, 32, 64, 128)  # widths of a head that fill a tile
+TOKENS = constexpr(128)  # in a tile
+PRIORS = constexpr(32)  # in a group: the bits of a word
+LIMITS = constexpr(15)  # in a round of the search: the values of four bits, except 0
 
 
 def pooled_attention(
     q: Float[Tensor, "S M D"],
-    pool: Float[Tensor, "T E"],
+    tokens: Float[Tensor, "T E"],
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
-) -> Selection:
-    """Give what `functional.pooled_attention` gives; it can be differentiated once.
+) -> functional.Selection:
+    """Compute `functional.pooled_attention`; can be differentiated once.
 
-    The winners of a prior stand in the order of the pool; similarities are float32. Where all
-    tokens win, D is none of `WIDTHS` or the dtype none of `DTYPES`, it is the plain form itself.
+    The winners of a prior are in the order of the pool, and similarities are float32. If all
+    tokens win, or if `WIDTHS` lacks D or `DTYPES` the dtype, this calls `functional`.
     """
     num_heads, _, width = q.shape
-    device = pool.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else pool.dtype
-    if bottleneck is None or bottleneck >= len(pool) or width not in WIDTHS or dtype not in DTYPES:
-        return functional.pooled_attention(q, pool, w_k, w_v, bottleneck)
-    k, v = (linear(pool, w.flatten(0, 1)).view(-1, num_heads, width) for w in (w_k, w_v))
+    autocast = torch.is_autocast_enabled(tokens.device.type)
+    dtype = torch.get_autocast_dtype(tokens.device.type) if autocast else tokens.dtype
+    is_supported = width in WIDTHS and dtype in DTYPES
+    if bottleneck is None or bottleneck >= len(tokens) or not is_supported:
+        return functional.pooled_attention(q, tokens, w_k, w_v, bottleneck)
+    k, v = (linear(tokens, w.flatten(0, 1)).view(-1, num_heads, width) for w in (w_k, w_v))
     value, score, chosen, *_ = _attend(q.to(dtype), k, v, bottleneck)
-    return Selection(value, score, chosen)
+    return functional.Selection(value, score, chosen)
 
 
 @torch.library.custom_op(
@@ -60,19 +59,19 @@ def pooled_attention(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int) -> tuple[Tensor, ...]:
-    """Give values (S, M, D), scores and positions (S, M, K), and for the way back bits and places.
+    """Return values (S, M, D), scores and positions (S, M, K), and two tensors for backward.
 
-    The bits are marks[0], (S, G, T); start (S, N, M) are the winners before each tile.
+    marks[0] (S, G, T) holds the bits of the winners; start (S, N, M) counts them before each tile.
     """
     q, k = q.contiguous(), k.contiguous()
     logits = q.new_empty(*q.shape[:2], bottleneck, dtype=torch.float32)
     chosen = torch.empty_like(logits, dtype=torch.long)
-    with torch.cuda.device(q.get_device()):  # -1, a CPU, changes nothing
-        marks, start, left = _search(q, k, bottleneck)
-        found, sizes = (marks, start, left, logits, chosen), (len(k), q.shape[1], bottleneck)
-        _collect[_grid(q, k)](q, k, *found, *sizes, q.shape[2])
+    with torch.cuda.device(q.get_device()):  # -1, which means a CPU, changes nothing
+        marks, start, spare = _mark_candidates(q, k, bottleneck)
+        tensors, sizes = (marks, start, spare, logits, chosen), (len(k), q.shape[1], bottleneck)
+        _store_winners[_grid(q, k)](q, k, *tensors, *sizes, q.shape[2])
     score = logits.softmax(dim=-1)
-    value = torch.einsum("smk,smkd->smd", score.to(v.dtype), _take(v, chosen))
+    value = torch.einsum("smk,smkd->smd", score.to(v.dtype), _rows(v, chosen))
     return value, score, chosen, marks, start
 
 
@@ -91,17 +90,16 @@ def _(q: Tensor, k: Tensor, v: Tensor, bottleneck: int) -> tuple[Tensor, ...]:
     schema="(Tensor[] gradients, Tensor[] saved) -> (Tensor, Tensor, Tensor)",
 )
 def _attend_backward(gradients: list[Tensor], saved: list[Tensor]) -> tuple[Tensor, ...]:
-    """Give the gradients of queries, keys and values, from those of values and scores."""
+    """Return the gradients of queries, keys and values, given those of the outputs."""
     value_grad, score_grad = gradients
     q, k, v, score, chosen, marks, start = saved
-    agreement = torch.einsum("smd,smkd->smk", value_grad, _take(v, chosen))
+    agreement = torch.einsum("smd,smkd->smk", value_grad, _rows(v, chosen))
     slope = score * (score_grad + agreement)
-    slope = slope - score * slope.sum(dim=-1, keepdim=True)  # of the logits
-    slope = slope / q.shape[-1] ** 0.5
-    q_grad = torch.einsum("smk,smkd->smd", slope.to(k.dtype), _take(k, chosen))
+    slope = (slope - score * slope.sum(dim=-1, keepdim=True)) / q.shape[-1] ** 0.5
+    q_grad = torch.einsum("smk,smkd->smd", slope.to(k.dtype), _rows(k, chosen))
     with torch.cuda.device(q.get_device()):
-        k_grad = _spread(slope.contiguous(), q, marks, start)
-        v_grad = _spread(score, value_grad, marks, start)
+        k_grad = _sum_by_token(slope.contiguous(), q, marks, start)
+        v_grad = _sum_by_token(score, value_grad, marks, start)
     return q_grad, k_grad, v_grad
 
 
@@ -110,7 +108,7 @@ def _(gradients: list[Tensor], saved: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in saved[:3])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
     ctx.save_for_backward(*inputs[:3], *output[1:])
 
 
@@ -118,42 +116,42 @@ def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # noqa: AN
     return *_attend_backward(list(gradients[:2]), list(ctx.saved_tensors)), None
 
 
-_attend.register_autograd(_differentiate, setup_context=_keep)
+_attend.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
-def _search(q: Tensor, k: Tensor, bottleneck: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mark the tokens above the K-th largest similarity, and at it.
+def _mark_candidates(q: Tensor, k: Tensor, bottleneck: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mark the tokens above the K-th largest similarity, and those equal to it.
 
-    Also say how many win before each tile, and how many of those at it still can from there on.
+    Also return how many tokens win before each tile, and how many equal ones may win after that.
     """
     tiles, num_heads, groups = grid = _grid(q, k)
     floor = q.new_zeros(q.shape[:2], dtype=torch.int32)
     counts = floor.new_empty(num_heads, tiles, q.shape[1], LIMITS.value)
     marks = floor.new_empty(2, num_heads, groups, len(k))
-    given = q, k, floor, counts, marks, len(k), q.shape[1]
+    arguments = q, k, floor, counts, marks, len(k), q.shape[1]
     for shift in (28, 24, 20, 16, 12, 8, 4, 0):
-        _compare[grid](*given, 1 << shift, q.shape[2])
+        _count_above[grid](*arguments, 1 << shift, q.shape[2])
         reached = counts.sum(dim=1) >= bottleneck  # (S, M, LIMITS)
         floor |= reached.sum(dim=-1, dtype=torch.int32) << shift
-    _compare[grid](*given, 0, q.shape[2])
+    _count_above[grid](*arguments, 0, q.shape[2])
     above, equal = counts[..., 0], counts[..., 1]  # (S, N, M)
-    spare = bottleneck - above.sum(dim=1, keepdim=True)
-    left = (spare - equal.cumsum(dim=1) + equal).clamp(min=0)
-    start = above.cumsum(dim=1) - above + spare - left
-    return marks, start.int(), left.int()
+    equal_winners = bottleneck - above.sum(dim=1, keepdim=True)
+    spare = (equal_winners - equal.cumsum(dim=1) + equal).clamp(min=0)
+    start = above.cumsum(dim=1) - above + equal_winners - spare
+    return marks, start.int(), spare.int()
 
 
-def _take(x: Tensor, chosen: Tensor) -> Tensor:
-    """Give the rows of the chosen tokens, (S, M, K, D)."""
+def _rows(x: Tensor, chosen: Tensor) -> Tensor:
+    """Return the rows of the chosen tokens, (S, M, K, D)."""
     return x[chosen, torch.arange(len(chosen), device=x.device)[:, None, None]]
 
 
-def _spread(weight: Tensor, a: Tensor, marks: Tensor, start: Tensor) -> Tensor:
-    """Sum for each token the rows (S, M, D) of the priors that chose it, weighted."""
+def _sum_by_token(weight: Tensor, a: Tensor, marks: Tensor, start: Tensor) -> Tensor:
+    """Sum for each token the weighted rows (S, M, D) of the priors that chose it."""
     num_tokens, (num_heads, num_priors, width) = marks.shape[-1], a.shape
     x = a.new_empty(num_tokens, num_heads, width)
-    given, sizes = (weight, a.contiguous(), marks, start, x), (num_tokens, num_priors)
-    _sum_priors[start.shape[1], num_heads](*given, *sizes, weight.shape[-1], width)
+    tensors, sizes = (weight, a.contiguous(), marks, start, x), (num_tokens, num_priors)
+    _sum_priors[start.shape[1], num_heads](*tensors, *sizes, weight.shape[-1], width)
     return x
 
 
@@ -166,20 +164,22 @@ def _grid(q: Tensor, k: Tensor) -> tuple[int, int, int]:
 def _similarity(
     q: tensor, k: tensor, num_tokens: tensor, num_priors: tensor, WIDTH: constexpr
 ) -> tensor:
-    """Multiply the queries of a group with the keys of a tile."""
+    """Compute the similarity of the queries of a group to the keys of a tile."""
     prior = tl.program_id(2) * PRIORS + tl.arange(0, PRIORS)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, WIDTH)
     row = tl.program_id(1) * num_priors + prior
-    asked = tl.load(q + row[:, None] * WIDTH + column, mask=prior[:, None] < num_priors, other=0.0)
+    queries = tl.load(
+        q + row[:, None] * WIDTH + column, mask=prior[:, None] < num_priors, other=0.0
+    )
     row = token.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    given = tl.load(k + row[:, None] * WIDTH + column, mask=token[:, None] < num_tokens, other=0.0)
-    return tl.dot(asked, tl.trans(given), input_precision="ieee")
+    keys = tl.load(k + row[:, None] * WIDTH + column, mask=token[:, None] < num_tokens, other=0.0)
+    return tl.dot(queries, tl.trans(keys), input_precision="ieee")
 
 
 @no_type_check
 @triton.jit(do_not_specialize=["step"])
-def _compare(
+def _count_above(
     q: tensor,
     k: tensor,
     floor: tensor,
@@ -190,9 +190,9 @@ def _compare(
     step: tensor,
     WIDTH: constexpr,
 ) -> None:
-    """Count the tokens at one step above the floor or more, at two steps or more, and so on.
+    """Count the tokens at least one step above the floor, at least two steps, and so on.
 
-    A step of 0 asks for those above the floor and those at it, counted and marked.
+    With a step of 0, count and mark those above the floor and those equal to it.
     """
     head, tile, group = tl.program_id(1), tl.program_id(0), tl.program_id(2)
     prior = group * PRIORS + tl.arange(0, PRIORS)
@@ -214,19 +214,19 @@ def _compare(
         tl.store(counts, tl.sum(above.to(tl.int32), axis=1), mask=is_prior)
         tl.store(counts + 1, tl.sum(equal.to(tl.int32), axis=1), mask=is_prior)
         word = marks + (head * tl.num_programs(2) + group) * num_tokens + token
-        tl.store(word, _word(above), mask=token < num_tokens)
+        tl.store(word, _pack(above), mask=token < num_tokens)
         half = tl.num_programs(1) * tl.num_programs(2) * num_tokens
-        tl.store(word + half, _word(equal), mask=token < num_tokens)
+        tl.store(word + half, _pack(equal), mask=token < num_tokens)
 
 
 @no_type_check
 @triton.jit
-def _collect(
+def _store_winners(
     q: tensor,
     k: tensor,
     marks: tensor,
     start: tensor,
-    left: tensor,
+    spare: tensor,
     logits: tensor,
     chosen: tensor,
     num_tokens: tensor,
@@ -234,24 +234,24 @@ def _collect(
     bottleneck: tensor,
     WIDTH: constexpr,
 ) -> None:
-    """Store the winners of a tile in their places, and mark them."""
+    """Store logits and positions of the winners of a tile, and mark them."""
     head, tile, group = tl.program_id(1), tl.program_id(0), tl.program_id(2)
     prior = group * PRIORS + tl.arange(0, PRIORS)
     token = tile * TOKENS + tl.arange(0, TOKENS)
     is_prior, is_token = prior < num_priors, token < num_tokens
     marks += (head * tl.num_programs(2) + group) * num_tokens + token
-    above = _bits(tl.load(marks, mask=is_token, other=0))
+    above = _unpack(tl.load(marks, mask=is_token, other=0))
     half = tl.num_programs(1) * tl.num_programs(2) * num_tokens
-    equal = _bits(tl.load(marks + half, mask=is_token, other=0))
+    equal = _unpack(tl.load(marks + half, mask=is_token, other=0))
     row = (head * tl.num_programs(0) + tile) * num_priors + prior
-    left = tl.load(left + row, mask=is_prior, other=0)[:, None]
-    wins = above | (equal & (tl.cumsum(equal, axis=1) <= left).to(tl.int32))
-    place = tl.load(start + row, mask=is_prior, other=0)[:, None] + tl.cumsum(wins, axis=1) - 1
-    place += (head * num_priors + prior)[:, None] * bottleneck
+    spare = tl.load(spare + row, mask=is_prior, other=0)[:, None]
+    wins = above | (equal & (tl.cumsum(equal, axis=1) <= spare).to(tl.int32))
+    slot = tl.load(start + row, mask=is_prior, other=0)[:, None] + tl.cumsum(wins, axis=1) - 1
+    slot += (head * num_priors + prior)[:, None] * bottleneck
     logit = _similarity(q, k, num_tokens, num_priors, WIDTH) * WIDTH**-0.5
-    tl.store(logits + place, logit, mask=wins == 1)
-    tl.store(chosen + place, token[None, :], mask=wins == 1)
-    tl.store(marks, _word(wins), mask=is_token)
+    tl.store(logits + slot, logit, mask=wins == 1)
+    tl.store(chosen + slot, token[None, :], mask=wins == 1)
+    tl.store(marks, _pack(wins), mask=is_token)
 
 
 @no_type_check
@@ -267,34 +267,34 @@ def _sum_priors(
     bottleneck: tensor,
     WIDTH: constexpr,
 ) -> None:
-    """Sum for each token of a tile the rows of the priors that chose it, weighted."""
+    """Sum for each token of a tile the weighted rows of the priors that chose it."""
     head, tile, num_groups = tl.program_id(1), tl.program_id(0), tl.cdiv(num_priors, PRIORS)
     token, column = tile * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     total = tl.zeros((TOKENS, WIDTH), dtype=tl.float32)
     for group in range(num_groups):
         prior = group * PRIORS + tl.arange(0, PRIORS)
         word = (head * num_groups + group) * num_tokens + token
-        wins = _bits(tl.load(marks + word, mask=token < num_tokens, other=0))
+        wins = _unpack(tl.load(marks + word, mask=token < num_tokens, other=0))
         row = (head * tl.num_programs(0) + tile) * num_priors + prior
-        place = tl.load(start + row, mask=prior < num_priors, other=0)[:, None]
-        place += tl.cumsum(wins, axis=1) - 1 + (head * num_priors + prior)[:, None] * bottleneck
-        share = tl.load(weight + place, mask=wins == 1, other=0.0)
+        slot = tl.load(start + row, mask=prior < num_priors, other=0)[:, None]
+        slot += tl.cumsum(wins, axis=1) - 1 + (head * num_priors + prior)[:, None] * bottleneck
+        share = tl.load(weight + slot, mask=wins == 1, other=0.0)
         row = (head * num_priors + prior)[:, None] * WIDTH + column
-        taken = tl.load(a + row, mask=prior[:, None] < num_priors, other=0.0)
-        total += tl.dot(tl.trans(share).to(taken.dtype), taken, input_precision="ieee")
+        rows = tl.load(a + row, mask=prior[:, None] < num_priors, other=0.0)
+        total += tl.dot(tl.trans(share).to(rows.dtype), rows, input_precision="ieee")
     row = token.to(tl.int64) * tl.num_programs(1) + head
     tl.store(x + row[:, None] * WIDTH + column, total, mask=token[:, None] < num_tokens)
 
 
 @no_type_check
 @triton.jit
-def _word(bits: tensor) -> tensor:
-    """Put the bits of the priors of a group in one word for each token."""
-    place = tl.arange(0, PRIORS)[:, None].to(tl.uint32)
-    return tl.sum(bits.to(tl.uint32) << place, axis=0).to(tl.int32, bitcast=True)
+def _pack(bits: tensor) -> tensor:
+    """Pack the bits of the priors of a group into one word per token."""
+    position = tl.arange(0, PRIORS)[:, None].to(tl.uint32)
+    return tl.sum(bits.to(tl.uint32) << position, axis=0).to(tl.int32, bitcast=True)
 
 
 @no_type_check
 @triton.jit
-def _bits(word: tensor) -> tensor:
+def _unpack(word: tensor) -> tensor:
     return (word[None, :] >> tl.arange(0, PRIORS)[:, None]) & 1
