@@ -17,30 +17,30 @@ ROOT = Path(associative_transformer.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 ORDER = {  # from the ground up: a file imports only from what stands before it
-    "functional": "the paper's equations, pure functions",
+    "functional": "the paper's equations as pure functions",
     "interface": "Batch, ModelOutput, UserError: what passes between the parts",
-    "files": "atomic writes, folders, the first error of a validation",
-    "tabular": "tables for a terminal, as Markdown, as HTML",
-    "distributed": "process groups and collectives",
-    "kernels": "faster or distributed implementations of functional.py; picks one",
-    "workspace": "GlobalWorkspace: the heart",
-    "models": "one file per model, its config above it",
+    "files": "atomic writes, new folders, the first error of a validation",
+    "tabular": "tables for a terminal, in Markdown and in HTML",
+    "distributed": "process groups and collectives; the only user of torch.distributed",
+    "kernels": "faster and distributed versions of functional.py; picks one",
+    "workspace": "GlobalWorkspace, the heart: write, remember, read",
+    "models": "one file per model, its configuration above it; build_model",
     "data": "one file per data set, including the code that loads it",
-    "experiment": "Experiment and TrainConfig",
-    "recipes": "lists of Experiments, one file per table of the paper",
+    "experiment": "Experiment and TrainConfig: what is trained, on what, and how",
+    "recipes": "named experiments, one file per table of the paper",
     "evaluate": "accuracy on a split, and on each kind of question",
-    "predict": "predictions for image files, and answers about them",
+    "predict": "predictions for image files, and answers to questions about them",
     "runs": "run folders, written and read back",
-    "training": "loop, step, progress, anomaly, signals",
-    "analysis": "numbers about what a model has learned",
-    "tables": "runs -> the paper's tables; training what is missing",
-    "figures": "numbers -> pictures",
-    "report": "numbers -> one HTML page",
-    "bench": "speed and memory, ours and a rival in one run",
-    "cli": "ait: one file per command",
-    "__main__": "python -m associative_transformer",
+    "training": "the loop, one optimizer step, progress, signals",
+    "analysis": "what a model has learned, in numbers",
+    "tables": "finished runs as the paper's tables; trains the missing ones",
+    "figures": "numbers as pictures; the only user of matplotlib",
+    "report": "one run, or two, as a web page",
+    "bench": "speed and memory, compared with a rival in the same run",
+    "cli": "the command `ait`, one file per subcommand",
+    "__main__": "the same as `python -m associative_transformer`",
 }
-"""The parts of the package; the tree in the README is this list."""
+"""The parts of the package; the README shows this list."""
 
 INSIDE = {  # the same inside the folders: files not named import no sibling, __init__ comes last
     "kernels": ("sparse", "over_ranks"),
@@ -60,7 +60,7 @@ INSIDE = {  # the same inside the folders: files not named import no sibling, __
     "training": ("schedule", "signals", "progress", "anomaly", "step", "meter", "loop"),
     "analysis": ("storage", "trace"),
     "tables": ("collect",),
-    "figures": (),
+    "figures": ("context",),
     "report": ("charts",),
     "bench": ("timing", "variants", "pool", "loading"),
     "recipes": ("classification", "ablations"),
@@ -152,6 +152,14 @@ def test_every_part_is_in_the_written_order() -> None:
 def test_the_order_inside_a_folder_names_files_that_exist() -> None:
     for folder, names in INSIDE.items():
         assert {f"{folder}/{name}.py" for name in names} <= set(FILES)
+
+
+def test_the_readme_shows_the_parts_in_the_written_order() -> None:
+    readme = (ROOT.parents[1] / "README.md").read_text()
+    tree = readme.partition("```\nsrc/associative_transformer/\n")[2].partition("\ntests/")[0]
+    rows = [tuple(line.split(maxsplit=1)) for line in tree.splitlines()]
+    names = {name: f"{name}/" if (ROOT / name).is_dir() else f"{name}.py" for name in ORDER}
+    assert rows == [(names[name], description) for name, description in ORDER.items()]
 
 
 @every_file

@@ -1,4 +1,4 @@
-"""Tables of text: every cell arrives in every form, and signs in it do not break one."""
+"""Tables of text: every format shows every cell and escapes special characters."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from associative_transformer.tabular import MODEL_WIDTH, RowGroup, Table
+from associative_transformer.tabular import MAX_NAME_WIDTH, RowGroup, Table
 
 NAME = "a model with a name of many words that is wider than its column"
 LONG = "sort-of-clevr-set-transformer-source"  # one word that is wider than the column
@@ -19,11 +19,11 @@ TABLE = Table(
     ],
     ["A first note, which explains.", "A second one."],
 )
-ROWS = [row for section in TABLE.sections for row in section.rows]
+ROWS = [row for group in TABLE.groups for row in group.rows]
 
 
 class Cells(HTMLParser):
-    """Collects the text of the cells of each row, and the tags."""
+    """Collects the texts of the cells of each row, and the tags."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Cells(HTMLParser):
 # --- Markdown ---
 
 
-def test_markdown_has_a_heading_a_pipe_table_for_each_section_and_the_notes() -> None:
+def test_markdown_has_a_heading_a_pipe_table_for_each_group_and_the_notes() -> None:
     assert (
         TABLE.to_markdown()
         == f"""\
@@ -80,7 +80,7 @@ A second one.
 # --- HTML ---
 
 
-def test_the_page_has_every_cell_under_its_section() -> None:
+def test_the_page_has_every_cell_below_its_group() -> None:
     cells = Cells(TABLE.to_html()).rows
     assert cells == [
         list(TABLE.columns),
@@ -90,11 +90,11 @@ def test_the_page_has_every_cell_under_its_section() -> None:
         list(ROWS[1]),
         list(ROWS[2]),
     ]
-    assert TABLE.to_html().count(TABLE.title) == 2  # of the page, of the table
+    assert TABLE.to_html().count(TABLE.title) == 2  # as the title of the page and of the table
     assert all(f"<p>{note}</p>" in TABLE.to_html() for note in TABLE.notes)
 
 
-def test_the_page_refers_to_nothing_else() -> None:
+def test_the_page_refers_to_no_other_file() -> None:
     page = TABLE.to_html()
     assert page.startswith("<!doctype html>")
     tags = Cells(page).tags
@@ -107,12 +107,12 @@ def test_the_page_refers_to_nothing_else() -> None:
 
 
 def drawn(text: str) -> list[list[str]]:
-    """Give the cells of each drawn line of the body."""
+    """Return the cells of each line of the body."""
     lines = [line for line in text.splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 
-def test_a_wide_terminal_has_every_row_in_one_line_but_for_its_name() -> None:
+def test_a_wide_terminal_shows_each_row_on_one_line_except_for_long_names() -> None:
     text = TABLE.to_terminal(200)
     assert text.splitlines()[0].strip() == TABLE.title
     assert text.endswith("\n".join([*TABLE.notes, ""]))
@@ -125,27 +125,27 @@ def test_a_wide_terminal_has_every_row_in_one_line_but_for_its_name() -> None:
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 20])
-def test_a_terminal_shows_every_word_whole_however_narrow_it_is(width: int) -> None:
+def test_no_word_is_cut_even_in_a_narrow_terminal(width: int) -> None:
     text = TABLE.to_terminal(width)
     assert "…" not in text
     words = text.split()
     texts = [TABLE.title, *TABLE.columns, *TABLE.notes, *(cell for row in ROWS for cell in row)]
-    texts += [section.title for section in TABLE.sections]
+    texts += [group.title for group in TABLE.groups]
     assert [word for text in texts for word in text.split() if word not in words] == []
     least = sum(map(len, (LONG, "published", "bfloat16", "accuracy"))) + 3 * 4 + 1
     assert max(map(len, text.splitlines())) <= max(width, least)
 
 
-def test_names_of_several_words_are_broken_to_leave_room_for_the_numbers() -> None:
+def test_long_names_are_wrapped_to_leave_room_for_the_numbers() -> None:
     table = Table(TABLE.title, TABLE.columns, [RowGroup("recipes", ROWS[:2])], [])
     widths = [max(map(len, column)) for column in zip(*drawn(table.to_terminal(200)), strict=True)]
-    assert widths[0] <= MODEL_WIDTH < len(NAME)
+    assert widths[0] <= MAX_NAME_WIDTH < len(NAME)
 
 
-# --- signs ---
+# --- special characters ---
 
 
-def test_signs_in_a_cell_do_not_break_the_form() -> None:
+def test_special_characters_in_a_cell_are_escaped() -> None:
     cell = "a|b <script>alert(1)</script> [red]x[/red] & c"
     table = Table(cell, ("model", "b|c"), [RowGroup(cell, [(cell, "1|2")])], [cell])
     page = table.to_html()

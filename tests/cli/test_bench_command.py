@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         ]
 
     monkeypatch.setattr(bench, "measure", record)
+    monkeypatch.setattr(bench.benchmarks, "count_operations", lambda _: 1_000)
+    monkeypatch.setattr(bench.benchmarks, "count_write", lambda *_: 1_000)
     return calls
 
 
@@ -489,6 +492,9 @@ def test_recipes_are_measured_from_the_command_line(ait: Ait) -> None:
 def test_write_and_data_are_measured_from_the_command_line(
     words: str, names: list[str], ait: Ait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = RECIPES["triangle-ait-tiny"]
+    few = replace(recipe, data=replace(recipe.data, num_train=16, num_test=4))
+    monkeypatch.setitem(RECIPES, recipe.name, few)
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 64)
     in_this_process = lambda name, *rest: peak_memory(*rest)  # noqa: E731
     monkeypatch.setattr(bench, "measure_memory", in_this_process)

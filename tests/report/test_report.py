@@ -1,4 +1,4 @@
-"""The page about a run: its numbers, its structure, what it escapes, what it leaves out."""
+"""The page about a run: its numbers, its structure, what it escapes and what it omits."""
 
 import base64
 import hashlib
@@ -21,11 +21,11 @@ from associative_transformer import report
 from associative_transformer.analysis import load_analysis, sample
 from associative_transformer.analysis.answers import Answers
 from associative_transformer.analysis.competition import Competition
-from associative_transformer.analysis.selection import Selected
-from associative_transformer.cli import train as train_command
+from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.cli.options import parse
 from associative_transformer.cli.train import TrainOptions
-from associative_transformer.data import SortOfClevrConfig, TriangleConfig, load_test
+from associative_transformer.data import SortOfClevrConfig, TriangleConfig
+from associative_transformer.evaluate import Interval, KindScore
 from associative_transformer.experiment import (
     Experiment,
     fingerprint,
@@ -33,7 +33,7 @@ from associative_transformer.experiment import (
 )
 from associative_transformer.functional import hopfield_energy
 from associative_transformer.interface import UserError
-from associative_transformer.models import AiT
+from associative_transformer.models.ait import AiT
 from associative_transformer.recipes import RECIPES
 from associative_transformer.report import AnalysisOptions, gallery, write_comparison, write_report
 from associative_transformer.report.answers import answers_section
@@ -58,9 +58,11 @@ from associative_transformer.report.page import render, to_json
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
 from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
+from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import load_run
 from associative_transformer.training.loop import train
 from making.commands import Ait, assert_refused
+from making.plant import answers_of, kind_of, put_result, result_of
 from making.reports import (
     CLASSES,
     MODEL,
@@ -75,12 +77,12 @@ SECTIONS = ["run", "training", "competition", "priors", "images", "memory", "bet
 
 @pytest.fixture
 def runs(root: Path, tmp_path: Path) -> Path:
-    """A copy of it to format_number into."""
+    """A copy of the reported runs that a test may change."""
     return shutil.copytree(root, tmp_path / "runs")
 
 
 class Page(HTMLParser):
-    """A page, read: its elements, the text of each kind of element, its data."""
+    """A parsed page: its elements, the texts of each kind of element, and its data."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class Page(HTMLParser):
             self.texts.setdefault(self.open[-1], []).append(text.strip())
 
     def all(self, tag: str, name: str) -> list[str]:
-        """List an attribute of all elements of a kind that have it."""
+        """Return an attribute of all elements of a kind that have it."""
         return [
             attrs[name] or "" for kind, attrs in self.elements if kind == tag and name in attrs
         ]
@@ -116,28 +118,28 @@ class Page(HTMLParser):
         return json.loads(text)
 
     def words_of(self, section: str) -> str:
-        """Give all that a section of the source says."""
+        """Return the whole text of a section."""
         (part,) = re.findall(rf'<section id="{section}".*?</section>', self.source, re.DOTALL)
         return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", part.replace("<wbr>", "")))
 
 
-# --- tables that say what charts say ---
+# --- tables of the values in charts ---
 
 
-def test_lines_have_a_row_for_each_x_with_a_dash_where_a_line_has_none() -> None:
+def test_the_table_of_lines_has_a_row_for_each_x_with_a_dash_for_missing_values() -> None:
     lines = [Series("a", [1, 2], [0.5, 0.25]), Series("b", [2, 3], [7, float("nan")])]
     grid = Lines("t", "epoch", "y", lines).table
     assert grid.columns == ["epoch", "a", "b"]
     assert grid.rows == [["1", "0.5", "-"], ["2", "0.25", "7"], ["3", "-", "-"]]
 
 
-def test_bars_have_their_parts_interval_and_marks_in_a_row() -> None:
+def test_the_table_of_bars_has_parts_interval_and_marks_in_a_row() -> None:
     bars = Bars("t", "x", ["p", "q"], {"v": [1, 2]}, low=[0, 1], high=[2, 3], marks={"m": [8, 9]})
     assert bars.table.columns == ["", "v", "from", "to", "m"]
     assert bars.table.rows == [["p", "1", "0", "2", "8"], ["q", "2", "1", "3", "9"]]
 
 
-def test_boxes_have_their_quantiles_and_then_the_bounds() -> None:
+def test_the_table_of_boxes_has_the_quantiles_and_then_the_bounds() -> None:
     boxes = Boxes("t", "x", ["head 1"], [[1, 2, 3, 4, 5]], {"uniform": 6})
     assert boxes.table.rows == [
         ["head 1", "1", "2", "3", "4", "5"],
@@ -145,7 +147,7 @@ def test_boxes_have_their_quantiles_and_then_the_bounds() -> None:
     ]
 
 
-def test_a_matrix_is_its_own_table_and_points_have_one_if_they_have_names() -> None:
+def test_small_matrices_and_labeled_points_have_tables() -> None:
     heat = Heat("t", "x", "y", ["r"], ["c", "d"], [[0.5, 1]], 0, 1)
     assert (heat.table.columns, heat.table.rows) == (["y \\ x", "c", "d"], [["r", "0.5", "1"]])
     row = [str(i) for i in range(41)]
@@ -156,11 +158,11 @@ def test_a_matrix_is_its_own_table_and_points_have_one_if_they_have_names() -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "text"),
     [(12_345, "12,345"), (0.123456, "0.1235"), (float("nan"), "-"), (None, "-"), (0, "0")],
 )
-def test_a_number_is_written_with_four_digits(value: float | None, words: str) -> None:
-    assert format_number(value) == words
+def test_a_number_is_written_with_four_digits(value: float | None, text: str) -> None:
+    assert format_number(value) == text
 
 
 # --- facts ---
@@ -184,33 +186,26 @@ def test_the_command_repeats_the_training(flags: str) -> None:
     def read(words: list[str]) -> Experiment:
         return parse(TrainOptions, words, "train", TrainOptions(recipe)).experiment
 
-    given = read(shlex.split(flags))
-    command = write_training(given)
+    experiment = read(shlex.split(flags))
+    command = write_training(experiment)
     assert command is not None
     program, train, name, *words = shlex.split(command)
     assert (program, train, name) == ("ait", "train", recipe.name)
-    assert read(words) == given
+    assert read(words) == experiment
 
 
 def test_the_command_of_a_changed_run_names_its_recipe_not_its_hash() -> None:
-    asked = RECIPES["sort-of-clevr-cnn-mlp-tiny"]
-    data = replace(asked.data, question_types=("binary", "ternary"))
-    changed = replace(asked, data=data, name=f"{asked.name}+{fingerprint(asked)}")
-    command = f"ait train {asked.name} --data.question-types binary ternary"
+    recipe = RECIPES["sort-of-clevr-cnn-mlp-tiny"]
+    data = replace(recipe.data, question_types=("binary", "ternary"))
+    changed = replace(recipe, data=data, name=f"{recipe.name}+{fingerprint(recipe)}")
+    command = f"ait train {recipe.name} --data.question-types binary ternary"
     assert write_training(changed) == command
 
 
 def put_run(folder: Path, experiment: Experiment, **result: Any) -> Path:  # noqa: ANN401
     folder.mkdir()
     save_experiment(experiment, folder / "experiment.yaml")
-    whole = {
-        "test_accuracy": 63.824999999999996,
-        "test_images": 1_000,
-        "live_parameters": 5,
-        "total_parameters": 6,
-        "classes": [],
-    }
-    (folder / "result.json").write_text(json.dumps(whole | result))
+    put_result(folder, result_of(experiment, 63.824999999999996, test_images=1_000, **result))
     return folder
 
 
@@ -218,40 +213,37 @@ def cells(section: Section) -> dict[str, str]:
     return {row[0]: row[1] for grid in section.tables for row in grid.rows}
 
 
-def test_the_result_stands_beside_the_published_one(tmp_path: Path) -> None:
+def test_the_result_stands_next_to_the_published_one(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-small"])
-    said = cells(run_section(read_facts(folder)))
-    assert said["test accuracy"] == "63.83 % of 1,000 images"
-    assert said["published"] == "83.34 %"
-    assert said["command"] == "ait train cifar10-ait-small"
+    values = cells(run_section(read_facts(folder)))
+    assert values["test accuracy"] == "63.83 % of 1,000 images"
+    assert values["published"] == "83.34 %"
+    assert values["command"] == "ait train cifar10-ait-small"
 
 
 def test_a_published_result_is_not_claimed_for_a_changed_recipe(tmp_path: Path) -> None:
     recipe = RECIPES["cifar10-ait-small"]
     changed = replace(recipe, train=replace(recipe.train, epochs=3))
-    said = cells(run_section(read_facts(put_run(tmp_path / "a", changed))))
-    assert "published" not in said
-    assert said["published, for cifar10-ait-small as it is"] == "83.34 %"
+    values = cells(run_section(read_facts(put_run(tmp_path / "a", changed))))
+    assert "published" not in values
+    assert values["published, for the unchanged cifar10-ait-small"] == "83.34 %"
     tiny = put_run(tmp_path / "b", RECIPES["cifar10-ait-tiny"])
     assert cells(run_section(read_facts(tiny)))["published"] == "none"
 
 
-def test_questions_are_scored_by_type_beside_the_best_guess(tmp_path: Path) -> None:
-    kinds = [
-        {"name": name, "accuracy": 70.0, "interval": [60.0, 80.0], "guess": 50.0}
-        for name in ("binary", "binary/closest", "all")
-    ]
+def test_questions_are_scored_by_type_next_to_the_best_guess(tmp_path: Path) -> None:
+    kinds = [kind_of(name, 70.0, 50.0) for name in ("binary", "binary/closest", "all")]
     folder = put_run(tmp_path / "a", RECIPES["sort-of-clevr-ait-small"], test_kinds=kinds)
-    said = cells(run_section(read_facts(folder)))
-    assert said["binary questions"] == "70.00 % (60.00 to 80.00), best guess 50.00 %"
-    assert "binary/closest questions" not in said
-    assert said["published"] == "76.82 % binary, 99.85 % not"
+    values = cells(run_section(read_facts(folder)))
+    assert values["binary questions"] == "70.00 % (60.00 to 80.00), best guess 50.00 %"
+    assert "binary/closest questions" not in values
+    assert values["published"] == "76.82 % binary, 99.85 % not"
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-tiny"])
     (folder / "result.json").write_text('{"test_accuracy": 1}')
-    with pytest.raises(UserError, match=r"lacks classes, live_parameters, test_images"):
+    with pytest.raises(UserError, match=r"result\.json is damaged \(name: Field required\)"):
         read_facts(folder)
     (folder / "result.json").write_text("{")
     with pytest.raises(UserError, match=r"result\.json is damaged"):
@@ -283,7 +275,7 @@ def test_curves_show_validation_and_the_test_result_at_the_last_epoch() -> None:
     assert accuracy.table.rows == [["1", "10", "9", "-"], ["2", "20", "18", "17"]]
 
 
-def test_curves_of_two_runs_share_their_charts_and_nothing_is_drawn_of_no_balance_loss() -> None:
+def test_curves_of_two_runs_share_charts_and_a_missing_balance_loss_is_noted() -> None:
     row = {"epoch": 1, "lr": 0.1, "loss": 1.0, "accuracy": 5.0, "balance_loss": 0.0}
     runs = {"A ": [row], "B ": [{**row, "balance_loss": 2.0}]}
     section = training_section(runs, {"A ": None, "B ": 6.0})
@@ -293,8 +285,8 @@ def test_curves_of_two_runs_share_their_charts_and_nothing_is_drawn_of_no_balanc
     assert names["Accuracy"] == ["A training", "B training", "B test"]
     assert names["Balance loss"] == ["B balance loss"]
     hues = [[line.hue for line in figure.chart.series] for figure in section.figures[:2]]
-    assert hues == [[0, 1], [0, 1, 4]]  # a run keeps its color
-    assert section.figures[-1].chart.note == "Run A has none."
+    assert hues == [[0, 1], [0, 1, 4]]  # each run has colors of its own
+    assert section.figures[-1].chart.note == "Run A has no balance loss."
 
 
 def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> None:
@@ -309,39 +301,39 @@ def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> N
     assert figure.chart.bounds == {"one token": 1, "uniform attention": 9}
 
 
-def test_every_stored_temperature_and_layer_has_its_energy_rest_and_basins() -> None:
-    found = planted_basins()
-    section = retrieval_section(found, planted_tokens(), "images")
+def test_every_temperature_and_layer_has_charts_of_energy_rest_and_basins() -> None:
+    expected = planted_basins()
+    section = retrieval_section(expected, planted_tokens(), "images")
     beta, layer = section.choices
     assert (beta.options, beta.start, beta.is_slider) == (["0.05", "1", "16"], 1, True)
     assert layer.options == ["layer 1", "layer 2"]
     for i in range(3):
         for j in range(2):
-            charts = [f.chart for f in section.figures if f.where == {"beta": i, "layer": j}]
+            charts = [f.chart for f in section.figures if f.shown_if == {"beta": i, "layer": j}]
             (energy,) = [chart for chart in charts if isinstance(chart, Lines)]
-            assert energy.series[0].y == found.energy[i, j].tolist()
+            assert energy.series[0].y == expected.energy[i, j].tolist()
             rest, basins = (chart for chart in charts if isinstance(chart, Bars))
             (shares,) = rest.parts.values()
             assert shares == [
-                100 * x[i, j] for x in (found.single, found.metastable, found.uniform)
+                100 * x[i, j] for x in (expected.single, expected.metastable, expected.uniform)
             ]
-            assert len(basins.labels) == found.num_fixed_points[i, j]
+            assert len(basins.labels) == expected.num_fixed_points[i, j]
             planes = [chart for chart in charts if isinstance(chart, Points)]
-            assert len(planes) == (i != 1)  # tokens are stored for two of the three
+            assert len(planes) == (i != 1)  # tokens are stored for two of three temperatures
 
 
-def test_tokens_in_a_plane_keep_their_image_and_their_order() -> None:
-    found = planted_tokens()
-    section = retrieval_section(planted_basins(), found, "questions")
+def test_tokens_in_a_plane_keep_image_and_order() -> None:
+    tokens = planted_tokens()
+    section = retrieval_section(planted_basins(), tokens, "questions")
     (before,) = [
-        f.chart for f in section.figures if "before" in f.chart.title and f.where["layer"]
+        f.chart for f in section.figures if "before" in f.chart.title and f.shown_if["layer"]
     ]
     assert isinstance(before, Points)
-    assert list(zip(before.x, before.y, strict=True))[4] == tuple(found.before[1, 1, 1])
+    assert list(zip(before.x, before.y, strict=True))[4] == tuple(tokens.before[1, 1, 1])
     assert before.groups == [0, 0, 0, 1, 1, 1] and before.shades == [0, 0.5, 1, 0, 0.5, 1]
-    (after,) = [f.chart for f in section.figures if f.where == {"beta": 2, "layer": 1}][:1]
-    assert "6 tokens become 6 that differ" in after.note
-    assert list(zip(after.x, after.y, strict=True))[2] == tuple(found.after[1, 1, 0, 2])
+    (after,) = [f.chart for f in section.figures if f.shown_if == {"beta": 2, "layer": 1}][:1]
+    assert "6 of 6 tokens are distinct afterwards" in after.note
+    assert list(zip(after.x, after.y, strict=True))[2] == tuple(tokens.after[1, 1, 0, 2])
 
 
 def test_the_slider_starts_at_the_nearest_temperature_by_ratio() -> None:
@@ -376,7 +368,10 @@ def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
     assert classes.parts["accuracy, %"] == [100, 80, 100]
     assert (calibration.series[0].x, calibration.series[0].y) == ([0.9], [0.8])  # no empty bin
     assert (list(sure.labels), sure.parts["test questions"]) == (["50 to 100 %"], [9])
-    assert "24 right, 92.31 %" in section.note and "10.0 percentage points" in section.note
+    assert (
+        "24 of the 26 analyzed test questions correctly (92.31 %)" in section.note
+        and "10.0 percentage points" in section.note
+    )
 
 
 def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
@@ -387,25 +382,25 @@ def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
     assert not [figure for figure in section.figures if isinstance(figure.chart, Heat)]
 
 
-def test_questions_take_the_place_of_classes() -> None:
-    kinds = [{"name": "all", "accuracy": 70.0, "interval": [60.0, 80.0], "guess": 50.0}]
+def test_kinds_of_questions_replace_the_classes() -> None:
+    kinds = [KindScore("all", 70.0, Interval(60.0, 80.0), 50.0, questions=9, images=3)]
     bars = answers_section(planted_answers(3), kinds, [], "questions").figures[0].chart
     assert bars.table.rows == [["all", "70", "60", "80", "50"]]
 
 
-def test_the_memory_is_shown_as_it_was_after_the_epoch_of_the_saved_model() -> None:
+def test_the_memory_is_shown_after_the_epoch_of_the_saved_model() -> None:
     memory = np.random.default_rng(0).normal(size=(3, 1, 5, 2))
     memory[1, 0] = [[1, 0], [0, 1], [-1, 0], [0, -1], [2, 0]]
     section = memory_section(memory, epoch=2)
     heat, plane, drift, rank = (figure.chart for figure in section.figures)
     assert np.array(heat.values)[0].tolist() == [1, 0, -1, 0, 1]
     assert heat.note == "Mean cosine of two different priors: -0.20."  # -4 of 20
-    places = np.array([plane.x, plane.y]).T
-    for i in range(5):  # of two dimensions nothing is lost
+    points = np.array([plane.x, plane.y]).T
+    for i in range(5):  # two dimensions fit into the plane without loss
         for j in range(5):
             expected = np.linalg.norm(memory[1, 0, i] - memory[1, 0, j])
-            assert np.linalg.norm(places[i] - places[j]) == pytest.approx(expected)
-    assert list(drift.series[0].x) == [2, 3]  # before the first epoch there is none
+            assert np.linalg.norm(points[i] - points[j]) == pytest.approx(expected)
+    assert list(drift.series[0].x) == [2, 3]  # there is no drift before the second epoch
     assert len(rank.series[0].y) == 3 and "after epoch 2" in section.note
 
 
@@ -414,21 +409,21 @@ def test_a_memory_of_one_epoch_has_no_drift() -> None:
     assert [chart.title for chart in charts if isinstance(chart, Lines)] == ["Effective rank"]
 
 
-def test_priors_that_are_the_same_lie_on_one_point() -> None:
+def test_equal_priors_are_drawn_at_one_point() -> None:
     memory = np.tile(np.array([0.6, 0.8]), (1, 1, 4, 1)) + 1e-9 * np.arange(8).reshape(4, 2)
     plane = memory_section(memory, epoch=1).figures[1].chart
     assert plane.x == [0, 0, 0, 0] and plane.y == [0, 0, 0, 0]
 
 
-def planted_selection() -> Selected:
-    """Four priors: the second takes what the first takes, the third is dead."""
+def planted_selection() -> SelectionStatistics:
+    """Return statistics of four priors: the second is a duplicate, the third is dead."""
     layers, heads, priors, images, patches = 1, 2, 4, 3, 4
     overlap = np.tile(np.eye(priors), (layers, heads, 1, 1))
     overlap[..., 0, 1] = overlap[..., 1, 0] = 0.95
     taken = np.zeros((layers, heads, priors, images, patches), np.int64)
     taken[0, 0, 1, 0, 2], taken[0, 0, 3, 0, 2], taken[0, 1, 2, 1, 0] = 5, 2, 1
     winners = np.arange(layers * heads * priors * 2 * 2).reshape(layers, heads, priors, 2, 2) % 3
-    return Selected(
+    return SelectionStatistics(
         num_images=3,
         pool_size=12,
         bottleneck=2,
@@ -455,57 +450,62 @@ def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
         ("layer 1, prior 4", "", ""),
     ]
     assert rows[1][1:3] == ["30.00", "0.75"]  # entropy 0.25 and 1.25 in the two heads
-    assert "1 of 4 are dead, 1 are duplicates" in section.note
+    assert "Of 4 priors, 1 are dead and 1 are duplicates" in section.note
 
 
 def test_a_card_has_the_winners_of_its_head_with_their_scores() -> None:
-    found = planted_selection()
-    (layer,) = list_cards(found, None)
+    selection = planted_selection()
+    (layer,) = list_cards(selection, None)
     card = layer["heads"][1]["winners"][2]
-    expected = [[*place, 1.0] for place in found.winners[0, 1, 2].tolist()]
+    expected = [(*winner, 1.0) for winner in selection.winners[0, 1, 2].tolist()]
     assert card == expected
 
 
-def test_the_items_of_best_winners_come_first_and_once() -> None:
-    found = planted_selection()
-    winners = np.zeros_like(found.winners)
+def test_items_with_the_best_winners_come_first_and_only_once() -> None:
+    selection = planted_selection()
+    winners = np.zeros_like(selection.winners)
     winners[0, :, :, 0, 0] = [[4, 5, 6, 4], [7, 5, 4, 6]]
     winners[0, :, :, 1, 0] = 9
-    assert list(winning_items(replace(found, winners=winners))) == [4, 5, 6, 7, 9]
+    assert list(winning_items(replace(selection, winners=winners))) == [4, 5, 6, 7, 9]
 
 
-def test_takers_of_a_patch_are_named_best_first_and_counted() -> None:
+def test_the_priors_that_take_a_patch_are_listed_best_first_and_counted() -> None:
     taken = np.array([[3, 0, 1], [1, 0, 0], [2, 0, 0], [9, 0, 4]])  # (M, P)
     assert list_takers(taken) == [[0, 4, 1, 2, 0], [2, 2, 0, 3]]
 
 
-def test_tokens_are_followed_down_to_the_prior_that_weighs_most() -> None:
+def test_following_tokens_returns_falling_energies_and_the_nearest_prior() -> None:
     config = SortOfClevrConfig(num_train=2, num_test=3, num_questions=2)
     workspace = replace(WORKSPACE, beta=2.0)
-    asked = replace(
+    model_config = replace(
         MODEL, image_size=75, patch_size=25, num_classes=10, question_dim=18, workspace=workspace
     )
-    model = AiT(asked).eval()
-    split = load_test(config, torch.device("cpu")).test.take(torch.arange(5))
-    found = follow(model, split)
-    assert found.energy is not None and found.nearest is not None
-    assert found.energy.shape == (2, 5, 10, 5) and found.nearest.shape == (2, 5, 10)
-    assert (np.diff(found.energy, axis=-1) <= 1e-4).all()
+    model = AiT(model_config).eval()
+    split = config.load_test(torch.device("cpu")).test.take(torch.arange(5))
+    followed = follow(model, split)
+    assert followed.energy is not None and followed.nearest is not None
+    assert followed.energy.shape == (2, 5, 10, 5) and followed.nearest.shape == (2, 5, 10)
+    assert (np.diff(followed.energy, axis=-1) <= 1e-4).all()
     (batch,) = split.eval_batches(5)
-    assert found.predicted == model(batch.images, batch.questions).logits.argmax(dim=-1).tolist()
+    assert (
+        followed.predicted == model(batch.images, batch.questions).logits.argmax(dim=-1).tolist()
+    )
     block = model.blocks[0]
-    u = block.think(model.embed(batch.images, batch.questions))[1]
+    inputs: list[torch.Tensor] = []
+    block.workspace.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    model(batch.images, batch.questions)
+    (u,) = inputs
     attractors = block.workspace.to_attractor(block.workspace.priors)
     by_hand = hopfield_energy(u[3, 7], attractors, 2.0).item()
-    assert found.energy[0, 3, 7, 0] == pytest.approx(by_hand, rel=1e-5)
-    assert found.nearest[0, 3, 7] == (attractors @ u[3, 7]).argmax().item()
+    assert followed.energy[0, 3, 7, 0] == pytest.approx(by_hand, rel=1e-5)
+    assert followed.nearest[0, 3, 7] == (attractors @ u[3, 7]).argmax().item()
 
 
 def test_a_model_that_reads_by_attention_has_no_energy() -> None:
     model = AiT(replace(MODEL, image_size=64, patch_size=32, read="cross_attention")).eval()
-    data = load_test(TriangleConfig(num_train=2, num_test=3), torch.device("cpu"))
-    found = follow(model, data.test)
-    assert (found.energy, found.nearest, len(found.predicted)) == (None, None, 3)
+    data = TriangleConfig(num_train=2, num_test=3).load_test(torch.device("cpu"))
+    followed = follow(model, data.test)
+    assert (followed.energy, followed.nearest, len(followed.predicted)) == (None, None, 3)
 
 
 # --- images ---
@@ -515,7 +515,7 @@ def decode(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
 
 
-def test_small_images_are_kept_as_they_are_and_large_ones_made_smaller() -> None:
+def test_small_images_are_kept_unchanged_and_large_ones_are_scaled_down() -> None:
     pixels = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
     source = encode_image(pixels / 255)
     assert source.startswith("data:image/png;base64,")
@@ -526,7 +526,7 @@ def test_small_images_are_kept_as_they_are_and_large_ones_made_smaller() -> None
     assert large.startswith("data:image/jpeg;base64,") and max(decode(large).size) == 128
 
 
-def test_questions_about_a_picture_share_it_and_are_put_into_words(
+def test_questions_about_a_picture_share_it_and_have_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoded: list[str] = []
@@ -534,35 +534,35 @@ def test_questions_about_a_picture_share_it_and_are_put_into_words(
         gallery, "encode_image", lambda image: encoded.append(encode_image(image)) or encoded[-1]
     )
     config = SortOfClevrConfig(num_train=2, num_test=3, num_questions=2)
-    data = load_test(config, torch.device("cpu"))
-    found = load_gallery(data, config, [0, 1], [2, 11, 0])
-    assert list(found.items) == [0, 1, 2, 11]
+    data = config.load_test(torch.device("cpu"))
+    loaded = load_gallery(data, config, [0, 1], [2, 11, 0])
+    assert list(loaded.items) == [0, 1, 2, 11]
     assert (
-        set(found.sources) == set(data.test.rows[[0, 1, 2, 11]].tolist())
-        and len(found.sources) == 2
+        set(loaded.sources) == set(data.test.rows[[0, 1, 2, 11]].tolist())
+        and len(loaded.sources) == 2
     )
     assert len(encoded) == 2
-    item = found.items[0]
+    item = loaded.items[0]
     assert item.text == f"{item.question}? {item.classes[item.label]}"
     assert item.question and item.label == data.test.labels[0]
-    whole = np.asarray(decode(found.sources[item.row]))
+    whole = np.asarray(decode(loaded.sources[item.row]))
     assert whole.shape == (75, 75, 3) and whole.max() == 255
 
 
-def test_images_one_can_do_without_stop_where_the_page_is_full(
+def test_optional_images_stop_at_the_size_limit_of_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = TriangleConfig(num_train=2, num_test=200)
-    data = load_test(config, torch.device("cpu"))
+    data = config.load_test(torch.device("cpu"))
     monkeypatch.setattr(gallery, "MAX_BYTES", 1)
-    found = load_gallery(data, config, range(150, 200), range(200))
-    assert len(found.items) == 50 + gallery.AT_ONCE
+    loaded = load_gallery(data, config, range(150, 200), range(200))
+    assert len(loaded.items) == 50 + gallery.CHUNK_SIZE
 
 
 # --- the file ---
 
 
-def test_data_can_neither_end_its_element_nor_hold_a_number_json_does_not_know() -> None:
+def test_data_can_neither_close_its_element_nor_hold_invalid_numbers() -> None:
     values = {
         "a": "</script><!--<script>&",
         "b": [np.float64("nan"), np.inf, 1 / 3],
@@ -575,7 +575,7 @@ def test_data_can_neither_end_its_element_nor_hold_a_number_json_does_not_know()
     assert read["3"] == [True, None] and read["c"] == [0, 1] and read["d"]["y"] == [0.5]
 
 
-def test_names_are_shown_as_text_wherever_they_stand(root: Path) -> None:
+def test_names_are_shown_as_text_everywhere(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert [tag for tag, _ in page.elements].count("script") == 2  # the data and the script
     assert not [attrs for tag, attrs in page.elements if tag == "b" or "onerror" in attrs]
@@ -584,7 +584,7 @@ def test_names_are_shown_as_text_wherever_they_stand(root: Path) -> None:
     assert {item["text"] for item in page.data["items"].values()} == set(CLASSES)
 
 
-def test_the_page_refers_to_nothing_outside_and_lets_no_other_script_run(root: Path) -> None:
+def test_the_page_refers_to_no_other_file_and_allows_no_other_script(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     links = [*page.all("a", "href"), *page.all("img", "src"), *page.all("link", "href")]
     assert links and all(link.startswith(("#", "data:")) for link in links)
@@ -596,7 +596,7 @@ def test_the_page_refers_to_nothing_outside_and_lets_no_other_script_run(root: P
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
 
 
-def test_every_section_is_there_and_every_link_leads_to_one(root: Path) -> None:
+def test_every_section_is_present_and_has_a_link(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
     assert page.all("a", "href") == [f"#{name}" for name in page.all("section", "id")]
@@ -605,7 +605,7 @@ def test_every_section_is_there_and_every_link_leads_to_one(root: Path) -> None:
     assert set(page.all("label", "for")) <= set(ids)
 
 
-def test_every_chart_has_its_data_and_a_text_that_says_the_same(root: Path) -> None:
+def test_every_chart_has_data_and_a_text_alternative(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     numbers = [int(number) for number in page.all("figure", "data-chart")]
     assert numbers == list(range(len(page.data["charts"]))) and len(numbers) > 40
@@ -615,7 +615,7 @@ def test_every_chart_has_its_data_and_a_text_that_says_the_same(root: Path) -> N
     assert all("<details>" in figure or 'class="note"' in figure for figure in figures)
 
 
-def test_without_scripts_results_tables_and_mistakes_are_still_there(root: Path) -> None:
+def test_results_tables_and_mistakes_need_no_script(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     result = json.loads((root / "ait" / "result.json").read_text())
     assert f"{result['test_accuracy']:.2f} % of 14 images" in page.words_of("run")
@@ -626,20 +626,20 @@ def test_without_scripts_results_tables_and_mistakes_are_still_there(root: Path)
     assert len(page.all("img", "src")) == len(answers.worst)
 
 
-def test_the_data_of_the_image_view_are_those_of_the_analysis(root: Path) -> None:
+def test_the_image_view_has_the_data_of_the_analysis(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
-    found = load_analysis(root / "ait").selection
-    assert found is not None
-    assert len(page.data["images"]) == found.taken.shape[3] == 14
+    selection = load_analysis(root / "ait").selection
+    assert selection is not None
+    assert len(page.data["images"]) == selection.taken.shape[3] == 14
     shown = page.data["images"][5]["taken"][1][0]
-    assert shown == list_takers(found.taken[1, 0, :, 5])
+    assert shown == list_takers(selection.taken[1, 0, :, 5])
     run = load_run(root / "ait")
-    split = sample(load_test(run.experiment.data, torch.device("cpu")).test)
-    label = run.classes[int(split.labels[5])]  # places are those of the shuffled split
+    split = sample(run.experiment.data.load_test(torch.device("cpu")).test)
+    label = run.classes[int(split.labels[5])]  # indices are those of the shuffled split
     assert page.data["items"]["5"]["text"] == label
 
 
-def test_the_images_of_a_page_are_those_of_the_data(root: Path) -> None:
+def test_the_images_of_a_page_equal_the_files(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     for item in page.data["items"].values():
         shown = np.asarray(decode(page.data["sources"][str(item["row"])]))
@@ -647,24 +647,26 @@ def test_the_images_of_a_page_are_those_of_the_data(root: Path) -> None:
         assert any(np.array_equal(shown, np.asarray(Image.open(file))) for file in files)
 
 
-def test_the_memory_of_the_best_epoch_is_shown_where_that_is_the_saved_model(runs: Path) -> None:
+def test_the_memory_of_the_best_epoch_is_shown_if_its_model_was_saved(runs: Path) -> None:
     result = json.loads((runs / "ait" / "result.json").read_text())
-    result["best_validation"] = {"epoch": 1, "test_accuracy": 12.5}
+    scores = {key: value for key, value in result.items() if key.startswith("test_")}
+    best = {"epoch": 1, "validation_accuracy": 20.0, **scores, "test_accuracy": 12.5}
+    result["best_validation"] = best
     (runs / "ait" / "result.json").write_text(json.dumps(result))
     page = Page(write_report(runs / "ait"))
     assert "after epoch 1." in page.words_of("memory")
-    assert "epoch 1, 12.50 % of the test set" in page.words_of("run")
+    assert "12.50 % after epoch 1" in page.words_of("run")
 
 
 def test_a_page_is_small(root: Path) -> None:
     assert (root / "ait" / "report.html").stat().st_size < 1_000_000
 
 
-def test_questions_are_called_so_and_the_first_48_are_shown(tmp_path: Path) -> None:
-    asked = replace(MODEL, image_size=75, patch_size=15, num_classes=10, question_dim=18)
-    data = SortOfClevrConfig(num_train=4, num_test=20, num_questions=5)
+def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) -> None:
+    model = replace(MODEL, image_size=75, patch_size=15, num_classes=10, question_dim=18, depth=1)
+    data = SortOfClevrConfig(num_train=4, num_test=10, num_questions=5)
     folder = tmp_path / "run"
-    train(Experiment("asked", data, asked, replace(TRAIN, epochs=1)), folder)
+    train(Experiment("asked", data, model, replace(TRAIN, epochs=1, batch_size=20)), folder)
     path = write_report(folder)
     assert path.stat().st_size < 10_000_000
     page = Page(path)
@@ -673,19 +675,19 @@ def test_questions_are_called_so_and_the_first_48_are_shown(tmp_path: Path) -> N
         assert "test questions" in page.words_of(section)
         assert "test images" not in page.words_of(section)
     assert "each of 8 questions" in page.words_of("beta")
-    assert "of 200 test questions of sort-of-clevr are answered right." in page.source
+    assert "of 100 test questions of sort-of-clevr are answered correctly." in page.source
     assert "The first token is the question." in page.words_of("images")
 
 
 def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert any(text.startswith("<b>odd<|b>, seed 0") for text in page.texts["h1"])
-    assert "of 14 test images of cifar10 are answered right." in page.source
+    assert "of 14 test images of cifar10 are answered correctly." in page.source
     assert "data set cifar10" in page.words_of("run")
     assert "test questions" not in page.source and page.data["noun"] == "image"
 
 
-def test_what_a_model_does_not_have_is_said_in_one_line(root: Path) -> None:
+def test_a_section_without_content_has_one_short_note(root: Path) -> None:
     page = Page(root / "vit" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
     for section in ("priors", "images", "memory", "beta"):
@@ -695,23 +697,23 @@ def test_what_a_model_does_not_have_is_said_in_one_line(root: Path) -> None:
     assert not {"priors", "images"} & page.data.keys()
 
 
-def test_what_was_analyzed_is_taken_as_it_is_unless_asked_to_do_it_again(
+def test_a_stored_analysis_is_reused_unless_again_is_set(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int | None] = []
+    requested: list[int | None] = []
 
-    def analyze(*given: Any) -> Any:  # noqa: ANN401
-        asked.append(given[3])
-        return load_analysis(given[1])
+    def analyze(*arguments: Any) -> Any:  # noqa: ANN401
+        requested.append(arguments[3])
+        return load_analysis(arguments[1])
 
     monkeypatch.setattr(report, "analyze", analyze)
     write_report(runs / "ait")
-    assert asked == []
-    write_report(runs / "ait", effort=AnalysisOptions(num_images=5, again=True))
-    assert asked == [5]
+    assert requested == []
+    write_report(runs / "ait", options=AnalysisOptions(num_images=5, again=True))
+    assert requested == [5]
     (runs / "images").rename(runs / "moved")
     with pytest.raises(UserError):
-        write_report(runs / "ait", effort=AnalysisOptions(source=str(runs / "images")))
+        write_report(runs / "ait", options=AnalysisOptions(source=str(runs / "images")))
     path = write_report(runs / "ait", runs / "x.html", AnalysisOptions(source=str(runs / "moved")))
     assert path == runs / "x.html" and "Evaluation" in path.read_text()
 
@@ -720,10 +722,10 @@ def test_images_of_other_classes_are_refused(runs: Path) -> None:
     for split in ("train", "test"):
         (runs / "images" / split / "<script>").rename(runs / "images" / split / "other")
     with pytest.raises(UserError, match="the data has the classes"):
-        write_report(runs / "ait", effort=AnalysisOptions(source=str(runs / "images")))
+        write_report(runs / "ait", options=AnalysisOptions(source=str(runs / "images")))
 
 
-def test_a_run_under_way_is_shown_as_far_as_it_got(runs: Path) -> None:
+def test_an_unfinished_run_has_a_page_of_what_is_known(runs: Path) -> None:
     folder = runs / "ait"
     for name in ("result.json", "model.safetensors", "report.html"):
         (folder / name).unlink()
@@ -731,18 +733,18 @@ def test_a_run_under_way_is_shown_as_far_as_it_got(runs: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = Page(write_report(folder))
     assert page.all("section", "id") == [*SECTIONS, "cost"]
-    assert "unfinished: 1 of 2 epochs" in page.words_of("run") and "not yet" in page.words_of(
+    assert "unfinished: 1 of 2 epochs" in page.words_of(
         "run"
-    )
+    ) and "not available yet" in page.words_of("run")
     for section in ("competition", "priors", "images", "beta", "evaluation"):
-        assert "This comes when the run is complete." in page.words_of(section)
+        assert "Available once the run is complete." in page.words_of(section)
     assert "after epoch 1" in page.words_of("memory")
     titles = [chart["title"] for chart in page.data["charts"]]
     assert "Loss" in titles and "Similarity of the priors, layer 1" in titles
-    assert "Drift of the priors" not in titles  # one epoch has moved from nowhere
+    assert "Drift of the priors" not in titles  # a single epoch has no drift
 
 
-def test_a_run_without_an_epoch_has_a_page_too(runs: Path) -> None:
+def test_a_run_without_a_complete_epoch_has_a_page(runs: Path) -> None:
     for name in ("result.json", "metrics.jsonl", "memory.npz", "environment.json"):
         (runs / "ait" / name).unlink()
     page = Page(write_report(runs / "ait"))
@@ -767,7 +769,7 @@ def test_two_runs_stand_side_by_side(runs: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_runs_alike_have_no_differences_but_a_seed() -> None:
+def test_differences_ignore_the_name_and_include_the_seed() -> None:
     recipe = RECIPES["cifar10-ait-tiny"]
     assert "the same" in differences_section(recipe, replace(recipe, name="other")).note
     other = replace(recipe, train=replace(recipe.train, seed=4, lr=1.0))
@@ -775,7 +777,7 @@ def test_runs_alike_have_no_differences_but_a_seed() -> None:
     assert grid.rows == [["train.lr", "0.001", "1.0"], ["train.seed", "0", "4"]]
 
 
-def test_the_name_of_a_field_may_break_at_its_parts_and_a_number_nowhere() -> None:
+def test_field_names_may_wrap_between_their_parts_but_numbers_may_not() -> None:
     names = ["model.num_heads", "<b>.x", "0.05"]
     grid = Grid(["field", "A"], [[name, "1"] for name in names])
     page = render("t", "s", [[Section("a", "A", tables=[grid])]], {})
@@ -787,12 +789,14 @@ def test_the_name_of_a_field_may_break_at_its_parts_and_a_number_nowhere() -> No
     ]
 
 
-def test_results_of_two_runs_alternate_by_kind_of_question() -> None:
-    def kind(name: str, accuracy: float) -> dict[str, Any]:
-        return {"name": name, "accuracy": accuracy, "interval": [1.0, 99.0], "guess": 50.0}
+def test_results_of_two_runs_alternate_by_kind_of_question(tmp_path: Path) -> None:
+    recipe = RECIPES["sort-of-clevr-ait-small"]
 
-    a = {"test_accuracy": 1.0, "test_kinds": [kind("binary", 10.0), kind("all", 30.0)]}
-    b = {"test_accuracy": 2.0, "test_kinds": [kind("binary", 20.0), kind("all", 40.0)]}
+    def answers(binary: float, overall: float) -> RunResult:
+        kinds = [kind_of("binary", binary, 50.0), kind_of("all", overall, 50.0)]
+        return put_result(tmp_path, answers_of(recipe, test_kinds=kinds))
+
+    a, b = answers(10.0, 30.0), answers(20.0, 40.0)
     bars = results_section({"A": a, "B": b}).figures[0].chart
     assert [(row[0], row[1]) for row in bars.table.rows] == [
         ("binary, A", "10"),
@@ -801,7 +805,8 @@ def test_results_of_two_runs_alternate_by_kind_of_question() -> None:
         ("all, B", "40"),
     ]
     assert bars.hues == [0, 1, 0, 1]
-    mixed = results_section({"A": {"test_accuracy": 7.0}, "B": None}).figures[0].chart
+    image_run = put_result(tmp_path, result_of(RECIPES["cifar10-ait-tiny"], 7.0))
+    mixed = results_section({"A": image_run, "B": None}).figures[0].chart
     assert mixed.table.rows == [["all, A", "7"]]
     assert not results_section({"A": None, "B": None}).figures
 
@@ -809,11 +814,11 @@ def test_results_of_two_runs_alternate_by_kind_of_question() -> None:
 # --- commands ---
 
 
-def test_the_command_says_where_the_page_is(ait: Ait, runs: Path) -> None:
-    said = ait("report", runs / "ait")
-    assert (said.code, said.out) == (0, f"written: {runs / 'ait' / 'report.html'}\n")
-    said = ait("report", runs / "ait", runs / "vit", "--output", "both.html")
-    assert (said.code, said.out) == (0, "written: both.html\n") and Path("both.html").exists()
+def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:
+    result = ait("report", runs / "ait")
+    assert (result.code, result.out) == (0, f"written: {runs / 'ait' / 'report.html'}\n")
+    result = ait("report", runs / "ait", runs / "vit", "--output", "both.html")
+    assert (result.code, result.out) == (0, "written: both.html\n") and Path("both.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -821,7 +826,7 @@ def test_the_command_says_where_the_page_is(ait: Ait, runs: Path) -> None:
     [
         ("a b c", ["one run or two", "3"]),
         ("", ["one run or two", "0"]),
-        ("nowhere", ["no run folder"]),
+        ("nowhere", ["not a run folder"]),
         ("{runs}/ait --images 0", ["images must be at least 1"]),
         ("{runs}/ait --output missing/x.html", ["no folder missing"]),
         ("{runs}/ait --device nope", ["nope"]),
@@ -845,7 +850,7 @@ def test_a_run_on_generated_images_has_no_source(ait: Ait, tmp_path: Path) -> No
     assert_refused(ait("report", tmp_path / "run", "--source", "x"), "generated", "--source")
 
 
-def test_training_rewrites_the_page_every_so_many_epochs_and_whole_at_its_end(
+def test_training_rewrites_the_page_regularly_and_completes_it_at_the_end(
     ait: Ait, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[int, bool]] = []
@@ -855,16 +860,16 @@ def test_training_rewrites_the_page_every_so_many_epochs_and_whole_at_its_end(
         written.append((epochs, (folder / "result.json").exists()))
         return folder / "report.html" if written[-1][1] else write_report(folder)
 
-    monkeypatch.setattr(train_command, "write_report", record)
+    monkeypatch.setattr(report, "write_report", record)
     flags = (
         "--data.num-train 16 --data.num-test 4 --train.batch-size 8 --train.epochs 5 "
         "--model.embed-dim 8 --model.depth 1 --model.num-heads 1 --train.device cpu"
     )
-    said = ait("train", "triangle-ait-tiny", *flags.split(), "--report-every", 2, "--name", "x")
-    assert said.code == 0
+    result = ait("train", "triangle-ait-tiny", *flags.split(), "--report-every", 2, "--name", "x")
+    assert result.code == 0
     assert written == [(2, False), (4, False), (5, True)]
-    assert f"report        {Path('runs/x/0/report.html')}" in said.out
+    assert f"report        {Path('runs/x/0/report.html')}" in result.out
     assert "unfinished: 4 of 5" in Page(Path("runs/x/0/report.html")).words_of("run")
     refused = ait("train", "triangle-ait-tiny", *flags.split(), "--report-every", 0, "--name", "y")
-    assert_refused(refused, "report_every must be at least 1")
+    assert_refused(refused, "--report-every must be at least 1")
     assert not Path("runs/y").exists()

@@ -32,7 +32,9 @@ def run(arguments: list[str]) -> None:
     """Write a page about one run or two."""
     options = parse(ReportOptions, arguments, "report")
     if not 1 <= len(options.runs) <= 2:
-        raise UserError(f"ait report takes one run, or two to compare, not {len(options.runs)}")
+        raise UserError(
+            f"ait report takes one run or two, not {len(options.runs)}: pass the folder of each"
+        )
     check_output(options.output)
     from associative_transformer.report import AnalysisOptions, write_comparison, write_report
 

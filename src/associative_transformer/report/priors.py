@@ -88,13 +88,13 @@ def winning_items(selection: SelectionStatistics) -> Iterator[int]:
 
 def _list_winners(
     selection: SelectionStatistics, layer: int, head: int
-) -> list[list[list[float]]]:
+) -> list[list[tuple[int, int, float]]]:
     """Return item, patch and score of the winners of each prior."""
-    winners = selection.winners[layer, head, :, :MAX_WINNERS]
-    scores = selection.winner_scores[layer, head, :, :MAX_WINNERS]
+    winners = selection.winners[layer, head, :, :MAX_WINNERS].tolist()
+    scores = selection.winner_scores[layer, head, :, :MAX_WINNERS].tolist()
     return [
-        [[*winner, score] for winner, score in zip(of_prior, scores_of_prior, strict=True)]
-        for of_prior, scores_of_prior in zip(winners.tolist(), scores.tolist(), strict=True)
+        [(item, patch, score) for (item, patch), score in zip(pairs, of_prior, strict=True)]
+        for pairs, of_prior in zip(winners, scores, strict=True)
     ]
 
 
