@@ -418,7 +418,7 @@ def test_the_answer_depends_on_the_question() -> None:
     images, questions = inputs_of(config)
     assert questions is not None
     assert not torch.allclose(model(images, questions).logits, model(images, -questions).logits)
-    with pytest.raises(ValueError, match="a question beside each image"):
+    with pytest.raises(ValueError, match="a question with each image"):
         model(images)
     with pytest.raises(ValueError, match="no questions"):
         shaken(SMALL)(images, questions)
@@ -512,7 +512,7 @@ def test_every_parameter_receives_a_gradient() -> None:
         ({"scale": 0.0}, "scale must be positive, not 0.0"),
         ({"scale": float("inf")}, "scale must be positive, not inf"),
         ({"scale": float("nan")}, "scale must be positive, not nan"),
-        ({"num_slots": 9}, "num_slots 9 is more than embed_dim 8"),
+        ({"num_slots": 9}, "num_slots 9 must be at most embed_dim 8"),
         ({"num_heads": 3}, "num_heads 3 does not divide embed_dim 8"),
     ],
 )
@@ -529,7 +529,7 @@ def test_a_workspace_that_can_not_be_is_an_error(changes: dict[str, Any], messag
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, not 1.0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, not 0.0"),
         ({"question_dim": -1}, "question_dim must be at least 0, not -1"),
-        ({"embed_dim": 2}, "num_slots 3 is more than embed_dim 2"),
+        ({"embed_dim": 2}, "num_slots 3 must be at most embed_dim 2"),
     ],
 )
 def test_sizes_that_can_not_be_are_an_error(changes: dict[str, Any], message: str) -> None:

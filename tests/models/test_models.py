@@ -1,6 +1,8 @@
-"""What holds for every model: one contract, then sizes, saving, checkpointing, learning."""
+"""The contract of every model; then sizes, saving, activation checkpointing, learning."""
 
 import copy
+import doctest
+import importlib
 import json
 import pickle
 from dataclasses import dataclass, replace
@@ -15,135 +17,49 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models import ModelConfig, build_model, load_model
+from associative_transformer.models import MODELS, ModelConfig, build_model, load_model
 from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiT, AiTConfig
-from associative_transformer.models.brims import BRIMsConfig
-from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
-from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense, DenseConfig
-from associative_transformer.models.luna import LunaConfig
-from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
+from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.models.relation_network import (
-    CNN_MLP,
-    CNN_RN,
-    ConvMLPConfig,
-    RelationNetworkConfig,
-)
-from associative_transformer.models.set_transformer import SetTransformerConfig
+from associative_transformer.models.relation_network import CNN_MLP, CNN_RN
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL, ViT, ViTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from making.tiny import TINY, count_parameters
 from twins import naive
 
-Config = ModelConfig
 BATCH, QUESTION_DIM = 4, 7
-
-MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
-AIT = AiTConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=2,
-    num_heads=2,
-    head_dim=8,
-    mlp_ratio=2.0,
-    workspace=MEMORY,
+AIT, VIT, DENSE = TINY["ait"], TINY["vit"], TINY["dense"]
+COORDINATION, PERCEIVER, SET_TRANSFORMER = (
+    TINY[kind] for kind in ("coordination", "perceiver", "set-transformer")
 )
-VIT = ViTConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=2,
-    num_heads=2,
-    head_dim=8,
-    mlp_ratio=2.0,
-)
-DENSE = DenseConfig(
-    image_size=8, patch_size=2, num_classes=5, question_dim=0, embed_dim=24, mlp_ratio=2.0
-)
-RELATIONS = RelationNetworkConfig(
-    image_size=9,
-    num_classes=5,
-    question_dim=0,
-    conv_dim=6,
-    num_convs=2,
-    num_relation_layers=2,
-    hidden_dim=24,
-    dropout=0.0,
-)
-CONV_MLP = ConvMLPConfig(
-    image_size=9,
-    num_classes=5,
-    question_dim=0,
-    conv_dim=6,
-    num_convs=2,
-    hidden_dim=24,
-    dropout=0.0,
-)
-COORDINATION = CoordinationConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=2,
-    mlp_ratio=2.0,
-    dropout=0.0,
-    slots=SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5),
-)
-PERCEIVER = PerceiverConfig(
-    image_size=8,
-    num_classes=5,
-    fourier=FourierConfig(num_bands=3),
-    num_latents=5,
-    latent_dim=24,
-    depth=2,
-    num_heads=2,
-    head_dim=8,
-    cross_dim=8,
-)
-SET_TRANSFORMER = SetTransformerConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    hidden_dim=24,
-    depth=2,
-    num_heads=2,
-    num_inducing=3,
-)
-BRIMS = BRIMsConfig(
-    image_size=8,
-    resolution=4,
-    num_classes=5,
-    embed_dim=24,
-    num_modules=4,
-    module_dim=6,
-    num_active=2,
-    key_dim=4,
-    num_comm_heads=2,
-    comm_dim=4,
-    dropout=0.0,
-    attention_dropout=0.0,
-)
-LUNA = LunaConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2.0,
-    num_packed=3,
-)
+BRIMS, LUNA, RELATIONS = TINY["brims"], TINY["luna"], TINY["relation-network"]
 
 
 def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
-    return replace(AIT, workspace=replace(MEMORY, **changes))
+    return replace(AIT, workspace=replace(AIT.workspace, **changes))
 
 
-CONFIGS: dict[str, Config] = {
-    "ait": AIT,
+def with_question() -> dict[str, ModelConfig]:
+    """Return every model of the table that takes questions, with one."""
+    return {
+        f"{kind}-question": replace(config, question_dim=QUESTION_DIM)
+        for kind, config in TINY.items()
+        if hasattr(config, "question_dim")
+    }
+
+
+def with_dropout() -> dict[str, ModelConfig]:
+    """Return every model of the table that has dropout, with some."""
+    return {
+        f"{kind}-dropout": replace(config, dropout=0.5)
+        for kind, config in TINY.items()
+        if hasattr(config, "dropout")
+    }
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    **TINY,
+    **with_question(),
+    **with_dropout(),
     "ait-one-block": replace(AIT, depth=1),
     "ait-without-bottleneck": with_memory(bottleneck=None),
     "ait-without-self-attention": replace(AIT, use_self_attention=False),
@@ -151,72 +67,53 @@ CONFIGS: dict[str, Config] = {
     "ait-without-balance-loss": with_memory(balance_weight=0.0),
     "ait-reset-memory": with_memory(reset_each_epoch=True),
     "ait-three-steps": with_memory(num_steps=3),
-    "ait-dropout": with_memory(dropout=0.1),
+    "ait-workspace-dropout": with_memory(dropout=0.1),
     "ait-detached": with_memory(differentiable_write=False),
     "ait-detached-unbalanced": with_memory(differentiable_write=False, balance_weight=0.0),
     "ait-positions": replace(AIT, pos="learned"),
-    "ait-question": replace(AIT, question_dim=QUESTION_DIM),
     "ait-gray": replace(AIT, num_channels=1),
-    "vit": VIT,
     "vit-class-token": replace(VIT, head="cls", pos="learned"),
-    "vit-question": replace(VIT, question_dim=QUESTION_DIM),
     "vit-class-token-question": replace(VIT, head="cls", question_dim=QUESTION_DIM),
-    "coordination": COORDINATION,
     "coordination-unshared": replace(COORDINATION, share_layers=False),
     "coordination-soft": replace(COORDINATION, slots=replace(COORDINATION.slots, bottleneck=None)),
-    "coordination-question": replace(COORDINATION, question_dim=QUESTION_DIM),
-    "coordination-dropout": replace(COORDINATION, dropout=0.1),
-    "perceiver": PERCEIVER,
     "perceiver-tied": replace(PERCEIVER, tie="after_first"),
     "perceiver-of-the-paper": replace(PERCEIVER, tie="paper", form="paper", num_selfs=2),
-    "perceiver-dropout": replace(PERCEIVER, dropout=0.1),
-    "set-transformer": SET_TRANSFORMER,
     "set-transformer-pooled": replace(SET_TRANSFORMER, pool="pma", pos="none"),
-    "set-transformer-question": replace(SET_TRANSFORMER, question_dim=QUESTION_DIM),
-    "brims": BRIMS,
     "brims-three-layers": replace(BRIMS, depth=3),
-    "brims-dropout": replace(BRIMS, dropout=0.5, attention_dropout=0.1),
-    "luna": LUNA,
+    "brims-both-dropouts": replace(BRIMS, dropout=0.5, attention_dropout=0.1),
     "luna-tied": replace(LUNA, is_tied=True),
     "luna-pixels": replace(LUNA, vocabulary=16, patch_size=1),
-    "luna-dropout": replace(LUNA, dropout=0.3, attention_dropout=0.1),
-    "dense": DENSE,
+    "luna-both-dropouts": replace(LUNA, dropout=0.3, attention_dropout=0.1),
     "dense-positions": replace(DENSE, pos="learned"),
-    "dense-question": replace(DENSE, question_dim=QUESTION_DIM),
-    "relation-network": RELATIONS,
     "relation-network-triples": replace(RELATIONS, num_objects=3),
-    "relation-network-question": replace(RELATIONS, question_dim=QUESTION_DIM),
-    "relation-network-dropout": replace(RELATIONS, dropout=0.5),
-    "conv-mlp": CONV_MLP,
-    "conv-mlp-question": replace(CONV_MLP, question_dim=QUESTION_DIM),
-    "conv-mlp-dropout": replace(CONV_MLP, dropout=0.5),
 }
 
 DETACHED = {"to_v.weight", "to_prior.weight", "norm.weight", "norm.bias"}
-WITHOUT_GRADIENT = {  # leaves of `workspace` that get none, and why
-    "ait-detached": DETACHED,  # the write is detached: they only feed it
-    # queries and keys learn from the balance loss alone, and there is none
+WITHOUT_GRADIENT = {  # parameters of `workspace` that get no gradient, and why
+    "ait-detached": DETACHED,  # only the detached write uses them
+    # queries and keys would learn only from the balance loss, which is off
     "ait-detached-unbalanced": DETACHED | {"to_q.weight", "to_k.weight"},
 }
 
 every_config = pytest.mark.parametrize("name", CONFIGS)
-each_kind = pytest.mark.parametrize(
-    "name",
-    [
-        "ait",
-        "vit",
-        "coordination",
-        "perceiver",
-        "set-transformer",
-        "brims",
-        "luna",
-        "dense",
-        "relation-network",
-        "conv-mlp",
-    ],
-)
+every_model = pytest.mark.parametrize("name", TINY)
 every_transformer = pytest.mark.parametrize(  # the others have no blocks to recompute
     "name", [name for name, config in CONFIGS.items() if hasattr(config, "depth")]
+)
+MORE_IN_BFLOAT16 = (
+    "ait-without-hopfield",
+    "vit-class-token",
+    "coordination-unshared",
+    "perceiver-of-the-paper",
+    "relation-network-question",
+    "conv-mlp-question",
+)
+MORE_THAT_LEARN = (
+    "ait-detached",
+    "vit-class-token",
+    "set-transformer-pooled",
+    "luna-pixels",
+    "relation-network-triples",
 )
 
 
@@ -227,11 +124,11 @@ class Example:
     labels: Tensor
 
 
-def example(config: Config, batch: int = BATCH) -> Example:
+def example(config: ModelConfig, batch: int = BATCH) -> Example:
     shape = (batch, config.num_channels, config.image_size, config.image_size)
-    question_dim = getattr(config, "question_dim", 0)  # some take no questions
+    question_dim = getattr(config, "question_dim", 0)
     questions = torch.randn(batch, question_dim) if question_dim else None
-    # pixels as they are, where a model looks them up
+    # some models look up pixels, which are not normalized
     draw = torch.rand if getattr(config, "takes_pixels", False) else torch.randn
     return Example(draw(shape), questions, torch.randint(config.num_classes, (batch,)))
 
@@ -249,13 +146,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def count(config: Config) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(config).parameters())
-
-
 @every_config
-def test_a_model_gives_logits_and_a_finite_loss(name: str) -> None:
+def test_a_model_returns_logits_and_a_finite_loss(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config), example(config)
     assert model.config == config and model.training
@@ -288,7 +180,7 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
 def test_the_state_dict_restores_the_model(name: str) -> None:
     config = CONFIGS[name]
     model, other, data = build_model(config), build_model(config), example(config)
-    loss_of(model, data)  # moves the memory off its start
+    loss_of(model, data)  # moves the memory
     other.load_state_dict(model.state_dict())
     ours = model.eval()(data.images, data.questions).logits
     assert torch.equal(other.eval()(data.images, data.questions).logits, ours)
@@ -312,7 +204,7 @@ def test_saving_and_loading_restores_configuration_and_answers(
 
 
 @every_config
-def test_in_evaluation_an_image_is_answered_alike_in_any_company(name: str) -> None:
+def test_in_evaluation_the_logits_of_an_image_do_not_depend_on_its_neighbors(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config).eval(), example(config, 6)
     before = memories(model)
@@ -351,49 +243,29 @@ def test_activation_checkpointing_changes_no_number(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ait", "vit", "dense"])
-def test_activation_checkpointing_recomputes_in_training_only(name: str) -> None:
+def test_activation_checkpointing_recomputes_only_in_training(name: str) -> None:
     model, data, calls = build_model(CONFIGS[name]), example(CONFIGS[name]), []
     for module in model.modules():
         if isinstance(module, nn.GELU):
             module.register_forward_hook(lambda *_: calls.append(1))
 
-    def calls_of_a_step(backward: bool) -> int:
+    def count_calls(backward: bool) -> int:
         calls.clear()
         loss = loss_of(model, data)
         if backward:
             loss.backward()
         return len(calls)
 
-    assert calls_of_a_step(backward=True) == 2
+    assert count_calls(backward=True) == 2
     model.set_grad_checkpointing()
-    assert calls_of_a_step(backward=True) == 4
+    assert count_calls(backward=True) == 4
     with torch.no_grad():
-        assert calls_of_a_step(backward=False) == 2
+        assert count_calls(backward=False) == 2
     model.set_grad_checkpointing(False)
-    assert calls_of_a_step(backward=True) == 2
+    assert count_calls(backward=True) == 2
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ait",
-        "ait-without-hopfield",
-        "vit",
-        "vit-class-token",
-        "coordination",
-        "coordination-unshared",
-        "perceiver",
-        "perceiver-of-the-paper",
-        "set-transformer",
-        "brims",
-        "luna",
-        "dense",
-        "relation-network",
-        "relation-network-question",
-        "conv-mlp",
-        "conv-mlp-question",
-    ],
-)
+@pytest.mark.parametrize("name", [*TINY, *MORE_IN_BFLOAT16])
 def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config), example(config)
@@ -411,26 +283,10 @@ def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "ait",
-        "ait-detached",
-        "vit",
-        "vit-class-token",
-        "coordination",
-        "perceiver",
-        "set-transformer",
-        "set-transformer-pooled",
-        "luna",
-        "luna-pixels",
-        "dense",
-        "relation-network",
-        "relation-network-triples",
-        "conv-mlp",
-    ],
+    "name",  # BRIMs needs more steps, and learns in its own file
+    [*(kind for kind in TINY if kind != "brims"), *MORE_THAT_LEARN],
 )
-def test_a_model_learns_one_small_batch_by_heart(name: str) -> None:
-    # BRIMs, which takes more steps, does so in its own file
+def test_a_model_overfits_one_small_batch(name: str) -> None:
     config = CONFIGS[name]
     model, data = build_model(config), example(config, 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -458,7 +314,7 @@ def test_a_vit_adds_attention_and_feed_forward_to_normalized_tokens(name: str) -
     torch.testing.assert_close(model(data.images).logits, expected)
 
 
-def test_a_dense_model_feeds_each_token_forward_by_itself() -> None:
+def test_a_dense_model_processes_each_token_independently() -> None:
     config = CONFIGS["dense-question"]
     model, data = build_model(config).double(), example(config, 2)
     assert isinstance(model, Dense) and data.questions is not None
@@ -483,16 +339,18 @@ def test_a_dense_model_feeds_each_token_forward_by_itself() -> None:
 def test_the_tokens_of_a_dense_model_meet_only_in_its_head() -> None:
     config = CONFIGS["dense-question"]
     model, data = build_model(config).eval(), example(config, 1)
-    seen: list[Tensor] = []
-    model.get_submodule("head").register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    captured: list[Tensor] = []
+    model.get_submodule("head").register_forward_pre_hook(
+        lambda _, args: captured.append(args[0][0])
+    )
     other = data.images.clone()
     other[:, :, 2:4, 6:8] *= -1  # the patch in row 1, column 3 of 4 by 4, behind the question
     before, after = (model(images, data.questions).logits for images in (data.images, other))
-    assert (seen[0] != seen[1]).any(dim=-1).nonzero().flatten().tolist() == [1 + 1 * 4 + 3]
+    assert (captured[0] != captured[1]).any(dim=-1).nonzero().flatten().tolist() == [1 + 1 * 4 + 3]
     assert not torch.allclose(before, after)
 
 
-def test_without_self_attention_a_block_feeds_its_tokens_forward_at_once() -> None:
+def test_without_self_attention_a_block_starts_with_the_feed_forward() -> None:
     model = build_model(CONFIGS["ait-without-self-attention"]).eval()
     block, x = model.get_submodule("blocks.0"), torch.randn(2, 16, AIT.embed_dim)
     u = block.norm3(block.feed_forward(block.norm2(x)))
@@ -503,8 +361,10 @@ def test_without_self_attention_a_block_feeds_its_tokens_forward_at_once() -> No
 def test_without_hopfield_a_block_reads_the_attractors_by_attention() -> None:
     model = build_model(CONFIGS["ait-without-hopfield"]).eval()
     block, x = model.get_submodule("blocks.0"), torch.randn(2, 16, AIT.embed_dim)
-    x, u = block.think(x)
-    workspace = block.workspace
+    workspace, inputs = block.workspace, []
+    workspace.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    block(x)
+    (u,) = inputs
     attractors = workspace.to_attractor(workspace.priors)
     read = workspace.reader(u, attractors.expand(2, -1, -1))
     torch.testing.assert_close(workspace(u).read, read)
@@ -515,16 +375,16 @@ def test_without_hopfield_a_block_reads_the_attractors_by_attention() -> None:
 
 def test_the_loss_of_a_model_adds_the_balance_losses_of_its_blocks() -> None:
     model, data = build_model(AIT), example(AIT)
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
     for block in model.get_submodule("blocks").children():
-        block.register_forward_hook(lambda _, __, output: seen.append(output.balance_loss))
+        block.register_forward_hook(lambda _, __, output: captured.append(output.balance_loss))
     output = model(data.images)
-    torch.testing.assert_close(output.aux_loss, seen[0] + seen[1])
-    assert min(seen) > 0
+    torch.testing.assert_close(output.aux_loss, captured[0] + captured[1])
+    assert min(captured) > 0
 
 
-@pytest.mark.parametrize("config", [VIT, DENSE, RELATIONS, CONV_MLP], ids=lambda c: c.kind)
-def test_only_an_ait_has_an_auxiliary_loss(config: Config) -> None:
+@pytest.mark.parametrize("config", [VIT, DENSE, RELATIONS, TINY["conv-mlp"]], ids=lambda c: c.kind)
+def test_only_an_ait_has_an_auxiliary_loss(config: ModelConfig) -> None:
     assert build_model(config)(example(config).images).aux_loss == 0
 
 
@@ -537,7 +397,7 @@ def test_the_memory_of_every_block_moves_in_training() -> None:
         assert not torch.equal(memory, before[key]), key
 
 
-def test_the_question_changes_the_answer() -> None:
+def test_another_question_gives_other_logits() -> None:
     for name in (name for name in CONFIGS if name.endswith("question")):
         config = CONFIGS[name]
         model, data = build_model(config).eval(), example(config)
@@ -545,7 +405,7 @@ def test_the_question_changes_the_answer() -> None:
         assert not torch.allclose(model(data.images, data.questions).logits, other)
 
 
-def test_another_attention_is_passed_to_every_block() -> None:
+def test_attend_is_passed_to_the_workspace_of_every_block() -> None:
     def attend(*_: object) -> None:
         raise AssertionError
 
@@ -553,7 +413,7 @@ def test_another_attention_is_passed_to_every_block() -> None:
     assert all(block.workspace.attend is attend for block in model.blocks)
 
 
-def test_an_ablation_registers_nothing_that_it_does_not_use() -> None:
+def test_an_ablation_registers_no_unused_parameters() -> None:
     names = {
         name: {key for key, _ in build_model(CONFIGS[name]).named_parameters()}
         for name in ("ait", "ait-without-self-attention", "ait-without-hopfield")
@@ -571,7 +431,7 @@ def test_an_ablation_registers_nothing_that_it_does_not_use() -> None:
 
 
 @pytest.mark.parametrize("config", [AIT, VIT, DENSE], ids=lambda config: config.kind)
-def test_positions_are_learned_where_the_configuration_asks_for_them(config: Config) -> None:
+def test_positions_are_learned_if_the_configuration_says_so(config: ModelConfig) -> None:
     names = dict(build_model(replace(config, pos="learned")).named_parameters())
     assert names["embed.positions"].shape == (16, config.embed_dim)
     assert "embed.positions" not in dict(build_model(config).named_parameters())
@@ -580,7 +440,7 @@ def test_positions_are_learned_where_the_configuration_asks_for_them(config: Con
 def test_without_hopfield_twelve_heads_of_width_64_read_the_memory() -> None:
     reader = 4 * 768 * 768 + 768
     ablation = replace(AIT_SMALL, read="cross_attention")
-    assert count(ablation) == count(AIT_SMALL) + 2 * reader
+    assert count_parameters(ablation) == count_parameters(AIT_SMALL) + 2 * reader
 
 
 RELATIONAL = {"image_size": 75, "patch_size": 15, "question_dim": 18}  # Sort-of-CLEVR
@@ -594,7 +454,7 @@ LIVE = [
     (replace(VIT_BASE, num_classes=100), 90_079_684),
     (replace(VIT_SMALL, head="cls", pos="learned"), 14_270_314),
     (replace(VIT_BASE, head="cls", pos="learned"), 85_125_994),
-    # known with what the official code never uses: stem, class token and positions
+    # published with the unused stem, class token and positions of the official code
     (VIT_MEDIUM, 43_251_562 - 58_368 - 768 - 65 * 768),
     (replace(VIT_SMALL, **RELATIONAL), 15_028_084 - 58_368 - 768 - 26 * 768),
     (replace(VIT_BASE, **RELATIONAL), 85_883_764 - 58_368 - 768 - 26 * 768),
@@ -612,18 +472,20 @@ PUBLISHED = [
     (AIT_BASE, 91_015_786),
     (VIT_SMALL, 14_850_922),
     (VIT_BASE, 85_706_602),
-    # class token and positions are live here: nothing to add
+    # class token and positions are live here, so nothing is added
     (replace(VIT_SMALL, head="cls", pos="learned"), 14_270_314),
 ]
 
 
 @pytest.mark.parametrize(("config", "parameters"), LIVE)
-def test_a_model_has_exactly_the_parameters_it_uses(config: Config, parameters: int) -> None:
-    assert count(config) == parameters
+def test_a_named_size_has_exactly_the_known_number_of_parameters(
+    config: ModelConfig, parameters: int
+) -> None:
+    assert count_parameters(config) == parameters
 
 
 @pytest.mark.parametrize(("config", "parameters"), PUBLISHED)
-def test_the_reference_count_is_the_published_one(config: Config, parameters: int) -> None:
+def test_the_reference_count_is_the_published_one(config: ModelConfig, parameters: int) -> None:
     with torch.device("meta"):
         model = build_model(config)
     assert isinstance(model, AiT | ViT)
@@ -670,7 +532,7 @@ def test_a_missing_weight_is_an_error(saved: Path, missing: str) -> None:
             load(saved)
 
 
-def test_a_weight_too_many_is_an_error(saved: Path) -> None:
+def test_an_unknown_weight_is_an_error(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     save_file(weights | {"surplus": torch.zeros(1)}, saved / "model.safetensors")
     with pytest.raises(RuntimeError, match="surplus"):
@@ -688,10 +550,10 @@ def edit(folder: Path, key: str, value: object, inside: str | None = None) -> No
 @pytest.mark.parametrize(
     ("key", "value"), [("no_such_field", 1), ("depth", "two"), ("beta", -1.0), ("embed_dim", 0)]
 )
-def test_an_unknown_or_wrong_field_of_the_configuration_is_an_error(
+def test_an_unknown_or_invalid_field_of_the_configuration_is_an_error(
     saved: Path, key: str, value: object, inside: str | None
 ) -> None:
-    edit(saved, key, value, inside)  # a field of the other part is unknown in this one
+    edit(saved, key, value, inside)  # a field of one part is unknown in the other
     for load in (AiT.from_pretrained, load_model):
         with pytest.raises(ValueError, match=key):
             load(saved)
@@ -710,8 +572,8 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@each_kind
-def test_a_model_is_uploaded_with_card_configuration_and_weights(
+@every_model
+def test_a_model_is_uploaded_with_its_card_configuration_and_weights(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     uploads: dict[str, Any] = {}
@@ -734,8 +596,8 @@ def test_a_model_is_uploaded_with_card_configuration_and_weights(
     assert uploads.keys() == {"repo", "README.md", "config.json", "model.safetensors"}
     assert uploads["repo"] == "someone/a-model"
     card = uploads["README.md"].decode()
-    for said in ("license: mit", "associative_transformer", "2309.12862", "image-classification"):
-        assert said in card
+    for text in ("license: mit", "associative_transformer", "2309.12862", "image-classification"):
+        assert text in card
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).write_bytes(uploads[file])
     loaded = load_model(tmp_path)
@@ -744,12 +606,20 @@ def test_a_model_is_uploaded_with_card_configuration_and_weights(
         assert torch.equal(loaded.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.__name__)
+def test_the_example_in_the_docstring_of_a_model_runs(model: type[PretrainedModel]) -> None:
+    names = vars(importlib.import_module(model.__module__))
+    (example,) = doctest.DocTestFinder(recurse=False).find(model, globs={**names})
+    assert example.examples, f"the docstring of {model.__name__} has no example"
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
 def test_every_model_is_a_pretrained_model() -> None:
     assert all(isinstance(build_model(config), PretrainedModel) for config in CONFIGS.values())
 
 
 @pytest.mark.parametrize("config", [AIT_SMALL, VIT_SMALL], ids=lambda config: config.kind)
-def test_the_paper_counts_positions_once_whether_they_are_used_or_not(
+def test_the_paper_counts_positions_whether_they_are_used_or_not(
     config: AiTConfig | ViTConfig,
 ) -> None:
     with torch.device("meta"):

@@ -200,10 +200,10 @@ def test_a_cpu_takes_a_few_images_at_once_and_any_other_device_many() -> None:
     pairs, triples = build_model(CNN_RN), build_model(replace(CNN_RN, num_objects=3))
     assert isinstance(pairs, RelationNetwork) and isinstance(triples, RelationNetwork)
     objects = torch.randn(64, 25, 26)
-    assert pairs.images_at_once(objects) == 8
-    assert triples.images_at_once(objects) == 1
-    assert pairs.images_at_once(objects.to("meta")) == 3200
-    assert triples.images_at_once(objects.to("meta")) == 128
+    assert pairs.chunk_size(objects) == 8
+    assert triples.chunk_size(objects) == 1
+    assert pairs.chunk_size(objects.to("meta")) == 3200
+    assert triples.chunk_size(objects.to("meta")) == 128
 
 
 def coordinates_of(image_size: int, num_convs: int) -> list[list[float]]:
@@ -289,7 +289,7 @@ def test_an_image_of_another_size_is_an_error(config: Config) -> None:
 @every_config
 def test_a_missing_or_unwanted_question_is_an_error(config: Config) -> None:
     images = torch.randn(2, 2, config.image_size, config.image_size)
-    with pytest.raises(ValueError, match="a question beside each image"):
+    with pytest.raises(ValueError, match="a question with each image"):
         build_model(config)(images)
     with pytest.raises(ValueError, match="no questions"):
         build_model(replace(config, question_dim=0))(images, torch.randn(2, 3))

@@ -339,7 +339,7 @@ def test_the_question_changes_the_answer(name: str) -> None:
     assert questions is not None
     before = model(images, questions).logits
     assert not torch.allclose(model(images, -questions).logits, before)
-    with pytest.raises(ValueError, match="a question beside each image"):
+    with pytest.raises(ValueError, match="a question with each image"):
         model(images)
 
 

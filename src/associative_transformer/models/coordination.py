@@ -1,13 +1,13 @@
 """Coordination through a shared global workspace (Goyal et al. 2022, arXiv 2103.01197).
 
-The configuration that the paper calls TR + HSW, as in anirudh9119/shared_workspace, with its
-faults mended: there is no self-attention, tokens meet in the slots of the workspace only.
+This is the configuration that the paper calls TR + HSW, as in anirudh9119/shared_workspace, with
+the faults of that code fixed. It has no self-attention: tokens meet only in the workspace's slots.
 
 Dims     B batch   C channels   H W image side   N tokens   E token and slot width   M slots
          S heads   D key width of a head   G width of both gates, 2 E   Q question features
 Symbols  `slots` W, (M, E)   `bottleneck` k   `scale` factor of Q K^T   `mlp_depth` n_mlp, of phi
 Sizes    E 256, M 8, S 4; Coordination 4 layers with one set of weights, -D 8 such layers,
-         -H 4 and -DH 8 layers with weights of their own
+         -H 4 and -DH 8 layers with separate weights
 """
 
 import math
@@ -20,12 +20,12 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
     LinearTokenEmbed,
     check_sizes,
+    run_block,
     shared_workspace_positions,
 )
 from associative_transformer.models.pretrained import PretrainedModel
@@ -33,22 +33,23 @@ from associative_transformer.models.pretrained import PretrainedModel
 
 @dataclass(frozen=True)
 class SlotsConfig:
-    """The workspace and how tokens write and read it."""
+    """Sizes of the workspace, and how tokens write and read it."""
 
     num_slots: int = 8
     """M: slots of the workspace; at most embed_dim."""
     num_heads: int = 4
-    """S: heads of write and broadcast; divides embed_dim, the width of all values together."""
+    """S: heads of write and broadcast; divides embed_dim, the width of all values."""
     key_dim: int = 32
-    """D: width of the queries and keys of one head."""
+    """D: width of the queries and keys of each head."""
     bottleneck: int | None = 20
-    """k: tokens that write to one slot of one head; None: all of them, without competition."""
+    """k: tokens that write to each slot of each head; None: all tokens, without competition."""
     mlp_depth: int = 1
-    """n_mlp: how often phi applies its one layer; 4 in the reference on Sort-of-CLEVR."""
+    """n_mlp: how often phi applies its only layer; 4 in the reference on Sort-of-CLEVR."""
     scale: float = 1.0
-    """Factor of the similarities; the reference leaves out the usual 1 / sqrt(D)."""
+    """Factor of the similarities; the reference omits the usual 1 / sqrt(D)."""
     scope: Literal["model", "layer"] = "model"
-    """Whether layers pass the slots on, or each starts anew, as unshared ones of the reference."""
+    """model: layers pass the slots on; layer: each layer starts with new slots, as unshared layers
+    of the reference do."""
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "num_heads", "key_dim", "mlp_depth"):
@@ -63,10 +64,10 @@ class SlotsConfig:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class CoordinationConfig:
-    """Sizes of a transformer with a shared workspace; the defaults are Coordination."""
+    """Sizes of a transformer with a shared workspace; the defaults are those of Coordination."""
 
     kind: Literal["coordination"] = "coordination"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels."""
     patch_size: int = 4
@@ -74,19 +75,19 @@ class CoordinationConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     question_dim: int = 0
-    """Q: features of a question about the image, which becomes a token; 0: none."""
+    """Q: features of a question about the image, which becomes a token; 0: no question."""
     embed_dim: int = 256
     """E: width of tokens and slots."""
     depth: int = 4
     """L: number of layers."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward per token width."""
+    """Hidden width of the feed-forward, as a multiple of the token width."""
     dropout: float = 0.1
-    """Share of what a layer adds to the tokens that is dropped in training."""
+    """Dropout rate of what a layer adds to the tokens."""
     share_layers: bool = True
-    """One set of weights for all layers."""
+    """Use one set of weights for all layers."""
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     """The workspace."""
 
@@ -94,27 +95,27 @@ class CoordinationConfig:
         check_sizes(self)
         num_slots, num_heads = self.slots.num_slots, self.slots.num_heads
         if num_slots > self.embed_dim:
-            raise ValueError(f"num_slots {num_slots} is more than embed_dim {self.embed_dim}")
+            raise ValueError(f"num_slots {num_slots} must be at most embed_dim {self.embed_dim}")
         if self.embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {self.embed_dim}")
 
 
-class Write(NamedTuple):
-    """What the tokens write to the slots."""
+class SlotWrite(NamedTuple):
+    """Values that the tokens write to the slots."""
 
     value: Float[Tensor, "B M E"]  # R
-    weights: Float[Tensor, "B S M N"]  # zero for tokens that lost; the rest sums to less than 1
+    weights: Float[Tensor, "B S M N"]  # zero for tokens that lost; the others sum to less than 1
 
 
 class Gates(NamedTuple):
-    """How much of the new content enters a slot, and how much of the old one stays."""
+    """Shares of the new content that enters a slot, and of the old content that stays."""
 
     enter: Float[Tensor, "B M E"]  # sigmoid(i + b_i)
     stay: Float[Tensor, "B M E"]  # sigmoid(f + b_f)
 
 
 class BlockOutput(NamedTuple):
-    """What a layer passes on."""
+    """Output of a layer."""
 
     tokens: Float[Tensor, "B N E"]
     slots: Float[Tensor, "B M E"]
@@ -125,10 +126,10 @@ def compete(
 ) -> Float[Tensor, "B S M N"]:
     """Let the tokens compete for each slot of each head: only the `bottleneck` best may write.
 
-    The weights are those of the softmax over all tokens, not renormalized, so gradients reach the
-    tokens that lost through its denominator. Which of several equal tokens wins is not specified.
+    The softmax is over all tokens and is not renormalized, so gradients reach the losing tokens
+    through its denominator. Which of several equal tokens wins is not specified.
     """
-    # in float32 at least, since lower precision makes equal weights common
+    # float32 at least: equal weights are common at lower precision
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     weights = similarity.to(dtype).softmax(dim=-1)
     if bottleneck is None or bottleneck >= weights.shape[-1]:
@@ -138,11 +139,11 @@ def compete(
 
 
 class SlotwiseLinear(nn.Module):
-    """A linear map with weights of its own for each slot."""
+    """A separate linear map for each slot."""
 
     def __init__(self, num_slots: int, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        bound = out_dim**-0.5  # the reference takes the width of the output, not of the input
+        bound = out_dim**-0.5  # as in the reference: the output width, not the usual input width
         self.weight = nn.Parameter(torch.empty(num_slots, in_dim, out_dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(num_slots, out_dim).uniform_(-bound, bound))
 
@@ -151,10 +152,10 @@ class SlotwiseLinear(nn.Module):
 
 
 class SharedWorkspace(nn.Module):
-    """The three acts: tokens write to the slots, the slots are updated and broadcast.
+    """The workspace: tokens write to the slots, the slots are updated and then broadcast.
 
-    Write and broadcast use the same projections, once from slots to tokens, once back. The bias
-    of the keys shifts all similarities of a query alike, so it has no effect; it is in the sizes.
+    Write and broadcast share their projections. The bias of the keys shifts all similarities of a
+    query alike and so has no effect; it is kept because the published sizes include it.
     """
 
     def __init__(self, embed_dim: int, config: SlotsConfig) -> None:
@@ -172,11 +173,11 @@ class SharedWorkspace(nn.Module):
         self.enter_bias = nn.Parameter(torch.tensor(0.0))  # b_i
         self.stay_bias = nn.Parameter(torch.tensor(1.0))  # b_f
 
-    def write(self, u: Float[Tensor, "B N E"], slots: Float[Tensor, "B M E"]) -> Write:
-        """Let each slot take the values of the tokens it is most similar to."""
+    def write(self, u: Float[Tensor, "B N E"], slots: Float[Tensor, "B M E"]) -> SlotWrite:
+        """Let each slot collect the values of its most similar tokens."""
         q, k, v = (self.split(x) for x in (self.to_q(slots), self.to_k(u), self.to_v(u)))
         weights = compete(self.config.scale * (q @ k.mT), self.config.bottleneck)
-        return Write(rearrange(weights.to(v.dtype) @ v, "b s m d -> b m (s d)"), weights)
+        return SlotWrite(rearrange(weights.to(v.dtype) @ v, "b s m d -> b m (s d)"), weights)
 
     def update(
         self,
@@ -184,16 +185,16 @@ class SharedWorkspace(nn.Module):
         slots: Float[Tensor, "B M E"],
         written: Float[Tensor, "B M E"],
     ) -> Float[Tensor, "B M E"]:
-        """Move the slots to what was written, as far as the gates let it in."""
-        new = thought = self.norm1(slots + written)  # W'
+        """Mix what was written into the slots, as much as the gates admit."""
+        new = hidden = self.norm1(slots + written)  # W'
         for _ in range(self.config.mlp_depth):
-            thought = self.phi(thought).relu()
-        new = self.norm2(new + thought)  # W''
+            hidden = self.phi(hidden).relu()
+        new = self.norm2(new + hidden)  # W''
         enter, stay = self.gates(u, slots)
         return enter * new.tanh() + stay * slots
 
     def gates(self, u: Float[Tensor, "B N E"], slots: Float[Tensor, "B M E"]) -> Gates:
-        """Open the gates by the mean of the tokens and by each slot as it was."""
+        """Compute the gates of each slot from the mean of the tokens and its old content."""
         by_tokens = self.token_gates((self.token_scale * u).relu().mean(dim=1))  # (B, G)
         enter, stay = (by_tokens[:, None] + self.slot_gates(slots.tanh())).chunk(2, dim=-1)
         return Gates((enter + self.enter_bias).sigmoid(), (stay + self.stay_bias).sigmoid())
@@ -201,13 +202,13 @@ class SharedWorkspace(nn.Module):
     def broadcast(
         self, u: Float[Tensor, "B N E"], slots: Float[Tensor, "B M E"]
     ) -> Float[Tensor, "B N E"]:
-        """Let each token read the slots, without competition."""
+        """Let each token read from all slots, without competition."""
         q, k, v = (self.split(x) for x in (self.to_q(u), self.to_k(slots), self.to_v(slots)))
         read = scaled_dot_product_attention(q, k, v, scale=self.config.scale)
         return rearrange(read, "b s n d -> b n (s d)")
 
     def split(self, x: Float[Tensor, "B X F"]) -> Float[Tensor, "B S X D"]:
-        """Cut rows into heads, each a run of columns."""
+        """Split the columns into heads."""
         return rearrange(x, "b x (s d) -> b s x d", s=self.config.num_heads)
 
 
@@ -235,7 +236,11 @@ class Block(nn.Module):
 
 
 class Coordination(PretrainedModel, tags=["shared-workspace"]):
-    """Classify images with tokens that exchange information through a few slots only."""
+    """Image classifier whose tokens exchange information only through a few slots.
+
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> logits, _ = Coordination(COORDINATION)(images)
+    """
 
     positions: Tensor  # (N, E)
 
@@ -260,30 +265,27 @@ class Coordination(PretrainedModel, tags=["shared-workspace"]):
         for block in self.layers():
             if self.config.slots.scope == "layer":
                 slots = start
-            if self.recompute and torch.is_grad_enabled():
-                x, slots = checkpoint(block, x, slots, use_reentrant=False)
-            else:
-                x, slots = block(x, slots)
+            x, slots = run_block(block, x, slots, recompute=self.recompute)
         return ModelOutput(self.head(x[:, 0]), torch.zeros((), device=x.device))
 
     def first_slots(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B M E"]:
-        """Give the slots at the start of every forward: [I | 0], not learned, not remembered."""
+        """Return the slots at the start of a forward pass: [I | 0], neither learned nor kept."""
         shape = (self.config.slots.num_slots, self.config.embed_dim)
         return torch.eye(*shape, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
 
     def layers(self) -> list[nn.Module]:
-        """Give the blocks in the order of the layers: the same one each time where shared."""
+        """Return the block of each layer: always the same one if the layers are shared."""
         return [self.blocks[layer % len(self.blocks)] for layer in range(self.config.depth)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each block in the backward pass."""
+        """Recompute each block in the backward pass, which saves memory."""
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does, with what the reference registers and never uses.
+        """Count as the paper's table does, including what the reference registers and never uses.
 
-        Those are position tables of 300 rows, two and one more in each block, and, in its code
-        for questions, in each block an attention of 4 heads of width 32 with a gate and a norm.
+        That is two position tables of 300 rows, one more in each block, and in its code for
+        questions an attention of 4 heads of width 32 with a gate and a norm in each block.
         """
         dim, heads_dim, blocks = self.config.embed_dim, 4 * 32, len(self.blocks)
         tables = (2 + blocks) * 300 * dim

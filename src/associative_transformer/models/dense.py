@@ -1,4 +1,4 @@
-"""A ViT without attention, for the paper's Dense-Small and Dense-Base, which it does not define.
+"""A ViT without attention: our definition of Dense-Small and Dense-Base, which the paper omits.
 
 Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
 Sizes    Dense-Small 2, Dense-Base 12 layers at E 768
@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
@@ -20,6 +19,7 @@ from associative_transformer.models.layers import (
     Positions,
     TokenEmbed,
     check_sizes,
+    run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
 
@@ -27,10 +27,10 @@ from associative_transformer.models.pretrained import PretrainedModel
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class DenseConfig:
-    """Sizes of a ViT without attention; the defaults are Dense-Small on Sort-of-CLEVR."""
+    """Sizes of a ViT without attention; the defaults are those of Dense-Small on Sort-of-CLEVR."""
 
     kind: Literal["dense"] = "dense"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 75
     """Height and width of the images in pixels."""
     patch_size: int = 15
@@ -38,9 +38,9 @@ class DenseConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     question_dim: int = 18
-    """Q: features of a question about the image, which becomes the first token; 0: none."""
+    """Q: features of a question about the image, which becomes the first token; 0: no question."""
     pos: Positions = "none"
     """Position embedding."""
     embed_dim: int = 768
@@ -48,14 +48,14 @@ class DenseConfig:
     depth: int = 2
     """L: number of blocks."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward per token width."""
+    """Hidden width of the feed-forward, as a multiple of the token width."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
 
 
 class Block(nn.Module):
-    """Feed-forward of each token by itself, pre-norm and residual."""
+    """Feed-forward of each token, pre-norm and residual."""
 
     def __init__(self, config: DenseConfig) -> None:
         super().__init__()
@@ -69,10 +69,13 @@ class Block(nn.Module):
 
 
 class Dense(PretrainedModel, tags=["dense"]):
-    """Classify images with tokens that never meet before the head.
+    """Image classifier whose tokens are processed independently and meet only in the head.
 
     The paper reports Dense-Small and Dense-Base without defining them. This definition is ours:
-    its ViT, flattened head included, with every self-attention removed.
+    its ViT, including the flattened head, without any self-attention.
+
+    >>> images, questions = torch.rand(2, 3, 75, 75), torch.rand(2, 18)
+    >>> logits, _ = Dense(DENSE_SMALL)(images, questions)
     """
 
     def __init__(self, config: DenseConfig) -> None:
@@ -92,14 +95,11 @@ class Dense(PretrainedModel, tags=["dense"]):
     ) -> ModelOutput:
         x = self.embed(images, questions)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         return ModelOutput(self.head(x), torch.zeros((), device=x.device))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each block in the backward pass."""
+        """Recompute each block in the backward pass, which saves memory."""
         self.recompute = enable
 
 

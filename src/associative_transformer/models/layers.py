@@ -1,85 +1,42 @@
-"""What the models share: token embedding, attention, feed-forward, checks.
+"""Layers that several models share: token embedding, attention, feed-forward, checks of sizes.
 
-Dims     B batch   C channels   H W image side   P pixels of a patch times channels   N tokens
-         Q question features   E token width   L context tokens   F context width
+Dims     B batch   C channels   H W image side   P values of a patch, pixels times channels
+         N tokens   Q question features   E token width   L context tokens   F context width
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
+Output = TypeVar("Output")
 Positions = Literal["none", "learned"]
 
 
-class TokenEmbed(nn.Module):
-    """Turn an image, and a question where there is one, into tokens.
+class PatchTokens(nn.Module):
+    """Tokens of an image and its question: class token, question, patches in raster order.
 
-    Tokens are ordered class token, question, patches in raster order. Inside a patch the order
-    is (row, column, channel), channel fastest. The official code declares positions and never
-    adds them: `pos="none"`.
+    A subclass creates the maps; without a class token or a question, theirs is None. Inside a
+    patch the order is (row, column, channel), channel fastest.
     """
 
+    patches: nn.Module  # P to E
+    question: nn.Module | None  # Q to E
+    class_token: nn.Parameter | None  # (1, E)
+
     def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        num_channels: int,
-        embed_dim: int,
-        question_dim: int = 0,
-        pos: Positions = "none",
-        use_class_token: bool = False,
+        self, image_size: int, patch_size: int, has_question: bool, use_class_token: bool
     ) -> None:
         super().__init__()
         self.image_size, self.patch_size = image_size, patch_size
         self.num_patches = (image_size // patch_size) ** 2
-        self.num_tokens = self.num_patches + bool(question_dim) + use_class_token
-        self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
-        self.question = _normalized_linear(question_dim, embed_dim) if question_dim else None
-        self.class_token = _small_normal(1, embed_dim) if use_class_token else None
-        self.positions = _small_normal(self.num_tokens, embed_dim) if pos == "learned" else None
-
-    def forward(
-        self,
-        images: Float[Tensor, "B C H W"],
-        questions: Float[Tensor, "B Q"] | None = None,
-    ) -> Float[Tensor, "B N E"]:
-        check_inputs(images, questions, self.image_size, self.question is not None)
-        tokens = [self.patches(patchify(images, self.patch_size))]
-        if self.question is not None:
-            tokens.insert(0, self.question(questions)[:, None])
-        if self.class_token is not None:
-            tokens.insert(0, self.class_token.expand(len(images), 1, -1))
-        x = torch.cat(tokens, dim=1)  # (B, N, E)
-        return x if self.positions is None else x + self.positions
-
-
-class LinearTokenEmbed(nn.Module):
-    """Turn an image, and a question where there is one, into tokens by one linear map each.
-
-    Tokens are ordered as in `TokenEmbed`; there are no norms, and positions are the caller's.
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        num_channels: int,
-        embed_dim: int,
-        question_dim: int = 0,
-        use_class_token: bool = False,
-    ) -> None:
-        super().__init__()
-        self.image_size, self.patch_size = image_size, patch_size
-        num_patches = (image_size // patch_size) ** 2
-        self.num_tokens = num_patches + bool(question_dim) + use_class_token
-        self.patches = nn.Linear(patch_size**2 * num_channels, embed_dim)
-        self.question = nn.Linear(question_dim, embed_dim) if question_dim else None
-        self.class_token = nn.Parameter(torch.randn(1, embed_dim)) if use_class_token else None
+        self.num_tokens = self.num_patches + has_question + use_class_token
 
     def forward(
         self,
@@ -95,8 +52,59 @@ class LinearTokenEmbed(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
+class TokenEmbed(PatchTokens):
+    """Tokens by a linear map between two norms, with learned positions if wanted.
+
+    The official code declares positions and never adds them: `pos="none"`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_channels: int,
+        embed_dim: int,
+        question_dim: int = 0,
+        pos: Positions = "none",
+        use_class_token: bool = False,
+    ) -> None:
+        super().__init__(image_size, patch_size, question_dim > 0, use_class_token)
+        self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
+        self.question = _normalized_linear(question_dim, embed_dim) if question_dim else None
+        self.class_token = _small_normal(1, embed_dim) if use_class_token else None
+        self.positions = _small_normal(self.num_tokens, embed_dim) if pos == "learned" else None
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> Float[Tensor, "B N E"]:
+        x = super().forward(images, questions)
+        return x if self.positions is None else x + self.positions
+
+
+class LinearTokenEmbed(PatchTokens):
+    """Tokens by a linear map alone; the caller adds positions."""
+
+    patches: nn.Linear
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_channels: int,
+        embed_dim: int,
+        question_dim: int = 0,
+        use_class_token: bool = False,
+    ) -> None:
+        super().__init__(image_size, patch_size, question_dim > 0, use_class_token)
+        self.patches = nn.Linear(patch_size**2 * num_channels, embed_dim)
+        self.question = nn.Linear(question_dim, embed_dim) if question_dim else None
+        self.class_token = nn.Parameter(torch.randn(1, embed_dim)) if use_class_token else None
+
+
 class SelfAttention(nn.Module):
-    """Multi-head attention among the tokens; only the output projection has a bias."""
+    """Multi-head self-attention; only the output projection has a bias."""
 
     def __init__(self, embed_dim: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -110,13 +118,13 @@ class SelfAttention(nn.Module):
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
     def scores(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B H N N"]:
-        """Give the attention of each token, by row, to all tokens; for analysis."""
+        """Return the attention weights of each token over all tokens, for analysis."""
         qkv = rearrange(self.to_qkv(x), "b n (z h d) -> z b h n d", z=3, h=self.num_heads)
         return (qkv[0] @ qkv[1].mT / math.sqrt(qkv.shape[-1])).softmax(dim=-1)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to a context; only the output projection has a bias."""
+    """Multi-head attention from tokens to a context; only the output projection has a bias."""
 
     def __init__(self, embed_dim: int, context_dim: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -135,7 +143,7 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an exact GELU between them."""
+    """Two linear maps with an exact GELU in between."""
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__(
@@ -144,7 +152,7 @@ class FeedForward(nn.Sequential):
 
 
 class FlattenHead(nn.Sequential):
-    """Classify all tokens at once, each at its own place."""
+    """Classifier of all tokens, concatenated in their order."""
 
     def __init__(self, num_tokens: int, embed_dim: int, num_classes: int) -> None:
         width = num_tokens * embed_dim
@@ -152,21 +160,21 @@ class FlattenHead(nn.Sequential):
 
 
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N P"]:
-    """Cut images into patches in raster order, each as (row, column, channel), channel fastest."""
+    """Cut images into patches, in raster order; inside a patch the channel varies fastest."""
     p = patch_size
     return rearrange(images, "b c (h i) (w j) -> b (h w) (i j c)", i=p, j=p)
 
 
 def shared_workspace_positions(num_tokens: int, embed_dim: int) -> Float[Tensor, "N E"]:
-    """Give the fixed position code of anirudh9119/shared_workspace: sigmoid(1) * PE.
+    """Return the fixed position code of anirudh9119/shared_workspace: sigmoid(1) * PE.
 
-    Column c of PE has the angle t / 10000^(2c / E), twice the usual exponent, so that sine (even
-    columns) and cosine (odd ones) of a pair have different frequencies. The gate sigmoid(1) is a
-    parameter there, but no gradient reaches it.
+    Even columns c of PE hold sines and odd ones cosines of the angle t / 10000^(2c / E). That is
+    twice the usual exponent, so the sine and the cosine of a pair have different frequencies. The
+    gate sigmoid(1) is a parameter in that code, but no gradient reaches it.
     """
     column = torch.arange(embed_dim, dtype=torch.float64)
-    place = torch.arange(num_tokens, dtype=torch.float64)[:, None]
-    angle = place / 10_000 ** (2 * column / embed_dim)
+    position = torch.arange(num_tokens, dtype=torch.float64)[:, None]
+    angle = position / 10_000 ** (2 * column / embed_dim)
     code = torch.where(column % 2 == 0, angle.sin(), angle.cos())
     return (torch.sigmoid(torch.ones(())) * code).float()
 
@@ -177,20 +185,20 @@ def check_inputs(
     image_size: int,
     takes_questions: bool,
 ) -> None:
-    """Raise ValueError where images are of another size, or questions too many or missing."""
+    """Raise ValueError if the images have another size, or questions are missing or unexpected."""
     height, width = images.shape[-2:]
     if (height, width) != (image_size, image_size):
         size = f"{image_size}x{image_size}"
         raise ValueError(f"images are {height}x{width} but the model takes {size}")
     if takes_questions != (questions is not None):
-        takes = "a question beside each image" if takes_questions else "no questions"
+        takes = "a question with each image" if takes_questions else "no questions"
         raise ValueError(f"this model takes {takes}")
 
 
 def check_sizes(config: object) -> None:
-    """Check the sizes in the configuration of a model: counts `num_x`, widths `x_dim`, and so on.
+    """Check the sizes in a model's configuration: counts `num_x`, widths `x_dim`, and so on.
 
-    Raises ValueError, naming field and value, where one is out of range or the patch does not
+    Raises ValueError with the field and its value if a size is out of range or the patch does not
     divide the image.
     """
     sizes = vars(config)
@@ -207,6 +215,20 @@ def check_sizes(config: object) -> None:
         raise ValueError(
             f"patch_size {sizes['patch_size']} does not divide image_size {sizes['image_size']}"
         )
+
+
+def run_block(
+    block: Callable[..., Output],
+    *inputs: object,
+    recompute: bool,
+) -> Output:
+    """Return `block(*inputs)`, computed again in the backward pass if `recompute` is set.
+
+    Then only the inputs are kept until the backward pass, not the activations inside the block.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 def _normalized_linear(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -1,10 +1,10 @@
 """Luna: linear unified nested attention (Ma et al. 2021, arXiv 2106.01540).
 
-Attention in two steps through a short packed sequence, so that its cost is linear in the tokens.
-The layers are those of XuezheMax/fairseq-apollo; the paper has no model for images in patches.
+Attention takes two steps through a short packed sequence, so its cost is linear in the tokens.
+The layers are those of XuezheMax/fairseq-apollo; the paper has no model for image patches.
 
 Dims     B batch   C channels   H W image side   T tokens   L packed tokens   E token width
-         Q question features   S heads   D head width   N M rows of any two sequences
+         Q question features   S heads   D head width   N M lengths of any two sequences
 Symbols  X tokens   P packed   Y_P raw   V vocabulary: gray levels
 Sizes    Luna-Small 2, Luna-Base 12 layers at E 768, L 16; Long Range Arena 1 layer at E 64, L 256
 """
@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
@@ -27,6 +26,7 @@ from associative_transformer.models.layers import (
     LinearTokenEmbed,
     check_inputs,
     check_sizes,
+    run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
 
@@ -34,10 +34,10 @@ from associative_transformer.models.pretrained import PretrainedModel
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class LunaConfig:
-    """Sizes of a Luna encoder; the defaults are Luna-Small."""
+    """Sizes of a Luna encoder; the defaults are those of Luna-Small."""
 
     kind: Literal["luna"] = "luna"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels."""
     patch_size: int = 4
@@ -45,11 +45,11 @@ class LunaConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     vocabulary: int = 0
-    """V: gray levels in [0, 1] with an embedding each, every pixel a token; 0: linear patches."""
+    """V: every pixel is a token, embedded by its gray level, one of V in [0, 1]; 0: patches."""
     pos: Literal["none", "sinusoidal"] = "sinusoidal"
-    """Fixed positions, of tokens and packed tokens. Without them the tokens are a set."""
+    """Fixed positions of tokens and packed tokens; without them the tokens form a set."""
     embed_dim: int = 768
     """E: token width."""
     depth: int = 2
@@ -57,15 +57,15 @@ class LunaConfig:
     num_heads: int = 12
     """Heads of both attentions; divides embed_dim."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward per token width."""
+    """Hidden width of the feed-forward, as a multiple of the token width."""
     num_packed: int = 16
     """L: length of the packed sequence."""
     is_tied: bool = False
-    """Let an attention's values be its keys too."""
+    """Use the values of each attention as its keys, too."""
     dropout: float = 0.0
-    """Share of embeddings, of what a layer adds and of the head's input dropped in training."""
+    """Dropout rate of embeddings, of what a layer adds, and of the input of the head."""
     attention_dropout: float = 0.0
-    """Share of the attention weights that is dropped in training."""
+    """Dropout rate of the attention weights."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -75,35 +75,37 @@ class LunaConfig:
             )
         if self.pos == "sinusoidal" and (self.embed_dim < 4 or self.embed_dim % 2):
             raise ValueError(
-                f"sinusoidal positions take an even embed_dim from 4, not {self.embed_dim}"
+                f"sinusoidal positions need an even embed_dim of 4 or more, not {self.embed_dim}"
             )
         if self.vocabulary < 0 or self.vocabulary == 1:
             raise ValueError(f"vocabulary must be 0 or at least 2, not {self.vocabulary}")
         if self.takes_pixels and self.patch_size != 1:
-            raise ValueError(f"a vocabulary takes patch_size 1, not {self.patch_size}")
+            raise ValueError(f"a vocabulary needs patch_size 1, not {self.patch_size}")
         if self.takes_pixels and self.num_channels not in (1, 3):
-            raise ValueError(f"a vocabulary takes num_channels 1 or 3, not {self.num_channels}")
+            raise ValueError(f"a vocabulary needs num_channels 1 or 3, not {self.num_channels}")
 
     @property
     def takes_pixels(self) -> bool:
-        """Tell whether the images are pixels between 0 and 1, not normalized ones."""
+        """Whether images are pixels from 0 to 1, not normalized."""
         return self.vocabulary > 0
 
 
 class Sequences(NamedTuple):
+    """The two sequences that a layer takes and returns."""
+
     tokens: Float[Tensor, "B T E"]  # X
-    packed: Float[Tensor, "B L E"] | None  # P; None where nobody reads it
+    packed: Float[Tensor, "B L E"] | None  # P; None after the last layer, since nothing reads it
 
 
 class GrayEmbed(nn.Embedding):
-    """Turn each pixel, in raster order, into the embedding of its gray level."""
+    """Embedding of each pixel, in raster order, by its gray level."""
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T E"]:
         return super().forward(gray_levels(images, self.num_embeddings))
 
 
 class LunaEmbed(nn.Module):
-    """Turn images into tokens and start the packed sequence, both with positions."""
+    """Tokens of an image and the initial packed sequence, both with positions."""
 
     positions: Tensor | None  # (max(T, L), E)
 
@@ -125,9 +127,9 @@ class LunaEmbed(nn.Module):
         self.init_tokens()
 
     def init_tokens(self) -> None:
-        """Give embeddings the size of P_0: the scale would drown the positions otherwise.
+        """Initialize embeddings as small as P_0, since scaled up they would drown the positions.
 
-        So does the reference with its vocabulary; for patches this is ours.
+        The reference does this for its vocabulary; doing it for patches is our choice.
         """
         if isinstance(self.tokens, GrayEmbed):
             nn.init.normal_(self.tokens.weight, std=1 / self.scale)
@@ -146,10 +148,10 @@ class LunaEmbed(nn.Module):
 
 
 class NestedAttention(nn.Module):
-    """Multi-head attention of one sequence to another, without an output projection.
+    """Multi-head attention from one sequence to another, without an output projection.
 
-    Keys have no bias, or that of the values they are tied to: it would add the same to all logits
-    of a query, so that the softmax takes it out again.
+    Untied keys have no bias: it would add the same number to all logits of a query, which the
+    softmax cancels.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, is_tied: bool, dropout: float) -> None:
@@ -176,7 +178,7 @@ class NestedAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pack the tokens, unpack them, feed forward; each norm comes after its sum."""
+    """Pack the tokens, unpack them, then feed-forward; post-norm and residual."""
 
     def __init__(self, config: LunaConfig, is_last: bool) -> None:
         super().__init__()
@@ -202,7 +204,11 @@ class Block(nn.Module):
 
 
 class Luna(PretrainedModel, tags=["luna"]):
-    """Classify images with tokens that meet in a packed sequence only."""
+    """Image classifier whose tokens meet only in a packed sequence.
+
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> logits, _ = Luna(LUNA_SMALL)(images)
+    """
 
     def __init__(self, config: LunaConfig) -> None:
         super().__init__()
@@ -220,18 +226,15 @@ class Luna(PretrainedModel, tags=["luna"]):
         check_inputs(images, questions, self.config.image_size, takes_questions=False)
         x, p = self.embed(images)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x, p = checkpoint(block, x, p, use_reentrant=False)
-            else:
-                x, p = block(x, p)
+            x, p = run_block(block, x, p, recompute=self.recompute)
         return ModelOutput(self.head(x.mean(dim=1)), torch.zeros((), device=x.device))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each layer in the backward pass."""
+        """Recompute each layer in the backward pass, which saves memory."""
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count with what changes nothing: biases of untied keys, the last norm of P."""
+        """Count also what has no effect: biases of untied keys and the last norm of P."""
         c = self.config
         key_biases = 0 if c.is_tied else 2 * c.depth * c.embed_dim
         last_norm = 2 * c.embed_dim
@@ -239,23 +242,24 @@ class Luna(PretrainedModel, tags=["luna"]):
 
 
 def gray_levels(images: Float[Tensor, "B C H W"], vocabulary: int) -> Int[Tensor, "B T"]:
-    """Round the gray of each pixel, in raster order, to a level from 0 to `vocabulary` - 1.
+    """Round the gray value of each pixel, in raster order, to a level from 0 to `vocabulary` - 1.
 
-    Three channels are weighed as in ITU-R 601; values outside of [0, 1] count as the nearest end.
+    Three channels are weighted as in ITU-R BT.601. Values outside [0, 1] are clamped.
     """
     if images.shape[1] == 1:
         gray = images[:, 0]
     else:
         red, green, blue = images.unbind(dim=1)
-        gray = 0.299 * red + 0.587 * green + 0.114 * blue  # no matmul: autocast would round it
+        gray = 0.299 * red + 0.587 * green + 0.114 * blue  # autocast would round a matmul
     levels = ((vocabulary - 1) * gray).round().clamp(0, vocabulary - 1)
     return levels.long().flatten(1)
 
 
 def sinusoidal_positions(num_positions: int, embed_dim: int) -> Float[Tensor, "T E"]:
-    """Give sines, then cosines, at frequencies from 1 to 1 / 10,000 in equal ratios, as fairseq.
+    """Return sines, then cosines, at frequencies from 1 to 1 / 10,000 in equal ratios.
 
-    Vaswani et al. 2017 alternate sines and cosines and stop short of 1 / 10,000.
+    This is fairseq's code; Vaswani et al. 2017 alternate sines and cosines and stop short of
+    1 / 10,000.
     """
     half = embed_dim // 2
     frequency = 10_000 ** -(torch.arange(half, dtype=torch.float64) / (half - 1))

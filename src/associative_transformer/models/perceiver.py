@@ -1,14 +1,12 @@
-"""Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents read all pixels, again and again.
+"""Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents read all pixels several times.
 
 Dims     B batch   C channels   H W image side   N = H * W pixels   K bands of the position code
          F = C + 2 (2K + 1) data width   M latents   E latent width   L width of keys and values
          O classes
-Sizes    PERCEIVER reads 1,024 pixels of width 261 with 256 latents of width 512, 6 times;
-         PERCEIVER_IMAGENET reads 50,176 with 512 latents of width 1024, 8 times
+Sizes    256 latents of width 512 read 1,024 pixels of width 261 6 times
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -18,10 +16,9 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import check_inputs, check_sizes
+from associative_transformer.models.layers import check_inputs, check_sizes, run_block
 from associative_transformer.models.pretrained import PretrainedModel
 
 
@@ -31,9 +28,9 @@ class FourierConfig:
     """The position code of a pixel."""
 
     num_bands: int = 64
-    """K: frequencies per axis, at equal distances from 1 to max_freq / 2."""
+    """K: frequencies per axis, equally spaced from 1 to max_freq / 2."""
     max_freq: float | None = None
-    """Sampling rate whose half is the highest frequency; None: the image side."""
+    """Sampling rate, twice the highest frequency; None: the side of the image."""
 
     def __post_init__(self) -> None:
         if self.num_bands < 1:
@@ -45,16 +42,16 @@ class FourierConfig:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class PerceiverConfig:
-    """Sizes of a Perceiver; the defaults have the size in the paper's table, on CIFAR-10."""
+    """Sizes of a Perceiver; the defaults give the size in the paper's table, on CIFAR-10."""
 
     kind: Literal["perceiver"] = "perceiver"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels; each pixel is a token."""
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     fourier: FourierConfig = FourierConfig()
     """Position code of the pixels."""
     num_latents: int = 256
@@ -62,34 +59,34 @@ class PerceiverConfig:
     latent_dim: int = 512
     """E: width of a latent."""
     depth: int = 6
-    """Times that the latents read the pixels."""
+    """How often the latents read the pixels."""
     num_selfs: int = 1
-    """Self-attention blocks of the latents after each reading."""
+    """Self-attention blocks of the latents after each read."""
     num_heads: int = 8
     """Heads of the self-attention."""
     head_dim: int = 64
-    """Width of one of these heads."""
+    """Width of each of these heads."""
     cross_dim: int = 64
     """Width of the single head of the cross-attention."""
     tie: Literal["none", "after_first", "paper"] = "none"
-    """What the repeats share: nothing; all but the first share everything, as in
-    lucidrains/perceiver-pytorch; or all share the latent blocks and all but the first the
-    cross-attention, as in the paper.
+    """Weights that the repeats share. none: no weights; after_first: all repeats except for the
+    first share all weights, as in lucidrains/perceiver-pytorch; paper: all share the latent
+    blocks, and all except for the first share the cross-attention, as in the paper.
     """
     form: Literal["package", "paper"] = "package"
-    """As in lucidrains/perceiver-pytorch: gated feed-forward of factor 4, biases on output
-    projections only, LayerNorm before the classifier; or as in the paper: plain feed-forward
-    of factor 1, biases everywhere, no such norm.
+    """package: as in lucidrains/perceiver-pytorch, with a gated feed-forward of factor 4, biases
+    only on output projections, and a LayerNorm before the classifier; paper: as in the paper,
+    with a plain feed-forward of factor 1, biases everywhere, and no such norm.
     """
     dropout: float = 0.0
-    """Share of the attention scores, and of what a feed-forward adds, dropped in training."""
+    """Dropout rate of the attention weights and of what a feed-forward adds."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
 
 
 class PixelTokens(nn.Module):
-    """Turn each pixel into a token: its colors, then the Fourier code of its row and column."""
+    """Tokens of the pixels: their colors, then the Fourier code of their row and column."""
 
     code: Tensor  # (N, 2 * (2K + 1))
 
@@ -107,7 +104,7 @@ class PixelTokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of the latents to keys and values that `to_kv` gives."""
+    """Multi-head attention from the latents to keys and values computed by `to_kv`."""
 
     def __init__(
         self, config: PerceiverConfig, context_dim: int, num_heads: int, head_dim: int
@@ -130,7 +127,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Gate the first half of the features by the second: a GELU(b)."""
+    """Product of the first half of the features and the GELU of the second: a GELU(b)."""
 
     def forward(self, x: Float[Tensor, "*B E2"]) -> Float[Tensor, "*B E"]:
         a, b = x.chunk(2, dim=-1)
@@ -138,7 +135,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps, between them GEGLU, which takes two inputs for a hidden unit, or GELU."""
+    """Two linear maps with GEGLU, which takes two inputs per hidden unit, or GELU in between."""
 
     def __init__(self, config: PerceiverConfig) -> None:
         dim, is_gated = config.latent_dim, config.form == "package"
@@ -152,7 +149,7 @@ class FeedForward(nn.Sequential):
 
 
 class CrossBlock(nn.Module):
-    """Latents read the pixels by attention of one head, then feed-forward; pre-norm, residual."""
+    """Single-head attention from latents to pixels, then feed-forward; pre-norm and residual."""
 
     def __init__(self, config: PerceiverConfig, data_dim: int) -> None:
         super().__init__()
@@ -164,7 +161,7 @@ class CrossBlock(nn.Module):
         self.feed_forward = FeedForward(c)
 
     def keys_values(self, data: Float[Tensor, "B N F"]) -> Float[Tensor, "B N L"]:
-        """Give what the latents read of the pixels; the latents have no part in it."""
+        """Compute keys and values of the pixels, which do not depend on the latents."""
         return self.attention.to_kv(self.data_norm(data))
 
     def forward(
@@ -192,9 +189,12 @@ class SelfBlock(nn.Module):
 
 
 class Perceiver(PretrainedModel, tags=["perceiver"]):
-    """Classify images from the mean of latents that read all pixels in turns.
+    """Image classifier of the mean of latents that repeatedly read all pixels.
 
     The cost is linear in the number of pixels. Modules that repeats share are registered once.
+
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> logits, _ = Perceiver(PERCEIVER)(images)
     """
 
     def __init__(self, config: PerceiverConfig) -> None:
@@ -204,12 +204,13 @@ class Perceiver(PretrainedModel, tags=["perceiver"]):
         self.latents = nn.Parameter(torch.randn(c.num_latents, c.latent_dim))
         first_and_rest = min(2, c.depth)
         num_reads = c.depth if c.tie == "none" else first_and_rest
-        num_thoughts = {"none": c.depth, "after_first": first_and_rest, "paper": 1}[c.tie]
+        num_self_blocks = {"none": c.depth, "after_first": first_and_rest, "paper": 1}[c.tie]
         self.cross_blocks = nn.ModuleList(
             CrossBlock(c, self.embed.num_features) for _ in range(num_reads)
         )
         self.self_blocks = nn.ModuleList(
-            nn.Sequential(*(SelfBlock(c) for _ in range(c.num_selfs))) for _ in range(num_thoughts)
+            nn.Sequential(*(SelfBlock(c) for _ in range(c.num_selfs)))
+            for _ in range(num_self_blocks)
         )
         norm = [nn.LayerNorm(c.latent_dim)] if c.form == "package" else []
         self.head = nn.Sequential(*norm, nn.Linear(c.latent_dim, c.num_classes))
@@ -222,47 +223,30 @@ class Perceiver(PretrainedModel, tags=["perceiver"]):
         data = self.embed(images)
         z = self.latents.expand(len(images), -1, -1)
         for i in range(self.config.depth):
-            if i < len(self.cross_blocks):  # repeats that share the last share what it read
+            if i < len(self.cross_blocks):  # the repeats that share a block share keys and values
                 cross = cast(CrossBlock, self.cross_blocks[i])
-                kv = self._run(cross.keys_values, data)
-            z = self._run(self.repeat, z, kv, i)
+                kv = run_block(cross.keys_values, data, recompute=self.recompute)
+            z = run_block(self.repeat, z, kv, i, recompute=self.recompute)
         return ModelOutput(self.head(z.mean(dim=1)), torch.zeros((), device=images.device))
 
     def repeat(
         self, z: Float[Tensor, "B M E"], kv: Float[Tensor, "B N L"], i: int
     ) -> Float[Tensor, "B M E"]:
-        """Read once, then let the latents attend to each other; `i` counts from 0."""
-        read = self.cross_blocks[min(i, len(self.cross_blocks) - 1)]
-        think = self.self_blocks[min(i, len(self.self_blocks) - 1)]
-        return think(read(z, kv))
+        """Let the latents read the pixels, then attend to each other; `i` counts from 0."""
+        cross = self.cross_blocks[min(i, len(self.cross_blocks) - 1)]
+        selfs = self.self_blocks[min(i, len(self.self_blocks) - 1)]
+        return selfs(cross(z, kv))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each repeat in the backward pass."""
+        """Recompute each repeat in the backward pass, which saves memory."""
         self.recompute = enable
-
-    def _run(self, step: Callable[..., Tensor], *inputs: Tensor | int) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(step, *inputs, use_reentrant=False)
-        return step(*inputs)
 
 
 PERCEIVER = PerceiverConfig()
-PERCEIVER_IMAGENET = PerceiverConfig(
-    image_size=224,
-    num_classes=1000,
-    num_latents=512,
-    latent_dim=1024,
-    depth=8,
-    num_selfs=6,
-    head_dim=128,
-    cross_dim=261,  # as wide as the data
-    tie="paper",
-    form="paper",
-)
 
 
 def fourier_code(side: int, num_bands: int, max_freq: float) -> Float[Tensor, "N P"]:
-    """Give [sin(pi s p), cos(pi s p), p] of row and column of each pixel in raster order."""
+    """Return [sin(pi s p), cos(pi s p), p] of each pixel's row and column, in raster order."""
     position = torch.linspace(-1, 1, side, dtype=torch.float64)[:, None]
     angle = math.pi * position * torch.linspace(1, max_freq / 2, num_bands, dtype=torch.float64)
     code = torch.cat([angle.sin(), angle.cos(), position], dim=-1).float()  # (H, 2K + 1)

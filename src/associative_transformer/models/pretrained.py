@@ -1,4 +1,4 @@
-"""What makes a module a model of this package: one configuration, saved and loaded strictly."""
+"""The base class of all models: one configuration, saved and loaded strictly."""
 
 import contextlib
 from collections.abc import Hashable
@@ -18,8 +18,8 @@ MODEL_CARD = """---
 {{ card_data }}
 ---
 
-A model of images of the Python package `associative_transformer`, a reference implementation of
-the [Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
+An image model of the Python package `associative_transformer`, a reference implementation of the
+[Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
 
 ```python
 from associative_transformer import load_model
@@ -60,11 +60,14 @@ class PretrainedModel(
     pipeline_tag="image-classification",
     model_card_template=MODEL_CARD,
 ):
-    """A model built from one `config`, with `save_pretrained` and `push_to_hub` of the hub."""
+    """Base class of models that are built from one `config`.
+
+    `save_pretrained` and `push_to_hub` come from `huggingface_hub`'s mixin.
+    """
 
     @classmethod
     def config_class(cls) -> type[Any]:
-        """Return the class of the configuration, which `__init__` names."""
+        """Return the class of the configuration: the annotation of `config` in `__init__`."""
         return get_type_hints(cls.__init__)["config"]
 
     @classmethod
@@ -75,42 +78,42 @@ class PretrainedModel(
     ) -> Model:
         """Load a model from a folder or from the hub, in evaluation mode.
 
-        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration
-        is read strictly, nested fields included, and every weight must be there: the mixin alone
-        leaves nested fields as dictionaries and ignores missing weights.
+        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration,
+        nested fields included, is validated strictly and every weight must be present; the mixin
+        alone leaves nested fields as dictionaries and ignores missing weights.
         """
         path = pretrained_model_name_or_path
         config = TypeAdapter(cls.config_class()).validate_json(read_config(path, **kwargs))
-        with contextlib.redirect_stdout(None):  # the mixin prints what it does
+        with contextlib.redirect_stdout(None):  # the mixin prints its progress
             return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
 
     @classmethod
     def _load_as_pickle(cls, model: Any, model_file: str, *_: object) -> NoReturn:  # noqa: ANN401
-        """Refuse what the mixin falls back to where the hub has no safetensors."""
+        """Refuse pickled weights, which the mixin falls back to if there are no safetensors."""
         raise UserError(
-            f"{model_file} may hold code and is not read: convert the weights to "
+            f"{model_file} may contain code and is not read: convert the weights to "
             f"{SAFETENSORS_SINGLE_FILE}"
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the weights, and no file that a link in the folder leads to."""
+        """Write the weights; replace links in the folder instead of writing through them."""
         for name in (SAFETENSORS_SINGLE_FILE, "README.md"):
             if (save_directory / name).is_symlink():
                 (save_directory / name).unlink()
         super()._save_pretrained(save_directory)
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does: with what the reference code never uses."""
+        """Count parameters as the paper's table does, including those the reference never uses."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
 def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
-    """Read `config.json` from a folder, or from the hub with `from_pretrained`'s options.
+    """Read `config.json` from a folder, or from the hub with the options of `from_pretrained`.
 
-    Raises FileNotFoundError, or what the hub's client raises, where there is none.
+    Raises FileNotFoundError, or an error of the hub's client, if there is none.
     """
     if Path(path).is_dir():
         return (Path(path) / CONFIG_NAME).read_text()
-    where = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
-    given = {key: value for key, value in options.items() if key in where}
-    return Path(hf_hub_download(str(path), CONFIG_NAME, **given)).read_text()
+    names = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+    download_options = {name: value for name, value in options.items() if name in names}
+    return Path(hf_hub_download(str(path), CONFIG_NAME, **download_options)).read_text()

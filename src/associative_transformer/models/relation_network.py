@@ -1,4 +1,4 @@
-"""Relation network and its rival without relations (Santoro et al. 2017, arXiv 1706.01427).
+"""Relation network and its baseline without relations (Santoro et al. 2017, arXiv 1706.01427).
 
 The sizes are those of kimhc6028/relational-networks, which the paper's CNN+RN and CNN+MLP follow;
 the network that Santoro et al. describe for Sort-of-CLEVR is larger.
@@ -24,36 +24,36 @@ from associative_transformer.models.layers import check_inputs, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000
-"""Relations that a CPU computes at once. The activations of more leave its cache, and each comes
-in fresh pages from the system; `docs/reproduce.md` has the times.
+"""Relations that a CPU computes at once. The activations of more relations would not fit into its
+cache, and the system would have to provide fresh pages; `docs/reproduce.md` has the times.
 """
 GPU_RELATIONS = 2_000_000
-"""Relations that another device computes at once: 2 GB for each layer of width 256."""
+"""Relations that any other device computes at once: 2 GB for each layer of width 256."""
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class RelationNetworkConfig:
-    """Sizes of a relation network; the defaults are the paper's CNN+RN on Sort-of-CLEVR."""
+    """Sizes of a relation network; the defaults are those of CNN+RN on Sort-of-CLEVR."""
 
     kind: Literal["relation-network"] = "relation-network"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 75
     """Height and width of the images in pixels."""
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Answers to tell apart."""
+    """Number of answers."""
     question_dim: int = 18
-    """Q: features of a question about the image; 0: none."""
+    """Q: features of a question about the image; 0: no question."""
     conv_dim: int = 24
     """Channels of each convolution."""
     num_convs: int = 4
-    """Convolutions; each halves the image, and what is left is the grid of objects."""
+    """Convolutions; each halves the image, and the result is the grid of objects."""
     num_objects: Literal[2, 3] = 2
-    """Objects that a relation takes: pairs, or triples for ternary questions."""
+    """Objects per relation: pairs, or triples for ternary questions."""
     num_relation_layers: int = 4
-    """Layers of g, which computes a relation."""
+    """Layers of g, the network that computes a relation."""
     hidden_dim: int = 256
     """R: width of the layers of g and f."""
     dropout: float = 0.5
@@ -66,18 +66,18 @@ class RelationNetworkConfig:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class ConvMLPConfig:
-    """Sizes of convolutions with an MLP; the defaults are the paper's CNN+MLP on Sort-of-CLEVR."""
+    """Sizes of a CNN with an MLP; the defaults are those of CNN+MLP on Sort-of-CLEVR."""
 
     kind: Literal["conv-mlp"] = "conv-mlp"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 75
     """Height and width of the images in pixels."""
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Answers to tell apart."""
+    """Number of answers."""
     question_dim: int = 18
-    """Q: features of a question about the image; 0: none."""
+    """Q: features of a question about the image; 0: no question."""
     conv_dim: int = 24
     """Channels of each convolution."""
     num_convs: int = 4
@@ -92,7 +92,7 @@ class ConvMLPConfig:
 
 
 class ConvStem(nn.Sequential):
-    """Turn images into small grids by convolutions of stride 2; ReLU stands before BatchNorm."""
+    """Convolutions of stride 2, each followed by ReLU and then BatchNorm."""
 
     def __init__(self, config: RelationNetworkConfig | ConvMLPConfig) -> None:
         c = config
@@ -101,13 +101,13 @@ class ConvStem(nn.Sequential):
             layers.append(nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1))
             layers += [nn.ReLU(), nn.BatchNorm2d(after)]
         super().__init__(*layers)
-        self.side = -(-c.image_size // 2**c.num_convs)  # each one rounds up
+        self.side = -(-c.image_size // 2**c.num_convs)  # each convolution rounds up
 
 
 class AnswerMLP(nn.Sequential):
-    """Give the answer: two hidden layers, dropout after the second, then logits.
+    """Two hidden layers, dropout after the second, then logits.
 
-    The relation network of the reference returns the log-softmax of these logits.
+    The reference's relation network returns the log-softmax of these logits.
     """
 
     def __init__(self, in_dim: int, config: RelationNetworkConfig | ConvMLPConfig) -> None:
@@ -117,15 +117,18 @@ class AnswerMLP(nn.Sequential):
             nn.ReLU(),
             nn.Linear(c.hidden_dim, c.hidden_dim),
             nn.ReLU(),
-            nn.Dropout(c.dropout),  # the reference forgets to switch it off in evaluation
+            nn.Dropout(c.dropout),  # the reference does not switch it off in evaluation
             nn.Linear(c.hidden_dim, c.num_classes),
         )
 
 
 class RelationNetwork(PretrainedModel, tags=["relation-network"]):
-    """Answer from the sum of a learned relation over all pairs, or triples, of objects.
+    """Classifier of the sum of a learned relation over all pairs, or triples, of objects.
 
-    An object is a place in the grid of the convolutions: RN = f(sum_ij g(o_i, o_j, q)), Eq. 1.
+    An object is a cell in the grid of the convolutions: RN = f(sum_ij g(o_i, o_j, q)), Eq. 1.
+
+    >>> images, questions = torch.rand(2, 3, 75, 75), torch.rand(2, 18)
+    >>> logits, _ = RelationNetwork(CNN_RN)(images, questions)
     """
 
     coordinates: Tensor  # (N, 2)
@@ -151,42 +154,44 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         if questions is None:
             questions = images.new_empty(len(images), 0)
         objects = self.find_objects(images)
-        size = self.images_at_once(objects)
+        size = self.chunk_size(objects)
         chunks = zip(torch.split(objects, size), torch.split(questions, size), strict=True)
         relations = torch.cat([self.sum_relations(o, q) for o, q in chunks])
         return ModelOutput(self.f(relations), torch.zeros((), device=images.device))
 
     def find_objects(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
-        """Take the places of the grid in raster order, each with its row and column."""
+        """Return the cells of the grid in raster order, each with its row and column."""
         features = rearrange(self.stem(images), "b f h w -> b (h w) f")
         return torch.cat([features, self.coordinates.expand(len(images), -1, -1)], dim=-1)
 
-    def images_at_once(self, objects: Float[Tensor, "B N F"]) -> int:
-        """Give the images to pass through g together: a few on a CPU, which is faster."""
+    def chunk_size(self, objects: Float[Tensor, "B N F"]) -> int:
+        """Return how many images pass through g together: a few on a CPU, which is faster."""
         limit = CPU_RELATIONS if objects.device.type == "cpu" else GPU_RELATIONS
         return max(1, limit // objects.shape[1] ** self.config.num_objects)
 
     def sum_relations(
         self, objects: Float[Tensor, "B N F"], questions: Float[Tensor, "B Q"]
     ) -> Float[Tensor, "B R"]:
-        """Sum g over all ordered pairs or triples, those of an object with itself included.
+        """Sum g over all ordered pairs or triples, including those of an object with itself.
 
         The first layer of g is linear: W [o_i, o_j, q] + b = W_i o_i + W_j o_j + (W_q q + b).
-        So each object passes it once in each place, instead of once in each relation.
+        It is therefore applied once per object and position, not once per relation.
         """
         first, width = cast(nn.Linear, self.g[0]), objects.shape[-1]
-        places = [width] * self.config.num_objects
-        *for_places, for_question = torch.split(
-            first.weight, [*places, questions.shape[-1]], dim=1
-        )
-        x = linear(questions, for_question, first.bias)[:, None]  # (B, 1, R)
-        for weight in for_places:  # one relation, then N, then N * N, ...
+        widths = [width] * self.config.num_objects
+        *w_objects, w_question = torch.split(first.weight, [*widths, questions.shape[-1]], dim=1)
+        x = linear(questions, w_question, first.bias)[:, None]  # (B, 1, R)
+        for weight in w_objects:  # one relation, then N, then N * N, ...
             x = (x[:, :, None] + linear(objects, weight)[:, None]).flatten(1, 2)
         return self.g[1:](x).sum(dim=1)
 
 
 class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
-    """Answer from the grid of the convolutions and the question by an MLP, without relations."""
+    """Classifier of the convolutions' grid and the question: an MLP, without relations.
+
+    >>> images, questions = torch.rand(2, 3, 75, 75), torch.rand(2, 18)
+    >>> logits, _ = ConvMLP(CNN_MLP)(images, questions)
+    """
 
     def __init__(self, config: ConvMLPConfig) -> None:
         super().__init__()
@@ -200,8 +205,8 @@ class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
         check_inputs(images, questions, self.config.image_size, self.config.question_dim > 0)
-        seen = self.stem(images).flatten(1)
-        x = seen if questions is None else torch.cat([seen, questions], dim=1)
+        grid = self.stem(images).flatten(1)
+        x = grid if questions is None else torch.cat([grid, questions], dim=1)
         return ModelOutput(self.mlp(x), torch.zeros((), device=images.device))
 
 
@@ -210,8 +215,8 @@ CNN_MLP = ConvMLPConfig()
 
 
 def _coordinates(side: int) -> Float[Tensor, "N 2"]:
-    """Give row and column of each place in raster order, from -1 to 1; a single place has 0."""
+    """Return row and column of each cell in raster order, from -1 to 1; a single cell has 0."""
     middle = (side - 1) / 2
     steps = (torch.arange(side) - middle) / (middle or 1)
-    # the reference divides the row without rounding, so that it grows along each row
+    # the reference divides without rounding, so its row coordinate grows along each row
     return torch.cartesian_prod(steps, steps)

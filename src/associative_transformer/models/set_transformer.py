@@ -1,8 +1,8 @@
-"""Set Transformer (Lee et al. 2019, arXiv 1810.00825), as the paper compares with it.
+"""Set Transformer (Lee et al. 2019, arXiv 1810.00825), as in the paper's comparison.
 
-The model is the one of anirudh9119/shared_workspace, whose size is that of the paper's table:
-four ISABs behind a class token and fixed positions. `pool="pma", pos="none"` is a model of sets,
-as Lee et al. build it.
+The model is that of anirudh9119/shared_workspace, which has the size in the paper's table: a class
+token and fixed positions, then four ISABs. `pool="pma", pos="none"` is a model of sets, as built
+by Lee et al.
 
 Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
          X Y widths of query and key tokens   L key tokens   D block width   M inducing points
@@ -19,18 +19,18 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import relu, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
     LinearTokenEmbed,
     check_sizes,
+    run_block,
     shared_workspace_positions,
 )
 from associative_transformer.models.pretrained import PretrainedModel
 
 REFERENCE_POSITIONS = 300
-"""Rows of the reference's position table; each has E gates that no gradient reaches."""
+"""Rows of the reference's position table, each with E gates that no gradient reaches."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -38,12 +38,12 @@ REFERENCE_POSITIONS = 300
 class SetTransformerConfig:
     """Sizes of a Set Transformer; the defaults are the paper's.
 
-    A model with positions sees a sequence. One of sets, whose answer does not depend on the order
-    of the patches, is `pos="none"`.
+    With positions the model sees a sequence; with `pos="none"` it sees a set, and its answer does
+    not depend on the order of the patches.
     """
 
     kind: Literal["set-transformer"] = "set-transformer"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels."""
     patch_size: int = 4
@@ -51,9 +51,9 @@ class SetTransformerConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     question_dim: int = 0
-    """Q: features of a question about the image, which becomes a token; 0: none."""
+    """Q: features of a question about the image, which becomes a token; 0: no question."""
     pos: Literal["none", "fixed"] = "fixed"
     """Position code."""
     embed_dim: int = 256
@@ -63,15 +63,15 @@ class SetTransformerConfig:
     depth: int = 4
     """Number of blocks (ISABs)."""
     num_heads: int = 4
-    """Heads of every attention; divides hidden_dim."""
+    """Heads of each attention; divides hidden_dim."""
     num_inducing: int = 8
     """M: inducing points of each block."""
     use_norm: bool = True
     """Normalize after each attention and each feed-forward."""
     pool: Literal["cls", "pma"] = "cls"
-    """Classify from a class token, or from a learned seed that attends to all tokens."""
+    """cls: classify from a class token; pma: from a learned seed that attends to all tokens."""
     decoder_depth: int = 0
-    """Self-attention blocks (SABs) after the seed; 0 unless pool is "pma"."""
+    """Self-attention blocks (SABs) after the seed; must be 0 unless pool is "pma"."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -86,10 +86,10 @@ class SetTransformerConfig:
 
 
 class MAB(nn.Module):
-    """Let one set attend to another, then feed its rows forward: multihead attention block.
+    """Multi-head attention block: attention from one set to another, then feed-forward.
 
-    As in the authors' code, scores are divided by the root of the full width, not of a head's,
-    the residual is the projected query, and nothing is projected after the attention.
+    As in the authors' code, scores are divided by the square root of the full width, not of the
+    head width, the residual is the projected query, and there is no output projection.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class MAB(nn.Module):
 
 
 class SAB(nn.Module):
-    """Let a set attend to itself, at a quadratic cost: SAB(X) = MAB(X, X)."""
+    """Self-attention of a set, at quadratic cost: SAB(X) = MAB(X, X)."""
 
     def __init__(
         self, in_dim: int, hidden_dim: int, num_heads: int, use_norm: bool = True
@@ -135,7 +135,7 @@ class SAB(nn.Module):
 
 
 class ISAB(nn.Module):
-    """Let a set attend to itself through M rows of its own: ISAB(X) = MAB(X, MAB(I, X)).
+    """Self-attention through M learned inducing points I: ISAB(X) = MAB(X, MAB(I, X)).
 
     The cost is linear in the size of the set.
     """
@@ -159,9 +159,9 @@ class ISAB(nn.Module):
 
 
 class PMA(nn.Module):
-    """Pool a set into one row for each learned seed: PMA(X) = MAB(S, X).
+    """Pooling of a set into one row per learned seed S: PMA(X) = MAB(S, X).
 
-    As in the authors' code, the rows of the set are not fed forward first.
+    As in the authors' code, there is no feed-forward before it.
     """
 
     def __init__(
@@ -181,7 +181,11 @@ class PMA(nn.Module):
 
 
 class SetTransformer(PretrainedModel, tags=["set-transformer"]):
-    """Classify images with tokens that exchange what they know through inducing points."""
+    """Image classifier whose tokens exchange information through inducing points.
+
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> logits, _ = SetTransformer(SET_TRANSFORMER)(images)
+    """
 
     positions: Tensor | None  # (N, E)
 
@@ -217,19 +221,16 @@ class SetTransformer(PretrainedModel, tags=["set-transformer"]):
         if self.positions is not None:
             x = x + self.positions
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        x = self.pool(x)[:, 0]  # the class token, or what the seed took
+            x = run_block(block, x, recompute=self.recompute)
+        x = self.pool(x)[:, 0]  # the class token, or the row of the seed
         return ModelOutput(self.head(x), torch.zeros((), device=x.device))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each block in the backward pass."""
+        """Recompute each block in the backward pass, which saves memory."""
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does, with the gates of a whole table of positions."""
+        """Count as the paper's table does, including the gates of the whole position table."""
         c = self.config
         num_gates = REFERENCE_POSITIONS * c.embed_dim if c.pos == "fixed" else 0
         return super().reference_parameters() + num_gates
@@ -239,7 +240,7 @@ SET_TRANSFORMER = SetTransformerConfig()
 
 
 def _xavier_uniform(num_rows: int, width: int) -> nn.Parameter:
-    """Draw rows as the authors do: the axis of the batch takes part in Xavier's bound."""
+    """Draw rows as the authors do, whose Xavier bound also depends on the batch axis."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_rows, width)))
 
 

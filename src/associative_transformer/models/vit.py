@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), as the paper compares with it.
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), as in the paper's comparison.
 
 Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
 Sizes    ViT-Small 2, ViT-Medium 6, ViT-Base 12 layers at E 768, 12 heads of width 64
@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
@@ -21,6 +20,7 @@ from associative_transformer.models.layers import (
     SelfAttention,
     TokenEmbed,
     check_sizes,
+    run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
 
@@ -28,14 +28,14 @@ from associative_transformer.models.pretrained import PretrainedModel
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a Vision Transformer; the defaults are the paper's ViT-Small.
+    """Sizes of a Vision Transformer; the defaults are those of the paper's ViT-Small.
 
-    The paper's ViT has a flattened head and no positions, a weaker model than usual. The usual
-    one is `head="cls", pos="learned"`.
+    The paper's ViT has a flattened head and no positions, which makes it weaker than the usual
+    ViT: `head="cls", pos="learned"`.
     """
 
     kind: Literal["vit"] = "vit"
-    """Tells the model configurations apart."""
+    """Name of the model in saved configurations."""
     image_size: int = 32
     """Height and width of the images in pixels."""
     patch_size: int = 4
@@ -43,9 +43,9 @@ class ViTConfig:
     num_channels: int = 3
     """C: channels of the images."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
     question_dim: int = 0
-    """Q: features of a question about the image, which becomes a token; 0: none."""
+    """Q: features of a question about the image, which becomes a token; 0: no question."""
     pos: Positions = "none"
     """Position embedding."""
     embed_dim: int = 768
@@ -55,11 +55,11 @@ class ViTConfig:
     num_heads: int = 12
     """Heads of the self-attention."""
     head_dim: int = 64
-    """Width of one of these heads."""
+    """Width of each head."""
     mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward per token width."""
+    """Hidden width of the feed-forward, as a multiple of the token width."""
     head: Literal["flatten", "cls"] = "flatten"
-    """Classify from all tokens at once, or from a class token."""
+    """flatten: classify from all tokens, concatenated; cls: from a class token."""
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class ClassTokenHead(nn.Module):
-    """Classify from the first token."""
+    """Classifier of the first token."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -94,7 +94,11 @@ class ClassTokenHead(nn.Module):
 
 
 class ViT(PretrainedModel, tags=["vision-transformer"]):
-    """Classify images with tokens that attend to each other."""
+    """Image classifier whose tokens attend to each other.
+
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> logits, _ = ViT(VIT_SMALL)(images)
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -124,18 +128,15 @@ class ViT(PretrainedModel, tags=["vision-transformer"]):
     ) -> ModelOutput:
         x = self.embed(images, questions)
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         return ModelOutput(self.head(x), torch.zeros((), device=x.device))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute each block in the backward pass."""
+        """Recompute each block in the backward pass, which saves memory."""
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does, with the class token and positions it never uses."""
+        """Count as the paper's table does, including its unused class token and positions."""
         c = self.config
         unused_rows = (c.head != "cls") + (c.pos == "none") * (self.embed.num_patches + 1)
         return super().reference_parameters() + unused_rows * c.embed_dim

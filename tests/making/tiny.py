@@ -1,0 +1,85 @@
+"""A tiny configuration of every model, derived from the table of models."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from associative_transformer.models import MODELS, ModelConfig, build_model
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.brims import BRIMsConfig
+from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
+from associative_transformer.models.luna import LunaConfig
+from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.set_transformer import SetTransformerConfig
+from associative_transformer.workspace import WorkspaceConfig
+
+MAX_PARAMETERS = 50_000
+MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
+
+SIZES: dict[str, Any] = {  # of the fields that a configuration has
+    "image_size": 8,
+    "patch_size": 2,
+    "num_classes": 5,
+    "question_dim": 0,
+    "embed_dim": 24,
+    "hidden_dim": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "head_dim": 8,
+    "mlp_ratio": 2.0,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+CONVOLUTIONS = {"image_size": 9, "conv_dim": 6, "num_convs": 2}
+OWN_SIZES: dict[type, dict[str, Any]] = {  # in addition to, or instead of, those above
+    AiTConfig: {"workspace": MEMORY},
+    BRIMsConfig: {
+        "resolution": 4,
+        "num_modules": 4,
+        "module_dim": 6,
+        "num_active": 2,
+        "key_dim": 4,
+        "num_comm_heads": 2,
+        "comm_dim": 4,
+    },
+    ConvMLPConfig: CONVOLUTIONS,
+    CoordinationConfig: {"slots": SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5)},
+    LunaConfig: {"num_packed": 3},
+    PerceiverConfig: {
+        "fourier": FourierConfig(num_bands=3),
+        "num_latents": 5,
+        "latent_dim": 24,
+        "cross_dim": 8,
+    },
+    RelationNetworkConfig: CONVOLUTIONS | {"num_relation_layers": 2},
+    SetTransformerConfig: {"num_inducing": 3},
+}
+
+
+def count_parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
+
+def tiny(config_class: type[Any], **changes: Any) -> Any:  # noqa: ANN401
+    """Return a configuration that builds and trains in milliseconds.
+
+    Raises AssertionError, naming the model, if the sizes above do not make it one.
+    """
+    names = {field.name for field in fields(config_class)}
+    sizes = {name: size for name, size in SIZES.items() if name in names}
+    name = MODELS[config_class].__name__
+    remedy = f"give {name} sizes of its own in tests/making/tiny.py"
+    try:
+        config = config_class(**sizes | OWN_SIZES.get(config_class, {}) | changes)
+    except ValueError as error:
+        raise AssertionError(f"{name} has no tiny configuration ({error}): {remedy}") from error
+    size = count_parameters(config)
+    assert size <= MAX_PARAMETERS, f"{name} is not tiny with {size:,} parameters: {remedy}"
+    return config
+
+
+TINY: dict[str, Any] = {config.kind: config for config in map(tiny, MODELS)}
+"""The tiny configuration of each model of the table, by its kind."""
