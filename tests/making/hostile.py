@@ -9,15 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from associative_transformer.data import TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig
-from associative_transformer.models import build_model
 from associative_transformer.models.vit import ViTConfig
-from associative_transformer.runs.folder import prepare_folder
-from making.plant import put_result, result_of
+from making.plant import make_complete_run
 
 EXPERIMENT = Experiment(
     "tiny",
@@ -47,10 +44,7 @@ def make_run(folder: Path) -> Path:
 def files_of_run() -> dict[str, bytes]:
     """Return the content of every file of a complete run."""
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare_folder(folder, EXPERIMENT, torch.device("cpu"), resume=False)
-        build_model(EXPERIMENT.model).save_pretrained(folder)
-        put_result(folder, result_of(EXPERIMENT, classes=["equilateral", "other"]))
+        folder = make_complete_run(Path(name), EXPERIMENT)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -5,7 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from associative_transformer.experiment import Experiment, save_experiment
+from associative_transformer.models import build_model
+from associative_transformer.runs.folder import prepare_folder
 from associative_transformer.runs.result import RunResult, read_result
 
 DEVICE = "x86_64"
@@ -93,3 +97,11 @@ def put_run(
     if result is not None:
         (path / "result.json").write_text(json.dumps(result))
     return path
+
+
+def make_complete_run(folder: Path, experiment: Experiment) -> Path:
+    """Write a complete run on triangles whose model has random weights."""
+    prepare_folder(folder, experiment, torch.device("cpu"), resume=False)
+    build_model(experiment.model).save_pretrained(folder)
+    put_result(folder, result_of(experiment, classes=["equilateral", "other"]))
+    return folder

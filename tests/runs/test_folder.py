@@ -3,10 +3,6 @@
 import errno
 import json
 import os
-import re
-import shutil
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +13,10 @@ import torch
 from associative_transformer.data import TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiTConfig
-from associative_transformer.models.vit import ViTConfig
-from associative_transformer.runs import environment
-from associative_transformer.runs.environment import describe_environment
 from associative_transformer.runs.folder import History, check_folder, prepare_folder
-from associative_transformer.runs.result import read_result
-from associative_transformer.runs.saved import load_run
 from associative_transformer.workspace import WorkspaceConfig
+from making.plant import make_complete_run
 
 CPU = torch.device("cpu")
 EXPERIMENT = Experiment(
@@ -43,33 +34,12 @@ EXPERIMENT = Experiment(
     ),
     TrainConfig(epochs=2, batch_size=64, device="cpu"),
 )
-VIT = replace(
-    EXPERIMENT,
-    model=ViTConfig(
-        image_size=64,
-        patch_size=32,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        num_classes=2,
-    ),
-)
 
 
 def history_of(num_epochs: int) -> History:
     rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, num_epochs + 1)]
     memory = [np.full((1, 4, 8), epoch, np.float32) for epoch in range(1, num_epochs + 1)]
     return History(rows, memory)
-
-
-def make_run(folder: Path, experiment: Experiment = EXPERIMENT) -> Path:
-    """Write a complete run without training it."""
-    prepare_folder(folder, experiment, CPU, resume=False)
-    build_model(experiment.model).save_pretrained(folder)
-    result = {"classes": ["equilateral", "other"]}
-    (folder / "result.json").write_text(json.dumps(result))
-    return folder
 
 
 # --- history ---
@@ -134,7 +104,7 @@ def test_a_run_starts_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_exists_is_refused_with_both_ways_out(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     with pytest.raises(UserError, match=rf"{folder} exists.*--resume.*--overwrite"):
         check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
 
@@ -155,7 +125,7 @@ def test_a_run_killed_before_its_first_file_is_started_again_by_the_same_command
 def test_a_run_killed_while_it_replaces_an_older_one_is_started_again_by_the_same_command(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     for name in ("last", "best"):
         (folder / "checkpoint" / name).mkdir(parents=True)
     (folder / "checkpoint" / "last" / "state.json").touch()
@@ -184,23 +154,16 @@ def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_again(
     prepare_folder(tmp_path, EXPERIMENT, CPU, resume=False)
     assert capsys.readouterr().err == ""
     prepare_folder(tmp_path, EXPERIMENT, CPU, resume=True)
-    assert f"{tmp_path} holds no checkpoint yet" in capsys.readouterr().err
+    assert f"{tmp_path} has no checkpoint yet" in capsys.readouterr().err
     (tmp_path / "checkpoint" / "previous").mkdir(parents=True)
     prepare_folder(tmp_path, EXPERIMENT, CPU, resume=True)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_a_damaged_result_is_named_with_the_way_out(content: bytes, tmp_path: Path) -> None:
-    assert read_result(tmp_path) is None
-    (tmp_path / "result.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"result\.json is damaged .*--resume writes it again"):
-        read_result(tmp_path)
-
-
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--resume and --overwrite"):
-        check_folder(make_run(tmp_path / "run"), EXPERIMENT, resume=True, overwrite=True)
+        folder = make_complete_run(tmp_path / "run", EXPERIMENT)
+        check_folder(folder, EXPERIMENT, resume=True, overwrite=True)
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -215,7 +178,7 @@ def test_there_is_nothing_to_resume_where_no_run_is(exists: bool, tmp_path: Path
 def test_the_run_of_another_configuration_is_not_resumed_and_the_fields_are_named(
     tmp_path: Path,
 ) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     other = replace(
         EXPERIMENT,
         model=replace(EXPERIMENT.model, depth=3),
@@ -229,14 +192,14 @@ def test_the_run_of_another_configuration_is_not_resumed_and_the_fields_are_name
 
 
 def test_a_run_goes_on_under_other_circumstances(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     other = replace(EXPERIMENT, train=replace(EXPERIMENT.train, log_every=1, device="auto"))
     check_folder(folder, other, resume=True, overwrite=False)
 
 
 def test_overwrite_leaves_a_folder_alone_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=rf"{tmp_path} is no run folder"):
+    with pytest.raises(UserError, match=rf"{tmp_path} is not a run folder"):
         check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -251,13 +214,13 @@ def test_a_damaged_experiment_is_not_resumed(tmp_path: Path) -> None:
 
 
 def test_a_new_run_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
 
 
 def test_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     before = {path.name for path in folder.iterdir()}
     prepare_folder(folder, EXPERIMENT, CPU, resume=True)
     assert {path.name for path in folder.iterdir()} == before
@@ -270,7 +233,7 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_link_to_a_run_is_replaced_or_refused_with_a_reason(tmp_path: Path) -> None:
-    make_run(tmp_path / "run")
+    make_complete_run(tmp_path / "run", EXPERIMENT)
     (tmp_path / "link").symlink_to(tmp_path / "run")
     try:
         prepare_folder(tmp_path / "link", EXPERIMENT, CPU, resume=False)
@@ -292,129 +255,6 @@ def test_after_a_full_disk_at_the_start_the_same_command_works_again(
             prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
     prepare_folder(folder, EXPERIMENT, CPU, resume=False)
-
-
-# --- reading a complete run ---
-
-
-@pytest.mark.parametrize("experiment", [EXPERIMENT, VIT], ids=["ait", "vit"])
-def test_a_complete_run_is_read_back_in_evaluation_mode(
-    experiment: Experiment, tmp_path: Path
-) -> None:
-    run = load_run(make_run(tmp_path / "run", experiment))
-    assert run.experiment == experiment
-    assert run.classes == ("equilateral", "other")
-    assert not run.model.training
-    assert run.model.config == experiment.model
-
-
-def test_a_run_that_is_not_complete_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    (folder / "result.json").unlink()
-    with pytest.raises(UserError, match=rf"{folder} is not complete.*--resume"):
-        load_run(folder)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{tmp_path / 'nowhere'} is no run folder"):
-        load_run(tmp_path / "nowhere")
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def make_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def make_an_empty_list(path: Path) -> None:
-    path.write_bytes(b"[]")
-
-
-@pytest.mark.parametrize("damage", [remove, truncate, make_empty, make_an_empty_list])
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "result.json"])
-def test_a_damaged_run_is_refused(
-    name: str, damage: Callable[[Path], None], tmp_path: Path
-) -> None:
-    folder = make_run(tmp_path / "run")
-    damage(folder / name)
-    with pytest.raises(UserError, match=rf"the run in {folder} is (damaged|not complete)"):
-        load_run(folder)
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    ours, theirs = make_run(tmp_path / "ours"), make_run(tmp_path / "theirs", VIT)
-    shutil.copy(theirs / "model.safetensors", ours)
-    with pytest.raises(UserError, match=f"the run in {ours} is damaged"):
-        load_run(ours)
-
-
-# --- environment ---
-
-
-def test_the_environment_names_versions_device_and_commit() -> None:
-    environment = describe_environment(CPU)
-    assert set(environment) == {
-        "python",
-        "platform",
-        "packages",
-        "device",
-        "cuda",
-        "threads",
-        "commit",
-    }
-    assert str(torch.__version__).startswith(environment["packages"]["torch"])
-    assert all(environment["packages"].values())
-    assert environment["threads"] == torch.get_num_threads()
-    assert environment["cuda"] is None
-    json.dumps(environment)
-
-
-def test_a_package_that_is_not_installed_has_no_version() -> None:
-    assert environment.find_version("a-package-that-nobody-has") is None
-
-
-def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commit a file in a new repository and make it the place of the source."""
-    file = root / "environment.py"
-    file.write_text("committed")
-    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Add a file"]):
-        subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(environment, "__file__", str(file))
-    return file
-
-
-def test_the_commit_says_whether_the_source_was_edited_since(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = make_repository(tmp_path, monkeypatch)
-    clean = describe_environment(CPU)["commit"]
-    assert re.fullmatch("[0-9a-f]{40}", str(clean))
-    file.write_text("edited")
-    assert describe_environment(CPU)["commit"] == f"{clean}+changes"
-
-
-def test_an_installed_copy_inside_another_repository_has_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_repository(tmp_path, monkeypatch)
-    (tmp_path / ".gitignore").write_text("site-packages")
-    installed = tmp_path / "site-packages" / "environment.py"
-    installed.parent.mkdir()
-    installed.touch()
-    monkeypatch.setattr(environment, "__file__", str(installed))
-    assert describe_environment(CPU)["commit"] is None
-
-
-def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert describe_environment(CPU)["commit"] is None
 
 
 def test_a_saved_experiment_makes_a_folder_a_run(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""The result of a run: what is written is what is read, strictly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from associative_transformer.interface import UserError
+from associative_transformer.recipes import RECIPES
+from associative_transformer.runs.result import read_result, write_result
+from making.plant import answers_of, put_result, result_of
+
+IMAGES, QUESTIONS = RECIPES["triangle-ait-tiny"], RECIPES["sort-of-clevr-ait-tiny"]
+SCORES = {"test_accuracy": 60.0, "test_loss": 0.75, "test_images": 200}
+BEST = {"epoch": 3, "validation_accuracy": 61.5, **SCORES}
+ANSWERS = answers_of(QUESTIONS)
+ASKED = {key: ANSWERS[key] for key in ("test_questions", "test_kinds")}
+OF_IMAGES = [
+    *("name", "seed", "question_types", "test_accuracy", "test_loss", "test_images"),
+    *("best_validation", "model", "epochs", "skipped_steps", "skipped_images", "data"),
+    *("precision", "live_parameters", "total_parameters", "classes", "timing"),
+]
+OF_QUESTIONS = [*OF_IMAGES[:6], "test_questions", "test_kinds", *OF_IMAGES[6:]]
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        (result_of(IMAGES), OF_IMAGES),
+        (result_of(IMAGES, best_validation=BEST), OF_IMAGES),
+        (ANSWERS, OF_QUESTIONS),
+        (answers_of(QUESTIONS, best_validation=BEST | ASKED), OF_QUESTIONS),
+    ],
+    ids=["images", "images and validation", "questions", "questions and validation"],
+)
+def test_a_result_is_written_as_it_was_read_with_its_keys_in_order(
+    content: dict[str, Any], keys: list[str], tmp_path: Path
+) -> None:
+    result = put_result(tmp_path, content)
+    write_result(tmp_path, result)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written == content
+    assert list(written) == keys
+    assert (tmp_path / "result.json").read_text() == json.dumps(written, indent=2)
+    assert read_result(tmp_path) == result
+
+
+def test_keys_of_questions_follow_the_scores_of_the_best_epoch_too(tmp_path: Path) -> None:
+    result = put_result(tmp_path, answers_of(QUESTIONS, best_validation=BEST | ASKED))
+    write_result(tmp_path, result)
+    best = json.loads((tmp_path / "result.json").read_text())["best_validation"]
+    assert list(best) == [*BEST, "test_questions", "test_kinds"]
+    kind = best["test_kinds"][0]
+    assert list(kind) == ["name", "accuracy", "interval", "guess", "questions", "images"]
+
+
+def test_a_run_without_a_result_is_not_complete(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+
+
+def test_the_score_of_a_kind_is_found_by_its_name(tmp_path: Path) -> None:
+    result = put_result(tmp_path, answers_of(QUESTIONS, binary=70.0))
+    assert result.score("binary").accuracy == 70.0
+    assert result.score("ternary") is None
+    assert put_result(tmp_path, result_of(IMAGES)).score("binary") is None
+
+
+def test_unknown_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
+    plain = put_result(tmp_path, result_of(IMAGES))
+    assert put_result(tmp_path, result_of(IMAGES, energy=3.5)) == plain
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000])
+def test_a_damaged_result_is_refused_with_how_to_fix_it(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"result\.json is damaged \(.+\): remove it, and --resume"
+    ):
+        read_result(tmp_path)
+
+
+def test_a_folder_in_place_of_the_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(UserError, match=r"result\.json is damaged \(Is a directory\)"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in OF_IMAGES if key not in ("best_validation", "timing")]
+)
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    content = result_of(IMAGES)
+    del content[key]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"damaged \({key}: Field required\)"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": "100"}, "epochs: "),
+        ({"epochs": 1.5}, "epochs: "),
+        ({"test_accuracy": "80"}, "test_accuracy: "),
+        ({"test_accuracy": None}, "test_accuracy: "),
+        ({"classes": "ab"}, "classes: "),
+        ({"classes": ["a", 2]}, r"classes\.1: "),
+        ({"best_validation": {**BEST, "epoch": "3"}}, r"best_validation\.epoch: "),
+        ({"best_validation": SCORES}, r"best_validation\.epoch: Field required"),
+        ({"timing": {"seconds": "9"}}, r"timing\.seconds: "),
+        ({"timing": {"seconds": 9.0, "finished": 3}}, r"timing\.finished: "),
+        ({"test_kinds": [{"name": "binary"}]}, r"test_kinds\.0\.accuracy: Field required"),
+        ({"question_types": ["binary"]}, "test_kinds is missing although .* are binary"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(result_of(IMAGES, **changes)))
+    with pytest.raises(UserError, match=rf"damaged \({words}"):
+        read_result(tmp_path)
