@@ -1,9 +1,9 @@
-"""The equations once more, as slow loops written from the paper, without a look at the package.
+"""The equations as slow loops, written from the paper without looking at the package.
 
-Loops run over heads, priors and tokens; only the sum along a vector is left to torch, so that
-autograd gives an independent gradient. Meant for float64 and small sizes.
+The loops run over heads, priors and tokens. Only sums along a vector are left to torch, so that
+autograd gives an independent gradient. For float64 and small sizes.
 
-Dims     S heads   M priors   T tokens   D prior width   E token width   K tokens a prior takes
+Dims     S heads   M priors   T tokens   D prior width   E token width   K tokens of a prior
 """
 
 import math
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-class Taken(NamedTuple):
+class BottleneckAttention(NamedTuple):
     value: Tensor  # (S, M, D)
-    gates: Tensor  # (S, M, T), zero for tokens that were not taken
+    gates: Tensor  # (S, M, T), zero for tokens that lost
     score: Tensor  # (S, M, K), largest first
     chosen: Tensor  # (S, M, K)
 
@@ -39,7 +39,7 @@ def weighted_sum(weights: list[Tensor], vectors: list[Tensor]) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`weight` (out, in) times each row of `x` (rows, in)."""
+    """Multiply `weight` (out, in) with each row of `x` (rows, in)."""
     rows = []
     for vector in x:
         row = torch.stack([dot(w, vector) for w in weight])
@@ -56,8 +56,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.stack(rows)
 
 
-def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None) -> Taken:
-    """Section 2, step 3: a softmax over the k largest logits of each row, all others exactly 0."""
+def bottleneck_attention(
+    q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None
+) -> BottleneckAttention:
+    """Compute step 3: a softmax over the k largest logits of each row, all others exactly 0."""
     num_heads, num_priors, width = q.shape
     num_tokens = k.shape[1]
     limit = num_tokens if bottleneck is None else min(bottleneck, num_tokens)
@@ -67,8 +69,8 @@ def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None
             logits = [
                 dot(q[head, prior], k[head, t]) / math.sqrt(width) for t in range(num_tokens)
             ]
-            ranked = sorted(((-x.item(), t) for t, x in enumerate(logits)))
-            winners = [t for _, t in ranked[:limit]]
+            descending = sorted(((-x.item(), t) for t, x in enumerate(logits)))
+            winners = [t for _, t in descending[:limit]]
             weights = softmax([logits[t] for t in winners])
             row = [torch.zeros_like(logits[0])] * num_tokens
             for weight, t in zip(weights, winners, strict=True):
@@ -77,17 +79,17 @@ def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None
             gates.append(torch.stack(row))
             scores.append(torch.stack(weights))
             chosen.append(torch.tensor(winners))
-    lead = (num_heads, num_priors)
-    return Taken(
-        torch.stack(values).reshape(*lead, -1),
-        torch.stack(gates).reshape(*lead, -1),
-        torch.stack(scores).reshape(*lead, -1),
-        torch.stack(chosen).reshape(*lead, -1),
+    shape = (num_heads, num_priors)
+    return BottleneckAttention(
+        torch.stack(values).reshape(*shape, -1),
+        torch.stack(gates).reshape(*shape, -1),
+        torch.stack(scores).reshape(*shape, -1),
+        torch.stack(chosen).reshape(*shape, -1),
     )
 
 
 def squared_variation(z: list[Tensor]) -> Tensor:
-    """CV^2 with the unbiased variance: var(z) / (mean(z)^2 + 1e-10)."""
+    """Compute CV^2 with the unbiased variance: var(z) / (mean(z)^2 + 1e-10)."""
     mean = sum(z, torch.zeros_like(z[0])) / len(z)
     squares = [(x - mean) ** 2 for x in z]
     variance = sum(squares, torch.zeros_like(mean)) / (len(z) - 1)
@@ -95,23 +97,23 @@ def squared_variation(z: list[Tensor]) -> Tensor:
 
 
 def balance_loss(score: Tensor, chosen: Tensor, num_tokens: int) -> Tensor:
-    """Section 2, step 5, without the weight sigma."""
+    """Compute step 5, without the weight sigma."""
     num_heads, num_priors, limit = score.shape
     total = score.new_zeros(())
     for head in range(num_heads):
         importance = [score.new_zeros(()) for _ in range(num_tokens)]
         load = [score.new_zeros(()) for _ in range(num_tokens)]
         for prior in range(num_priors):
-            for place in range(limit):
-                token = int(chosen[head, prior, place])
-                importance[token] = importance[token] + score[head, prior, place]
+            for i in range(limit):
+                token = int(chosen[head, prior, i])
+                importance[token] = importance[token] + score[head, prior, i]
                 load[token] = load[token] + 1
         total = total + squared_variation(importance) + squared_variation(load)
     return total
 
 
 def update_priors(priors: Tensor, written: Tensor, smoothing: float) -> Tensor:
-    """Section 2, step 4."""
+    """Compute step 4, the moving average."""
     rows = []
     for old, new in zip(priors, written, strict=True):
         mixed = (1 - smoothing) * old + smoothing * new
@@ -122,7 +124,7 @@ def update_priors(priors: Tensor, written: Tensor, smoothing: float) -> Tensor:
 def hopfield_retrieve(
     state: Tensor, attractors: Tensor, beta: float, num_steps: int = 1
 ) -> Tensor:
-    """Section 2, step 6: r = softmax(beta x Y^T) Y, fed back `num_steps` times."""
+    """Compute step 6: r = softmax(beta x Y^T) Y, fed back `num_steps` times."""
     rows = []
     for token in state.reshape(-1, state.shape[-1]):
         for _ in range(num_steps):
@@ -133,7 +135,7 @@ def hopfield_retrieve(
 
 
 def hopfield_energy(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
-    """Section 2, the energy: zeta is the largest norm of an attractor."""
+    """Compute the energy, in which zeta is the largest norm of an attractor."""
     squared_zeta = max((dot(y, y) for y in attractors), key=lambda x: x.item())
     energies = []
     for token in state.reshape(-1, state.shape[-1]):
@@ -150,13 +152,13 @@ def hopfield_energy(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(rows, S*D) to (S, rows, D): head i owns the i-th run of D columns."""
+    """Turn (rows, S*D) into (S, rows, D): head i gets the i-th block of D columns."""
     width = x.shape[1] // num_heads
     return torch.stack([x[:, i * width : (i + 1) * width] for i in range(num_heads)])
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(S, rows, D) to (rows, S*D)."""
+    """Turn (S, rows, D) into (rows, S*D)."""
     return torch.stack([torch.cat([head[row] for head in x]) for row in range(x.shape[1])])
 
 
@@ -176,19 +178,19 @@ class WorkspaceStep(NamedTuple):
     priors: Tensor  # (M, D), gamma^{t+1}
     retrieved: Tensor  # (B, N, E)
     balance: Tensor  # unweighted
-    taken: Taken
+    attention: BottleneckAttention
 
 
 def workspace_write(
     pool: Tensor, priors: Tensor, weights: WorkspaceWeights, num_heads: int, bottleneck: int | None
-) -> tuple[Tensor, Taken]:
-    """Section 2, step 3, without dropout."""
+) -> tuple[Tensor, BottleneckAttention]:
+    """Compute what step 3 writes, without dropout."""
     q = split_heads(linear(priors, weights.q), num_heads)
     k = split_heads(linear(pool, weights.k), num_heads)
     v = split_heads(linear(pool, weights.v), num_heads)
-    taken = bottleneck_attention(q, k, v, bottleneck)
-    mixed = priors + linear(merge_heads(taken.value), weights.out)
-    return layer_norm(mixed, weights.norm_weight, weights.norm_bias, 1e-6), taken
+    selected = bottleneck_attention(q, k, v, bottleneck)
+    mixed = priors + linear(merge_heads(selected.value), weights.out)
+    return layer_norm(mixed, weights.norm_weight, weights.norm_bias, 1e-6), selected
 
 
 def workspace_step(
@@ -204,18 +206,18 @@ def workspace_step(
 ) -> WorkspaceStep:
     """Write, remember and read in training mode: `u` is (B, N, E)."""
     pool = torch.cat(list(u))
-    written, taken = workspace_write(pool, priors, weights, num_heads, bottleneck)
+    written, selected = workspace_write(pool, priors, weights, num_heads, bottleneck)
     updated = update_priors(
         priors, written if differentiable_write else written.detach(), smoothing
     )
     attractors = linear(updated, weights.attractor_weight, weights.attractor_bias)
     retrieved = hopfield_retrieve(u, attractors, beta, num_steps)
-    balance = balance_loss(taken.score, taken.chosen, len(pool))
-    return WorkspaceStep(written, updated, retrieved, balance, taken)
+    balance = balance_loss(selected.score, selected.chosen, len(pool))
+    return WorkspaceStep(written, updated, retrieved, balance, selected)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of one image: (S, N, D), (S, T, D), (S, T, D) to (S, N, D)."""
+    """Compute softmax attention in one image: (S, N, D), (S, T, D), (S, T, D) to (S, N, D)."""
     scale = 1 / math.sqrt(q.shape[-1])
     heads = []
     for head in range(len(q)):
@@ -243,12 +245,12 @@ class Affine(NamedTuple):
 class ConvLayer(NamedTuple):
     conv: Affine  # (D, C, 3, 3), (D,)
     norm: Affine  # (D,), (D,)
-    mean: Tensor  # (D,), what BatchNorm has gathered in training
+    mean: Tensor  # (D,), running statistics of BatchNorm
     variance: Tensor  # (D,)
 
 
 def convolution(image: Tensor, conv: Affine) -> Tensor:
-    """Baselines, section 8.2: 3 by 3, stride 2, one row and column of zeros around the image."""
+    """Convolve with 3x3 kernels and stride 2; the image is padded with one ring of zeros."""
     channels, height, width = image.shape
     planes = []
     for kernel, bias in zip(*conv, strict=True):
@@ -268,7 +270,7 @@ def convolution(image: Tensor, conv: Affine) -> Tensor:
 
 
 def batch_norm(grids: Tensor, layer: ConvLayer, training: bool) -> Tensor:
-    """Each channel over all places of all images, or by what was gathered in training."""
+    """Normalize each channel over all pixels of all images, or by the running statistics."""
     channels = []
     for c in range(grids.shape[1]):
         values = grids[:, c]
@@ -282,32 +284,32 @@ def batch_norm(grids: Tensor, layer: ConvLayer, training: bool) -> Tensor:
 
 
 def conv_stem(images: Tensor, layers: list[ConvLayer], training: bool) -> Tensor:
-    """Baselines, section 8.2, step 1: convolution, ReLU, BatchNorm, in this order."""
+    """Apply convolution, ReLU and BatchNorm, in this order, layer by layer."""
     for layer in layers:
-        seen = torch.stack([relu(convolution(image, layer.conv)) for image in images])
-        images = batch_norm(seen, layer, training)
+        features = torch.stack([relu(convolution(image, layer.conv)) for image in images])
+        images = batch_norm(features, layer, training)
     return images
 
 
 def mlp(x: Tensor, layers: list[Affine], last_relu: bool) -> Tensor:
-    for place, layer in enumerate(layers):
+    for i, layer in enumerate(layers):
         x = linear(x[None], *layer)[0]
-        if last_relu or place < len(layers) - 1:
+        if last_relu or i < len(layers) - 1:
             x = relu(x)
     return x
 
 
 def objects_of(grid: Tensor) -> list[Tensor]:
-    """Baselines, section 8.2, step 2: features, then row and column between -1 and 1."""
+    """Return the objects of a grid: features, then row and column between -1 and 1."""
     _, height, width = grid.shape
     objects = []
     for row in range(height):
         for column in range(width):
-            place = [
+            position = [
                 2 * index / (size - 1) - 1 if size > 1 else 0.0
                 for index, size in ((row, height), (column, width))
             ]
-            objects.append(torch.cat([grid[:, row, column], grid.new_tensor(place)]))
+            objects.append(torch.cat([grid[:, row, column], grid.new_tensor(position)]))
     return objects
 
 
@@ -320,7 +322,7 @@ def relation_network(
     num_objects: int,
     training: bool,
 ) -> Tensor:
-    """Baselines, section 8.2, step 2, without dropout and log-softmax."""
+    """Sum g over all pairs or triples of objects, then apply f; no dropout, no log-softmax."""
     answers = []
     for grid, question in zip(conv_stem(images, stem, training), questions, strict=True):
         objects = objects_of(grid)
@@ -344,7 +346,7 @@ def conv_mlp(
     layers: list[Affine],
     training: bool,
 ) -> Tensor:
-    """Baselines, section 8.2, step 3, without dropout."""
+    """Apply an MLP to the flattened grid and the question, without dropout."""
     answers = []
     for grid, question in zip(conv_stem(images, stem, training), questions, strict=True):
         features = [pixel for plane in grid for row in plane for pixel in row]
@@ -353,7 +355,7 @@ def conv_mlp(
 
 
 def dense(tokens: Tensor, blocks: list[tuple[Affine, Affine, Affine]]) -> Tensor:
-    """Baselines, section 9: x + MLP(LN(x)) for each token by itself, (N, E) to (N, E)."""
+    """Compute x + MLP(LN(x)) for each token separately, (N, E) to (N, E)."""
     rows = []
     for token in tokens:
         x = token[None]

@@ -3,8 +3,8 @@
 The ranks of a pool compute what one process with all tokens would. Each rank finds the winners
 among its own tokens; comparing their similarities shows which of them win in the whole pool. Each
 rank then sums over its own winners, and these sums are added in the order of the ranks, so that
-the write, and with it the memory, is the same bit for bit on all of them. Tokens and values stay
-where they are: a rank sends S M (K + D + 1) + 2 numbers in the forward pass of a layer and
+the write, and with it the memory, is the same bit for bit on all of them. Tokens and values are
+not sent: for each layer, a rank sends S M (K + D + 1) + 2 numbers in the forward pass and
 S M (D + 1) + 2 in the backward pass.
 
 All ranks must hold equally many tokens.
