@@ -1,6 +1,6 @@
-"""Predictions of a model for image files, and its answers to a question about them.
+"""Predictions for image files, and answers to a question about them.
 
-Dims     C channels   H W image side   O classes
+Dims     O classes
 """
 
 import csv
@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from associative_transformer.data import SUFFIXES, DataConfig, list_files, load_image
+from associative_transformer.data import SUFFIXES, DataConfig, list_files
 from associative_transformer.data.questions import Questions, encode
 from associative_transformer.interface import UserError
 
 
 class Prediction(NamedTuple):
-    """What a model makes of one image file."""
+    """The class probabilities of one image file."""
 
     path: Path
     probabilities: Float[Tensor, " O"]  # on the CPU
@@ -35,11 +35,12 @@ def predict_files(
     on_error: Literal["stop", "skip"] = "stop",
     question: Questions | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, and all images in folders, in order, a batch at a time.
+    """Classify image files, and all images in folders, in order and in batches.
 
-    They are prepared like the test images of `data`, and the question, where there is one, is
-    asked about each. Raises UserError on a path that is missing, a folder without images, and on
-    an unreadable image unless it is to be skipped; how many were skipped is said on stderr.
+    Images are prepared like the test images of `data`; the question, if any, is asked about each
+    of them. Raises UserError if a path does not exist, a folder contains no image, or an image
+    cannot be read and `on_error` is "stop". With "skip", the number of unreadable images is
+    printed to stderr.
     """
     return _predict(model, _image_files(paths), data, batch_size, on_error, question)
 
@@ -54,13 +55,13 @@ def _predict(
 ) -> Iterator[Prediction]:
     model.eval()
     device = next(model.parameters()).device
-    asked = None if question is None else torch.from_numpy(encode(question)).to(device)
+    vector = None if question is None else torch.from_numpy(encode(question)).to(device)
     num_skipped = 0
     for start in range(0, len(files), batch_size):
         readable, images = [], []
         for path in files[start : start + batch_size]:
             try:
-                images.append(load_image(path, data))
+                images.append(data.load_image(path))
                 readable.append(path)
             except UserError as error:
                 if on_error == "stop":
@@ -68,7 +69,7 @@ def _predict(
                 num_skipped += 1
         if images:
             with torch.inference_mode():
-                questions = None if asked is None else asked.expand(len(images), -1)
+                questions = None if vector is None else vector.expand(len(images), -1)
                 logits = model(torch.stack(images).to(device), questions).logits
                 probabilities = logits.float().softmax(dim=-1).cpu()
             yield from map(Prediction, readable, probabilities)
@@ -80,43 +81,42 @@ def write_predictions(
     predictions: Iterable[Prediction],
     classes: Sequence[str],
     top: int,
-    form: Literal["csv", "jsonl"],
+    file_format: Literal["csv", "jsonl"],
     file: io.TextIOBase,
     question: str | None = None,
 ) -> None:
-    """Write the `top` classes of each image, as a row of CSV or a line of JSON.
+    """Write the `top` most probable classes of each image as a row of CSV or a line of JSON.
 
-    The question that the classes answer, where there is one, stands beside the path.
+    The question, if any, follows the path.
     """
-    asked = {} if question is None else {"question": question}
+    question_column = {} if question is None else {"question": question}
     top = min(top, len(classes))
     table = csv.writer(file, lineterminator="\n")
-    if form == "csv":
+    if file_format == "csv":
         columns = [f"{name}_{i}" for i in range(1, top + 1) for name in ("class", "probability")]
-        table.writerow(["path", *asked, *columns])
+        table.writerow(["path", *question_column, *columns])
     for path, probabilities in predictions:
         best = [(classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices]
-        if form == "csv":
-            table.writerow(
-                [path, *asked.values(), *(x for name, p in best for x in (name, f"{p:.6f}"))]
-            )
+        if file_format == "csv":
+            cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
+            table.writerow([path, *question_column.values(), *cells])
         else:
-            found = [{"class": name, "probability": p} for name, p in best]
-            line = {"path": str(path), **asked, "predictions": found}
+            answers = [{"class": name, "probability": p} for name, p in best]
+            line = {"path": str(path), **question_column, "predictions": answers}
             print(json.dumps(line), file=file)
 
 
 def _image_files(paths: Iterable[Path]) -> list[Path]:
-    """List the paths themselves, and the image files below those that are folders."""
-    found: list[Path] = []
+    """Return the paths themselves, with folders replaced by the image files below them."""
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path / p for p in list_files(path) if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise UserError(f"there is no image in {path}")
-            found += inside
+            images = sorted(path / p for p in list_files(path) if p.suffix.lower() in SUFFIXES)
+            if not images:
+                raise UserError(f"there is no image in {path}: pass another folder")
+            files += images
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
-            raise UserError(f"there is no file {path}")
-    return found
+            raise UserError(f"there is no file {path}: check the path")
+    return files
