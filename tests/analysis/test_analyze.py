@@ -1,32 +1,23 @@
-"""`ait analyze` and what it measures on which images, of runs that were never trained."""
+"""`ait analyze` on runs that were never trained: its sample, its results, its output."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
-from associative_transformer import analysis
-from associative_transformer.analysis import (
-    Analysis,
-    Basins,
-    Competition,
-    SelectionStatistics,
-    analyze,
-    load_analysis,
-    sample,
-)
-from associative_transformer.cli.analyze import (
-    _describe_basins,
-    _describe_competition,
-    _describe_selection,
-)
+from associative_transformer import analysis, figures
+from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
+from associative_transformer.analysis.basins import Basins
+from associative_transformer.analysis.competition import Competition
+from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.data import HeldOut, SortOfClevrConfig, Split, TriangleConfig
 from associative_transformer.experiment import (
     Experiment,
@@ -60,7 +51,7 @@ AIT = AiTConfig(
     workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16, beta=2.0),
 )
 ALL = set(Analysis._fields)
-MODELS: dict[str, tuple[Any, set[str]]] = {  # and what they have
+MODELS: dict[str, tuple[Any, set[str]]] = {  # with the analyses that apply to them
     "ait": (AIT, ALL),
     "ait-without-attention": (replace(AIT, use_self_attention=False), ALL - {"competition"}),
     "ait-cross-attention": (
@@ -74,7 +65,7 @@ TRAIN = TrainConfig(epochs=2, batch_size=16, device="cpu")
 
 
 def make_run(folder: Path, model: Any = AIT, data: Any = TRIANGLE, train: Any = TRAIN) -> Path:  # noqa: ANN401
-    """Write a complete run without training it."""
+    """Write a complete run whose model was not trained."""
     folder.mkdir()
     experiment = Experiment("tiny", data, model, train)
     save_experiment(experiment, folder / "experiment.yaml")
@@ -88,11 +79,21 @@ def make_run(folder: Path, model: Any = AIT, data: Any = TRIANGLE, train: Any = 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure what takes longest on a smaller scale."""
+    """Run the slowest measurements on a smaller scale."""
     capacity = partial(analysis.measure_capacity, num_priors=(2, 3), num_moves=1)
     basins = partial(analysis.measure_basins, betas=(0.5, 2.0), noise=(0.1,))
     monkeypatch.setattr(analysis, "measure_capacity", capacity)
     monkeypatch.setattr(analysis, "measure_basins", basins)
+
+
+@pytest.fixture
+def draw_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be files of their text, because rendering them takes seconds."""
+
+    def encode(figure: Figure, _: str) -> bytes:
+        return "\n".join(text.get_text() for text in figure.findobj(Text)).encode()
+
+    monkeypatch.setattr(figures, "_encode", encode)
 
 
 @pytest.fixture
@@ -114,11 +115,11 @@ def assert_equal(one: Analysis, two: Analysis) -> None:
             np.testing.assert_array_equal(*values)
 
 
-# --- which images ---
+# --- the sample ---
 
 
 class Numbered:
-    """A loader of images that are their row."""
+    """A loader of images whose pixels are their row."""
 
     device = CPU
 
@@ -127,7 +128,7 @@ class Numbered:
 
 
 def make_split(size: int) -> Split:
-    """In order of class, as class folders are."""
+    """Return a split sorted by class, like class folders."""
     return Split(torch.arange(size) // 10, torch.arange(size), Numbered(), torch.eye(size))
 
 
@@ -141,21 +142,21 @@ def test_a_sample_is_a_shuffle_of_the_split() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 99])
-def test_a_place_in_a_sample_is_the_same_image_whatever_its_size(size: int) -> None:
+def test_an_index_in_a_sample_is_the_same_image_for_any_size(size: int) -> None:
     rows = sample(make_split(50)).rows
     torch.randn(100)
     assert torch.equal(sample(make_split(50), size).rows, rows[:size])
 
 
-def test_a_sample_mixes_the_classes_of_an_ordered_split() -> None:
+def test_a_sample_mixes_the_classes_of_a_sorted_split() -> None:
     assert set(sample(make_split(100), 40).labels.tolist()) == set(range(10))
 
 
-# --- what is measured ---
+# --- results ---
 
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS)
-def test_what_a_model_has_is_measured_saved_and_read_back(
+def test_all_that_applies_to_a_model_is_measured_saved_and_read_back(
     model: Any,  # noqa: ANN401
     expected: set[str],
     tmp_path: Path,
@@ -163,13 +164,13 @@ def test_what_a_model_has_is_measured_saved_and_read_back(
 ) -> None:
     folder = make_run(tmp_path / "run", model)
     assert load_analysis(folder) is None
-    found = analyze(load_run(folder), folder, held_out, num_images=10)
-    assert {name for name, result in found._asdict().items() if result is not None} == expected
+    result = analyze(load_run(folder), folder, held_out, num_images=10)
+    assert {name for name, result in result._asdict().items() if result is not None} == expected
     saved = {f"{name}.{ending}" for name in expected for ending in ("npz", "json")}
     assert {file.name for file in (folder / "analysis").iterdir()} == saved
     read = load_analysis(folder)
     assert read is not None
-    assert_equal(read, found)
+    assert_equal(read, result)
 
 
 @pytest.mark.parametrize(
@@ -181,33 +182,33 @@ def test_what_a_model_has_is_measured_saved_and_read_back(
     ],
     ids=lambda model: model.kind,
 )
-def test_where_questions_are_asked_an_item_is_a_question(model: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_with_questions_an_item_is_a_question(model: Any, tmp_path: Path) -> None:  # noqa: ANN401
     folder = make_run(tmp_path / "run", model, CLEVR)
     data = CLEVR.load_test(CPU)
-    found = analyze(load_run(folder), folder, data, num_images=11)
-    assert found.answers is not None
-    assert found.answers.confusion.sum() == 11
-    assert found.answers.classes == list(data.class_names)
-    if found.selection is not None:
-        assert found.selection.pool_size == 11 * (9 + 1)
-    if found.reconstruction is not None:
-        assert found.reconstruction.before.shape[1:3] == (8, 9)
+    result = analyze(load_run(folder), folder, data, num_images=11)
+    assert result.answers is not None
+    assert result.answers.confusion.sum() == 11
+    assert result.answers.classes == list(data.class_names)
+    if result.selection is not None:
+        assert result.selection.pool_size == 11 * (9 + 1)
+    if result.reconstruction is not None:
+        assert result.reconstruction.before.shape[1:3] == (8, 9)
 
 
-def test_all_images_are_taken_unless_there_is_a_limit(folder: Path, held_out: HeldOut) -> None:
+def test_all_images_are_used_unless_there_is_a_limit(folder: Path, held_out: HeldOut) -> None:
     for limit, number in ((None, NUM_TEST), (NUM_TEST + 5, NUM_TEST), (7, 7)):
-        found = analyze(load_run(folder), folder, held_out, limit)
-        assert found.answers is not None
-        assert found.answers.confusion.sum() == number
-        for result in (found.competition, found.selection, found.specialization):
-            assert result is not None
-            assert result.num_images == number
-        assert found.basins is not None
-        assert found.basins.num_tokens == 4 * number
-        assert found.reconstruction is not None
-        assert len(found.reconstruction.images) == min(number, 8)
-        assert found.capacity is not None
-        assert found.capacity.pool_sizes.tolist() == [4 * NUM_TEST]  # tokens, not images, count
+        result = analyze(load_run(folder), folder, held_out, limit)
+        assert result.answers is not None
+        assert result.answers.confusion.sum() == number
+        for measured in (result.competition, result.selection, result.specialization):
+            assert measured is not None
+            assert measured.num_images == number
+        assert result.basins is not None
+        assert result.basins.num_tokens == 4 * number
+        assert result.reconstruction is not None
+        assert len(result.reconstruction.images) == min(number, 8)
+        assert result.capacity is not None
+        assert result.capacity.pool_sizes.tolist() == [4 * NUM_TEST]  # tokens, not images, count
 
 
 @pytest.mark.parametrize(
@@ -223,34 +224,34 @@ def test_a_pool_is_as_large_as_in_training(
     train: TrainConfig, batch_size: int | None, pool: int, tmp_path: Path, held_out: HeldOut
 ) -> None:
     folder = make_run(tmp_path / "run", train=train)
-    found = analyze(load_run(folder), folder, held_out, num_images=30, batch_size=batch_size)
-    assert found.selection is not None
-    assert found.selection.pool_size == 4 * pool
+    result = analyze(load_run(folder), folder, held_out, num_images=30, batch_size=batch_size)
+    assert result.selection is not None
+    assert result.selection.pool_size == 4 * pool
 
 
-def test_every_measurement_sees_the_sample(
+def test_every_measurement_uses_the_sample(
     folder: Path, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, list[int]] = {}
+    images_of: dict[str, list[int]] = {}
 
-    def listen(name: str, measure: Callable[..., Any]) -> Callable[..., Any]:
+    def record(name: str, measure: Callable[..., Any]) -> Callable[..., Any]:
         def measured(model: Any, batches: Any, *more: Any) -> Any:  # noqa: ANN401
             kept = list(batches)
             images = torch.cat([batch.images[batch.labels >= 0] for batch in kept])
-            seen[name] = [int(row) for row in images.sum(dim=(1, 2, 3))]
+            images_of[name] = [int(row) for row in images.sum(dim=(1, 2, 3))]
             return measure(model, iter(kept), *more)
 
         return measured
 
     for name in ALL - {"drift"}:
         monkeypatch.setattr(
-            analysis, f"measure_{name}", listen(name, getattr(analysis, f"measure_{name}"))
+            analysis, f"measure_{name}", record(name, getattr(analysis, f"measure_{name}"))
         )
     analyze(load_run(folder), folder, held_out, num_images=20)
     images = next(held_out.test.eval_batches(NUM_TEST)).images.sum(dim=(1, 2, 3))
     expected = [int(images[row]) for row in sample(held_out.test).rows]
-    assert seen.pop("capacity") == expected
-    assert seen == dict.fromkeys(ALL - {"drift", "capacity"}, expected[:20])
+    assert images_of.pop("capacity") == expected
+    assert images_of == dict.fromkeys(ALL - {"drift", "capacity"}, expected[:20])
 
 
 def test_an_analysis_leaves_the_run_as_it_was(folder: Path, held_out: HeldOut) -> None:
@@ -265,32 +266,32 @@ def test_an_analysis_leaves_the_run_as_it_was(folder: Path, held_out: HeldOut) -
 # --- drift ---
 
 
-def test_the_drift_is_that_of_the_memory_in_the_folder(folder: Path, held_out: HeldOut) -> None:
+def test_drift_is_measured_from_the_memory_in_the_folder(folder: Path, held_out: HeldOut) -> None:
     priors = np.zeros((3, 1, 2, 2), np.float32)
     priors[0, 0] = priors[1, 0] = np.eye(2)
     priors[2, 0] = np.eye(2)[::-1]
     np.savez(folder / "memory.npz", priors=priors)
-    found = analyze(load_run(folder), folder, held_out, num_images=4).drift
-    assert found is not None
-    assert found.epochs == [1, 2, 3]
-    np.testing.assert_allclose(found.angle, [[0], [0], [90]], atol=1e-4)
+    result = analyze(load_run(folder), folder, held_out, num_images=4).drift
+    assert result is not None
+    assert result.epochs == [1, 2, 3]
+    np.testing.assert_allclose(result.angle, [[0], [0], [90]], atol=1e-4)
 
 
 def test_a_run_without_its_history_has_no_drift(folder: Path, held_out: HeldOut) -> None:
     (folder / "memory.npz").unlink()
-    found = analyze(load_run(folder), folder, held_out, num_images=4)
-    assert found.drift is None
-    assert found.selection is not None
+    result = analyze(load_run(folder), folder, held_out, num_images=4)
+    assert result.drift is None
+    assert result.selection is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
-def test_a_damaged_memory_is_told(folder: Path, held_out: HeldOut, content: bytes) -> None:
+def test_a_damaged_memory_is_named(folder: Path, held_out: HeldOut, content: bytes) -> None:
     (folder / "memory.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"memory\.npz is damaged .*: remove it"):
         analyze(load_run(folder), folder, held_out, num_images=4)
 
 
-def test_a_memory_without_priors_is_told(folder: Path, held_out: HeldOut) -> None:
+def test_a_memory_without_priors_is_named(folder: Path, held_out: HeldOut) -> None:
     np.savez(folder / "memory.npz", other=np.zeros(3))
     with pytest.raises(UserError, match="damaged"):
         analyze(load_run(folder), folder, held_out, num_images=4)
@@ -316,37 +317,35 @@ def test_old_results_stay_until_all_new_ones_are_measured(
     assert_equal(read, old)
 
 
-def test_what_a_later_analysis_does_not_measure_does_not_stay(
-    folder: Path, held_out: HeldOut
-) -> None:
+def test_results_that_are_not_measured_again_are_removed(folder: Path, held_out: HeldOut) -> None:
     whole = analyze(load_run(folder), folder, held_out, num_images=4)
     assert {name for name, result in whole._asdict().items() if result is not None} == ALL
     (folder / "figures").mkdir()
-    for name in ("selection.png", "basins.svg", "of-mine.png"):
+    for name in ("selection.png", "basins.svg", "other.png"):
         (folder / "figures" / name).touch()
-    (folder / "analysis" / "of-mine.npz").touch()
+    (folder / "analysis" / "other.npz").touch()
     model = replace(AIT, use_self_attention=False, read="cross_attention")
     (folder / "memory.npz").unlink()
     save_experiment(Experiment("tiny", TRIANGLE, model, TRAIN), folder / "experiment.yaml")
     build_model(model).save_pretrained(folder)
-    found = analyze(load_run(folder), folder, held_out, num_images=4)
+    result = analyze(load_run(folder), folder, held_out, num_images=4)
     read = load_analysis(folder)
     assert read is not None
-    assert_equal(read, found)
+    assert_equal(read, result)
     assert (read.competition, read.drift, read.basins, read.reconstruction) == (None,) * 4
     kept = {"selection", "specialization", "capacity", "answers"}
     saved = {f"{name}.{ending}" for name in kept for ending in ("npz", "json")}
-    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "of-mine.npz"}
-    assert [file.name for file in (folder / "figures").iterdir()] == ["of-mine.png"]
+    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "other.npz"}
+    assert [file.name for file in (folder / "figures").iterdir()] == ["other.png"]
 
 
-def test_an_old_figure_that_can_not_be_removed_is_told(folder: Path, held_out: HeldOut) -> None:
+def test_an_old_figure_that_cannot_be_removed_is_named(folder: Path, held_out: HeldOut) -> None:
     (folder / "figures" / "basins.png").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"can't remove the old .*basins\.png"):
+    with pytest.raises(UserError, match=r"cannot remove the old .*basins\.png"):
         analyze(load_run(folder), folder, held_out, num_images=4)
 
 
-def test_a_damaged_result_is_told(folder: Path, held_out: HeldOut) -> None:
+def test_a_damaged_result_is_named(folder: Path, held_out: HeldOut) -> None:
     analyze(load_run(folder), folder, held_out, num_images=4)
     (folder / "analysis" / "basins.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"basins .*ait analyze"):
@@ -356,22 +355,25 @@ def test_a_damaged_result_is_told(folder: Path, held_out: HeldOut) -> None:
 # --- the command ---
 
 
-def test_the_command_writes_results_and_says_the_main_numbers(folder: Path, ait: Ait) -> None:
-    said = ait("analyze", folder, "--images", 12)
-    assert (said.code, said.err) == (0, "")
-    lines = said.out.splitlines()
+def test_the_command_writes_results_and_figures_and_prints_the_main_numbers(
+    folder: Path, ait: Ait
+) -> None:
+    output = ait("analyze", folder, "--images", 12)
+    assert (output.code, output.err) == (0, "")
+    lines = output.out.splitlines()
     read = load_analysis(folder)
     assert read is not None
     assert read.answers is not None
     assert read.competition is not None
     assert read.selection is not None
+    assert read.basins is not None
     share = 100 * read.answers.confusion.trace() / 12
     error = 100 * read.answers.calibration_error
     assert lines == [
-        f"{share:.2f} % of 12 items right, calibration error {error:.2f} %",
-        *_describe_competition(read.competition),
-        *_describe_selection(read.selection),
-        *_describe_basins(read.basins),
+        f"{share:.2f} % of 12 items correct, calibration error {error:.2f} %",
+        *read.competition.describe(),
+        *read.selection.describe(),
+        *read.basins.describe(),
         f"written: {folder / 'analysis'}",
         "drawn:   competition, selection, specialization, basins, reconstruction, capacity in "
         f"{folder / 'figures'}",
@@ -398,39 +400,42 @@ def test_every_caption_names_model_data_and_seed(
     words: str,
     tmp_path: Path,
     ait: Ait,
+    draw_text: None,
 ) -> None:
     folder = make_run(tmp_path / "made", model, data, replace(TRAIN, seed=3))
     assert ait("analyze", folder, "--images", 6).code == 0
     files = sorted((folder / "figures").glob("*.svg"))
     assert len(files) == 6
     for file in files:
-        said = " ".join(" ".join(ElementTree.parse(file).getroot().itertext()).split())
-        assert words in said
+        text = " ".join(file.read_text().split())
+        assert words in text
         other = "image" if "questions" in words else "question"
-        assert f"6 {other}" not in said and f"{other} 1" not in said
+        assert f"6 {other}" not in text and f"{other} 1" not in text
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_a_model_lacks_is_said_in_one_line(name: str, tmp_path: Path, ait: Ait) -> None:
-    model, has = MODELS[name]
-    said = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
-    assert said.code == 0
-    lacks = [line for line in said.out.splitlines() if line.startswith("this run has no ")]
-    missing = [field for field in Analysis._fields if field not in has]
-    assert lacks == ([f"this run has no {', '.join(missing)}"] if missing else [])
+def test_results_that_a_model_does_not_have_are_listed_in_one_line(
+    name: str, tmp_path: Path, ait: Ait, draw_text: None
+) -> None:
+    model, measured = MODELS[name]
+    output = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
+    assert output.code == 0
+    lines = [line for line in output.out.splitlines() if line.startswith("this run has no ")]
+    missing = [field for field in Analysis._fields if field not in measured]
+    assert lines == ([f"this run has no {', '.join(missing)}"] if missing else [])
 
 
-def test_the_competition_is_said_beside_the_even_one() -> None:
+def test_the_description_of_competition_names_the_uniform_bound() -> None:
     counts = np.zeros((2, 2, 11), np.int64)
-    counts[0, 0, 2], counts[0, 1, 8] = 30, 20  # the heads together: 2 is the median
+    counts[0, 0, 2], counts[0, 1, 8] = 30, 20  # all heads together: 2 is the median
     counts[1, 0, 2], counts[1, 1, 8] = 20, 30
-    lines = list(_describe_competition(Competition(0.9, 5, [0, 2], counts)))
+    lines = list(Competition(0.9, 5, [0, 2], counts).describe())
     assert "90 %" in lines[0]
-    assert "9 if it were even" in lines[0]
+    assert "9 if uniform" in lines[0]
     assert lines[1:] == ["  layer 1: 2", "  layer 3: 8"]
 
 
-def test_the_selection_is_said_layer_by_layer() -> None:
+def test_the_description_of_selection_has_a_line_per_layer() -> None:
     num_priors = 3
     overlap = np.empty((1, 2, num_priors, num_priors))
     overlap[:] = np.eye(num_priors)
@@ -438,7 +443,7 @@ def test_the_selection_is_said_layer_by_layer() -> None:
     overlap[0, 1, 0, 1] = overlap[0, 1, 1, 0] = 0.95
     overlap[0, 0, 0, 2] = overlap[0, 0, 2, 0] = 0.3
     nothing = np.zeros((1, 2, num_priors, 0, 2), np.int64)
-    selected = SelectionStatistics(
+    selection = SelectionStatistics(
         num_images=5,
         pool_size=2_000,
         bottleneck=64,
@@ -454,21 +459,23 @@ def test_the_selection_is_said_layer_by_layer() -> None:
         taken=nothing,
     )
     mean = (1.0 + 0.95 + 0.3) / 6
-    assert list(_describe_selection(selected)) == [
-        "memory of 3 priors, each taking 64 of 2,000:",
+    assert list(selection.describe()) == [
+        "memory of 3 priors, each of which takes 64 of 2,000 tokens:",
         f"  layer 1: effective rank 1.3, 2 dead, 1 duplicate, mean overlap {mean:.2f}",
     ]
 
 
-def test_a_single_prior_overlaps_with_none(tmp_path: Path, ait: Ait) -> None:
+def test_the_overlap_of_a_single_prior_is_left_out(
+    tmp_path: Path, ait: Ait, draw_text: None
+) -> None:
     model = replace(AIT, workspace=replace(AIT.workspace, num_priors=1))
-    said = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
-    assert said.code == 0
-    assert "1 priors" in said.out
-    assert "mean overlap" not in said.out
+    output = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
+    assert output.code == 0
+    assert "1 priors" in output.out
+    assert "mean overlap" not in output.out
 
 
-def test_the_states_at_rest_are_said_by_beta() -> None:
+def test_the_description_of_basins_lists_the_shares_for_each_beta() -> None:
     shares = np.array([[0.0, 0.25], [0.5, 1.0]])  # R = 2, L = 2
     other = np.zeros((2, 2, 1))
     basins = Basins(
@@ -485,15 +492,15 @@ def test_the_states_at_rest_are_said_by_beta() -> None:
         noise=np.array([0.1]),
         recall=other,
     )
-    title, *lines = _describe_basins(basins)
-    assert "trained at beta 2)" in title
+    title, *lines = basins.describe()
+    assert "trained with beta 2)" in title
     assert lines == [
         "  layer 1: beta 0.05: 0 / 25 / 75, beta 4: 50 / 12 / 38",
         "  layer 2: beta 0.05: 25 / 19 / 56, beta 4: 100 / 0 / 0",
     ]
 
 
-def test_the_batch_size_of_the_command_is_that_of_the_pool(folder: Path, ait: Ait) -> None:
+def test_the_batch_size_option_sets_the_pool_size(folder: Path, ait: Ait, draw_text: None) -> None:
     assert ait("analyze", folder, "--images", 12, "--batch-size", 3).code == 0
     read = load_analysis(folder)
     assert read is not None
@@ -504,13 +511,13 @@ def test_the_batch_size_of_the_command_is_that_of_the_pool(folder: Path, ait: Ai
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--images", "0"], ["images must be at least 1"]),
-        (["--batch-size", "0"], ["batch_size must be at least 1"]),
-        (["--source", "somewhere"], ["triangle is generated", "leave --source out"]),
+        (["--images", "0"], ["--images must be at least 1"]),
+        (["--batch-size", "0"], ["--batch-size must be at least 1"]),
+        (["--source", "somewhere"], ["triangle is generated", "omit --source"]),
         (["--device", "abacus"], ["abacus"]),
     ],
 )
-def test_what_can_not_be_is_refused(
+def test_invalid_options_are_refused(
     arguments: list[str], words: list[str], folder: Path, ait: Ait
 ) -> None:
     assert_refused(ait("analyze", folder, *arguments), *words)
@@ -527,6 +534,6 @@ def test_data_with_other_classes_is_refused(folder: Path, ait: Ait) -> None:
     assert_refused(ait("analyze", folder), "cat, dog", "equilateral, other")
 
 
-def test_a_folder_that_can_not_be_made_is_told(folder: Path, ait: Ait) -> None:
+def test_a_folder_that_cannot_be_created_is_named(folder: Path, ait: Ait) -> None:
     (folder / "analysis").write_text("a file")
-    assert_refused(ait("analyze", folder, "--images", 4), "can't make the folder")
+    assert_refused(ait("analyze", folder, "--images", 4), "cannot create the folder")

@@ -1,4 +1,4 @@
-"""Answers of models whose logits are made by hand, and of real models against loops."""
+"""Answers of a model that returns given logits, and of real models compared with loops."""
 
 import weakref
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.relation_network import ConvMLPConfig
 from associative_transformer.workspace import WorkspaceConfig
+from making.splits import Images
 
 AIT = AiTConfig(
     image_size=16,
@@ -33,36 +34,24 @@ AIT = AiTConfig(
 
 
 class Echo(nn.Module):
-    """A model that answers with the images themselves."""
+    """A model that returns the images as logits."""
 
     def forward(self, images: Tensor, questions: Tensor | None = None) -> ModelOutput:
         return ModelOutput(images.flatten(1), torch.zeros(()))
 
 
-class Images:
-    """A loader of images at hand."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
-        return (self.images[batch] for batch in rows)
-
-
 def split_of(logits: Tensor, labels: list[int]) -> Split:
-    """Give the split that `Echo` answers with these logits."""
+    """Return a split for which `Echo` returns these logits."""
     rows = torch.arange(len(labels))
     return Split(torch.tensor(labels), rows, Images(logits[:, None, None, :]))
 
 
 def two_classes(confidence: list[float], predicted: list[int]) -> Tensor:
-    """Give logits that tell one of two classes with a confidence of a half or more."""
+    """Return logits that predict one of two classes with a confidence of at least a half."""
     probability = torch.tensor(confidence, dtype=torch.float64)
-    other = torch.tensor(predicted) == 0
+    is_first = torch.tensor(predicted) == 0
     pairs = torch.stack([1 - probability, probability], dim=-1)
-    return torch.where(other[:, None], pairs.flip(-1), pairs).log()
+    return torch.where(is_first[:, None], pairs.flip(-1), pairs).log()
 
 
 def answers(logits: Tensor, labels: list[int], batch_size: int = 3, **options: int) -> Answers:
@@ -75,69 +64,69 @@ def answers(logits: Tensor, labels: list[int], batch_size: int = 3, **options: i
 # --- calibration ---
 
 
-def test_the_calibration_of_four_answers_is_that_computed_by_hand() -> None:
+def test_the_calibration_of_four_answers_agrees_with_a_calculation_by_hand() -> None:
     logits = two_classes([0.95, 0.95, 0.75, 0.55], predicted=[0, 1, 1, 0])
-    found = answers(logits, labels=[0, 0, 1, 1], num_bins=10)
+    result = answers(logits, labels=[0, 0, 1, 1], num_bins=10)
     nan = float("nan")
-    assert found.bins == pytest.approx(np.arange(11) / 10)
-    assert found.bin_items.tolist() == [0, 0, 0, 0, 0, 1, 0, 1, 0, 2]
+    assert result.bins == pytest.approx(np.arange(11) / 10)
+    assert result.bin_items.tolist() == [0, 0, 0, 0, 0, 1, 0, 1, 0, 2]
     confidence = [nan, nan, nan, nan, nan, 0.55, nan, 0.75, nan, 0.95]
     accuracy = [nan, nan, nan, nan, nan, 0.0, nan, 1.0, nan, 0.5]
-    assert found.bin_confidence == pytest.approx(confidence, nan_ok=True)
-    assert found.bin_accuracy == pytest.approx(accuracy, nan_ok=True)
+    assert result.bin_confidence == pytest.approx(confidence, nan_ok=True)
+    assert result.bin_accuracy == pytest.approx(accuracy, nan_ok=True)
     # two of four with a gap of 0.45, one with 0.25, one with 0.55
-    assert found.calibration_error == pytest.approx((2 * 0.45 + 0.25 + 0.55) / 4)
-    assert found.confusion.tolist() == [[1, 1], [1, 1]]
+    assert result.calibration_error == pytest.approx((2 * 0.45 + 0.25 + 0.55) / 4)
+    assert result.confusion.tolist() == [[1, 1], [1, 1]]
 
 
-def test_a_model_as_right_as_it_is_sure_has_no_calibration_error() -> None:
+def test_a_model_as_accurate_as_it_is_confident_has_no_calibration_error() -> None:
     logits = two_classes([0.75] * 4 + [0.6] * 5, predicted=[1] * 9)
-    found = answers(logits, labels=[1, 1, 0, 1, 0, 1, 1, 0, 1], num_bins=10)
-    assert found.calibration_error == pytest.approx(0, abs=1e-12)
+    result = answers(logits, labels=[1, 1, 0, 1, 0, 1, 1, 0, 1], num_bins=10)
+    assert result.calibration_error == pytest.approx(0, abs=1e-12)
 
 
 def test_gaps_of_opposite_sign_in_two_bins_do_not_cancel() -> None:
     logits = two_classes([0.7, 0.7, 0.9, 0.9], predicted=[1] * 4)
-    found = answers(logits, labels=[1, 1, 1, 0], num_bins=5)
-    assert found.calibration_error == pytest.approx((0.3 + 0.4) / 2)
+    result = answers(logits, labels=[1, 1, 1, 0], num_bins=5)
+    assert result.calibration_error == pytest.approx((0.3 + 0.4) / 2)
 
 
 def test_full_confidence_belongs_to_the_last_bin() -> None:
     logits = torch.tensor([[1000.0, 0.0, 0.0], [0.0, 0.0, 1000.0]])
-    found = answers(logits, labels=[0, 0])
-    assert found.bin_items.tolist() == [0] * 14 + [2]
-    assert found.bin_confidence[-1] == 1.0
-    assert found.bin_accuracy[-1] == 0.5
+    result = answers(logits, labels=[0, 0])
+    assert result.bin_items.tolist() == [0] * 14 + [2]
+    assert result.bin_confidence[-1] == 1.0
+    assert result.bin_accuracy[-1] == 0.5
 
 
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below_as_in_the_paper() -> None:
-    found = answers(torch.zeros(2, 4), labels=[0, 1], num_bins=4)  # each 0.25, in (0, 0.25]
-    assert found.bin_items.tolist() == [2, 0, 0, 0]
-    found = answers(torch.zeros(2, 2), labels=[0, 1], num_bins=4)  # each 0.5, in (0.25, 0.5]
-    assert found.bin_items.tolist() == [0, 2, 0, 0]
+def test_a_confidence_on_an_edge_belongs_to_the_lower_bin_as_in_the_paper() -> None:
+    result = answers(torch.zeros(2, 4), labels=[0, 1], num_bins=4)  # each 0.25, in (0, 0.25]
+    assert result.bin_items.tolist() == [2, 0, 0, 0]
+    result = answers(torch.zeros(2, 2), labels=[0, 1], num_bins=4)  # each 0.5, in (0.25, 0.5]
+    assert result.bin_items.tolist() == [0, 2, 0, 0]
 
 
 def test_one_bin_compares_the_means() -> None:
     logits = two_classes([0.6, 0.8], predicted=[0, 0])
-    found = answers(logits, labels=[0, 1], num_bins=1)
-    assert found.bin_items.tolist() == [2]
-    assert found.calibration_error == pytest.approx(0.7 - 0.5)
+    result = answers(logits, labels=[0, 1], num_bins=1)
+    assert result.bin_items.tolist() == [2]
+    assert result.calibration_error == pytest.approx(0.7 - 0.5)
 
 
 # --- worst mistakes ---
 
 
-def test_the_worst_mistakes_are_the_wrong_answers_given_with_most_confidence() -> None:
-    sure = [0.6, 0.99, 0.7, 0.9, 0.8, 0.95, 0.65]
-    logits = two_classes(sure, predicted=[1, 1, 0, 0, 1, 1, 0])
-    found = answers(logits, labels=[0, 1, 1, 1, 0, 0, 0], batch_size=2, num_worst=3)
-    assert found.worst.tolist() == [5, 3, 4]  # 1 and 6 are right
-    assert found.worst_labels.tolist() == [0, 1, 0]
-    assert found.worst_predicted.tolist() == [1, 0, 1]
-    assert found.worst_confidence == pytest.approx([0.95, 0.9, 0.8])
+def test_the_worst_mistakes_are_the_most_confident_wrong_answers() -> None:
+    confidence = [0.6, 0.99, 0.7, 0.9, 0.8, 0.95, 0.65]
+    logits = two_classes(confidence, predicted=[1, 1, 0, 0, 1, 1, 0])
+    result = answers(logits, labels=[0, 1, 1, 1, 0, 0, 0], batch_size=2, num_worst=3)
+    assert result.worst.tolist() == [5, 3, 4]  # 1 and 6 are correct
+    assert result.worst_labels.tolist() == [0, 1, 0]
+    assert result.worst_predicted.tolist() == [1, 0, 1]
+    assert result.worst_confidence == pytest.approx([0.95, 0.9, 0.8])
 
 
-def test_there_are_as_many_worst_mistakes_as_mistakes() -> None:
+def test_there_are_no_more_worst_mistakes_than_mistakes() -> None:
     logits = two_classes([0.6, 0.9, 0.7], predicted=[1, 1, 1])
     assert answers(logits, labels=[0, 1, 0]).worst.tolist() == [2, 0]
     flawless = answers(logits, labels=[1, 1, 1])
@@ -145,10 +134,10 @@ def test_there_are_as_many_worst_mistakes_as_mistakes() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 9, 40])
-def test_of_equal_mistakes_the_first_come_first(batch_size: int) -> None:
+def test_equally_confident_mistakes_keep_their_order(batch_size: int) -> None:
     logits = two_classes([0.75] * 9, predicted=[1] * 9)
-    found = answers(logits, [0, 1, 0, 0, 1, 0, 0, 0, 0], batch_size, num_worst=4)
-    assert found.worst.tolist() == [0, 2, 3, 5]
+    result = answers(logits, [0, 1, 0, 0, 1, 0, 0, 0, 0], batch_size, num_worst=4)
+    assert result.worst.tolist() == [0, 2, 3, 5]
 
 
 # --- against loops ---
@@ -157,32 +146,34 @@ def test_of_equal_mistakes_the_first_come_first(batch_size: int) -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 41, 64])
 def test_every_item_is_counted_once_whatever_the_batch_size(batch_size: int) -> None:
     logits, labels = 2 * torch.randn(40, 5), torch.randint(5, (40,)).tolist()
-    found = answers(logits, labels, batch_size, num_bins=8, num_worst=6)
+    result = answers(logits, labels, batch_size, num_bins=8, num_worst=6)
     confusion, bins, mistakes = np.zeros((5, 5), dtype=int), [[] for _ in range(8)], []
     for item, (row, label) in enumerate(zip(logits.double(), labels, strict=True)):
         probabilities = row.softmax(dim=0).tolist()
-        sure = max(probabilities)
-        told = probabilities.index(sure)
-        confusion[label, told] += 1
-        next(b for i, b in enumerate(bins, start=1) if sure <= i / 8).append((sure, told == label))
-        if told != label:
-            mistakes.append((-sure, item, label, told))
-    assert found.confusion.tolist() == confusion.tolist()
-    assert found.bin_items.tolist() == [len(b) for b in bins]
-    for i, inside in enumerate(bins):
-        if inside:
-            assert found.bin_confidence[i] == pytest.approx(np.mean([sure for sure, _ in inside]))
-            assert found.bin_accuracy[i] == pytest.approx(np.mean([right for _, right in inside]))
+        confidence = max(probabilities)
+        predicted = probabilities.index(confidence)
+        confusion[label, predicted] += 1
+        its_bin = next(b for i, b in enumerate(bins, start=1) if confidence <= i / 8)
+        its_bin.append((confidence, predicted == label))
+        if predicted != label:
+            mistakes.append((-confidence, item, label, predicted))
+    assert result.confusion.tolist() == confusion.tolist()
+    assert result.bin_items.tolist() == [len(b) for b in bins]
+    for i, answered in enumerate(bins):
+        if answered:
+            confidence, is_correct = np.array(answered).mean(axis=0)
+            assert result.bin_confidence[i] == pytest.approx(confidence)
+            assert result.bin_accuracy[i] == pytest.approx(is_correct)
         else:
-            assert np.isnan([found.bin_confidence[i], found.bin_accuracy[i]]).all()
-    gaps = [abs(sum(sure - right for sure, right in inside)) for inside in bins]
-    assert found.calibration_error == pytest.approx(sum(gaps) / 40)
+            assert np.isnan([result.bin_confidence[i], result.bin_accuracy[i]]).all()
+    gaps = [abs(sum(sure - is_correct for sure, is_correct in answered)) for answered in bins]
+    assert result.calibration_error == pytest.approx(sum(gaps) / 40)
     worst = sorted(mistakes)[:6]
     assert len(worst) == 6
-    assert found.worst.tolist() == [item for _, item, _, _ in worst]
-    assert found.worst_labels.tolist() == [label for _, _, label, _ in worst]
-    assert found.worst_predicted.tolist() == [told for _, _, _, told in worst]
-    assert found.worst_confidence == pytest.approx([-sure for sure, *_ in worst])
+    assert result.worst.tolist() == [item for _, item, _, _ in worst]
+    assert result.worst_labels.tolist() == [label for _, _, label, _ in worst]
+    assert result.worst_predicted.tolist() == [predicted for *_, predicted in worst]
+    assert result.worst_confidence == pytest.approx([-confidence for confidence, *_ in worst])
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -191,22 +182,22 @@ def test_every_item_is_counted_once_whatever_the_batch_size(batch_size: int) -> 
     [AIT, ConvMLPConfig(image_size=16, num_classes=3, question_dim=5)],
     ids=lambda c: c.kind,
 )
-def test_every_kind_of_model_is_answered_for_as_it_is_evaluated(
+def test_answers_agree_with_the_evaluation_of_any_model(
     config: AiTConfig | ConvMLPConfig, is_training: bool
 ) -> None:
     model = build_model(config).train(is_training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, questions = torch.randn(10, 3, 16, 16), torch.randn(10, 5)
     split = Split(torch.randint(3, (10,)), torch.arange(10), Images(images), questions)
-    found = measure_answers(model, split.eval_batches(4), ["a", "b", "<c>"])
+    result = measure_answers(model, split.eval_batches(4), ["a", "b", "<c>"])
     scored = evaluate(model, split.eval_batches(4), 3)
-    assert found.classes == ["a", "b", "<c>"]
-    assert found.confusion.tolist() == scored.confusion.tolist()
+    assert result.classes == ["a", "b", "<c>"]
+    assert result.confusion.tolist() == scored.confusion.tolist()
     assert model.training is is_training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_model_is_asked_in_evaluation_mode() -> None:
+def test_a_model_answers_in_evaluation_mode() -> None:
     model = nn.Sequential(Echo())
     modes: list[bool] = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -217,11 +208,11 @@ def test_a_model_is_asked_in_evaluation_mode() -> None:
     assert model.training
 
 
-# --- what is refused, what is kept ---
+# --- errors, memory and storage ---
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_broken_model_is_refused(value: float) -> None:
+def test_a_model_that_predicts_nan_is_refused(value: float) -> None:
     logits = torch.randn(5, 3)
     logits[3, 1] = value
     with pytest.raises(UserError, match="nan"):
@@ -229,9 +220,9 @@ def test_a_broken_model_is_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
-def test_other_classes_than_the_models_are_refused(names: list[str]) -> None:
+def test_another_number_of_classes_is_refused(names: list[str]) -> None:
     split = split_of(torch.randn(5, 3), [0, 1, 1, 0, 1])
-    with pytest.raises(ValueError, match=f"{len(names)} classes are named but 3 answered"):
+    with pytest.raises(ValueError, match=f"predicts 3 classes, but {len(names)} are named"):
         measure_answers(Echo(), split.eval_batches(5), names)
 
 
@@ -240,7 +231,7 @@ def test_no_items_are_refused() -> None:
         measure_answers(Echo(), [], ["a", "b"])
 
 
-def test_batches_are_forgotten_one_by_one() -> None:
+def test_no_batch_is_kept() -> None:
     alive: list[weakref.ref[Tensor]] = []
 
     def batches() -> Iterator[Batch]:
@@ -253,9 +244,9 @@ def test_batches_are_forgotten_one_by_one() -> None:
     assert measure_answers(Echo(), batches(), ["a", "b", "c"]).confusion.sum() == 10
 
 
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
-    found = answers(torch.randn(9, 3), labels=[0, 1, 2] * 3)
-    save_result(found, tmp_path, "answers")
+def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
+    result = answers(torch.randn(9, 3), labels=[0, 1, 2] * 3)
+    save_result(result, tmp_path, "answers")
     again = load_result(Answers, tmp_path, "answers")
-    for name, value in vars(found).items():
+    for name, value in vars(result).items():
         assert np.array_equal(getattr(again, name), value, equal_nan=name.startswith("bin_")), name

@@ -1,4 +1,4 @@
-"""Counting the tokens that make up most of an attention, on attentions whose counts are known."""
+"""Numbers of tokens that receive most attention, for attention whose numbers are known."""
 
 import math
 import weakref
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from associative_transformer.analysis.competition import (
     Competition,
@@ -25,6 +25,7 @@ from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.vit import ViT, ViTConfig
 from associative_transformer.workspace import WorkspaceConfig
+from making.splits import make_split
 
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
 VIT = ViTConfig(image_size=16, patch_size=4, embed_dim=16, num_heads=3, head_dim=8, num_classes=3)
@@ -45,31 +46,13 @@ CONFIGS = {
 }
 
 
-class Images:
-    """A loader of images at hand."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
-        return (self.images[batch] for batch in rows)
-
-
-def make_split(images: Tensor, question_dim: int = 0) -> Split:
-    questions = torch.randn(len(images), question_dim) if question_dim else None
-    rows = torch.arange(len(images))
-    return Split(torch.randint(3, rows.shape), rows, Images(images), questions)
-
-
 def sharpen(model: nn.Module, by: float = 2.5) -> None:
-    """Make the attention uneven: the weights of a new model hardly tell tokens apart."""
+    """Make the attention uneven; that of a new model is nearly uniform."""
     for block in model.blocks:
         block.attention.to_qkv.weight.data *= by
 
 
-def needed(row: list[float], share: float) -> int:
+def count_needed(row: list[float], share: float) -> int:
     total = 0.0
     for count, weight in enumerate(sorted(row, reverse=True), start=1):
         total += weight
@@ -90,9 +73,9 @@ def test_a_uniform_row_needs_the_share_of_its_tokens_rounded_up(share: str) -> N
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("place", [0, 3, 9])
-def test_a_row_with_all_attention_on_one_token_needs_one(share: float, place: int) -> None:
-    assert int(tokens_for_share(torch.eye(10)[place], share)) == 1
+@pytest.mark.parametrize("token", [0, 3, 9])
+def test_a_row_with_all_attention_on_one_token_needs_one(share: float, token: int) -> None:
+    assert int(tokens_for_share(torch.eye(10)[token], share)) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,14 +87,16 @@ def test_the_largest_weights_are_taken_first(share: float, count: int) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.95])
-def test_counts_are_those_of_a_loop(share: float) -> None:
+def test_counts_agree_with_a_loop(share: float) -> None:
     attention = (3 * torch.randn(2, 5, 17)).softmax(dim=-1)
     counts = tokens_for_share(attention, share)
-    assert counts.tolist() == [[needed(row, share) for row in rows] for rows in attention.tolist()]
+    assert counts.tolist() == [
+        [count_needed(row, share) for row in rows] for rows in attention.tolist()
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
+def test_an_invalid_share_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share must be"):
         tokens_for_share(torch.ones(1), share)
 
@@ -130,7 +115,7 @@ def counts_by_loop(model: nn.Module, split: Split, share: float) -> list[list[li
         for layer, block in enumerate(model.blocks):
             for head, queries in enumerate(block.attention.scores(block.norm1(x))[0].tolist()):
                 for row in queries:
-                    counts[layer][head][needed(row, share)] += 1
+                    counts[layer][head][count_needed(row, share)] += 1
             x = block(x).tokens if isinstance(model, AiT) else block(x)
     return counts
 
@@ -142,52 +127,56 @@ def test_every_token_of_every_image_is_counted_once(name: str, batch_size: int) 
     model = build_model(config).eval()
     sharpen(model)
     split = make_split(torch.randn(7, 3, 16, 16), config.question_dim)
-    found = measure_competition(model, split.eval_batches(batch_size), share=0.8)
-    assert found.counts.tolist() == counts_by_loop(model, split, 0.8)
-    assert np.count_nonzero(found.counts) > 40  # there is something to count
-    assert (found.share, found.num_images, found.layers) == (0.8, 7, [0, 1])
+    result = measure_competition(model, split.eval_batches(batch_size), share=0.8)
+    assert result.counts.tolist() == counts_by_loop(model, split, 0.8)
+    assert np.count_nonzero(result.counts) > 40  # the counts are spread out
+    assert (result.share, result.num_images, result.layers) == (0.8, 7, [0, 1])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_that_attends_to_all_alike_stands_at_the_uniform_bound(name: str) -> None:
+def test_uniform_attention_is_at_the_upper_bound(name: str) -> None:
     config = CONFIGS[name]
     model = build_model(config)
     sharpen(model, by=0.0)
     split = make_split(torch.randn(5, 3, 16, 16), config.question_dim)
-    found = measure_competition(model, split.eval_batches(2))
+    result = measure_competition(model, split.eval_batches(2))
     num_tokens = model.embed.num_tokens
-    assert found.uniform == math.ceil(Fraction("0.9") * num_tokens)
-    assert (found.counts[..., found.uniform] == 5 * num_tokens).all()
-    assert found.counts.sum() == 5 * num_tokens * 6
-    assert (found.mean == found.uniform).all()
-    assert (found.quantile(0.0) == found.uniform).all()
-    assert (found.quantile(1.0) == found.uniform).all()
+    assert result.uniform == math.ceil(Fraction("0.9") * num_tokens)
+    assert (result.counts[..., result.uniform] == 5 * num_tokens).all()
+    assert result.counts.sum() == 5 * num_tokens * 6
+    assert (result.mean == result.uniform).all()
+    assert (result.quantile(0.0) == result.uniform).all()
+    assert (result.quantile(1.0) == result.uniform).all()
 
 
-def test_heads_are_told_apart() -> None:
+def test_heads_are_counted_separately() -> None:
     model = ViT(replace(VIT, depth=1))
-    pairs = torch.randn(6, 3, 16, 8).repeat_interleave(2, dim=-1)  # two pixels alike: no matter
-    images = torch.cat([pairs[..., :8], pairs[..., :8]], dim=-1)  # right half like the left one
+    pairs = torch.randn(6, 3, 16, 8).repeat_interleave(2, dim=-1)  # pairs of equal pixels
+    images = torch.cat(
+        [pairs[..., :8], pairs[..., :8]], dim=-1
+    )  # the right half equals the left half
     with torch.no_grad():
         weight = model.blocks[0].attention.to_qkv.weight.view(3, 3, 8, 16)  # (z, h, d, e)
         weight.zero_()
         projection = torch.linalg.qr(torch.randn(16, 8)).Q.T
-        weight[:2, 1] = 60 * projection  # head 1 seeks its like: the token and its twin
-    found = measure_competition(model, make_split(images).eval_batches(6))
-    assert found.uniform == 15
-    assert found.quantile(0.5).tolist() == [[15, 2, 15]]
-    assert found.counts[0, 1, 2] == 6 * 16
+        weight[:2, 1] = (
+            60 * projection
+        )  # in head 1 a token attends to its equals: itself and its copy
+    result = measure_competition(model, make_split(images).eval_batches(6))
+    assert result.uniform == 15
+    assert result.quantile(0.5).tolist() == [[15, 2, 15]]
+    assert result.counts[0, 1, 2] == 6 * 16
 
 
-def test_a_token_that_attends_to_itself_alone_stands_at_the_bound_of_one() -> None:
+def test_tokens_that_attend_only_to_themselves_are_at_the_lower_bound() -> None:
     model = ViT(VIT)
     with torch.no_grad():
         for block in model.blocks:
             weight = block.attention.to_qkv.weight.view(3, 3, 8, 16)
             weight[:2] = 300 * torch.linalg.qr(torch.randn(16, 8)).Q.T
-    found = measure_competition(model, make_split(torch.randn(4, 3, 16, 16)).eval_batches(4))
-    assert found.one == 1
-    assert (found.quantile(0.5) == found.one).all()
+    result = measure_competition(model, make_split(torch.randn(4, 3, 16, 16)).eval_batches(4))
+    assert result.one == 1
+    assert (result.quantile(0.5) == result.one).all()
 
 
 def test_layers_without_self_attention_are_left_out() -> None:
@@ -195,20 +184,20 @@ def test_layers_without_self_attention_are_left_out() -> None:
     sharpen(model)
     split = make_split(torch.randn(3, 3, 16, 16))
     model.blocks[1].attention = None
-    found = measure_competition(model, split.eval_batches(3))
-    assert found.layers == [0, 2]
-    assert found.counts.shape == (2, 3, 17)
+    result = measure_competition(model, split.eval_batches(3))
+    assert result.layers == [0, 2]
+    assert result.counts.shape == (2, 3, 17)
 
 
 def test_a_model_without_self_attention_is_refused() -> None:
     batches = make_split(torch.randn(3, 3, 16, 16)).eval_batches(3)
-    with pytest.raises(UserError, match="no self-attention"):
+    with pytest.raises(UserError, match=r"AiT has no self-attention .*use_self_attention"):
         measure_competition(AiT(replace(AIT, use_self_attention=False)), batches)
 
 
-def test_a_model_of_another_kind_is_refused() -> None:
-    model = build_model(DenseConfig(image_size=16, patch_size=4, embed_dim=8))
-    with pytest.raises(UserError, match="Dense"):
+def test_a_model_without_attention_among_tokens_is_refused() -> None:
+    model = build_model(DenseConfig(image_size=16, patch_size=4, embed_dim=8, question_dim=0))
+    with pytest.raises(UserError, match=r"Dense has no self-attention .*: use a run of ViT"):
         measure_competition(model, make_split(torch.randn(3, 3, 16, 16)).eval_batches(3))
 
 
@@ -217,49 +206,49 @@ def test_no_images_are_refused() -> None:
         measure_competition(ViT(VIT), [])
 
 
-def test_batches_are_forgotten_one_by_one() -> None:
-    model, traced = ViT(VIT), []  # logits belong to what is traced
-    model.head.register_forward_hook(lambda *call: traced.append(weakref.ref(call[-1])))
+def test_no_trace_is_kept() -> None:
+    model, references = ViT(VIT), []  # a trace keeps its logits
+    model.head.register_forward_hook(lambda *call: references.append(weakref.ref(call[-1])))
 
     def batches() -> Iterator[Batch]:
         for _ in range(5):
-            assert all(logits() is None for logits in traced[:-1])
+            assert all(logits() is None for logits in references[:-1])
             yield Batch(torch.randn(2, 3, 16, 16), None, torch.zeros(2, dtype=torch.int64))
 
     assert measure_competition(model, batches()).num_images == 10
-    assert len(traced) == 5
+    assert len(references) == 5
 
 
 # --- the distribution ---
 
 
 @pytest.mark.parametrize("q", [0.0, 0.07, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-def test_quantiles_and_means_are_those_of_the_single_counts(q: float) -> None:
+def test_quantiles_and_means_agree_with_the_individual_counts(q: float) -> None:
     counts = np.random.default_rng(0).integers(0, 9, (2, 3, 18))
     counts[..., 0] = 0
     counts[0, 0] = np.eye(18, dtype=int)[4] * 100
-    counts[1, 1, 1:] = [7, *[0] * 10, 93, *[0] * 5]  # 0.07 is reached exactly by the first
-    found = Competition(0.9, 1, [0, 1], counts)
+    counts[1, 1, 1:] = [7, *[0] * 10, 93, *[0] * 5]  # the first seven reach 0.07 exactly
+    result = Competition(0.9, 1, [0, 1], counts)
     for layer in range(2):
         for head in range(3):
             single = np.repeat(np.arange(18), counts[layer, head])
-            wanted = sorted(single)[max(math.ceil(Fraction(str(q)) * len(single)), 1) - 1]
-            assert found.quantile(q)[layer, head] == wanted
-            assert found.mean[layer, head] == pytest.approx(single.mean())
+            expected = sorted(single)[max(math.ceil(Fraction(str(q)) * len(single)), 1) - 1]
+            assert result.quantile(q)[layer, head] == expected
+            assert result.mean[layer, head] == pytest.approx(single.mean())
 
 
 @pytest.mark.parametrize("q", [-0.1, 1.1, math.nan])
-def test_a_quantile_that_is_none_is_refused(q: float) -> None:
-    found = Competition(0.9, 1, [0], np.ones((1, 1, 3), dtype=int))
+def test_an_invalid_quantile_is_refused(q: float) -> None:
+    result = Competition(0.9, 1, [0], np.ones((1, 1, 3), dtype=int))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        found.quantile(q)
+        result.quantile(q)
 
 
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
     batches = make_split(torch.randn(3, 3, 16, 16)).eval_batches(3)
-    found = measure_competition(ViT(VIT), batches)
-    save_result(found, tmp_path, "competition")
+    result = measure_competition(ViT(VIT), batches)
+    save_result(result, tmp_path, "competition")
     again = load_result(Competition, tmp_path, "competition")
     assert (again.share, again.num_images, again.layers) == (0.9, 3, [0, 1])
-    assert np.array_equal(again.counts, found.counts)
-    assert again.uniform == found.uniform == 15
+    assert np.array_equal(again.counts, result.counts)
+    assert again.uniform == result.uniform == 15

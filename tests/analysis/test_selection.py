@@ -1,4 +1,4 @@
-"""What priors take, on workspaces whose choices are planted, and on real ones against loops."""
+"""What priors take: workspaces with planted choices, and real ones compared with loops."""
 
 import copy
 import math
@@ -13,20 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from associative_transformer.analysis.selection import (
-    Drift,
-    Selected,
-    measure_drift,
-    measure_selection,
-)
+from associative_transformer.analysis.selection import SelectionStatistics, measure_selection
 from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.analysis.trace import trace
-from associative_transformer.data import Split
 from associative_transformer.functional import effective_rank
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models import AiT, AiTConfig, ViT, ViTConfig
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.layers import CrossAttention, TokenEmbed
+from associative_transformer.models.vit import ViT, ViTConfig
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from making.splits import make_split
 
 AIT = AiTConfig(
     image_size=16,
@@ -48,25 +44,7 @@ VARIANTS = {
 }
 
 
-class Images:
-    """A loader of images at hand."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def load(self, rows: Tensor, seed: np.random.SeedSequence | None) -> Iterator[Tensor]:
-        return (self.images[batch] for batch in rows)
-
-
-def make_split(images: Tensor, question_dim: int = 0) -> Split:
-    questions = torch.randn(len(images), question_dim) if question_dim else None
-    rows = torch.arange(len(images))
-    return Split(torch.randint(3, rows.shape), rows, Images(images), questions)
-
-
-# --- planted choices: an image is a table of how much each prior of each head wants each token ---
+# --- planted choices: an image is a table of similarities between tokens and priors ---
 
 
 class Table(TokenEmbed):
@@ -79,7 +57,7 @@ class Table(TokenEmbed):
 def planted(
     heads: int, priors: int, bottleneck: int | None, question: bool = False
 ) -> tuple[AiT, int]:
-    """Build an AiT of four patches whose logits are entries of its images, and say their width.
+    """Return an AiT of four patches whose similarities are entries of its images, and their width.
 
     Column s * M + m of a token is its similarity to prior m in head s.
     """
@@ -109,38 +87,35 @@ def planted(
     return model, width
 
 
-def select(model: AiT, tables: Tensor, batch_size: int, **options: int) -> Selected:
-    """Select from tables (I, N, S * M)."""
+def select(model: AiT, tables: Tensor, batch_size: int, **options: int) -> SelectionStatistics:
+    """Measure the selection from tables (I, N, S * M)."""
     return measure_selection(
         model, make_split(tables[:, None]).eval_batches(batch_size), **options
     )
 
 
 def shuffled(images: int, tokens: int, width: int) -> Tensor:
-    """Give tables without equal entries in a column, in fifths."""
+    """Return tables whose columns are permutations of multiples of a fifth."""
     columns = [torch.randperm(images * tokens) for _ in range(width)]
     return torch.stack(columns, dim=-1).view(images, tokens, width) / 5
 
 
-def test_each_prior_takes_the_tokens_that_it_wants_most() -> None:
+def test_each_prior_takes_its_most_similar_tokens() -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=2)
     tables = torch.zeros(2, 4, 2)  # images, patches, priors
     tables[0, 3, 0], tables[1, 1, 0] = 2.0, 3.0  # prior 0: patch 1 of image 1, then 3 of image 0
-    tables[1, 1, 1], tables[1, 2, 1] = (
-        5.0,
-        5.0 - math.log(3),
-    )  # prior 1: patches 1 and 2 of image 1
-    found = select(model, tables, batch_size=2)
-    assert (found.num_images, found.pool_size, found.bottleneck) == (2, 8, 2)
-    assert found.winners[0, 0].tolist() == [[[1, 1], [0, 3]], [[1, 1], [1, 2]]]
-    assert found.winner_scores[0, 0] == pytest.approx(np.array([[3, 2], [5, 5 - math.log(3)]]))
-    assert found.coverage[0] == pytest.approx([3 / 8])
-    assert found.overlap[0, 0] == pytest.approx(np.array([[1, 1 / 3], [1 / 3, 1]]))
+    tables[1, 1, 1], tables[1, 2, 1] = 5.0, 5.0 - math.log(3)  # prior 1: patches 1, 2 of image 1
+    result = select(model, tables, batch_size=2)
+    assert (result.num_images, result.pool_size, result.bottleneck) == (2, 8, 2)
+    assert result.winners[0, 0].tolist() == [[[1, 1], [0, 3]], [[1, 1], [1, 2]]]
+    assert result.winner_scores[0, 0] == pytest.approx(np.array([[3, 2], [5, 5 - math.log(3)]]))
+    assert result.coverage[0] == pytest.approx([3 / 8])
+    assert result.overlap[0, 0] == pytest.approx(np.array([[1, 1 / 3], [1 / 3, 1]]))
     quarter = -0.75 * math.log2(0.75) - 0.25 * math.log2(0.25)  # weights 3 : 1
     weight = 1 / (1 + math.exp(-1))
     other = -weight * math.log2(weight) - (1 - weight) * math.log2(1 - weight)
-    assert found.entropy[0, 0] == pytest.approx([other, quarter])
-    assert found.taken[0, 0].tolist() == [
+    assert result.entropy[0, 0] == pytest.approx([other, quarter])
+    assert result.taken[0, 0].tolist() == [
         [[0, 0, 0, 2], [0, 1, 0, 0]],
         [[0, 0, 0, 0], [0, 1, 2, 0]],
     ]
@@ -151,79 +126,79 @@ def test_means_over_pools_are_weighted_by_their_tokens() -> None:
     tables = torch.zeros(3, 4, 4)
     tables[0, 1, :] = 1.0  # first pool, two images: all take one token of eight
     tables[2, 0, 0] = tables[2, 1, 1] = 1.0  # second pool, one image: priors of head 0 differ
-    tables[2, 0, 2] = tables[2, 0, 3] = 1.0  # those of head 1 don't
-    found = select(model, tables, batch_size=2)
-    assert found.coverage[0] == pytest.approx([(8 / 8 + 4 * 2 / 4) / 12, (8 / 8 + 4 / 4) / 12])
-    assert found.overlap[0, :, 0, 1] == pytest.approx([8 / 12, 1])
-    assert found.head_overlap[0, :, 0, 1] == pytest.approx([1, 8 / 12])
-    assert (found.num_images, found.pool_size, found.bottleneck) == (3, 8, 1)
+    tables[2, 0, 2] = tables[2, 0, 3] = 1.0  # those of head 1 do not
+    result = select(model, tables, batch_size=2)
+    assert result.coverage[0] == pytest.approx([(8 / 8 + 4 * 2 / 4) / 12, (8 / 8 + 4 / 4) / 12])
+    assert result.overlap[0, :, 0, 1] == pytest.approx([8 / 12, 1])
+    assert result.head_overlap[0, :, 0, 1] == pytest.approx([1, 8 / 12])
+    assert (result.num_images, result.pool_size, result.bottleneck) == (3, 8, 1)
 
 
-def test_a_last_pool_smaller_than_the_bottleneck_is_taken_whole() -> None:
+def test_a_last_pool_smaller_than_the_bottleneck_is_taken_as_a_whole() -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=6)
     tables = shuffled(3, 4, 2)
-    found, first = select(model, tables, batch_size=2), select(model, tables[:2], batch_size=2)
-    assert (found.pool_size, found.bottleneck) == (8, 6)
-    assert sorted(found.taken[0, 0, 0, 2]) == [1, 2, 3, 4]  # the second pool is image 2
-    assert found.coverage[0, 0] == pytest.approx((8 * first.coverage[0, 0] + 4) / 12)
-    assert found.overlap[0, 0, 0, 1] == pytest.approx((8 * first.overlap[0, 0, 0, 1] + 4) / 12)
+    result, first = select(model, tables, batch_size=2), select(model, tables[:2], batch_size=2)
+    assert (result.pool_size, result.bottleneck) == (8, 6)
+    assert sorted(result.taken[0, 0, 0, 2]) == [1, 2, 3, 4]  # the second pool is image 2
+    assert result.coverage[0, 0] == pytest.approx((8 * first.coverage[0, 0] + 4) / 12)
+    assert result.overlap[0, 0, 0, 1] == pytest.approx((8 * first.overlap[0, 0, 0, 1] + 4) / 12)
 
 
-def test_copies_of_a_prior_are_duplicates_from_the_second_on() -> None:
+def test_only_the_later_copy_of_a_prior_is_a_duplicate() -> None:
     model, _ = planted(heads=2, priors=4, bottleneck=3)
     tables = shuffled(6, 4, 8)
     for head in (0, 4):
-        tables[..., head + 3] = tables[..., head + 1]  # prior 3 wants what prior 1 wants
-    found = select(model, tables, batch_size=3)
-    assert found.overlap[0, :, 1, 3] == pytest.approx([1, 1])
-    assert found.is_duplicate.tolist() == [[False, False, False, True]]
+        tables[..., head + 3] = tables[..., head + 1]  # prior 3 takes what prior 1 takes
+    result = select(model, tables, batch_size=3)
+    assert result.overlap[0, :, 1, 3] == pytest.approx([1, 1])
+    assert result.is_duplicate.tolist() == [[False, False, False, True]]
 
 
-def test_priors_that_agree_in_one_head_of_two_are_no_duplicates() -> None:
+def test_priors_that_agree_in_one_of_two_heads_are_not_duplicates() -> None:
     model, _ = planted(heads=2, priors=4, bottleneck=3)
     tables = shuffled(6, 4, 8)
     tables[..., 3] = tables[..., 1]
-    found = select(model, tables, batch_size=3)
-    assert found.overlap[0, 0, 1, 3] == 1
-    assert not found.is_duplicate.any()
+    result = select(model, tables, batch_size=3)
+    assert result.overlap[0, 0, 1, 3] == 1
+    assert not result.is_duplicate.any()
 
 
-def test_the_question_is_patch_minus_one_and_not_drawn() -> None:
+def test_a_question_is_patch_minus_one_and_not_in_taken() -> None:
     model, _ = planted(heads=1, priors=1, bottleneck=3, question=True)
     tables = torch.zeros(2, 5, 1)
     tables[1, 0, 0], tables[0, 1, 0], tables[1, 4, 0] = 3.0, 2.0, 1.0  # question 1, patches 0, 3
     split = replace(make_split(tables[:, None]), questions=torch.randn(2, 2))
-    found = measure_selection(model, split.eval_batches(2))
-    assert found.pool_size == 10
-    assert found.winners[0, 0, 0].tolist() == [[1, -1], [0, 0], [1, 3]]
-    assert found.taken[0, 0, 0].tolist() == [[2, 0, 0, 0], [0, 0, 0, 3]]
+    result = measure_selection(model, split.eval_batches(2))
+    assert result.pool_size == 10
+    assert result.winners[0, 0, 0].tolist() == [[1, -1], [0, 0], [1, 3]]
+    assert result.taken[0, 0, 0].tolist() == [[2, 0, 0, 0], [0, 0, 0, 3]]
 
 
-def test_without_a_bottleneck_all_is_taken_and_ranked() -> None:
+def test_without_a_bottleneck_all_tokens_are_taken_in_order() -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=None)
     tables = shuffled(3, 4, 2)
-    found = select(model, tables, batch_size=3, num_winners=5)
-    assert found.bottleneck == found.pool_size == 12
-    assert (found.coverage == 1).all()
-    assert (found.overlap == 1).all()
+    result = select(model, tables, batch_size=3, num_winners=5)
+    assert result.bottleneck == result.pool_size == 12
+    assert (result.coverage == 1).all()
+    assert (result.overlap == 1).all()
     for prior in range(2):
         order = tables[..., prior].flatten().argsort(descending=True).tolist()
-        ranks = found.taken[0, 0, prior].flatten().tolist()
-        assert [ranks[token] for token in order] == list(range(1, 13))
-        assert found.winners[0, 0, prior].tolist() == [[t // 4, t % 4] for t in order[:5]]
+        taken = result.taken[0, 0, prior].flatten().tolist()
+        assert [taken[token] for token in order] == list(range(1, 13))
+        assert result.winners[0, 0, prior].tolist() == [[t // 4, t % 4] for t in order[:5]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
-def test_fewer_winners_and_images_than_asked_for_are_given_as_they_are(batch_size: int) -> None:
+def test_there_may_be_fewer_winners_and_images_than_requested(batch_size: int) -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=1)
-    found = select(model, shuffled(5, 4, 2), batch_size, num_winners=50, num_images=50)
+    result = select(model, shuffled(5, 4, 2), batch_size, num_winners=50, num_images=50)
     pools = math.ceil(5 / batch_size)
-    assert found.winners.shape == (1, 1, 2, pools, 2)
-    assert found.taken.shape == (1, 1, 2, 5, 4)
-    assert ((found.taken > 0).sum(axis=(-1, -2)) == pools).all()
-    nothing = select(model, shuffled(5, 4, 2), batch_size, num_winners=0, num_images=0)
-    assert nothing.winners.shape == (1, 1, 2, 0, 2)
-    assert nothing.taken.shape == (1, 1, 2, 0, 4)
+    assert result.winners.shape == (1, 1, 2, pools, 2)
+    assert result.taken.shape == (1, 1, 2, 5, 4)
+    assert ((result.taken > 0).sum(axis=(-1, -2)) == pools).all()
+    empty = select(model, shuffled(5, 4, 2), batch_size, num_winners=0, num_images=0)
+    assert empty.winners.shape == (1, 1, 2, 0, 2)
+    assert empty.taken.shape == (1, 1, 2, 0, 4)
 
 
 # --- retrieval and memory ---
@@ -231,28 +206,30 @@ def test_fewer_winners_and_images_than_asked_for_are_given_as_they_are(batch_siz
 
 def test_an_attractor_that_no_token_retrieves_is_dead() -> None:
     model, _ = planted(heads=1, priors=4, bottleneck=2)
-    tables = torch.eye(4)[[0, 1, 2, 0]].expand(3, 4, 4)  # no token is like the last attractor
+    tables = torch.eye(4)[[0, 1, 2, 0]].expand(
+        3, 4, 4
+    )  # no token is similar to the last attractor
     model.blocks[0].workspace.to_attractor.weight.data.copy_(30 * torch.eye(4))
-    found = select(model, tables, batch_size=2)
-    assert found.usage[0] == pytest.approx([0.5, 0.25, 0.25, 0], abs=1e-9)
-    assert found.is_dead.tolist() == [[False, False, False, True]]
+    result = select(model, tables, batch_size=2)
+    assert result.usage[0] == pytest.approx([0.5, 0.25, 0.25, 0], abs=1e-9)
+    assert result.is_dead.tolist() == [[False, False, False, True]]
 
 
-def test_equal_attractors_are_used_alike() -> None:
+def test_equal_attractors_have_equal_usage() -> None:
     model, _ = planted(heads=2, priors=5, bottleneck=2)
     model.blocks[0].workspace.to_attractor.bias.data.normal_()
-    found = select(model, torch.randn(3, 4, 10), batch_size=2)
-    assert found.usage == pytest.approx(np.full((1, 5), 0.2))
-    assert not found.is_dead.any()
+    result = select(model, torch.randn(3, 4, 10), batch_size=2)
+    assert result.usage == pytest.approx(np.full((1, 5), 0.2))
+    assert not result.is_dead.any()
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_usage_is_the_weight_of_the_attractors_in_what_is_read(num_steps: int) -> None:
+def test_usage_is_the_weight_of_the_attractors_in_the_retrieval(num_steps: int) -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=2)
     workspace = model.blocks[0].workspace
     workspace.config = replace(workspace.config, beta=0.5, num_steps=num_steps)
     workspace.to_attractor.weight.data.copy_(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
-    tables = torch.tensor([1.0, 1.0]).expand(2, 4, 2)  # all tokens alike
+    tables = torch.tensor([1.0, 1.0]).expand(2, 4, 2)  # all tokens are equal
     weight = 1 / (1 + math.e)  # softmax(0.5 * (2, 4))
     if num_steps == 2:  # the state is (2 w, 4 (1 - w))
         first, second = math.exp(0.5 * 4 * weight), math.exp(0.5 * 16 * (1 - weight))
@@ -269,11 +246,11 @@ def test_similarity_is_the_cosine_between_priors() -> None:
     assert select(model, torch.randn(2, 4, 3), 2).similarity[0] == pytest.approx(expected)
 
 
-# --- real models against loops ---
+# --- real models compared with loops ---
 
 
-def cut(found: Tensor, size: int) -> list[Tensor]:
-    return [part.flatten(0, 1) for part in found.split(size)]
+def split_pools(u: Tensor, size: int) -> list[Tensor]:
+    return [pool.flatten(0, 1) for pool in u.split(size)]
 
 
 def jaccard(one: set[int], other: set[int]) -> float:
@@ -282,18 +259,23 @@ def jaccard(one: set[int], other: set[int]) -> float:
 
 @torch.no_grad()
 def check_layer(
-    found: Selected, layer: int, workspace: GlobalWorkspace, u: Tensor, size: int, patches: int
+    result: SelectionStatistics,
+    layer: int,
+    workspace: GlobalWorkspace,
+    u: Tensor,
+    size: int,
+    patches: int,
 ) -> None:
     """Compare a layer of a result with loops over pools, heads, priors and tokens.
 
-    u (I, N, E) is what the tokens hand to the workspace, `size` the images of a pool.
+    u (I, N, E) is the input of the workspace, `size` the number of images in a pool.
     """
     c, tokens = workspace.config, u.shape[1]
     heads, priors = range(c.num_heads), range(c.num_priors)
-    sums = {name: np.zeros(np.shape(getattr(found, name)[layer])) for name in MEANS}
+    sums = {name: np.zeros(np.shape(getattr(result, name)[layer])) for name in MEANS}
     winners = {pair: [] for pair in product(heads, priors)}
     taken = np.zeros((c.num_heads, c.num_priors, len(u), tokens), dtype=int)
-    for place, pool in enumerate(cut(u, size)):
+    for number, pool in enumerate(split_pools(u, size)):
         sets: dict[tuple[int, int], set[int]] = {}
         for s, m in product(heads, priors):
             part = slice(s * c.prior_dim, (s + 1) * c.prior_dim)
@@ -305,13 +287,13 @@ def check_layer(
             weights = [math.exp(logits[t]) for t in order]
             shares = [w / sum(weights) for w in weights]
             sums["entropy"][s, m] -= len(pool) * sum(p * math.log2(p) for p in shares)
-            for rank, t in enumerate(order, start=1):
-                image, token = place * size + t // tokens, t % tokens
+            for position, t in enumerate(order, start=1):
+                image, token = number * size + t // tokens, t % tokens
                 winners[s, m].append((-logits[t], image, max(token - tokens + patches, -1)))
-                taken[s, m, image, token] = rank
+                taken[s, m, image, token] = position
         for s in heads:
-            some = set.union(*(sets[s, m] for m in priors))
-            sums["coverage"][s] += len(some)
+            covered = set.union(*(sets[s, m] for m in priors))
+            sums["coverage"][s] += len(covered)
             for m, n in product(priors, priors):
                 sums["overlap"][s, m, n] += len(pool) * jaccard(sets[s, m], sets[s, n])
         for m, s, r in product(priors, heads, heads):
@@ -320,29 +302,29 @@ def check_layer(
             sums["usage"] += weight_of_attractors(workspace, x).numpy()
     for name, total in sums.items():
         mean = total / (len(u) * tokens)
-        assert getattr(found, name)[layer] == pytest.approx(mean, rel=1e-4, abs=1e-6), name
+        assert getattr(result, name)[layer] == pytest.approx(mean, rel=1e-4, abs=1e-6), name
     for s, m in winners:
-        best = sorted(winners[s, m])[: found.winners.shape[3]]
-        assert found.winners[layer, s, m].tolist() == [[image, patch] for _, image, patch in best]
+        best = sorted(winners[s, m])[: result.winners.shape[3]]
+        assert result.winners[layer, s, m].tolist() == [[image, patch] for _, image, patch in best]
         scores = [-score for score, _, _ in best]
-        assert found.winner_scores[layer, s, m] == pytest.approx(scores, rel=1e-4, abs=1e-5)
-    shown = found.taken.shape[3]
-    assert found.taken[layer].tolist() == taken[:, :, :shown, tokens - patches :].tolist()
+        assert result.winner_scores[layer, s, m] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+    shown = result.taken.shape[3]
+    assert result.taken[layer].tolist() == taken[:, :, :shown, tokens - patches :].tolist()
 
 
 MEANS = ("usage", "entropy", "coverage", "overlap", "head_overlap")
 
 
 def weight_of_attractors(workspace: GlobalWorkspace, x: Tensor) -> Tensor:
-    """Give the weight of each attractor in what one token reads."""
+    """Return the weight of each attractor in what one token reads."""
     c, attractors = workspace.config, workspace.to_attractor(workspace.priors)
     if isinstance(reader := workspace.reader, CrossAttention):
         q = reader.to_q(x).view(reader.num_heads, -1)
         keys = reader.to_kv(attractors)[:, : q.numel()]  # keys first, values last
         total = torch.zeros(c.num_priors)
-        for head, one in enumerate(q):
-            k = keys[:, head * len(one) : (head + 1) * len(one)]
-            total += (k @ one / math.sqrt(len(one))).softmax(dim=0)
+        for head, query in enumerate(q):
+            k = keys[:, head * len(query) : (head + 1) * len(query)]
+            total += (k @ query / math.sqrt(len(query))).softmax(dim=0)
         return total / len(q)
     for _ in range(c.num_steps):
         weight = (c.beta * (attractors @ x)).softmax(dim=0)
@@ -352,37 +334,37 @@ def weight_of_attractors(workspace: GlobalWorkspace, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 8])
-def test_a_selection_is_that_of_loops(name: str, batch_size: int) -> None:
+def test_a_selection_agrees_with_loops(name: str, batch_size: int) -> None:
     config = VARIANTS[name]
     model = AiT(config)
-    for block in model.blocks:  # sharper choices than those of a new model
+    for block in model.blocks:  # the choices of a new model are less distinct
         block.workspace.to_k.weight.data *= 3
         block.workspace.to_attractor.weight.data *= 3
     split = make_split(torch.randn(5, 3, 16, 16), config.question_dim)
     batches = split.eval_batches(batch_size)
-    found = measure_selection(model, batches, num_winners=7, num_images=4)
+    result = measure_selection(model, batches, num_winners=7, num_images=4)
     tokens, patches = model.embed.num_tokens, model.embed.num_patches
-    assert found.num_images == 5
-    assert found.pool_size == min(batch_size, 5) * tokens
-    assert found.bottleneck == min(config.workspace.bottleneck or 99, found.pool_size)
-    assert found.taken.shape == (2, 3, 4, 4, patches)
-    passed = trace(model, next(iter(split.eval_batches(5))))
-    for layer, inside in enumerate(passed.layers):
-        assert inside.handed is not None and inside.workspace is not None
-        check_layer(found, layer, inside.workspace, inside.handed, batch_size, patches)
-        assert found.effective_rank[layer] == effective_rank(inside.workspace.priors)
+    assert result.num_images == 5
+    assert result.pool_size == min(batch_size, 5) * tokens
+    assert result.bottleneck == min(config.workspace.bottleneck or 99, result.pool_size)
+    assert result.taken.shape == (2, 3, 4, 4, patches)
+    traced = trace(model, next(iter(split.eval_batches(5))))
+    for i, layer in enumerate(traced.layers):
+        assert layer.workspace_input is not None and layer.workspace is not None
+        check_layer(result, i, layer.workspace, layer.workspace_input, batch_size, patches)
+        assert result.effective_rank[i] == effective_rank(layer.workspace.priors)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 9])
-def test_many_planted_pools_are_those_of_loops(batch_size: int) -> None:
+def test_many_planted_pools_agree_with_loops(batch_size: int) -> None:
     model, width = planted(heads=2, priors=3, bottleneck=4, question=True)
     tables = shuffled(9, 5, width)
     split = replace(make_split(tables[:, None]), questions=torch.randn(9, 2))
-    found = measure_selection(model, split.eval_batches(batch_size), num_winners=6, num_images=5)
-    check_layer(found, 0, model.blocks[0].workspace, tables, batch_size, patches=4)
+    result = measure_selection(model, split.eval_batches(batch_size), num_winners=6, num_images=5)
+    check_layer(result, 0, model.blocks[0].workspace, tables, batch_size, patches=4)
 
 
-def test_looking_at_the_selection_moves_no_memory() -> None:
+def test_measuring_does_not_move_the_memory() -> None:
     model = AiT(AIT).train()
     before = copy.deepcopy(model.state_dict())
     measure_selection(model, make_split(torch.randn(5, 3, 16, 16)).eval_batches(2))
@@ -390,9 +372,9 @@ def test_looking_at_the_selection_moves_no_memory() -> None:
         assert torch.equal(before[name], value), name
 
 
-def test_a_model_without_workspace_is_refused() -> None:
+def test_a_model_without_a_workspace_is_refused() -> None:
     model = ViT(ViTConfig(image_size=16, patch_size=8, embed_dim=12, num_heads=2, head_dim=8))
-    with pytest.raises(UserError, match="a ViT has no workspace"):
+    with pytest.raises(UserError, match="ViT has no workspace"):
         measure_selection(model, make_split(torch.randn(3, 3, 16, 16)).eval_batches(3))
 
 
@@ -401,64 +383,23 @@ def test_no_images_are_refused() -> None:
         measure_selection(AiT(AIT), [])
 
 
-def test_batches_are_forgotten_one_by_one() -> None:
-    model, traced = AiT(AIT), []  # logits belong to what is traced
-    model.head.register_forward_hook(lambda *call: traced.append(weakref.ref(call[-1])))
+def test_no_trace_is_kept() -> None:
+    model, references = AiT(AIT), []  # a trace keeps its logits
+    model.head.register_forward_hook(lambda *call: references.append(weakref.ref(call[-1])))
 
     def batches() -> Iterator[Batch]:
         for _ in range(5):
-            assert all(logits() is None for logits in traced[:-1])
+            assert all(logits() is None for logits in references[:-1])
             yield Batch(torch.randn(2, 3, 16, 16), None, torch.zeros(2, dtype=torch.int64))
 
     assert measure_selection(model, batches()).num_images == 10
-    assert len(traced) == 5
+    assert len(references) == 5
 
 
-def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
     batches = make_split(torch.randn(5, 3, 16, 16)).eval_batches(2)
-    found = measure_selection(AiT(AIT), batches)
-    save_result(found, tmp_path, "selection")
-    again = load_result(Selected, tmp_path, "selection")
-    for name, value in vars(found).items():
+    result = measure_selection(AiT(AIT), batches)
+    save_result(result, tmp_path, "selection")
+    again = load_result(SelectionStatistics, tmp_path, "selection")
+    for name, value in vars(result).items():
         assert np.array_equal(getattr(again, name), value), name
-
-
-# --- drift ---
-
-
-def turned(degrees: float, length: float = 1.0) -> list[float]:
-    return [length * math.cos(math.radians(degrees)), length * math.sin(math.radians(degrees))]
-
-
-def test_drift_is_the_mean_angle_to_the_epoch_before() -> None:
-    memory = np.array(
-        [
-            [[turned(0), turned(90)], [turned(10), turned(10)]],
-            [[turned(30), turned(100)], [turned(10), turned(10)]],
-            [[turned(210), turned(100)], [turned(10.001), turned(9.998)]],
-        ],
-        dtype=np.float32,
-    )  # (T, L, M, D)
-    drift = measure_drift(memory)
-    assert drift.epochs == [1, 2, 3]
-    assert drift.angle[0].tolist() == [0, 0]
-    assert drift.angle[1] == pytest.approx([20, 0], abs=1e-4)
-    assert drift.angle[2] == pytest.approx([90, 0.0015], rel=0.02)  # 180 and 0; 0.001 and 0.002
-    assert drift.effective_rank[:, 1] == pytest.approx([1, 1, 1], abs=1e-6)
-    assert drift.effective_rank[0, 0] == pytest.approx(2)
-
-
-def test_the_length_of_a_prior_is_no_drift() -> None:
-    memory = np.array([[[turned(20, 3.0), turned(0, 0.2)]], [[turned(20, 0.5), turned(60, 7.0)]]])
-    assert measure_drift(memory).angle[:, 0] == pytest.approx([0, 30])
-
-
-def test_one_epoch_has_no_drift(tmp_path: Path) -> None:
-    memory = np.random.default_rng(0).normal(size=(1, 3, 4, 5))
-    drift = measure_drift(memory)
-    assert drift.epochs == [1]
-    assert drift.angle.tolist() == [[0, 0, 0]]
-    ranks = [effective_rank(torch.from_numpy(layer)) for layer in memory[0]]
-    assert drift.effective_rank[0] == pytest.approx(ranks)
-    save_result(drift, tmp_path, "drift")
-    assert load_result(Drift, tmp_path, "drift").epochs == [1]

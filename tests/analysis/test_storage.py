@@ -1,4 +1,4 @@
-"""Results survive the way to disk and back, and damage is told as such."""
+"""Results are read back as they were saved, and damaged files raise a UserError."""
 
 import json
 from dataclasses import dataclass, fields
@@ -54,7 +54,7 @@ def test_a_result_comes_back_with_values_types_and_shapes(saved: Path) -> None:
     assert_same(load_result(Numbers, saved, "numbers"), make())
 
 
-def test_the_folder_is_made_and_holds_two_files_a_result(tmp_path: Path) -> None:
+def test_the_folder_is_created_and_holds_two_files_per_result(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "analysis"
     save_result(make(), folder, "one")
     save_result(make(), folder, "two")
@@ -74,20 +74,20 @@ def test_a_number_keeps_all_its_digits(value: float, tmp_path: Path) -> None:
     assert repr(float(back.grid[0])) == repr(value)
 
 
-def test_arrays_are_where_numpy_finds_them_and_the_rest_is_json(saved: Path) -> None:
+def test_arrays_are_saved_for_numpy_and_the_rest_as_json(saved: Path) -> None:
     with np.load(saved / "numbers.npz") as arrays:
         assert sorted(arrays.files) == ["empty", "grid"]
     rest = json.loads((saved / "numbers.json").read_text())
     assert sorted(rest) == ["count", "is_fresh", "share", "words"]
 
 
-def test_a_result_takes_the_place_of_an_older_one(saved: Path) -> None:
+def test_a_result_replaces_an_earlier_one(saved: Path) -> None:
     save_result(make(share=0.7), saved, "numbers")
     assert load_result(Numbers, saved, "numbers").share == 0.7
 
 
 @pytest.mark.parametrize("ending", ["npz", "json"])
-def test_a_missing_file_is_told(saved: Path, ending: str) -> None:
+def test_a_missing_file_is_named(saved: Path, ending: str) -> None:
     (saved / f"numbers.{ending}").unlink()
     with pytest.raises(UserError, match=rf"numbers in .*numbers\.{ending}.*ait analyze"):
         load_result(Numbers, saved, "numbers")
@@ -106,48 +106,50 @@ def test_a_missing_file_is_told(saved: Path, ending: str) -> None:
         ("npz", b"PK\x03\x04 and no more"),
     ],
 )
-def test_a_file_with_other_content_is_told(saved: Path, ending: str, content: bytes) -> None:
+def test_a_file_with_invalid_content_is_named(saved: Path, ending: str, content: bytes) -> None:
     (saved / f"numbers.{ending}").write_bytes(content)
-    with pytest.raises(UserError, match=r"can't read the result numbers in .*ait analyze"):
+    with pytest.raises(UserError, match=r"cannot read the result numbers in .*ait analyze"):
         load_result(Numbers, saved, "numbers")
 
 
-def test_an_array_alone_is_no_archive(saved: Path) -> None:
+def test_a_single_array_is_not_an_archive(saved: Path) -> None:
     with (saved / "numbers.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(UserError, match="can't read the result numbers"):
+    with pytest.raises(UserError, match="cannot read the result numbers"):
         load_result(Numbers, saved, "numbers")
 
 
-def test_no_damaged_archive_gives_other_numbers(saved: Path) -> None:
+def test_a_damaged_archive_never_gives_wrong_numbers(saved: Path) -> None:
     whole = (saved / "numbers.npz").read_bytes()
-    for place in range(0, len(whole), 7):
+    for index in range(0, len(whole), 7):
         damaged = bytearray(whole)
-        damaged[place] ^= 0xFF
+        damaged[index] ^= 0xFF
         (saved / "numbers.npz").write_bytes(damaged)
         try:
             back = load_result(Numbers, saved, "numbers")
         except UserError:
             continue
-        assert_same(back, make())  # a byte that nobody reads
+        assert_same(back, make())  # a byte that is not read
     for length in range(0, len(whole), 13):
         (saved / "numbers.npz").write_bytes(whole[:length])
         with pytest.raises(UserError):
             load_result(Numbers, saved, "numbers")
 
 
-def test_a_result_of_another_kind_is_told_with_the_fields_that_differ(saved: Path) -> None:
-    with pytest.raises(UserError, match="fields that differ: count, empty, is_fresh, words"):
+def test_a_result_of_another_class_is_refused_with_the_fields_that_differ(saved: Path) -> None:
+    with pytest.raises(
+        UserError, match="unexpected or missing fields: count, empty, is_fresh, words"
+    ):
         load_result(Other, saved, "numbers")
 
 
-def test_objects_that_would_have_to_run_code_are_not_loaded(saved: Path) -> None:
+def test_pickled_objects_are_not_loaded(saved: Path) -> None:
     np.savez(saved / "numbers.npz", grid=np.array([{}]), empty=np.zeros(0))
     with pytest.raises(UserError, match="pickle"):
         load_result(Numbers, saved, "numbers")
 
 
-def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "analysis").write_text("a file")
-    with pytest.raises(UserError, match="can't make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         save_result(make(), tmp_path / "analysis", "numbers")

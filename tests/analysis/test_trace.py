@@ -1,27 +1,24 @@
-"""What passes through the layers, against hooks in the model itself."""
+"""Traces against a forward pass by hand and against hooks set by the test."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from associative_transformer.analysis.trace import trace, trace_all
-from associative_transformer.interface import PADDING, Batch, UserError
-from associative_transformer.models import (
-    AiT,
-    AiTConfig,
-    Dense,
-    DenseConfig,
-    ViT,
-    ViTConfig,
-    build_model,
-)
+from associative_transformer.interface import PADDING, Batch
+from associative_transformer.models import MODELS, ModelConfig, build_model
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.layers import SelfAttention
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.vit import ViT, ViTConfig
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from making.trained import COMPARED
 
 NUM_PATCHES, QUESTION_DIM = 4, 5
 AIT = AiTConfig(
@@ -45,7 +42,7 @@ VIT = ViTConfig(
     head_dim=6,
     mlp_ratio=1.0,
 )
-CONFIGS = {
+CONFIGS: dict[str, AiTConfig | ViTConfig] = {
     "ait": AIT,
     "ait-two-steps": replace(AIT, workspace=replace(AIT.workspace, num_steps=2)),
     "ait-without-attention": replace(AIT, use_self_attention=False),
@@ -55,17 +52,30 @@ CONFIGS = {
     "vit-class-token": replace(VIT, head="cls", pos="learned"),
     "vit-questions": replace(VIT, head="cls", question_dim=QUESTION_DIM),
 }
-ASKED = {name: config for name, config in CONFIGS.items() if config.question_dim}
+WITH_QUESTIONS = {name: config for name, config in CONFIGS.items() if config.question_dim}
+OTHERS: dict[str, ModelConfig] = {
+    **COMPARED,
+    "dense": DenseConfig(image_size=8, patch_size=4, embed_dim=8, question_dim=QUESTION_DIM),
+    "relation network": RelationNetworkConfig(
+        conv_dim=4, hidden_dim=8, num_relation_layers=2, question_dim=QUESTION_DIM
+    ),
+    "conv mlp": ConvMLPConfig(conv_dim=4, hidden_dim=8, question_dim=QUESTION_DIM),
+}
 every_model = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-every_asked = pytest.mark.parametrize("config", ASKED.values(), ids=ASKED)
+every_other_model = pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+every_model_with_questions = pytest.mark.parametrize(
+    "config", WITH_QUESTIONS.values(), ids=WITH_QUESTIONS
+)
 
 
-def make_batch(config: AiTConfig | ViTConfig, size: int = 3) -> Batch:
-    questions = torch.randn(size, QUESTION_DIM) if config.question_dim else None
-    return Batch(torch.randn(size, 3, 8, 8), questions, torch.arange(size) % 3)
+def make_batch(config: ModelConfig, size: int = 3) -> Batch:
+    question_dim, side = getattr(config, "question_dim", 0), config.image_size
+    questions = torch.randn(size, question_dim) if question_dim else None
+    images = torch.randn(size, config.num_channels, side, side)
+    return Batch(images, questions, torch.arange(size) % config.num_classes)
 
 
-def make_padded(batch: Batch) -> Batch:
+def add_padding(batch: Batch) -> Batch:
     """Put rows of padding between the real ones and behind them."""
     rows = torch.tensor([0, 1, 1, 2, 0, 0])
     labels = batch.labels[rows].masked_fill(
@@ -75,19 +85,58 @@ def make_padded(batch: Batch) -> Batch:
     return Batch(batch.images[rows], questions, labels)
 
 
-def overhear(model: nn.Module, batch: Batch, kind: type) -> list[Tensor]:
-    """Give what the modules of a kind are called with in the model's own forward."""
-    heard: list[Tensor] = []
+def record_inputs(model: nn.Module, batch: Batch, kind: type) -> list[Tensor]:
+    """Return what the modules of a class receive in a forward pass of the model."""
+    inputs: list[Tensor] = []
 
-    def listen(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        heard.append(arguments[0])
+    def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs.append(arguments[0])
 
-    hooks = [m.register_forward_pre_hook(listen) for m in model.modules() if isinstance(m, kind)]
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, kind)]
     with torch.no_grad():
         model(batch.images, batch.questions)
     for hook in hooks:
         hook.remove()
-    return heard
+    return inputs
+
+
+def run_by_hand(
+    model: AiT | ViT, batch: Batch
+) -> tuple[list[tuple[Tensor | None, Tensor | None]], Tensor]:
+    """Return the inputs of attention and workspace in each layer, and the logits."""
+    x, layers = model.embed(batch.images, batch.questions), []
+    for block in cast(Any, model.blocks):
+        normed = None if block.attention is None else block.norm1(x)
+        x = x if normed is None else x + block.attention(normed)
+        fed = block.feed_forward(block.norm2(x))
+        if isinstance(model, AiT):
+            u = block.norm3(fed)
+            x = x + u + block.workspace(u).read
+            layers.append((normed, u))
+        else:
+            x = x + fed
+            layers.append((normed, None))
+    return layers, model.head(x)
+
+
+def assert_same(one: Tensor | None, other: Tensor | None) -> None:
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert torch.equal(one, other)
+
+
+@every_model
+@torch.no_grad()
+def test_a_trace_agrees_with_a_forward_pass_by_hand(config: AiTConfig | ViTConfig) -> None:
+    model, batch = build_model(config).eval(), make_batch(config)
+    assert isinstance(model, AiT | ViT)
+    layers, logits = run_by_hand(model, batch)
+    traced = trace(model, batch)
+    assert torch.equal(traced.logits, logits)
+    assert len(traced.layers) == config.depth
+    for layer, (attention_input, workspace_input) in zip(traced.layers, layers, strict=True):
+        assert_same(layer.attention_input, attention_input)
+        assert_same(layer.workspace_input, workspace_input)
 
 
 @every_model
@@ -101,60 +150,66 @@ def test_the_logits_are_those_of_the_model(config: AiTConfig | ViTConfig) -> Non
 @every_model
 def test_rows_of_padding_are_left_out(config: AiTConfig | ViTConfig) -> None:
     model, batch = build_model(config).eval(), make_batch(config)
-    traced, padded = trace(model, batch), trace(model, make_padded(batch))
+    traced, padded = trace(model, batch), trace(model, add_padding(batch))
     assert torch.equal(padded.images, batch.images)
     assert torch.equal(padded.labels, batch.labels)
     assert torch.equal(padded.logits, traced.logits)
-    for mine, other in zip(padded.layers, traced.layers, strict=True):
-        for name in ("handed", "attention"):
-            if (expected := getattr(other, name)) is None:
-                assert getattr(mine, name) is None
-            else:
-                assert torch.equal(getattr(mine, name), expected)
+    for ours, expected in zip(padded.layers, traced.layers, strict=True):
+        assert_same(ours.workspace_input, expected.workspace_input)
+        assert_same(ours.attention, expected.attention)
 
 
 @every_model
-def test_attention_is_the_softmax_that_a_loop_finds(config: AiTConfig | ViTConfig) -> None:
+def test_attention_is_a_softmax_computed_in_loops(config: AiTConfig | ViTConfig) -> None:
     model, batch = build_model(config).eval(), make_batch(config, size=2)
     attentions = [module for module in model.modules() if isinstance(module, SelfAttention)]
-    seen = overhear(model, batch, SelfAttention)
+    inputs = record_inputs(model, batch, SelfAttention)
     traced = trace(model, batch)
     if isinstance(config, AiTConfig) and not config.use_self_attention:
         assert [layer.attention for layer in traced.layers] == [None] * config.depth
         return
-    assert len(traced.layers) == len(seen) == config.depth
-    for layer, module, x in zip(traced.layers, attentions, seen, strict=True):
+    assert len(traced.layers) == len(inputs) == config.depth
+    for layer, module, x in zip(traced.layers, attentions, inputs, strict=True):
         q_weight, k_weight, _ = module.to_qkv.weight.detach().chunk(3)
+        assert layer.self_attention is module
         assert layer.attention is not None
         assert layer.attention.shape == (2, 2, model.embed.num_tokens, model.embed.num_tokens)
         for image in range(2):
             for head in range(2):
                 columns = slice(6 * head, 6 * head + 6)
                 q, k = (x[image] @ weight[columns].T for weight in (q_weight, k_weight))
-                for token, found in enumerate(layer.attention[image, head]):
+                for token, row in enumerate(layer.attention[image, head]):
                     power = [math.exp(float(q[token] @ other) / math.sqrt(6)) for other in k]
                     expected = torch.tensor([p / sum(power) for p in power])
-                    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+                    torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-6)
 
 
 @every_model
-def test_handed_is_what_the_workspace_of_the_layer_gets(config: AiTConfig | ViTConfig) -> None:
+def test_the_workspace_input_is_what_the_workspace_receives(
+    config: AiTConfig | ViTConfig,
+) -> None:
     model, batch = build_model(config).eval(), make_batch(config)
     traced = trace(model, batch)
     if isinstance(config, ViTConfig):
-        assert all(layer.handed is None and layer.workspace is None for layer in traced.layers)
+        for layer in traced.layers:
+            assert layer.workspace is None
+            assert layer.workspace_input is None
         return
     workspaces = [block.workspace for block in model.blocks]
-    got = overhear(model, batch, type(workspaces[0]))
-    for layer, workspace, expected in zip(traced.layers, workspaces, got, strict=True):
+    inputs = record_inputs(model, batch, GlobalWorkspace)
+    for layer, workspace, expected in zip(traced.layers, workspaces, inputs, strict=True):
         assert layer.workspace is workspace
-        assert layer.handed is not None
-        assert torch.equal(layer.handed, expected)
+        assert layer.workspace_input is not None
+        assert torch.equal(layer.workspace_input, expected)
+
+
+def count_hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
 
 @every_model
 @pytest.mark.parametrize("is_training", [False, True])
-def test_nothing_of_the_model_moves_and_its_mode_stays(
+def test_a_trace_leaves_the_model_as_it_was(
     config: AiTConfig | ViTConfig, is_training: bool
 ) -> None:
     model, batch = build_model(config).train(is_training), make_batch(config)
@@ -162,10 +217,19 @@ def test_nothing_of_the_model_moves_and_its_mode_stays(
     traced = trace(model, batch)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert {module.training for module in model.modules()} == {is_training}
+    assert count_hooks(model) == 0
     assert not traced.logits.requires_grad
     for layer in traced.layers:
-        assert layer.handed is None or not layer.handed.requires_grad
+        assert layer.workspace_input is None or not layer.workspace_input.requires_grad
         assert layer.attention is None or not layer.attention.requires_grad
+
+
+def test_a_failed_forward_pass_leaves_the_model_as_it_was() -> None:
+    model, batch = AiT(AIT).train(), make_batch(AIT)
+    with pytest.raises(ValueError, match="no questions"):
+        trace(model, batch._replace(questions=torch.randn(3, QUESTION_DIM)))
+    assert {module.training for module in model.modules()} == {True}
+    assert count_hooks(model) == 0
 
 
 def test_a_model_in_training_is_traced_as_in_evaluation() -> None:
@@ -174,53 +238,72 @@ def test_a_model_in_training_is_traced_as_in_evaluation() -> None:
     assert torch.equal(in_training, trace(model.eval(), batch).logits)
 
 
-@every_model
-def test_patches_are_counted_without_class_token_and_question(
-    config: AiTConfig | ViTConfig,
-) -> None:
-    model = build_model(config)
-    others = bool(config.question_dim) + (getattr(config, "head", "") == "cls")
-    assert model.embed.num_tokens == NUM_PATCHES + others
-    assert trace(model, make_batch(config)).num_patches == NUM_PATCHES
-
-
-@every_asked
+@every_model_with_questions
 def test_the_patches_are_the_last_tokens(config: AiTConfig | ViTConfig) -> None:
     model, batch = build_model(config), make_batch(config)
+    assert model.embed.num_patches == NUM_PATCHES
     assert batch.questions is not None
-    asked_else = batch._replace(questions=batch.questions + torch.randn(3, QUESTION_DIM))
-    one, two = (trace(model, b).layers[0].seen for b in (batch, asked_else))
+    other_questions = batch._replace(questions=batch.questions + torch.randn(3, QUESTION_DIM))
+    one, other = (trace(model, b).layers[0].attention_input for b in (batch, other_questions))
     assert one is not None
-    assert two is not None
-    differs = (one != two).any(dim=-1).any(dim=0).tolist()
-    place = int(getattr(config, "head", "") == "cls")  # the class token comes before the question
-    assert differs == [i == place for i in range(NUM_PATCHES + place + 1)]
+    assert other is not None
+    differs = (one != other).any(dim=-1).any(dim=0).tolist()
+    position = int(getattr(config, "head", "") == "cls")  # the class token precedes the question
+    assert differs == [i == position for i in range(position + 1 + NUM_PATCHES)]
 
 
-def test_a_question_changes_what_all_tokens_hand_over() -> None:
+def test_a_question_changes_the_workspace_input_of_every_token() -> None:
     config = CONFIGS["ait-questions"]
     model, batch = build_model(config), make_batch(config)
     assert batch.questions is not None
-    asked_else = batch._replace(questions=-batch.questions)
-    one, two = (trace(model, b).layers[0].handed for b in (batch, asked_else))
-    assert (one != two).any(dim=-1).all()
+    negated = batch._replace(questions=-batch.questions)
+    one, other = (trace(model, b).layers[0].workspace_input for b in (batch, negated))
+    assert one is not None
+    assert (one != other).any(dim=-1).all()
 
 
-def test_a_model_without_self_attention_among_tokens_has_no_trace() -> None:
-    model = Dense(DenseConfig(image_size=8, patch_size=4, num_classes=3, embed_dim=8))
-    with pytest.raises(UserError, match="no trace of a Dense: take a run of AiT or ViT"):
-        trace(model, make_batch(VIT))
+def test_other_models_are_all_models_but_ait_and_vit() -> None:
+    traced = {type(config) for config in OTHERS.values()}
+    assert traced == MODELS.keys() - {AiTConfig, ViTConfig}
+
+
+@every_other_model
+@pytest.mark.parametrize("is_training", [False, True])
+def test_every_other_model_is_traced_too(config: ModelConfig, is_training: bool) -> None:
+    model, batch = build_model(config).train(is_training), make_batch(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    traced = trace(model, add_padding(batch))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {module.training for module in model.modules()} == {is_training}
+    assert count_hooks(model) == 0
+    with torch.no_grad():
+        expected = model.eval()(batch.images, batch.questions).logits
+    assert torch.equal(traced.logits, expected)
+    assert torch.equal(traced.labels, batch.labels)
+    assert len(traced.layers) == (config.depth if hasattr(model, "blocks") else 0)
+    for layer in traced.layers:
+        assert (layer.attention, layer.workspace, layer.workspace_input) == (None, None, None)
+
+
+def test_a_block_called_twice_is_two_layers() -> None:
+    model, batch = ViT(VIT).eval(), make_batch(VIT)
+    model.blocks[1] = model.blocks[0]
+    traced = trace(model, batch)
+    inputs = record_inputs(model, batch, SelfAttention)
+    assert len(traced.layers) == 2
+    for layer, expected in zip(traced.layers, inputs, strict=True):
+        assert_same(layer.attention_input, expected)
 
 
 def test_batches_are_traced_one_at_a_time() -> None:
-    taken = []
+    sizes = []
 
     def batches() -> Iterator[Batch]:
         for size in (3, 2, 1):
-            taken.append(size)
+            sizes.append(size)
             yield make_batch(VIT, size)
 
     traces = trace_all(ViT(VIT), batches())
     assert len(next(iter(traces)).labels) == 3
-    assert taken == [3]
+    assert sizes == [3]
     assert [len(traced.labels) for traced in traces] == [2, 1]

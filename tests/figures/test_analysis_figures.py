@@ -1,4 +1,4 @@
-"""The figures of an analysis: what is drawn, where it is written, and that it can be read."""
+"""The figures of an analysis: their content, their files and their legibility."""
 
 import re
 import sys
@@ -20,34 +20,32 @@ from matplotlib.text import Text
 from PIL import Image
 
 from associative_transformer import figures
-from associative_transformer.analysis import (
-    Analysis,
-    Basins,
-    Capacity,
-    Competition,
-    Drift,
-    Reconstruction,
-    Selected,
-    Specialization,
-)
+from associative_transformer.analysis import Analysis
+from associative_transformer.analysis.basins import Basins
+from associative_transformer.analysis.capacity import Capacity
+from associative_transformer.analysis.competition import Competition
+from associative_transformer.analysis.drift import Drift
+from associative_transformer.analysis.reconstruction import Reconstruction
+from associative_transformer.analysis.selection import SelectionStatistics
+from associative_transformer.analysis.specialization import Specialization
 from associative_transformer.figures import draw_analysis
 from associative_transformer.interface import UserError
 
-NAMES = ["competition", "selection", "specialization", "basins", "reconstruction", "capacity"]
+NAMES = list(figures.DRAWINGS)
 CLASSES = ["$x_1$", "<script> & co"]
 CAPTION = "a $model_1$ <b>, Triangle, seed 7"
-Drawn = Callable[..., list[Figure]]
+Draw = Callable[..., list[Figure]]
 
 
-def image_of(place: int) -> UInt8[np.ndarray, "C H W"]:
-    """Give 3 x 8 x 8 pixels that differ from image to image and from patch to patch."""
-    return (np.arange(3 * 64).reshape(3, 8, 8) + 7 * place).astype(np.uint8)
+def image_of(index: int) -> UInt8[np.ndarray, "C H W"]:
+    """Return 3 x 8 x 8 pixels that differ between images and between patches."""
+    return (np.arange(3 * 64).reshape(3, 8, 8) + 7 * index).astype(np.uint8)
 
 
 def plant(
     layers: int = 2, heads: int = 2, priors: int = 4, images: int = 3, winners: int = 3
 ) -> Analysis:
-    """Give an analysis of images of 2 x 2 patches, every number drawn at random."""
+    """Return an analysis with random numbers, of images with 2 x 2 patches."""
     g = np.random.default_rng(0)
     shape = (layers, heads, priors)
     shares = g.dirichlet([1, 1, 1], (2, layers))
@@ -56,7 +54,7 @@ def plant(
         competition=Competition(
             0.9, 10, list(range(layers)), g.integers(1, 9, (layers, heads, 5))
         ),
-        selection=Selected(
+        selection=SelectionStatistics(
             num_images=10,
             pool_size=24,
             bottleneck=6,
@@ -117,13 +115,13 @@ def plant(
 
 
 def only(name: str, analysis: Analysis | None = None, **changes: Any) -> Analysis:  # noqa: ANN401
-    """Give one result of an analysis, with other numbers in it."""
+    """Return an analysis with only one of the results, and with the given fields changed."""
     result = getattr(analysis or plant(), name)
     return Analysis(**{name: replace(result, **changes)})
 
 
 def text_of(figure: Figure) -> str:
-    """Give what an SVG of a figure would say."""
+    """Return the text that an SVG of the figure would contain."""
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
@@ -132,29 +130,29 @@ def caption_of(figure: Figure) -> str:
 
 
 @pytest.fixture
-def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    """Give the figures as they are before they become files; all warnings are errors."""
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Return a function that returns the figures instead of writing them; warnings are errors."""
     drawn: list[Figure] = []
-    whole = False
+    lays_out = False
 
-    def lay_out(figure: Figure, ending: str) -> bytes:
+    def keep(figure: Figure, ending: str) -> bytes:
         if ending == "png":
             drawn.append(figure)
-            if whole:
+            if lays_out:
                 figure.draw_without_rendering()
         return b""
 
     def draw(
         analysis: Analysis, caption: str = CAPTION, lay_out: bool = False, items: str = "images"
     ) -> list[Figure]:
-        nonlocal whole
-        whole = lay_out
+        nonlocal lays_out
+        lays_out = lay_out
         drawn.clear()
         with warnings.catch_warnings(action="error"):
             draw_analysis(analysis, image_of, tmp_path, caption, items)
         return drawn
 
-    monkeypatch.setattr(figures, "_encode", lay_out)
+    monkeypatch.setattr(figures, "_encode", keep)
     return draw
 
 
@@ -184,7 +182,7 @@ def test_each_figure_is_a_png_and_an_svg_as_wide_as_a_page(folder: Path) -> None
             assert picture.width == 1100
             assert 300 < picture.height < 1800
             pixels = np.asarray(picture.convert("L"))
-        assert (pixels[:, [0, -1]] == 255).all()  # nothing is cut at the sides
+        assert (pixels[:, [0, -1]] == 255).all()  # nothing is cut off
         assert (pixels[[0, -1]] == 255).all()
         assert ElementTree.parse(folder / f"{name}.svg").getroot().get("width") == "396pt"
 
@@ -193,7 +191,7 @@ def test_each_figure_is_a_png_and_an_svg_as_wide_as_a_page(folder: Path) -> None
     ("name", "words"),
     [
         ("competition", ["tokens for 90 % of the attention", "head", "layer 1", "10 images"]),
-        ("selection", ["layer 1\nprior", "pools of 24 tokens", "3 images of 10"]),
+        ("selection", ["layer 1\nprior", "pools of 24 tokens", "3 of 10 images"]),
         ("specialization", ["information about position", "mbit", "prior", "10 images"]),
         ("basins", ["energy", "retrieval step", "β = 0.05", "metastable", "40 tokens"]),
         ("reconstruction", ["component 1", "before, 50 %", "β = 4", "image 3", "3 images"]),
@@ -204,7 +202,7 @@ def test_labels_units_and_captions_are_text_in_the_svg(
     name: str, words: list[str], folder: Path
 ) -> None:
     lines = svg_text(folder / f"{name}.svg")
-    text = lines + lines.replace("\n", " ")  # as it is, and without the breaks of the caption
+    text = lines + lines.replace("\n", " ")  # with and without the line breaks of the caption
     assert CAPTION in text
     assert not [word for word in words if word not in text]
 
@@ -216,7 +214,7 @@ def test_names_of_classes_are_shown_as_they_are(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["competition", "selection", "basins", "reconstruction"])
-def test_equal_numbers_give_equal_bytes_whatever_the_user_has_set(
+def test_equal_numbers_give_equal_bytes_with_any_settings_of_the_user(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
     with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "svg.hashsalt": "x"}):
@@ -232,12 +230,12 @@ def test_no_figure_stays_open(folder: Path) -> None:
     assert pyplot is None or not pyplot.get_fignums()
 
 
-def test_nothing_measured_draws_nothing(tmp_path: Path) -> None:
+def test_an_empty_analysis_has_no_figures(tmp_path: Path) -> None:
     assert draw_analysis(Analysis(), image_of, tmp_path, CAPTION) == []
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("a file")
     with pytest.raises(UserError, match="figures"):
         draw_analysis(plant(), image_of, tmp_path, CAPTION)
@@ -247,7 +245,7 @@ ONE = plant(layers=1)
 
 
 def without_numbers(analysis: Analysis) -> Analysis:
-    """Put nan in the place of every number that may be one, and 0 in that of the others."""
+    """Replace all numbers by nan, and counts by 0."""
     results = {}
     for name, result in analysis._asdict().items():
         if result is not None:
@@ -279,16 +277,16 @@ def without_numbers(analysis: Analysis) -> Analysis:
     ],
     ids=range(10),
 )
-def test_what_is_empty_or_not_a_number_is_left_out_quietly(
-    analysis: Analysis, draw: Drawn
+def test_empty_results_and_nan_are_left_out_without_a_warning(
+    analysis: Analysis, draw: Draw
 ) -> None:
     figures = draw(analysis, lay_out=True)
     assert len(figures) == sum(result is not None for result in analysis)
     assert all(caption_of(figure).startswith(CAPTION) for figure in figures)
 
 
-def test_every_name_and_caption_is_shown_as_it_is_but_for_what_cannot_be_written(
-    draw: Drawn,
+def test_names_and_captions_are_shown_as_they_are_without_unprintable_characters(
+    draw: Draw,
 ) -> None:
     names = [r"$\frac$ \x_^{", "三角形", "one\ntwo\ud800\x00", "x" * 60]
     by_class = np.eye(4)[None, None]
@@ -304,41 +302,39 @@ def test_every_name_and_caption_is_shown_as_it_is_but_for_what_cannot_be_written
     assert text.replace("\n", "").isprintable()
 
 
-def test_a_longer_caption_gets_room_below_the_drawing(draw: Drawn) -> None:
+def test_a_longer_caption_makes_the_figure_higher(draw: Draw) -> None:
     short, long = (draw(only("capacity", ONE), "word " * n)[0] for n in (1, 200))
     lines = [len(figure.get_supxlabel().splitlines()) for figure in (short, long)]
     more = 72 * (long.get_figheight() - short.get_figheight()) / (lines[1] - lines[0])
-    assert 7 < more < 14  # points per line, of letters of 7 points
+    assert 7 < more < 14  # points per line of a font of 7 points
 
 
 @pytest.mark.parametrize("name", ["selection", "basins", "reconstruction", "capacity"])
-def test_of_many_layers_the_first_the_last_and_one_between_are_drawn(
-    name: str, draw: Drawn
-) -> None:
+def test_of_many_layers_the_first_the_middle_and_the_last_are_drawn(name: str, draw: Draw) -> None:
     (figure,) = draw(only(name, plant(layers=12)))
     shown = set(re.findall(r"^layer \d+", text_of(figure), re.MULTILINE))
     assert shown == {"layer 1", "layer 6", "layer 12"}
-    assert caption_of(figure).endswith("Shown: layers 1, 6, 12 of 12.")
+    assert caption_of(figure).endswith("Layers shown: 1, 6, 12 of 12.")
     (figure,) = draw(only(name, plant(layers=3)))
-    assert "Shown" not in caption_of(figure)
+    assert "Layers shown" not in caption_of(figure)
 
 
-def across(path: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Give the extent in x of the points whose y is in a range."""
+def extent(path: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Return the extent in x of the points whose y is in a range."""
     x = path[(path[:, 1] >= low) & (path[:, 1] <= high), 0]
     return x.min(), x.max()
 
 
-def test_a_head_is_as_wide_as_many_tokens_need_so_many(draw: Drawn) -> None:
+def test_the_width_of_a_distribution_is_the_number_of_tokens(draw: Draw) -> None:
     counts = np.array([[[0, 4, 2, 0, 1], [0, 0, 0, 0, 8], [0, 0, 0, 0, 0]]])
     (figure,) = draw(only("competition", counts=counts, layers=[2]))
     (ax,) = figure.axes
     first, second = (each.get_paths()[0].vertices for each in ax.collections)
-    assert across(first, 0.6, 1.5) == pytest.approx((0.58, 1.42))
-    assert across(first, 1.6, 2.5) == pytest.approx((0.79, 1.21))
-    assert across(first, 2.5, 3.5) == pytest.approx((0.79, 1.21))  # from 2.5 on no token
+    assert extent(first, 0.6, 1.5) == pytest.approx((0.58, 1.42))
+    assert extent(first, 1.6, 2.5) == pytest.approx((0.79, 1.21))
+    assert extent(first, 2.5, 3.5) == pytest.approx((0.79, 1.21))  # there are none from 2.5 on
     assert (first[:, 1].min(), first[:, 1].max()) == (0.5, 4.5)
-    assert across(second, 0, 9) == pytest.approx((1.58, 2.42))
+    assert extent(second, 0, 9) == pytest.approx((1.58, 2.42))
     assert (second[:, 1].min(), second[:, 1].max()) == (3.5, 4.5)
     assert [text.get_text() for text in ax.texts] == ["1", "4"]  # medians
     dots = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "o"]
@@ -348,7 +344,7 @@ def test_a_head_is_as_wide_as_many_tokens_need_so_many(draw: Drawn) -> None:
     assert ax.get_ylabel() == "layer 3"
 
 
-def test_up_to_twelve_layers_compete_in_rows_of_their_own(draw: Drawn) -> None:
+def test_competition_has_a_row_for_each_of_up_to_twelve_layers(draw: Draw) -> None:
     (figure,) = draw(only("competition", plant(layers=12)))
     assert [ax.get_ylabel() for ax in figure.axes] == [f"layer {i}" for i in range(1, 13)]
     (figure,) = draw(only("competition", plant(layers=30)))
@@ -357,10 +353,10 @@ def test_up_to_twelve_layers_compete_in_rows_of_their_own(draw: Drawn) -> None:
     assert caption_of(figure).endswith("30 of 30.")
 
 
-def test_taken_patches_are_outlined_and_fade_by_rank_under_a_veil(draw: Drawn) -> None:
+def test_taken_patches_are_outlined_and_dimmed_by_their_order(draw: Draw) -> None:
     taken = np.zeros((1, 2, 4, 1, 4), int)
     taken[0, 1, 2, 0, 1] = 1  # at the top right, by prior 3
-    taken[0, 0, 2, 0, [1, 3]] = 5, 6  # below it, last; and again at the top right, but later
+    taken[0, 0, 2, 0, [1, 3]] = 5, 6  # last below it; and at the top right again, but later
     usage = np.array([[0.2, 0.1, 0.6, 0.1]])
     (figure,) = draw(only("selection", plant(layers=1), taken=taken, usage=usage))
     (ax,) = figure.axes
@@ -387,7 +383,7 @@ def test_taken_patches_are_outlined_and_fade_by_rank_under_a_veil(draw: Drawn) -
     assert (middle[:, 0] >= half).all()
 
 
-def test_the_priors_used_most_are_shown_without_duplicates(draw: Drawn) -> None:
+def test_the_most_used_priors_are_shown_without_duplicates(draw: Draw) -> None:
     overlap = np.tile(np.eye(4), (1, 2, 1, 1))
     overlap[..., 0, 3] = overlap[..., 3, 0] = 1
     usage = np.array([[0.2, 0.1, 0.3, 0.4]])
@@ -398,32 +394,37 @@ def test_the_priors_used_most_are_shown_without_duplicates(draw: Drawn) -> None:
     assert "(1 of 4 priors" in caption_of(figure)
 
 
-def test_the_way_of_the_memory_stands_below_what_the_priors_take(draw: Drawn) -> None:
+def test_the_drift_of_the_memory_is_drawn_below_the_patches(draw: Draw) -> None:
     angle, rank = np.array([[0, 0], [30.0, 60], [9, 6]]), np.array([[2.5, 4], [2, 3], [1, 3.5]])
     analysis = only("selection")._replace(drift=Drift([1, 2, 3], angle, rank))
     (figure,) = draw(analysis, lay_out=True)
-    grid, turned, filled = figure.axes
-    (alone,) = draw(only("selection"))[0].axes
-    assert [text.get_text() for text in grid.texts] == [text.get_text() for text in alone.texts]
-    assert (turned.get_xlabel(), turned.get_ylabel()) == ("epoch", "angle, °")
-    assert (filled.get_xlabel(), filled.get_ylabel()) == ("epoch", "directions")
+    grid, angles, ranks = figure.axes
+    (without_drift,) = draw(only("selection"))[0].axes
+    assert [text.get_text() for text in grid.texts] == [
+        text.get_text() for text in without_drift.texts
+    ]
+    assert (angles.get_xlabel(), angles.get_ylabel()) == ("epoch", "angle, °")
+    assert (ranks.get_xlabel(), ranks.get_ylabel()) == ("epoch", "directions")
     for layer in (0, 1):
-        assert turned.lines[layer].get_xydata().tolist() == [
-            [2, angle[1, layer]],  # before the first epoch there is none
+        assert angles.lines[layer].get_xydata().tolist() == [
+            [2, angle[1, layer]],  # the first epoch has no angle
             [3, angle[2, layer]],
         ]
-        assert filled.lines[layer].get_ydata().tolist() == rank[:, layer].tolist()
-        assert turned.lines[layer].get_color() == filled.lines[layer].get_color()
-    assert [text.get_text() for text in filled.get_legend().texts] == ["layer 1", "layer 2"]
-    assert "drift is the mean angle of a prior to the epoch before" in caption_of(figure)
+        assert ranks.lines[layer].get_ydata().tolist() == rank[:, layer].tolist()
+        assert angles.lines[layer].get_color() == ranks.lines[layer].get_color()
+    assert [text.get_text() for text in ranks.get_legend().texts] == ["layer 1", "layer 2"]
+    assert "drift is the mean angle between a prior and itself one epoch before" in caption_of(
+        figure
+    )
     one = Drift([1], angle[:1], rank[:1])
     assert draw(only("selection")._replace(drift=one), lay_out=True)
 
 
 @pytest.mark.parametrize("name", ["competition", "selection", "specialization", "reconstruction"])
-def test_where_questions_are_asked_no_images_are_counted(name: str, draw: Drawn) -> None:
+def test_with_questions_the_figures_count_questions(name: str, draw: Draw) -> None:
     images, questions = (
-        text_of(draw(only(name), items=items)[0]) for items in ("images", "questions")
+        " ".join(text_of(draw(only(name), items=items)[0]).split())
+        for items in ("images", "questions")
     )
     assert re.search(r"\d images", images) and "question" not in images
     assert re.search(r"\d questions", questions)
@@ -431,7 +432,7 @@ def test_where_questions_are_asked_no_images_are_counted(name: str, draw: Drawn)
 
 
 def specialized(**changes: Any) -> Analysis:  # noqa: ANN401
-    """Two layers of two heads of three priors; what they say, and what they win."""
+    """Return what three priors of two heads of two layers tell, and their winners."""
     analysis = plant(layers=2, heads=2, priors=3)
     selection = replace(analysis.selection, **changes)
     information = np.zeros((3, 2, 2, 3))
@@ -446,9 +447,9 @@ def specialized(**changes: Any) -> Analysis:  # noqa: ANN401
     return Analysis(selection=selection, specialization=result)
 
 
-def test_winners_of_the_priors_that_say_most_are_cut_out_of_their_images(draw: Drawn) -> None:
+def test_winners_of_the_most_informative_priors_are_cut_out_of_their_images(draw: Draw) -> None:
     winners = np.zeros((2, 2, 3, 2, 2), int)
-    winners[1, 0, 2] = [[5, 3], [0, -1]]  # of image 6 the patch at the bottom right; a question
+    winners[1, 0, 2] = [[5, 3], [0, -1]]  # the patch at the bottom right of image 6; a question
     winners[0, 1, 1, 0] = [2, 1]
     scores = np.zeros((2, 2, 3, 2))
     _, figure = draw(specialized(winners=winners, winner_scores=scores))
@@ -470,7 +471,7 @@ def test_winners_of_the_priors_that_say_most_are_cut_out_of_their_images(draw: D
     assert "question" not in caption_of(draw(specialized())[1])
 
 
-def test_duplicates_and_priors_without_numbers_win_no_row(draw: Drawn) -> None:
+def test_duplicates_and_priors_with_nan_have_no_row(draw: Draw) -> None:
     overlap = np.tile(np.eye(3), (2, 2, 1, 1))
     overlap[1, :, 2, 0] = 1  # of layer 2, prior 3 takes what prior 1 takes
     analysis = specialized(overlap=overlap)
@@ -487,7 +488,7 @@ def test_duplicates_and_priors_without_numbers_win_no_row(draw: Drawn) -> None:
     ]
 
 
-def test_maps_show_the_information_above_chance_of_the_mean_head(draw: Drawn) -> None:
+def test_maps_show_the_mean_information_of_the_heads_above_the_baseline(draw: Draw) -> None:
     for analysis in (specialized(), specialized()._replace(selection=None)):
         figure = draw(analysis)[-1]
         maps = {
@@ -506,7 +507,7 @@ def panels(figure: Figure, rows: int) -> list[list[Axes]]:
     return [figure.axes[i * columns : (i + 1) * columns] for i in range(rows)]
 
 
-def test_energy_shares_sizes_and_recall_stand_below_each_other(draw: Drawn) -> None:
+def test_basins_have_rows_for_energy_shares_sizes_and_recall(draw: Draw) -> None:
     basins = plant().basins
     sizes = np.array([[[1, 0, 0, 0], [0.9, 0.1, 0, 0]], [[0.4, 0.3, 0.2, 0.1]] * 2])
     (figure,) = draw(only("basins", basins=sizes))
@@ -531,12 +532,12 @@ def test_energy_shares_sizes_and_recall_stand_below_each_other(draw: Drawn) -> N
     assert legends == [betas, ["single", "metastable", "uniform"], betas, betas]
 
 
-def test_of_many_betas_the_smallest_and_the_largest_show_their_basins(draw: Drawn) -> None:
+def test_basin_sizes_are_drawn_for_the_smallest_and_the_largest_beta(draw: Draw) -> None:
     b = plant(layers=1).basins
-    again = ["energy", "energy_spread", "num_fixed_points"]
-    again += ["single", "metastable", "uniform", "basins", "recall"]
-    grown = {name: np.repeat(getattr(b, name), [1, 2], axis=0) for name in again}
-    analysis = only("basins", plant(layers=1), betas=np.array([1.0, 16.0, 0.1]), **grown)
+    names = ["energy", "energy_spread", "num_fixed_points"]
+    names += ["single", "metastable", "uniform", "basins", "recall"]
+    repeated = {name: np.repeat(getattr(b, name), [1, 2], axis=0) for name in names}
+    analysis = only("basins", plant(layers=1), betas=np.array([1.0, 16.0, 0.1]), **repeated)
     _, _, size, recall = draw(analysis)[0].axes
     assert [line.get_label() for line in size.lines] == ["β = 16", "β = 0.1"]
     styles = {line.get_label(): (line.get_color(), line.get_marker()) for line in recall.lines}
@@ -546,19 +547,19 @@ def test_of_many_betas_the_smallest_and_the_largest_show_their_basins(draw: Draw
     assert len(set(styles.values())) == 3
 
 
-def test_energies_of_many_sizes_are_told_apart(draw: Drawn) -> None:
+def test_energies_of_many_magnitudes_are_on_a_logarithmic_scale(draw: Draw) -> None:
     energy = np.tile([90.0, 2.0, 0.0], (2, 1, 1))
     (figure,) = draw(only("basins", plant(layers=1), energy=energy))
     ax = figure.axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "0.1", "1", "10"]
 
 
-def test_tokens_have_the_hue_and_marker_of_their_image_from_dark_to_light(draw: Drawn) -> None:
+def test_tokens_have_the_hue_and_marker_of_their_image_and_turn_lighter(draw: Draw) -> None:
     result = plant(images=9).reconstruction
     (figure,) = draw(only("reconstruction", plant(images=9)))
     for layer, row in enumerate(panels(figure, 2)):
-        wanted = [result.before[layer], *result.after[:, layer]]
-        for ax, tokens in zip(row, wanted, strict=True):
+        expected = [result.before[layer], *result.after[:, layer]]
+        for ax, tokens in zip(row, expected, strict=True):
             clouds = ax.collections
             assert np.allclose([cloud.get_offsets() for cloud in clouds], tokens[:7])
             assert len({cloud.get_paths()[0].vertices.tobytes() for cloud in clouds}) == 7
@@ -571,15 +572,15 @@ def test_tokens_have_the_hue_and_marker_of_their_image_from_dark_to_light(draw: 
 
 
 @pytest.mark.parametrize("items", ["images", "questions"])
-def test_the_names_of_seven_items_fit_the_width(items: str, tmp_path: Path) -> None:
+def test_a_legend_of_seven_items_fits_the_width(items: str, tmp_path: Path) -> None:
     draw_analysis(only("reconstruction", plant(images=9)), image_of, tmp_path, CAPTION, items)
     with Image.open(tmp_path / "figures" / "reconstruction.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     assert (pixels[:, [0, -1]] == 255).all()
 
 
-def test_retrieved_tokens_of_a_layer_share_a_scale_that_rounding_does_not_fill(
-    draw: Drawn,
+def test_retrieved_tokens_of_a_layer_share_a_scale_that_hides_rounding(
+    draw: Draw,
 ) -> None:
     after = np.stack([np.full((1, 3, 4, 2), 5.0), np.full((1, 3, 4, 2), 5 + 1e-9)])
     before = np.zeros((1, 3, 4, 2))
@@ -595,7 +596,7 @@ def test_retrieved_tokens_of_a_layer_share_a_scale_that_rounding_does_not_fill(
     assert first.get_ylim() == second.get_ylim() == pytest.approx((-1.6, 5.6))
 
 
-def test_capacity_has_a_line_for_each_pool_and_the_bound_of_the_rank(draw: Drawn) -> None:
+def test_capacity_has_a_line_for_each_pool_and_the_bound_of_the_rank(draw: Draw) -> None:
     capacity = plant().capacity
     (figure,) = draw(only("capacity"))
     for layer, row in enumerate(panels(figure, 2)):
@@ -610,7 +611,7 @@ def test_capacity_has_a_line_for_each_pool_and_the_bound_of_the_rank(draw: Drawn
 
 
 @pytest.mark.parametrize("name", ["basins", "capacity"])
-def test_lines_of_a_panel_differ_in_more_than_color(name: str, draw: Drawn) -> None:
+def test_lines_of_a_panel_differ_in_more_than_color(name: str, draw: Draw) -> None:
     (figure,) = draw(only(name, plant(layers=1)))
     for ax in figure.axes:
         lines = [line for line in ax.lines if line.get_marker() not in ("_", "|", "None", "")]

@@ -1,4 +1,4 @@
-"""Figures as files: their pixels, and what happens where they can't be written."""
+"""Sheets of images as files: their pixels, and errors if they cannot be written."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def plain(*colors: tuple[int, int, int]) -> torch.Tensor:
-    """Give an image of one color each."""
+    """Return an image of each color."""
     return torch.tensor(colors)[:, :, None, None].expand(-1, -1, 8, 8) / 255
 
 
-def places(path: Path, color: tuple[int, int, int]) -> np.ndarray:
-    """Find the pixels of a color, as row and column."""
+def find_pixels(path: Path, color: tuple[int, int, int]) -> np.ndarray:
+    """Return row and column of the pixels of a color."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return np.argwhere((pixels == color).all(axis=-1))
 
 
-def test_images_stand_beside_each_other_in_their_colors(tmp_path: Path) -> None:
+def test_images_are_drawn_next_to_each_other_in_their_colors(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     draw_sheet(plain(RED, GREEN, BLUE), ["a", "b", "c"], path, "title")
-    red, green, blue = (places(path, color) for color in (RED, GREEN, BLUE))
+    red, green, blue = (find_pixels(path, color) for color in (RED, GREEN, BLUE))
     assert min(len(red), len(green), len(blue)) > 100**2
     assert red[:, 1].max() < green[:, 1].min()
     assert green[:, 1].max() < blue[:, 1].min()
@@ -40,7 +40,7 @@ def test_an_image_keeps_its_orientation(tmp_path: Path) -> None:
     image = torch.ones(1, 3, 8, 8)
     image[0, 1:, 0, :4] = 0  # red at the top left
     draw_sheet(image, ["one"], tmp_path / "x.png", "title")
-    red = places(tmp_path / "x.png", RED)
+    red = find_pixels(tmp_path / "x.png", RED)
     height, width = red.max(axis=0) - red.min(axis=0)
     assert width > 3 * height
     with Image.open(tmp_path / "x.png") as drawn:
@@ -51,22 +51,22 @@ def test_an_image_keeps_its_orientation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 9])
 def test_any_number_of_images_is_drawn_in_rows(count: int, tmp_path: Path) -> None:
     draw_sheet(plain(*[RED] * count), ["caption"] * count, tmp_path / "x.png", "title")
-    rows = np.bincount(places(tmp_path / "x.png", RED)[:, 0])
+    rows = np.bincount(find_pixels(tmp_path / "x.png", RED)[:, 0])
     row_starts = np.flatnonzero((rows[1:] > 0) & (rows[:-1] == 0))
     assert len(row_starts) == -(-count // 4)
 
 
-def test_images_of_one_channel_are_gray_and_values_outside_are_cut_off(tmp_path: Path) -> None:
+def test_images_of_one_channel_are_gray_and_values_are_clamped(tmp_path: Path) -> None:
     images = torch.tensor([0.4, 1.5, -1.0])[:, None, None, None].expand(-1, 1, 8, 8)
     draw_sheet(images, ["a", "b", "c"], tmp_path / "x.png", "title")
-    assert len(places(tmp_path / "x.png", (102, 102, 102))) > 100**2
-    assert len(places(tmp_path / "x.png", (0, 0, 0))) > 100**2
+    assert len(find_pixels(tmp_path / "x.png", (102, 102, 102))) > 100**2
+    assert len(find_pixels(tmp_path / "x.png", (0, 0, 0))) > 100**2
 
 
 @pytest.mark.parametrize("caption", ["", "two\nlines", "a long one " * 40, "$x", "$\\frac$ _^{"])
 def test_a_caption_is_written_as_it_is_below_its_image(caption: str, tmp_path: Path) -> None:
     draw_sheet(plain(RED, GREEN), [caption, "b"], tmp_path / "x.png", "title")
-    red, ink = places(tmp_path / "x.png", RED), places(tmp_path / "x.png", (0, 0, 0))
+    red, ink = find_pixels(tmp_path / "x.png", RED), find_pixels(tmp_path / "x.png", (0, 0, 0))
     assert len(red) > 100**2
     assert (ink[:, 0] > red[:, 0].max()).any()
 
@@ -77,20 +77,20 @@ def test_longer_captions_push_the_next_row_down(tmp_path: Path) -> None:
         draw_sheet(plain(*[RED] * 8), [caption] * 8, tmp_path / "x.png", "title")
         with Image.open(tmp_path / "x.png") as drawn:
             heights.append(drawn.height)
-        assert len(places(tmp_path / "x.png", RED)) > 8 * 100**2
+        assert len(find_pixels(tmp_path / "x.png", RED)) > 8 * 100**2
     assert heights[1] > heights[0] + 100
 
 
 @pytest.mark.parametrize(
     ("name", "start"), [("x.svg", b"<?xml"), ("x.pdf", b"%PDF"), ("x.png", b"\x89PNG")]
 )
-def test_the_ending_decides_the_kind_of_file(name: str, start: bytes, tmp_path: Path) -> None:
+def test_the_ending_decides_the_format(name: str, start: bytes, tmp_path: Path) -> None:
     draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 @pytest.mark.parametrize("name", ["missing/x.png", "x.docx", "folder.png"])
-def test_a_sheet_that_cannot_be_written_is_named_and_leaves_nothing(
+def test_a_sheet_that_cannot_be_written_is_named_and_leaves_no_file(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()

@@ -1,8 +1,9 @@
-"""Numbers about what a trained model has learned; nothing is drawn here."""
+"""Measurements of what a trained model has learned; `figures` and `report` show them."""
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -11,68 +12,109 @@ from associative_transformer.analysis.answers import Answers, measure_answers
 from associative_transformer.analysis.basins import Basins, measure_basins
 from associative_transformer.analysis.capacity import Capacity, measure_capacity
 from associative_transformer.analysis.competition import Competition, measure_competition
+from associative_transformer.analysis.drift import Drift, measure_drift_of_run
 from associative_transformer.analysis.reconstruction import Reconstruction, measure_reconstruction
-from associative_transformer.analysis.selection import (
-    Drift,
-    Selected,
-    measure_drift,
-    measure_selection,
-)
+from associative_transformer.analysis.selection import SelectionStatistics, measure_selection
 from associative_transformer.analysis.specialization import Specialization, measure_specialization
 from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.data import HeldOut, Split
-from associative_transformer.interface import UserError
-from associative_transformer.models import AiT, ViT
+from associative_transformer.interface import Batch, UserError
+from associative_transformer.models.ait import AiT
+from associative_transformer.models.layers import SelfAttention
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.runs.saved import SavedRun
 
-__all__ = [
-    "Analysis",
-    "Answers",
-    "Basins",
-    "Capacity",
-    "Competition",
-    "Drift",
-    "Reconstruction",
-    "Selected",
-    "Specialization",
-    "analyze",
-    "load_analysis",
-    "sample",
-]
+__all__ = ["Analysis", "analyze", "load_analysis", "sample"]
 
-SAMPLE_SEED = 0  # which items are looked at belongs to the data set, so no run's seed changes it
+SAMPLE_SEED = 0  # not the seed of the run: all runs are analyzed on the same sample
+
+
+class Subject(NamedTuple):
+    """What is measured: a model of a run, and the test items that it is shown."""
+
+    model: Any  # a PretrainedModel that the analysis applies to
+    classes: Sequence[str]
+    folder: Path  # of the run
+    pools: Callable[[], Iterator[Batch]]  # the sample, in batches of one pool each
+    all_pools: Callable[[], Iterator[Batch]]  # the whole test split, sample first
+
+
+class Measured(NamedTuple):
+    """How an analysis is measured, and for which models."""
+
+    by: Callable[[Subject], Any]
+    applies_to: Callable[[PretrainedModel], bool]
+
+
+def _is_any(_: PretrainedModel) -> bool:
+    return True
+
+
+def _is_ait(model: PretrainedModel) -> bool:
+    return isinstance(model, AiT)
+
+
+def _reads_by_hopfield(model: PretrainedModel) -> bool:
+    return isinstance(model, AiT) and model.config.read == "hopfield"
+
+
+def _has_self_attention(model: PretrainedModel) -> bool:
+    return any(isinstance(module, SelfAttention) for module in model.modules())
 
 
 class Analysis(NamedTuple):
-    """Everything that is measured; None where a model has no such thing."""
+    """The results of all analyses of a run; None for those that do not apply to its model.
 
-    competition: Competition | None = None
-    selection: Selected | None = None
-    drift: Drift | None = None
-    specialization: Specialization | None = None
-    basins: Basins | None = None
-    capacity: Capacity | None = None
-    reconstruction: Reconstruction | None = None
-    answers: Answers | None = None
+    These fields are the table of analyses: the name, which is also that of the files, the type
+    of the result, how it is measured and for which models.
+    """
+
+    answers: Annotated[
+        Answers | None,
+        Measured(lambda s: measure_answers(s.model, s.pools(), s.classes), _is_any),
+    ] = None
+    competition: Annotated[
+        Competition | None,
+        Measured(lambda s: measure_competition(s.model, s.pools()), _has_self_attention),
+    ] = None
+    selection: Annotated[
+        SelectionStatistics | None,
+        Measured(lambda s: measure_selection(s.model, s.pools()), _is_ait),
+    ] = None
+    drift: Annotated[
+        Drift | None,
+        Measured(lambda s: measure_drift_of_run(s.folder), _is_ait),
+    ] = None
+    specialization: Annotated[
+        Specialization | None,
+        Measured(lambda s: measure_specialization(s.model, s.pools(), s.classes), _is_ait),
+    ] = None
+    basins: Annotated[
+        Basins | None,
+        Measured(lambda s: measure_basins(s.model, s.pools()), _reads_by_hopfield),
+    ] = None
+    capacity: Annotated[
+        Capacity | None,
+        Measured(lambda s: measure_capacity(s.model, s.all_pools()), _is_ait),
+    ] = None
+    reconstruction: Annotated[
+        Reconstruction | None,
+        Measured(lambda s: measure_reconstruction(s.model, s.pools()), _reads_by_hopfield),
+    ] = None
 
 
-_KINDS: dict[str, type] = {
-    "competition": Competition,
-    "selection": Selected,
-    "drift": Drift,
-    "specialization": Specialization,
-    "basins": Basins,
-    "capacity": Capacity,
-    "reconstruction": Reconstruction,
-    "answers": Answers,
+_TABLE: dict[str, tuple[type, Measured]] = {
+    name: (get_args(result)[0], measured)
+    for name, hint in get_type_hints(Analysis, include_extras=True).items()
+    for result, measured in [get_args(hint)]
 }
 
 
 def sample(split: Split, num_images: int | None = None) -> Split:
-    """Take the first items of a fixed shuffle, all of them where `num_images` is None.
+    """Return the first items of a fixed shuffle of the split, all of them if None.
 
-    Class folders are in order of class; shuffled, their pools are like those of training. What an
-    analysis calls the place of an image is its place here.
+    Class folders are sorted by class; after the shuffle a pool mixes classes as in training. The
+    indices of images in the results of an analysis count the items of this sample.
     """
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(split))[:num_images]
     return split.take(torch.from_numpy(order))
@@ -85,55 +127,54 @@ def analyze(
     num_images: int | None = None,
     batch_size: int | None = None,
 ) -> Analysis:
-    """Measure everything that the model has, on a sample of the test split, and save it.
+    """Measure all that applies to the model on a sample of the test split, and save the results.
 
-    A batch is a pool, as large as in training unless `batch_size` says otherwise. The capacity
-    alone takes as many images as its pools need. Where questions are asked, an image is a
-    question. Results lie in `folder/analysis`, old ones until all new ones are measured; then old
-    ones that have no successor go, and all figures of the old ones, which `draw_analysis` draws.
+    A batch is one pool, as large as in training unless `batch_size` is given. Capacity alone
+    may use more images than the sample, as many as fill its pools. With questions, an image
+    means a question.
+
+    Results go to `folder/analysis`. Earlier results are replaced only once all new ones are
+    measured; then those without a successor and all earlier figures are removed.
     """
-    model, classes, train = run.model, run.classes, run.experiment.train
+    train = run.experiment.train
     split = sample(data.test, num_images)
-    pool = min(batch_size or train.batch_size // train.accumulation_steps, len(split))
-    batches = partial(split.eval_batches, pool)
-    analysis = Analysis(answers=measure_answers(model, batches(), classes))
-    if isinstance(model, ViT) or (isinstance(model, AiT) and model.config.use_self_attention):
-        analysis = analysis._replace(competition=measure_competition(model, batches()))
-    if isinstance(model, AiT):
-        analysis = analysis._replace(
-            selection=measure_selection(model, batches()),
-            drift=_measure_drift(folder),
-            specialization=measure_specialization(model, batches(), classes),
-            capacity=measure_capacity(model, sample(data.test).eval_batches(pool)),
-        )
-    if isinstance(model, AiT) and model.config.read == "hopfield":
-        analysis = analysis._replace(
-            basins=measure_basins(model, batches()),
-            reconstruction=measure_reconstruction(model, batches()),
-        )
+    pool_size = min(batch_size or train.batch_size // train.accumulation_steps, len(split))
+    subject = Subject(
+        run.model,
+        run.classes,
+        folder,
+        pools=partial(split.eval_batches, pool_size),
+        all_pools=lambda: sample(data.test).eval_batches(pool_size),
+    )
+    analysis = Analysis(
+        **{
+            name: measured.by(subject)
+            for name, (_, measured) in _TABLE.items()
+            if measured.applies_to(run.model)
+        }
+    )
     for name, result in analysis._asdict().items():
         if result is not None:
             save_result(result, folder / "analysis", name)
-    _remove_stale(folder, analysis)
+    _remove_stale_files(folder, analysis)
     return analysis
 
 
 def load_analysis(folder: Path) -> Analysis | None:
-    """Read back what `analyze` saved in the folder of a run; None where it saved nothing.
+    """Read the results that `analyze` saved in the folder of a run, None if there are none.
 
-    Raises UserError where a result is damaged.
+    Raises UserError if a result is damaged.
     """
-    home = folder / "analysis"
-    found: dict[str, Any] = {
-        name: load_result(kind, home, name)
-        for name, kind in _KINDS.items()
-        if (home / f"{name}.json").exists()
+    results: dict[str, Any] = {
+        name: load_result(kind, folder / "analysis", name)
+        for name, (kind, _) in _TABLE.items()
+        if (folder / "analysis" / f"{name}.json").exists()
     }
-    return Analysis(**found) if found else None
+    return Analysis(**results) if results else None
 
 
-def _remove_stale(folder: Path, analysis: Analysis) -> None:
-    """Remove what an analysis before this one left: results it had more, and its figures."""
+def _remove_stale_files(folder: Path, analysis: Analysis) -> None:
+    """Remove earlier results that were not measured again, and all earlier figures."""
     for name, result in analysis._asdict().items():
         files = [folder / "figures" / f"{name}.{ending}" for ending in ("png", "svg")]
         if result is None:
@@ -142,18 +183,7 @@ def _remove_stale(folder: Path, analysis: Analysis) -> None:
             try:
                 file.unlink(missing_ok=True)
             except OSError as error:
-                raise UserError(f"can't remove the old {file}: {error.strerror}") from error
-
-
-def _measure_drift(folder: Path) -> Drift | None:
-    path = folder / "memory.npz"
-    if not path.exists():  # the run came without its history
-        return None
-    try:
-        with np.load(path) as saved:
-            priors = saved["priors"]
-    except Exception as error:  # damaged archives make zipfile raise nearly anything
-        raise UserError(
-            f"{path} is damaged ({error}): remove it to do without the drift of the memory"
-        ) from error
-    return measure_drift(priors)
+                raise UserError(
+                    f"cannot remove the old {file}: {error.strerror or error}; remove it and run "
+                    "ait analyze again"
+                ) from error

@@ -1,11 +1,11 @@
-"""What a model answers on a split: how sure it is, how right, and where it is most wrong.
+"""Answers of a model on a split: accuracy by class, calibration, and the worst mistakes.
 
 Calibration after Guo et al. 2017 (arXiv 1706.04599).
 
 Dims     B batch   O classes   C bins of confidence   A = C + 1 edges of bins   W worst mistakes
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,25 +19,33 @@ from associative_transformer.interface import PADDING, Batch, UserError
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to every item of a split."""
+    """Answers to all items of a split."""
 
     classes: list[str]
     confusion: Int[np.ndarray, "O O"]  # items by (true class, predicted class)
     bins: Float[np.ndarray, " A"]  # edges of the bins of confidence, from 0 to 1
     bin_items: Int[np.ndarray, " C"]
-    bin_confidence: Float[np.ndarray, " C"]  # mean; nan where a bin is empty
-    bin_accuracy: Float[np.ndarray, " C"]  # share that is right; nan where a bin is empty
+    bin_confidence: Float[np.ndarray, " C"]  # mean; nan if a bin is empty
+    bin_accuracy: Float[np.ndarray, " C"]  # share that is correct; nan if a bin is empty
     calibration_error: float  # expected: mean gap of the bins, weighted by their items
-    worst: Int[np.ndarray, " W"]  # items answered wrong with most confidence, falling
+    worst: Int[np.ndarray, " W"]  # wrong answers by confidence, descending: indices of the items
     worst_labels: Int[np.ndarray, " W"]
     worst_predicted: Int[np.ndarray, " W"]
     worst_confidence: Float[np.ndarray, " W"]
 
+    def describe(self) -> Iterator[str]:
+        """Yield the main numbers as lines of text."""
+        num_items, num_correct = int(self.confusion.sum()), int(self.confusion.trace())
+        yield (
+            f"{100 * num_correct / num_items:.2f} % of {num_items:,} items correct, "
+            f"calibration error {100 * self.calibration_error:.2f} %"
+        )
 
-class _Given(NamedTuple):
-    """Answers to some items, on the CPU."""
 
-    items: Int[Tensor, " B"]  # their places in the split
+class _Predictions(NamedTuple):
+    """Predictions for some items, on the CPU."""
+
+    items: Int[Tensor, " B"]  # indices in the split
     labels: Int[Tensor, " B"]
     predicted: Int[Tensor, " B"]
     confidence: Float[Tensor, " B"]
@@ -50,27 +58,27 @@ def measure_answers(
     num_bins: int = 15,
     num_worst: int = 24,
 ) -> Answers:
-    """Compare the answers of any model, and how sure it is of them, with the labels.
+    """Compare the predictions of any model, and their confidence, with the labels.
 
-    A bin takes confidences above its lower edge, up to and with its upper one; of mistakes made
-    with equal confidence the first come first. The model is put into evaluation mode and back.
-    Raises UserError where it answers with nan, ValueError where it knows other classes.
+    A bin includes its upper edge and excludes its lower one. Of mistakes with equal confidence
+    the earlier comes first. The model is evaluated in evaluation mode and keeps its own. Raises
+    UserError if it predicts nan, and ValueError if it has another number of classes.
     """
     was_training = model.training
     edges = np.linspace(0, 1, num_bins + 1)
     confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64)
-    sums = torch.zeros(3, num_bins, dtype=torch.float64)  # items, confidence, right answers
-    none = torch.zeros(0, dtype=torch.int64)
-    worst = _Given(none, none, none, none.double())
-    for given in _answer(model.eval(), batches, len(classes)):
-        pairs = given.labels * len(classes) + given.predicted
+    sums = torch.zeros(3, num_bins, dtype=torch.float64)  # items, confidence, correct answers
+    empty = torch.zeros(0, dtype=torch.int64)
+    worst = _Predictions(empty, empty, empty, empty.double())
+    for predictions in _predict(model.eval(), batches, len(classes)):
+        pairs = predictions.labels * len(classes) + predictions.predicted
         confusion += pairs.bincount(minlength=len(confusion))
-        sums += _sum_by_bin(given, torch.from_numpy(edges))
-        is_wrong = given.predicted != given.labels
-        wrong = _Given(*(column[is_wrong] for column in given))
+        sums += _sum_by_bin(predictions, torch.from_numpy(edges))
+        is_wrong = predictions.predicted != predictions.labels
+        wrong = _Predictions(*(column[is_wrong] for column in predictions))
         worst = _most_confident(worst, wrong, num_worst)
     model.train(was_training)
-    items, confidence, right = sums.numpy()
+    items, confidence, correct = sums.numpy()
     if not items.any():
         raise ValueError("there are no items to answer")
     with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin is nan
@@ -80,8 +88,8 @@ def measure_answers(
             bins=edges,
             bin_items=items.astype(np.int64),
             bin_confidence=confidence / items,
-            bin_accuracy=right / items,
-            calibration_error=float(np.abs(confidence - right).sum() / items.sum()),
+            bin_accuracy=correct / items,
+            calibration_error=float(np.abs(confidence - correct).sum() / items.sum()),
             worst=worst.items.numpy(),
             worst_labels=worst.labels.numpy(),
             worst_predicted=worst.predicted.numpy(),
@@ -89,34 +97,39 @@ def measure_answers(
         )
 
 
-def _answer(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Iterable[_Given]:
-    """Answer one batch after another, without its padding."""
-    num_seen = 0
+def _predict(
+    model: nn.Module, batches: Iterable[Batch], num_classes: int
+) -> Iterator[_Predictions]:
+    """Yield the predictions for each batch without its padding."""
+    num_items = 0
     for batch in batches:
         with torch.no_grad():
             logits = model(batch.images, batch.questions).logits.cpu().double()
         labels = batch.labels.cpu()
-        real = labels != PADDING
+        is_real = labels != PADDING
         if logits.shape[1] != num_classes:
-            raise ValueError(f"{num_classes} classes are named but {logits.shape[1]} answered")
-        best = logits[real].argmax(dim=-1)
-        confidence = logits[real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]
+            raise ValueError(
+                f"the model predicts {logits.shape[1]} classes, but {num_classes} are named"
+            )
+        best = logits[is_real].argmax(dim=-1)
+        confidence = logits[is_real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]
         if confidence.isnan().any():
-            raise UserError("the model answers with nan: its weights are broken, train it again")
-        items = num_seen + torch.arange(len(best))
-        num_seen += len(best)
-        yield _Given(items, labels[real], best, confidence)
+            raise UserError("the model predicts nan because its weights are damaged: train again")
+        items = num_items + torch.arange(len(best))
+        num_items += len(best)
+        yield _Predictions(items, labels[is_real], best, confidence)
 
 
-def _sum_by_bin(given: _Given, edges: Float[Tensor, " A"]) -> Float[Tensor, "3 C"]:
-    """Give the items, the confidence and the right answers of each bin."""
-    counted = (torch.ones(len(given.items)), given.confidence, given.predicted == given.labels)
-    place = torch.bucketize(given.confidence, edges[1:-1])
+def _sum_by_bin(predictions: _Predictions, edges: Float[Tensor, " A"]) -> Float[Tensor, "3 C"]:
+    """Sum items, confidence and correct answers in each bin."""
+    is_correct = predictions.predicted == predictions.labels
+    summed = (torch.ones(len(is_correct)), predictions.confidence, is_correct)
+    index = torch.bucketize(predictions.confidence, edges[1:-1])
     sums = edges.new_zeros(3, len(edges) - 1)
-    return sums.index_add_(1, place, torch.stack([column.double() for column in counted]))
+    return sums.index_add_(1, index, torch.stack([column.double() for column in summed]))
 
 
-def _most_confident(worst: _Given, more: _Given, count: int) -> _Given:
-    both = [torch.cat(columns) for columns in zip(worst, more, strict=True)]
+def _most_confident(one: _Predictions, other: _Predictions, count: int) -> _Predictions:
+    both = [torch.cat(columns) for columns in zip(one, other, strict=True)]
     order = both[-1].sort(descending=True, stable=True).indices[:count]
-    return _Given(*(column[order] for column in both))
+    return _Predictions(*(column[order] for column in both))

@@ -1,15 +1,17 @@
-"""The associative memory as a landscape: energy, fixed points and basins, recall under noise.
+"""The associative memory as a landscape: energy, fixed points, basins, and recall under noise.
 
-A token is retrieved again and again until it stays. Where it stays, count the attractors that make
-up 90 % of the softmax: one is a single attractor, all (90 % of M) is the mean of all, what lies
-between is a metastable state (Ramsauer et al. 2021, arXiv 2008.02217). Twins, attractors that are
-equal, share the softmax: a token that rests at one is at an average of several.
+A token is retrieved repeatedly until it comes to rest. The smallest number of attractors that make
+up 90 % of the softmax there tells the kind of state: one is a single attractor, at least 90 % of M
+is the mean of all, anything between is a metastable state (Ramsauer et al. 2021, arXiv
+2008.02217). Equal attractors share the softmax, so a token that rests at one of them counts as
+metastable.
 
 Dims     R inverse temperatures   L layers   T retrieval steps   M priors   Z noise levels
-         X steps shown   N tokens   E token width   F fixed points   C noisy copies
+         X = T + 1 states along the retrieval   N tokens   E token width   F fixed points
+         C noisy copies
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from associative_transformer.analysis.trace import trace_all
 from associative_transformer.functional import hopfield_energy, hopfield_retrieve
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models import AiT
+from associative_transformer.models.ait import AiT
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
@@ -30,49 +32,63 @@ NOISE = (0.1, 0.25, 0.5, 1.0)
 SHARE = 0.9
 """Share of the softmax that the counted attractors make up."""
 SAME = 0.01
-"""States at rest that are closer, in mean attractor norms, are one fixed point."""
+"""States at rest that are at most this far apart, in mean attractor norms, are one fixed point."""
 NUM_DRAWS = 16
 """Noisy copies of each attractor."""
 POINTS_PER_PRIOR = 4
-"""Fixed points that are looked for, times M."""
+"""Largest number of fixed points to look for, per prior."""
 
 
 @dataclass(frozen=True)
 class Basins:
     """Where the tokens of a split come to rest, for several inverse temperatures.
 
-    Recall: Gaussian noise of a certain length (root mean square) is added to each attractor, 16
-    times. A noisy attractor has returned to its own if it comes to rest within 0.01 mean norms of
-    where the attractor without noise does, and the attractor alone makes up 90 % of the softmax
-    there. So twins never return, nor does one that rests in an average.
+    Recall: Gaussian noise of a given length (root mean square) is added to each attractor, 16
+    times. A noisy attractor is recalled if it comes to rest within 0.01 mean norms of where the
+    attractor without noise does, and the attractor alone makes up 90 % of the softmax there. So
+    neither equal attractors nor one that rests in an average are ever recalled.
     """
 
     betas: Float[np.ndarray, " R"]
     trained_beta: float
-    num_tokens: int  # tokens that were retrieved in each layer
-    energy: Float[np.ndarray, "R L X"]  # mean over the tokens before and after each of X - 1 steps
+    num_tokens: int  # tokens retrieved in each layer
+    energy: Float[np.ndarray, "R L X"]  # mean over the tokens, before and after each step
     energy_spread: Float[np.ndarray, "R L X"]  # standard deviation over the tokens
-    num_fixed_points: Int[np.ndarray, "R L"]  # distinct places of rest; 4 M may be more
+    num_fixed_points: Int[np.ndarray, "R L"]  # 4 M: there may be more
     single: Float[np.ndarray, "R L"]  # share of tokens at one attractor
     metastable: Float[np.ndarray, "R L"]  # at an average of several
     uniform: Float[np.ndarray, "R L"]  # at the mean of all; the three sum to 1
-    basins: Float[np.ndarray, "R L M"]  # share of tokens by fixed point, the M largest, falling
-    noise: Float[np.ndarray, " Z"]  # length of what is added, in mean attractor norms
-    recall: Float[np.ndarray, "R L Z"]  # share of noisy attractors that return to their own
+    basins: Float[np.ndarray, "R L M"]  # share of tokens at the M largest fixed points, descending
+    noise: Float[np.ndarray, " Z"]  # length of the noise, in mean attractor norms
+    recall: Float[np.ndarray, "R L Z"]  # share of noisy attractors that are recalled
+
+    def describe(self) -> Iterator[str]:
+        """Yield the main numbers as lines of text."""
+        yield (
+            "% of tokens at rest at one attractor / at an average of several / at the mean of all "
+            f"(trained with beta {self.trained_beta:g}):"
+        )
+        kinds = np.stack([self.single, self.metastable, self.uniform], axis=-1)  # (R, L, 3)
+        for layer in range(kinds.shape[1]):
+            shares = [
+                f"beta {beta:g}: " + " / ".join(f"{100 * share:.0f}" for share in row)
+                for beta, row in zip(self.betas, kinds[:, layer], strict=True)
+            ]
+            yield f"  layer {layer + 1}: {', '.join(shares)}"
 
 
 class Rest(NamedTuple):
-    """Where states stay."""
+    """States at rest."""
 
     state: Float[Tensor, "*B E"]
-    num_steps: Int[Tensor, "*B"]  # that moved the state; `max_steps` where it may still move
+    num_steps: Int[Tensor, "*B"]  # steps that moved the state; `max_steps`: it may still move
 
 
 class FixedPoints(NamedTuple):
-    """States that are the same within a tolerance, taken together."""
+    """Groups of states that are equal within a tolerance."""
 
     number: int
-    sizes: Int[Tensor, " F"]  # states at each, falling
+    sizes: Int[Tensor, " F"]  # states in each group, descending
 
 
 @torch.no_grad()
@@ -87,12 +103,12 @@ def measure_basins(
 ) -> Basins:
     """Retrieve a sample of the tokens of a split from the memory of each layer of an AiT.
 
-    Every token is as likely to be drawn, the same ones in all layers; no others are kept. One
-    that still moves after 100 steps is taken where it is. States within 0.01 mean attractor norms
-    are one fixed point; beyond 4 M of them, no more are looked for.
+    All tokens are equally likely to be drawn; the same ones are used in all layers. A token that
+    still moves after 100 steps counts as it is. States within 0.01 mean attractor norms are one
+    fixed point; the search stops after 4 M of them.
 
-    Raises UserError for other models and for the read by cross-attention, ValueError for a beta
-    that is not positive and where there is no token.
+    Raises UserError for other models and for the read by cross-attention, and ValueError if a
+    beta is not positive or there are no tokens.
     """
     ait = _with_basins(model)
     if min(betas) <= 0:
@@ -100,8 +116,8 @@ def measure_basins(
     generator = torch.Generator().manual_seed(seed)
     sample = sample_tokens(ait, batches, num_tokens, generator)
     workspaces = [cast(GlobalWorkspace, block.workspace) for block in ait.blocks]
-    memories = [_open(workspace, generator) for workspace in workspaces]
-    explored = [
+    memories = [_Memory.of(workspace, generator) for workspace in workspaces]
+    landscapes = [
         [
             _explore(tokens, memory, beta, num_steps, noise)
             for tokens, memory in zip(sample, memories, strict=True)
@@ -109,7 +125,7 @@ def measure_basins(
         for beta in betas
     ]
     columns: dict[str, Any] = {
-        name: np.array([[getattr(layer, name) for layer in row] for row in explored])
+        name: np.array([[getattr(landscape, name) for landscape in row] for row in landscapes])
         for name in _Landscape._fields
     }
     return Basins(
@@ -128,7 +144,7 @@ def retrieve_until_rest(
     max_steps: int = 100,
     tolerance: float = 1e-4,
 ) -> Rest:
-    """Retrieve each state until a step moves it by `tolerance` mean attractor norms at most."""
+    """Retrieve each state until a step moves it by at most `tolerance` mean attractor norms."""
     limit = tolerance * attractors.norm(dim=-1).mean()
     rest = state.reshape(-1, state.shape[-1]).clone()
     num_steps = torch.zeros(len(rest), dtype=torch.int64, device=rest.device)
@@ -145,22 +161,21 @@ def retrieve_until_rest(
 
 
 def num_needed(weights: Float[Tensor, "*B M"], share: float = SHARE) -> Int[Tensor, "*B"]:
-    """Count how many of the largest weights of a row make up `share` of it; rows sum to 1."""
-    reached = weights.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
-    return (reached < share - 1e-6).sum(dim=-1) + 1  # 9 of 10 equal ones make up 0.9
+    """Return the smallest number of weights that make up `share` of a row; rows sum to 1."""
+    sums = weights.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
+    return (sums < share - 1e-6).sum(dim=-1) + 1  # 9 of 10 equal weights make up 0.9
 
 
 def count_fixed_points(states: Float[Tensor, "N E"], tolerance: float, limit: int) -> FixedPoints:
-    """Group states that lie within `tolerance` of the first one that is in no group yet.
+    """Group states that lie within `tolerance` of the first state that is not in a group yet.
 
-    After `limit` groups no more are looked for: then the sizes sum to less than N.
+    The search stops after `limit` groups; the sizes may then sum to less than N.
     """
     sizes: list[int] = []
     while len(states) and len(sizes) < limit:
         is_apart = (states - states[0]).norm(dim=-1) > tolerance
-        sizes.append(len(states))
+        sizes.append(len(states) - int(is_apart.sum()))
         states = states[is_apart]
-        sizes[-1] -= len(states)
     return FixedPoints(len(sizes), torch.tensor(sorted(sizes, reverse=True), dtype=torch.int64))
 
 
@@ -170,14 +185,14 @@ def sample_tokens(
     num_tokens: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "L N E"]:
-    """Draw tokens that an AiT hands to its workspaces, evenly from all batches.
+    """Draw tokens that the workspaces of an AiT receive, all batches with equal probability.
 
-    Each token draws a number; those with the smallest numbers so far are kept. Raises ValueError
-    where there are no tokens.
+    Each token is given a random number, and those with the smallest numbers so far are kept.
+    Raises ValueError if there are no tokens.
     """
     numbers, kept = torch.empty(0, dtype=torch.float64), torch.empty(0)
     for traced in trace_all(model, batches):
-        pools = [cast(Tensor, layer.handed).flatten(0, 1) for layer in traced.layers]
+        pools = [cast(Tensor, layer.workspace_input).flatten(0, 1) for layer in traced.layers]
         kept = kept if len(numbers) else torch.stack([pool[:0] for pool in pools])
         drawn = torch.rand(len(pools[0]), generator=generator, dtype=torch.float64)
         numbers, num_kept = torch.cat([numbers, drawn]), len(numbers)
@@ -193,14 +208,21 @@ def sample_tokens(
 
 
 class _Memory(NamedTuple):
-    """What one layer stores."""
+    """The attractors of one layer, and noise to add to them."""
 
     attractors: Float[Tensor, "M E"]
-    noise: Float[Tensor, "C M E"]  # as long as the attractors are on the average
+    noise: Float[Tensor, "C M E"]  # as long as the attractors on average
+
+    @classmethod
+    def of(cls, workspace: GlobalWorkspace, generator: torch.Generator) -> "_Memory":
+        attractors = workspace.to_attractor(workspace.priors)
+        draws = torch.randn(NUM_DRAWS, *attractors.shape, generator=generator).to(attractors)
+        length = attractors.norm(dim=-1).mean() / attractors.shape[1] ** 0.5
+        return cls(attractors, length * draws)
 
 
 class _Landscape(NamedTuple):
-    """One memory at one inverse temperature, field by field as in `Basins`."""
+    """One memory at one inverse temperature; the fields are those of `Basins`."""
 
     energy: Float[np.ndarray, " X"]
     energy_spread: Float[np.ndarray, " X"]
@@ -214,20 +236,13 @@ class _Landscape(NamedTuple):
 
 def _with_basins(model: PretrainedModel) -> AiT:
     if not isinstance(model, AiT):
-        raise UserError(f"a {type(model).__name__} has no basins: take a run of AiT")
+        raise UserError(f"{type(model).__name__} has no basins: use a run of AiT")
     if model.config.read != "hopfield":
         raise UserError(
-            "this AiT reads its memory by cross-attention, whose queries, keys and values have no "
-            "energy and no basins: take a run with --model.read hopfield"
+            "this AiT reads its memory by cross-attention, which has neither energy nor basins: "
+            "use a run with --model.read hopfield"
         )
     return model
-
-
-def _open(workspace: GlobalWorkspace, generator: torch.Generator) -> _Memory:
-    attractors = workspace.to_attractor(workspace.priors)
-    draws = torch.randn(NUM_DRAWS, *attractors.shape, generator=generator).to(attractors)
-    length = attractors.norm(dim=-1).mean() / attractors.shape[1] ** 0.5
-    return _Memory(attractors, length * draws)
 
 
 def _explore(
@@ -237,9 +252,9 @@ def _explore(
     num_steps: int,
     noise: Sequence[float],
 ) -> _Landscape:
-    """Follow the tokens, and attractors under noise, to where they rest."""
+    """Follow the tokens, and the attractors under noise, until they come to rest."""
     attractors, num_priors = memory.attractors, len(memory.attractors)
-    exact, state, energies = attractors.double(), tokens.double(), []  # a fall can be small
+    exact, state, energies = attractors.double(), tokens.double(), []  # steps can be small
     for _ in range(num_steps + 1):
         energies.append(hopfield_energy(state, exact, beta))
         state = hopfield_retrieve(state, exact, beta)
@@ -248,9 +263,9 @@ def _explore(
     needed = num_needed(_softmax(rest, attractors, beta))
     is_single = needed == 1
     is_uniform = (needed >= num_needed(torch.full([num_priors], 1 / num_priors))) & ~is_single
-    single, uniform = (int(kind.sum()) / len(tokens) for kind in (is_single, is_uniform))
-    same = float(SAME * attractors.norm(dim=-1).mean())
-    points = count_fixed_points(rest, same, POINTS_PER_PRIOR * num_priors)
+    single, uniform = (int(is_kind.sum()) / len(tokens) for is_kind in (is_single, is_uniform))
+    tolerance = float(SAME * attractors.norm(dim=-1).mean())
+    points = count_fixed_points(rest, tolerance, POINTS_PER_PRIOR * num_priors)
     basins = np.zeros(num_priors)
     basins[: points.number] = points.sizes[:num_priors].numpy() / len(tokens)
     return _Landscape(
@@ -266,14 +281,14 @@ def _explore(
 
 
 def _recall(memory: _Memory, beta: float, level: float) -> float:
-    """Give the share of attractors under noise that return to their own."""
+    """Return the share of noisy attractors that come to rest at their own attractor."""
     attractors, noise = memory
     own = retrieve_until_rest(attractors, attractors, beta).state
     rest = retrieve_until_rest(attractors + level * noise, attractors, beta).state
-    same = SAME * attractors.norm(dim=-1).mean()
+    tolerance = SAME * attractors.norm(dim=-1).mean()
     is_alone = _softmax(own, attractors, beta).diag() >= SHARE
-    has_returned = is_alone & ((rest - own).norm(dim=-1) <= same)  # (C, M)
-    return has_returned.double().mean().item()
+    is_recalled = is_alone & ((rest - own).norm(dim=-1) <= tolerance)  # (C, M)
+    return is_recalled.double().mean().item()
 
 
 def _softmax(

@@ -1,4 +1,4 @@
-"""Competition inside the self-attention: how few tokens make up most of what a token attends to.
+"""Competition in self-attention: how few tokens receive most of the attention of a token.
 
 After Ramsauer et al. 2021 (arXiv 2008.02217), who counted them for the heads of BERT.
 
@@ -6,8 +6,8 @@ Dims     B batch   L layers with self-attention   H heads   N tokens per image
          C = N + 1 counts, from 0
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,23 +20,23 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.pretrained import PretrainedModel
 
 ROUNDING = 1e-6
-"""What a sum of attention may lack, relative to the share: a softmax in float32 is not exact."""
+"""Relative error allowed in a sum of attention: a softmax in float32 is not exact."""
 
 
 @dataclass(frozen=True)
 class Competition:
-    """How many tokens each token needs for `share` of its attention, over many images."""
+    """How many tokens receive `share` of the attention of a token, counted over many images."""
 
-    one: ClassVar[int] = 1  # the lower bound: one token gets all
+    one: ClassVar[int] = 1  # the lower bound: one token receives all
 
     share: float
     num_images: int
-    layers: list[int]  # which ones have self-attention, from 0
+    layers: list[int]  # those with self-attention, from 0
     counts: Int[np.ndarray, "L H C"]  # tokens of all images that need 0, 1, ..., N tokens
 
     @property
     def uniform(self) -> int:
-        """The upper bound, ceil(share N): all tokens get the same."""
+        """The upper bound, ceil(share N): all tokens receive the same attention."""
         num_tokens = self.counts.shape[-1] - 1
         return int(tokens_for_share(torch.full((num_tokens,), 1 / num_tokens), self.share))
 
@@ -46,55 +46,65 @@ class Competition:
         return self.counts @ np.arange(self.counts.shape[-1]) / self.counts.sum(axis=-1)
 
     def quantile(self, q: float) -> Float[np.ndarray, "L H"]:
-        """Give, per head, the smallest count that covers at least a share q of the tokens."""
+        """Return for each head the smallest count that covers at least a share q of the tokens."""
         if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is between 0 and 1, not {q}")
+            raise ValueError(f"a quantile must be between 0 and 1, not {q}")
         covered = self.counts.cumsum(axis=-1)
         total = covered[..., -1:]
-        wanted = np.maximum(np.ceil(q * total * (1 - 1e-12)), 1)  # 0.07 * 100 is more than 7
-        return (covered >= wanted).argmax(axis=-1).astype(np.float64)
+        required = np.maximum(np.ceil(q * total * (1 - 1e-12)), 1)  # 0.07 * 100 is more than 7
+        return (covered >= required).argmax(axis=-1).astype(np.float64)
+
+    def describe(self) -> Iterator[str]:
+        """Yield the main numbers as lines of text."""
+        yield (
+            f"tokens that receive {100 * self.share:.0f} % of the attention of a token (median; "
+            f"{self.uniform} if uniform):"
+        )
+        all_heads = replace(self, counts=self.counts.sum(axis=1, keepdims=True))
+        for layer, median in zip(self.layers, all_heads.quantile(0.5)[:, 0], strict=True):
+            yield f"  layer {layer + 1}: {median:.0f}"
 
 
 def tokens_for_share(attention: Float[Tensor, "*B N"], share: float) -> Int[Tensor, "*B"]:
-    """Count the fewest tokens whose attention sums to `share` of the row."""
+    """Return the smallest number of tokens whose attention sums to `share` of the row."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], not {share}")
-    falling = attention.sort(dim=-1, descending=True).values
-    reached = falling.cumsum(dim=-1, dtype=torch.float64)  # a GPU would add up in float32
-    wanted = share * (1 - ROUNDING) * reached[..., -1:]
-    return (reached < wanted).sum(dim=-1) + 1
+    descending = attention.sort(dim=-1, descending=True).values
+    sums = descending.cumsum(dim=-1, dtype=torch.float64)  # a GPU would sum in float32
+    required = share * (1 - ROUNDING) * sums[..., -1:]
+    return (sums < required).sum(dim=-1) + 1
 
 
 @torch.no_grad()
 def measure_competition(
     model: PretrainedModel, batches: Iterable[Batch], share: float = 0.9
 ) -> Competition:
-    """Count, in every head, how many tokens make up `share` of the attention of each token.
+    """Count in every head how many tokens receive `share` of the attention of each token.
 
-    Layers without self-attention are left out. Raises UserError where a model has none, and where
-    it is neither AiT nor ViT. The model keeps its mode.
+    Layers without self-attention are left out. The model keeps its mode. Raises UserError if no
+    layer has self-attention, and ValueError without images.
     """
     counts: dict[int, Tensor] = {}
     num_images = 0
     for traced in trace_all(model, batches):
         num_images += len(traced.labels)
-        for place, layer in enumerate(traced.layers):
-            if layer.attention is not None:
-                counted = _count(layer.attention, share)
-                counts[place] = counts[place] + counted if place in counts else counted
+        for index, layer in enumerate(traced.layers):
+            if (attention := layer.attention) is not None:
+                more = _count(attention, share)
+                counts[index] = counts[index] + more if index in counts else more
     if not num_images:
-        raise ValueError("there are no images to measure the competition on")
+        raise ValueError("there are no images to measure competition on")
     if not counts:
         raise UserError(
-            "this model has no self-attention, so nothing competes in it: take a run whose "
-            "use_self_attention is True"
+            f"this {type(model).__name__} has no self-attention in which tokens compete: use a "
+            "run of ViT, or of AiT with use_self_attention"
         )
     stacked = torch.stack(list(counts.values())).cpu().numpy()
     return Competition(share, num_images, list(counts), stacked)
 
 
 def _count(attention: Float[Tensor, "B H N N"], share: float) -> Int[Tensor, "H N+1"]:
-    """Give the tokens of each head that need 0, 1, ..., N tokens; one head at a time: it sorts."""
+    """Count the tokens of each head that need 0, 1, ..., N tokens, a head at a time for memory."""
     size = attention.shape[-1] + 1
     heads = (tokens_for_share(head, share).flatten() for head in attention.unbind(dim=1))
-    return torch.stack([needed.bincount(minlength=size) for needed in heads])
+    return torch.stack([num_needed.bincount(minlength=size) for num_needed in heads])

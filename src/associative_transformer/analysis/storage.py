@@ -1,4 +1,4 @@
-"""Results of an analysis as files: arrays in NAME.npz, all else in NAME.json."""
+"""Results of an analysis as files: arrays in NAME.npz, everything else in NAME.json."""
 
 import io
 import json
@@ -8,44 +8,44 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from associative_transformer.files import write_file
+from associative_transformer.files import make_folder, write_file
 from associative_transformer.interface import UserError
 
-Kind = TypeVar("Kind")
+Result = TypeVar("Result")
 
 
 def save_result(result: Any, folder: Path, name: str) -> None:  # noqa: ANN401
-    """Write a frozen dataclass whose fields are arrays, numbers, words and lists of them.
+    """Write a frozen dataclass whose fields are arrays, numbers, strings and lists of them.
 
-    Raises UserError where the disk is full or the folder can't be written.
+    Raises UserError if the folder cannot be written or the disk is full.
     """
     values = {field.name: getattr(result, field.name) for field in fields(result)}
     arrays: dict[str, Any] = {
         key: value for key, value in values.items() if isinstance(value, np.ndarray)
     }
     rest = {key: value for key, value in values.items() if key not in arrays}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_file(folder / f"{name}.npz", buffer.getvalue())
     write_file(folder / f"{name}.json", json.dumps(rest, indent=2).encode())
 
 
-def load_result(kind: type[Kind], folder: Path, name: str) -> Kind:
-    """Read it back. Raises UserError where a file is missing, damaged or of another kind."""
+def load_result(kind: type[Result], folder: Path, name: str) -> Result:
+    """Read a result of the given class back.
+
+    Raises UserError if a file is missing or damaged, or holds a result of another class.
+    """
     try:
         values = json.loads((folder / f"{name}.json").read_text())
         with np.load(folder / f"{name}.npz") as arrays:
             values |= {key: arrays[key] for key in arrays.files}
-        wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-        if values.keys() != wanted:
-            differing = ", ".join(sorted(values.keys() ^ wanted))
-            raise ValueError(f"fields that differ: {differing}")
+        expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        if values.keys() != expected:
+            differences = ", ".join(sorted(values.keys() ^ expected))
+            raise ValueError(f"unexpected or missing fields: {differences}")
         return kind(**values)
-    except Exception as error:  # damaged archives make zipfile raise nearly anything
+    except Exception as error:  # for a damaged archive, zipfile raises nearly anything
         raise UserError(
-            f"can't read the result {name} in {folder} ({error}): make it anew with ait analyze"
+            f"cannot read the result {name} in {folder} ({error}): run ait analyze again"
         ) from error

@@ -1,18 +1,19 @@
-"""What passes through the layers of a model, for analysis: no gradients, no memory moved.
+"""What the layers of a model receive, recorded by hooks on its own forward pass.
 
 Dims     B batch   N tokens per image   E token width   H heads of the self-attention
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from associative_transformer.interface import PADDING, Batch, UserError
-from associative_transformer.models import AiT, ViT
+from associative_transformer.interface import PADDING, Batch
 from associative_transformer.models.layers import SelfAttention
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
@@ -20,68 +21,79 @@ from associative_transformer.workspace import GlobalWorkspace
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """One layer, while a batch passes it."""
+    """What one layer receives; None for what the layer does not have."""
 
-    seen: Float[Tensor, "B N E"] | None  # what the self-attention sees; None without one
-    self_attention: SelfAttention | None
-    handed: Float[Tensor, "B N E"] | None  # u, what the tokens hand to the workspace
-    workspace: GlobalWorkspace | None  # with its frozen memory; None without one
+    self_attention: SelfAttention | None = None
+    attention_input: Float[Tensor, "B N E"] | None = None  # tokens after the norm
+    workspace: GlobalWorkspace | None = None
+    workspace_input: Float[Tensor, "B N E"] | None = None  # u
 
     @property
     @torch.no_grad()
     def attention(self) -> Float[Tensor, "B H N N"] | None:
-        """Give the attention of each token, by row; None without self-attention.
+        """The attention of each token to all tokens, a row per token.
 
-        It is computed anew each time: that of all layers at once may not fit into the memory.
+        It is computed at each access, because that of all layers may not fit into memory.
         """
-        if self.self_attention is None or self.seen is None:
+        if self.self_attention is None or self.attention_input is None:
             return None
-        return self.self_attention.scores(self.seen)
+        return self.self_attention.scores(self.attention_input)
 
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """A batch without its padding, and all layers that it has passed.
+    """One batch without its padding, and what each layer received, in the order of the calls.
 
-    Tokens are ordered class token, question, patches in raster order.
+    The tokens of a layer are ordered class token, question, patches in raster order.
     """
 
     images: Float[Tensor, "B C H W"]
     labels: Int[Tensor, " B"]
     layers: list[LayerTrace]
     logits: Float[Tensor, "B O"]
-    num_patches: int  # the last tokens of an image; those before are class token and question
 
 
 @torch.no_grad()
 def trace(model: PretrainedModel, batch: Batch) -> ModelTrace:
-    """Pass a batch through an AiT or a ViT in evaluation mode and keep what its layers do.
+    """Run a model on a batch in evaluation mode and record what its layers receive.
 
-    The model is in its own mode again afterwards. Raises UserError for other models, which have
-    no self-attention among the tokens of a layer.
+    A layer is one call of a module in `model.blocks`; a model without `blocks` has no layers.
+    Recorded are the inputs of the `SelfAttention` and the `GlobalWorkspace` inside. Afterwards
+    the model has no hooks and is in the same mode as before.
     """
-    if not isinstance(model, AiT | ViT):
-        raise UserError(f"there is no trace of a {type(model).__name__}: take a run of AiT or ViT")
-    was_training = model.training
-    model.eval()
-    real = batch.labels != PADDING
-    images = batch.images[real]
-    questions = None if batch.questions is None else batch.questions[real]
-    x, layers = model.embed(images, questions), []
-    for block in cast(Iterable[Any], model.blocks):
-        seen = None if block.attention is None else block.norm1(x)
-        if isinstance(model, AiT):
-            x, u = block.think(x)
-            layers.append(LayerTrace(seen, block.attention, u, block.workspace))
-            x = x + u + block.workspace(u).read
-        else:
-            layers.append(LayerTrace(seen, block.attention, None, None))
-            x = block(x)
-    logits = model.head(x)
-    model.train(was_training)
-    return ModelTrace(images, batch.labels[real], layers, logits, model.embed.num_patches)
+    is_real = batch.labels != PADDING
+    images = batch.images[is_real]
+    questions = None if batch.questions is None else batch.questions[is_real]
+    layers: list[LayerTrace] = []
+    with ExitStack() as cleanup:
+        cleanup.callback(model.train, model.training)
+        for handle in _register_hooks(model, layers):
+            cleanup.enter_context(handle)
+        logits = model.eval()(images, questions).logits
+    return ModelTrace(images, batch.labels[is_real], layers, logits)
 
 
 def trace_all(model: PretrainedModel, batches: Iterable[Batch]) -> Iterator[ModelTrace]:
-    """Trace one batch after another; nothing of one is kept for the next."""
+    """Trace one batch after another, without keeping earlier traces."""
     return (trace(model, batch) for batch in batches)
+
+
+def _register_hooks(model: nn.Module, layers: list[LayerTrace]) -> Iterator[RemovableHandle]:
+    """Let each block append a `LayerTrace` to `layers`, and its modules fill it in."""
+
+    def start_layer(*_: object) -> None:
+        layers.append(LayerTrace())
+
+    def keep_attention(module: SelfAttention, inputs: tuple[Any, ...]) -> None:
+        layers[-1] = replace(layers[-1], self_attention=module, attention_input=inputs[0])
+
+    def keep_workspace(module: GlobalWorkspace, inputs: tuple[Any, ...]) -> None:
+        layers[-1] = replace(layers[-1], workspace=module, workspace_input=inputs[0])
+
+    for block in getattr(model, "blocks", nn.ModuleList()).children():
+        yield block.register_forward_pre_hook(start_layer)
+        for module in block.modules():
+            if isinstance(module, SelfAttention):
+                yield module.register_forward_pre_hook(keep_attention)
+            elif isinstance(module, GlobalWorkspace):
+                yield module.register_forward_pre_hook(keep_workspace)

@@ -1,12 +1,11 @@
-"""Numbers drawn as pictures; the only user of matplotlib."""
+"""Figures of an analysis and sheets of images; only this folder uses matplotlib."""
 
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from cycler import cycler
@@ -18,29 +17,37 @@ from associative_transformer.analysis import Analysis
 from associative_transformer.figures.basins import draw_basins
 from associative_transformer.figures.capacity import draw_capacity
 from associative_transformer.figures.competition import draw_competition
+from associative_transformer.figures.context import Context
 from associative_transformer.figures.reconstruction import draw_reconstruction
 from associative_transformer.figures.selection import draw_selection
 from associative_transformer.figures.sheet import draw_sheet, write_images
 from associative_transformer.figures.specialization import draw_specialization
-from associative_transformer.files import write_file
-from associative_transformer.interface import UserError
+from associative_transformer.files import make_folder, write_file
 
 __all__ = ["draw_analysis", "draw_sheet", "write_images"]
 
 
 class Drawing(NamedTuple):
-    """One figure to be drawn."""
+    """How the result of an analysis is drawn."""
 
-    name: str
-    draw: Callable[[Figure], str]  # returns what it shows
-    layers: str = ""  # which ones, where they are not all
+    draw: Callable[[Figure, Any, Context], str]  # returns the caption
+    layers: Callable[[Any], Sequence[int]]  # numbers of the layers of a result, from 0
+    max_layers: int = 3
 
 
-WIDTH = 5.5  # inches: the text of a page
+DRAWINGS = {
+    "competition": Drawing(draw_competition, lambda r: r.layers, max_layers=12),  # low rows
+    "selection": Drawing(draw_selection, lambda r: range(len(r.usage))),
+    "specialization": Drawing(draw_specialization, lambda r: ()),  # always draws all layers
+    "basins": Drawing(draw_basins, lambda r: range(r.energy.shape[1])),
+    "reconstruction": Drawing(draw_reconstruction, lambda r: range(len(r.before))),
+    "capacity": Drawing(draw_capacity, lambda r: range(len(r.effective_rank))),
+}
+"""The table of figures, by the name of the analysis."""
+
+WIDTH = 5.5  # inches: the text width of a page
 LINE_INCHES = 0.14
-CHARACTERS = 105  # of a caption's line
-SHOWN_LAYERS = 3
-SHOWN_ROWS = 12  # layers in the figure of the competition, whose rows are low
+MAX_CHARACTERS = 105  # per line of the caption
 
 STYLE = {
     "figure.figsize": (WIDTH, 4.0),
@@ -60,15 +67,15 @@ STYLE = {
     "lines.linewidth": 1.1,
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.5,
-    # Okabe and Ito's colors (2008); every line also has a marker and a dash of its own
+    # the colors of Okabe and Ito (2008), each with its own marker and dashes
     "axes.prop_cycle": cycler(
         color=["#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"],
         marker=["o", "s", "^", "D", "v", "P", "X"],
         linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))],
     ),
-    "text.parse_math": False,  # names are shown as they are
+    "text.parse_math": False,  # a $ in a name is shown as it is
     "svg.fonttype": "none",
-    "svg.hashsalt": "associative_transformer",  # the same figure has the same ids
+    "svg.hashsalt": "associative_transformer",  # equal figures get equal ids
     "savefig.dpi": 200,
 }
 
@@ -80,72 +87,47 @@ def draw_analysis(
     caption: str,
     items: str = "images",
 ) -> list[Path]:
-    """Draw what there is as FOLDER/figures/NAME.png and .svg, and name the files written.
+    """Draw each result as FOLDER/figures/NAME.png and .svg, and return the files written.
 
-    `image_of` gives an image by its place in the split. The caption says model, data and seed; to
-    it comes what each figure shows. The items of the split are images, or questions about them.
-    Raises UserError where a file can't be written.
+    `image_of` returns an image by its index in the split. `caption` names model, data and seed;
+    what a figure shows is appended to it. `items` is what the split consists of: images or
+    questions. Raises UserError if a file cannot be written.
     """
     folder = folder / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     written = []
-    # a matplotlibrc of the user's changes nothing
+    # independent of the user's matplotlibrc
     with style.context(STYLE, after_reset=True), warnings.catch_warnings():
-        # letters that the font lacks are boxes in the PNG; the SVG has them
+        # characters that the font lacks are boxes in the PNG; the SVG has them
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        for drawing in _drawings(analysis, image_of, items):
+        for name, drawing in DRAWINGS.items():
+            result = getattr(analysis, name)
+            if result is None:
+                continue
             figure = Figure()
-            shown = drawing.draw(figure)
-            _write_below(figure, f"{caption}. {shown}{drawing.layers}")
+            layers, note = _select_layers(drawing.layers(result), drawing.max_layers)
+            shown = drawing.draw(figure, result, Context(analysis, layers, image_of, items))
+            _write_caption(figure, f"{caption}. {shown}{note}")
             for ending in ("png", "svg"):
-                written.append(folder / f"{drawing.name}.{ending}")
+                written.append(folder / f"{name}.{ending}")
                 write_file(written[-1], _encode(figure, ending))
     return written
 
 
-def _drawings(
-    analysis: Analysis, image_of: Callable[[int], UInt8[np.ndarray, "C H W"]], items: str
-) -> Iterator[Drawing]:
-    a = analysis
-    if a.competition is not None:
-        rows, note = _spread(a.competition.layers, SHOWN_ROWS)
-        draw = partial(draw_competition, competition=a.competition, items=items, rows=rows)
-        yield Drawing("competition", draw, note)
-    if a.selection is not None:
-        layers, note = _spread(range(len(a.selection.usage)), SHOWN_LAYERS)
-        draw = partial(draw_selection, selected=a.selection, drift=a.drift, layers=layers)
-        yield Drawing("selection", partial(draw, image_of=image_of, items=items), note)
-    if a.specialization is not None:
-        draw = partial(draw_specialization, specialization=a.specialization, items=items)
-        yield Drawing("specialization", partial(draw, selected=a.selection, image_of=image_of))
-    if a.basins is not None:
-        layers, note = _spread(range(a.basins.energy.shape[1]), SHOWN_LAYERS)
-        yield Drawing("basins", partial(draw_basins, basins=a.basins, layers=layers), note)
-    if a.reconstruction is not None:
-        layers, note = _spread(range(len(a.reconstruction.before)), SHOWN_LAYERS)
-        draw = partial(draw_reconstruction, reconstruction=a.reconstruction, layers=layers)
-        yield Drawing("reconstruction", partial(draw, items=items), note)
-    if a.capacity is not None:
-        layers, note = _spread(range(len(a.capacity.effective_rank)), SHOWN_LAYERS)
-        yield Drawing("capacity", partial(draw_capacity, capacity=a.capacity, layers=layers), note)
-
-
-def _spread(layers: Sequence[int], at_most: int) -> tuple[list[int], str]:
-    """Pick the places of the first layer, the last and some between; say so if that's not all."""
+def _select_layers(layers: Sequence[int], max_layers: int) -> tuple[list[int], str]:
+    """Return indices evenly spaced from the first layer to the last, and a note on the rest."""
     count = len(layers)
-    if count <= at_most:
+    if count <= max_layers:
         return list(range(count)), ""
-    places = [(count - 1) * i // (at_most - 1) for i in range(at_most)]
-    shown = ", ".join(str(layers[place] + 1) for place in places)
-    return places, f" Shown: layers {shown} of {count}."
+    indices = [(count - 1) * i // (max_layers - 1) for i in range(max_layers)]
+    numbers = ", ".join(str(layers[index] + 1) for index in indices)
+    return indices, f" Layers shown: {numbers} of {count}."
 
 
-def _write_below(figure: Figure, caption: str) -> None:
+def _write_caption(figure: Figure, caption: str) -> None:
+    """Make the figure higher and write the caption below the axes."""
     plain = "".join(c if c.isprintable() else " " for c in caption)
-    lines = textwrap.wrap(plain, CHARACTERS)
+    lines = textwrap.wrap(plain, MAX_CHARACTERS)
     figure.set_figheight(figure.get_figheight() + LINE_INCHES * len(lines))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7)
 

@@ -1,6 +1,6 @@
-"""Basins: energy along the retrieval, where tokens come to rest, and how large the basins are.
+"""Basins: energy along the retrieval, where tokens come to rest, basin sizes, and recall.
 
-Rows are what is measured, columns are layers.
+Each row shows one quantity, each column one layer.
 """
 
 import math
@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from associative_transformer.analysis.basins import Basins
+from associative_transformer.figures.context import Context
 
 ROW_INCHES = 1.4
-NARROW = 20  # the first step often takes away more than 95 % of the energy
+MAX_LINEAR = 20  # largest ratio of energies on a linear scale; the first step may take off 95 %
 STATES = (  # name, color, hatch
     ("uniform", "C5", "...."),
     ("metastable", "C3", "////"),
@@ -23,8 +24,9 @@ STATES = (  # name, color, hatch
 )
 
 
-def draw_basins(figure: Figure, basins: Basins, layers: list[int]) -> str:
-    """Draw energy, shares, basin sizes and recall, layer by layer; return what it shows."""
+def draw_basins(figure: Figure, basins: Basins, context: Context) -> str:
+    """Draw energy, kinds of states, basin sizes and recall of each layer; return the caption."""
+    layers = context.layers
     if not layers:
         figure.set_figheight(0.5)
         return "There is no memory."
@@ -34,8 +36,8 @@ def draw_basins(figure: Figure, basins: Basins, layers: list[int]) -> str:
     for row, draw in zip(axes, draws, strict=True):
         for ax, layer in zip(row, layers, strict=True):
             draw(ax, basins, layer)
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "borderaxespad": 0.4}
-        row[-1].legend(reverse=draw is _draw_shares, **place)  # in the order of the bars
+        position = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "borderaxespad": 0.4}
+        row[-1].legend(reverse=draw is _draw_shares, **position)  # in the order of the bars
         row[0].set_ylabel(row[-1].get_ylabel())
         for ax in row[1:]:
             ax.set_ylabel("")
@@ -43,27 +45,27 @@ def draw_basins(figure: Figure, basins: Basins, layers: list[int]) -> str:
         ax.set_title(f"layer {layer + 1}")
     figure.align_ylabels(axes[:, 0])
     return (
-        f"{basins.num_tokens:,} tokens of each layer, retrieved until they stay; bars: standard "
-        "deviation over the tokens. At rest, 90 % of the weight lies on one attractor (single), "
-        "on several (metastable) or on all as in their mean (uniform). "
+        f"{basins.num_tokens:,} tokens of each layer, retrieved until they come to rest; error "
+        "bars: standard deviation over the tokens. At rest, 90 % of the weight is on one "
+        "attractor (single), on several (metastable), or on all as in their mean (uniform). "
         f"Trained at β = {basins.trained_beta:g}."
     )
 
 
 def _draw_energy(ax: Axes, basins: Basins, layer: int) -> None:
     steps = np.arange(basins.energy.shape[2])
-    for place, beta in enumerate(basins.betas):
+    for i, beta in enumerate(basins.betas):
         ax.errorbar(
-            steps + 0.06 * (place - len(basins.betas) / 2),
-            basins.energy[place, layer],
-            basins.energy_spread[place, layer],
+            steps + 0.06 * (i - len(basins.betas) / 2),
+            basins.energy[i, layer],
+            basins.energy_spread[i, layer],
             label=f"β = {beta:g}",
             elinewidth=0.6,
             capsize=1.5,
         )
     finite = basins.energy[np.isfinite(basins.energy)]
     largest = finite.max(initial=0.0)
-    if largest > NARROW * finite.min(initial=largest) and largest > 0:
+    if largest > MAX_LINEAR * finite.min(initial=largest) and largest > 0:
         decades = 10.0 ** (math.floor(math.log10(largest)) + np.arange(-2, 1))
         ax.set_yscale("symlog", linthresh=decades[0], linscale=0.5)
         ax.set_yticks([0.0, *decades], ["0", *(f"{tick:g}" for tick in decades)])
@@ -73,36 +75,37 @@ def _draw_energy(ax: Axes, basins: Basins, layer: int) -> None:
 
 
 def _draw_shares(ax: Axes, basins: Basins, layer: int) -> None:
-    below = np.zeros(len(basins.betas))
+    bottom = np.zeros(len(basins.betas))
     for (name, color, hatch), share in zip(
         STATES, (basins.uniform, basins.metastable, basins.single), strict=True
     ):
         heights = np.nan_to_num(share[:, layer])
         ax.bar(
-            range(len(below)),
+            range(len(bottom)),
             heights,
-            bottom=below,
+            bottom=bottom,
             color=color,
             hatch=hatch,
             label=name,
             edgecolor="white",
             linewidth=0,
         )
-        below += heights
-    ax.set_xticks(range(len(below)), [f"{beta:g}" for beta in basins.betas], fontsize=6.5)
+        bottom += heights
+    ax.set_xticks(range(len(bottom)), [f"{beta:g}" for beta in basins.betas], fontsize=6.5)
     ax.set(xlabel="inverse temperature β", ylabel="tokens at rest", ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
 def _draw_sizes(ax: Axes, basins: Basins, layer: int) -> None:
+    """Draw the sizes for the smallest and the largest beta."""
     styles = [style for style, _ in zip(cycle(rcParams["axes.prop_cycle"]), basins.betas)]
-    places = sorted({int(basins.betas.argmin()), int(basins.betas.argmax())})
-    for place in places:
-        share = basins.basins[place, layer]
+    extremes = sorted({int(basins.betas.argmin()), int(basins.betas.argmax())})
+    for i in extremes:
+        share = basins.basins[i, layer]
         share = share[share > 0]
-        label = f"β = {basins.betas[place]:g}"
-        ax.plot(np.arange(1, len(share) + 1), share, label=label, **styles[place])
-    most = max((basins.basins[places] > 0).sum(axis=-1).max(), 4)
+        label = f"β = {basins.betas[i]:g}"
+        ax.plot(np.arange(1, len(share) + 1), share, label=label, **styles[i])
+    most = max((basins.basins[extremes] > 0).sum(axis=-1).max(), 4)
     ax.set(xlabel="fixed point, by size", ylabel="tokens in its basin", ylim=(0, 1.05))
     ax.set_xlim(1 - 0.06 * most, 1.06 * most)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -110,7 +113,7 @@ def _draw_sizes(ax: Axes, basins: Basins, layer: int) -> None:
 
 
 def _draw_recall(ax: Axes, basins: Basins, layer: int) -> None:
-    for place, beta in enumerate(basins.betas):
-        ax.plot(basins.noise, basins.recall[place, layer], label=f"β = {beta:g}")
+    for i, beta in enumerate(basins.betas):
+        ax.plot(basins.noise, basins.recall[i, layer], label=f"β = {beta:g}")
     ax.set(xlabel="noise / attractor norm", ylabel="attractors recalled", ylim=(-0.05, 1.05))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))

@@ -1,16 +1,17 @@
-"""Capacity: what memories of several sizes hold, one line per pool size."""
+"""Capacity: measurements of memories of several sizes, one line per pool size."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from associative_transformer.analysis.capacity import Capacity
+from associative_transformer.figures.context import Context
 
 ROW_INCHES = 1.5
 
 
-def draw_capacity(figure: Figure, capacity: Capacity, layers: list[int]) -> str:
-    """Draw rank, coverage and recall by number of priors, layer by layer; return what it shows."""
-    c = capacity
+def draw_capacity(figure: Figure, capacity: Capacity, context: Context) -> str:
+    """Draw rank, coverage and recall by number of priors, a row per layer; return the caption."""
+    c, layers = capacity, context.layers
     if not layers:
         figure.set_figheight(0.5)
         return "There are no memories."
@@ -18,8 +19,8 @@ def draw_capacity(figure: Figure, capacity: Capacity, layers: list[int]) -> str:
     axes = figure.subplots(len(layers), 3, sharex=True, sharey="col", squeeze=False)
     for row, layer in zip(axes, layers, strict=True):
         for ax, values in zip(row, (c.effective_rank, c.coverage, c.recalled), strict=True):
-            for place, size in enumerate(c.pool_sizes):
-                ax.plot(c.num_priors, values[layer, :, place], label=f"pool of {size:,} tokens")
+            for i, size in enumerate(c.pool_sizes):
+                ax.plot(c.num_priors, values[layer, :, i], label=f"pool of {size:,} tokens")
         row[0].plot(c.num_priors, c.num_priors, color="0.5", ls=":", marker="", label="full rank")
         row[0].set_yscale("log", base=2)
         row[0].yaxis.set_major_locator(LogLocator(2, numticks=6))
@@ -40,5 +41,5 @@ def draw_capacity(figure: Figure, capacity: Capacity, layers: list[int]) -> str:
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return (
         f"Fresh memories after {c.num_moves} writes. Covered: share of the pool that some prior "
-        "of a head takes; recalled: share of attractors that are fixed points of their own."
+        "of a head takes. Recalled: share of attractors that are their own fixed points."
     )

@@ -1,4 +1,4 @@
-"""Competition inside the self-attention: a row of distributions per layer, one for each head.
+"""Competition in self-attention: a row per layer, with one distribution for each head.
 
 Dims     C = N + 1 counts of tokens
 """
@@ -14,21 +14,23 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from associative_transformer.analysis.competition import Competition
+from associative_transformer.figures.context import Context
 
 ROW_INCHES = 0.72
-ROWS_INCHES = 2.2  # of all rows, at least
-HALF_WIDTH = 0.42  # of the widest part of a distribution; heads stand 1 apart
+MIN_INCHES = 2.2  # of all rows together
+HALF_WIDTH = 0.42  # of the widest part of a distribution; the heads are 1 apart
 
 
-def draw_competition(figure: Figure, competition: Competition, rows: list[int], items: str) -> str:
-    """Draw how many tokens the tokens need for their share of attention; return what it shows."""
+def draw_competition(figure: Figure, competition: Competition, context: Context) -> str:
+    """Draw how many tokens receive most attention, a row per layer; return the caption."""
+    rows, items = context.layers, context.items
     num_heads, num_tokens = competition.counts[:, :, 1:].shape[1:]
     if not rows or not num_heads * num_tokens:
         figure.set_figheight(0.5)
         return "There is no self-attention."
     medians, uniform = competition.quantile(0.5), competition.uniform
     share = f"{100 * competition.share:.0f} %"
-    figure.set_figheight(max(ROW_INCHES * len(rows), ROWS_INCHES) + 0.7)
+    figure.set_figheight(max(ROW_INCHES * len(rows), MIN_INCHES) + 0.7)
     axes = figure.subplots(len(rows), sharex=True, squeeze=False)[:, 0]
     for ax, row in zip(axes, rows, strict=True):
         for head, counts in enumerate(competition.counts[row]):
@@ -52,8 +54,8 @@ def draw_competition(figure: Figure, competition: Competition, rows: list[int], 
         ncols=4,
     )
     return (
-        f"Each token of {competition.num_images:,} {items} counts once per head; "
-        f"each of the {items} has {num_tokens} tokens."
+        f"Each token of {competition.num_images:,} {items} counts once per head; each "
+        f"{items.removesuffix('s')} has {num_tokens} tokens."
     )
 
 
@@ -63,5 +65,5 @@ def _draw_distribution(ax: Axes, head: int, counts: Int[np.ndarray, " C"], media
     edges = np.arange(low, high + 2).repeat(2)[1:-1] - 0.5
     ax.fill_betweenx(edges, head - width, head + width, color="C0", alpha=0.5, linewidth=0.5)
     ax.plot(head, median, "ko", markersize=2.5)
-    place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-    ax.text(head, 1.0, str(median), fontsize=6.5, **place)
+    above: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+    ax.text(head, 1.0, str(median), fontsize=6.5, **above)

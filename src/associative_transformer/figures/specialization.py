@@ -1,4 +1,4 @@
-"""Specialization: the patches that priors win, and what those say about class, position, content.
+"""Specialization: winning patches, and what they tell about class, position and content.
 
 Dims     V variables   L layers   S heads   M priors   W winners   C channels   H height   W width
 """
@@ -14,96 +14,93 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from associative_transformer.analysis.selection import Selected
+from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.analysis.specialization import VARIABLES, Specialization
+from associative_transformer.figures.context import Context
 
-SHOWN_ROWS = 8
-SHOWN_WINNERS = 10
-STEP = 1.15  # from a patch to the next, in patches
+MAX_ROWS = 8
+MAX_WINNERS = 10
+STEP = 1.15  # from one patch to the next, in patches
 PATCH_INCHES = 0.29
 LAYER_INCHES = 0.13  # height of a layer in a map
-NAME_CHARACTERS = 18
+MAX_NAME_CHARACTERS = 18
 
 
-class Taker(NamedTuple):
-    """A prior with the one of its heads that says most."""
+class HeadOfPrior(NamedTuple):
+    """One head of one prior of one layer."""
 
     layer: int
     head: int
     prior: int
 
 
-def draw_specialization(
-    figure: Figure,
-    specialization: Specialization,
-    selected: Selected | None,
-    image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
-    items: str,
-) -> str:
-    """Draw winners of the most informative priors, and all information; return what it shows."""
+def draw_specialization(figure: Figure, specialization: Specialization, context: Context) -> str:
+    """Draw winners of the most informative priors, and maps of all priors; return the caption."""
+    selection = context.analysis.selection
     excess = specialization.information - specialization.baseline
     if 0 in excess.shape:
         figure.set_figheight(0.5)
         return "There are no priors."
     is_shown = np.isfinite(excess).all(axis=(0, 2))  # (L, M)
-    if selected is not None:
-        is_shown &= ~selected.is_duplicate
-    takers = _most_informative(excess.sum(axis=0), is_shown)
+    if selection is not None:
+        is_shown &= ~selection.is_duplicate
+    heads = _most_informative(excess.sum(axis=0), is_shown)
     map_inches = len(VARIABLES) * (LAYER_INCHES * min(max(excess.shape[1], 4), 12) + 0.28) + 0.3
     note = (
-        f"Maps: information above {specialization.num_permutations} permutations, mean over "
-        f"{excess.shape[2]} heads (1 mbit = 0.001 bit). {specialization.num_images:,} {items}."
+        f"Maps: information above that of {specialization.num_permutations} permutations, mean "
+        f"over {excess.shape[2]} heads (1 mbit = 0.001 bit), from "
+        f"{specialization.num_images:,} {context.items}."
     )
-    if selected is None or not takers or selected.winners.shape[3] == 0:
+    if selection is None or not heads or selection.winners.shape[3] == 0:
         figure.set_figheight(map_inches)
         _draw_maps(figure, excess.mean(axis=2))
         return note
-    patches_inches = PATCH_INCHES * STEP * len(takers) + 0.25
+    patches_inches = PATCH_INCHES * STEP * len(heads) + 0.25
     figure.set_figheight(patches_inches + map_inches)
     heights = [patches_inches, map_inches]
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     ax = upper.subplots()
-    for row, taker in enumerate(takers):
-        _draw_winners(ax, selected, taker, row, image_of)
-        _describe(ax, specialization, excess, taker, row)
-    ax.set(xlim=(0, SHOWN_WINNERS * STEP), ylim=(len(takers) * STEP, 0), aspect="equal")
-    ax.set_title("patches with the highest scores, from the left")
+    for row, head in enumerate(heads):
+        _draw_winners(ax, selection, head, row, context.image_of)
+        _draw_labels(ax, specialization, excess, head, row)
+    ax.set(xlim=(0, MAX_WINNERS * STEP), ylim=(len(heads) * STEP, 0), aspect="equal")
+    ax.set_title("patches with the highest scores, best first")
     ax.axis("off")
     _draw_maps(lower, excess.mean(axis=2))
-    asked = "; Q: a question" if (selected.winners[..., 1] < 0).any() else ""
+    questions = "; Q: a question" if (selection.winners[..., 1] < 0).any() else ""
     return (
-        "Rows: the priors whose patches say most about class, position and content, with the head "
-        "that says most, without duplicates; right: where it says most, and its most frequent "
-        f"class{asked}. {note}"
+        "Rows: the priors whose patches tell most about class, position and content, without "
+        "duplicates, each with its most informative head; right: what they tell most about, and "
+        f"their most frequent class{questions}. {note}"
     )
 
 
 def _most_informative(
     total: Float[np.ndarray, "L S M"], is_shown: Bool[np.ndarray, "L M"]
-) -> list[Taker]:
+) -> list[HeadOfPrior]:
     best = np.where(is_shown, total.max(axis=1), -np.inf)
-    order = np.argsort(-best, axis=None, kind="stable")[: min(SHOWN_ROWS, is_shown.sum())]
+    order = np.argsort(-best, axis=None, kind="stable")[: min(MAX_ROWS, is_shown.sum())]
     return [
-        Taker(int(layer), int(total[layer, :, prior].argmax()), int(prior))
+        HeadOfPrior(int(layer), int(total[layer, :, prior].argmax()), int(prior))
         for layer, prior in zip(*np.unravel_index(order, best.shape), strict=True)
     ]
 
 
 def _draw_winners(
     ax: Axes,
-    selected: Selected,
-    taker: Taker,
+    selection: SelectionStatistics,
+    head: HeadOfPrior,
     row: int,
     image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
 ) -> None:
-    grid = math.isqrt(selected.taken.shape[4])
-    winners = selected.winners[taker.layer, taker.head, taker.prior, :SHOWN_WINNERS]
-    for column, (place, patch) in enumerate(winners.tolist()):
+    grid = math.isqrt(selection.taken.shape[4])
+    winners = selection.winners[head.layer, head.head, head.prior, :MAX_WINNERS]
+    for column, (index, patch) in enumerate(winners.tolist()):
         x, y = column * STEP, row * STEP
         if patch < 0:
             ax.text(x + 0.5, y + 0.5, "Q", ha="center", va="center", fontsize=7)
             continue
-        image = image_of(place)
+        image = image_of(index)
         size = image.shape[1] // grid
         top, left = patch // grid * size, patch % grid * size
         crop = image[:, top : top + size, left : left + size].transpose(1, 2, 0)
@@ -112,30 +109,31 @@ def _draw_winners(
         ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="0.6", linewidth=0.4))
 
 
-def _describe(
+def _draw_labels(
     ax: Axes,
     specialization: Specialization,
     excess: Float[np.ndarray, "V L S M"],
-    taker: Taker,
+    head: HeadOfPrior,
     row: int,
 ) -> None:
-    said = excess[:, *taker]  # (V,)
-    most = int(said.argmax())
-    lines = [f"{VARIABLES[most]} {1000 * said[most]:.3g} mbit"]
-    shares = np.nan_to_num(specialization.by_class[taker])
+    """Write the name of the prior to the left of its patches, and what they tell to the right."""
+    information = excess[:, *head]  # (V,)
+    most = int(information.argmax())
+    lines = [f"{VARIABLES[most]} {1000 * information[most]:.3g} mbit"]
+    shares = np.nan_to_num(specialization.by_class[head])
     if shares.size and shares.max() > 0:
         name = _shorten(specialization.classes[shares.argmax()])
         lines.append(f"{name}: {100 * shares.max():.0f} %")
-    place: dict[str, Any] = {"va": "center", "fontsize": 6.5}
+    font: dict[str, Any] = {"va": "center", "fontsize": 6.5}
     middle = row * STEP + 0.5
-    left = f"layer {taker.layer + 1}, prior {taker.prior + 1}\nhead {taker.head + 1}"
-    ax.text(-0.15, middle, left, ha="right", **place)
-    ax.text(SHOWN_WINNERS * STEP, middle, "\n".join(lines), **place)
+    left = f"layer {head.layer + 1}, prior {head.prior + 1}\nhead {head.head + 1}"
+    ax.text(-0.15, middle, left, ha="right", **font)
+    ax.text(MAX_WINNERS * STEP, middle, "\n".join(lines), **font)
 
 
 def _shorten(name: str) -> str:
     plain = "".join(letter if letter.isprintable() else " " for letter in name)
-    return plain if len(plain) <= NAME_CHARACTERS else plain[: NAME_CHARACTERS - 1] + "…"
+    return plain if len(plain) <= MAX_NAME_CHARACTERS else plain[: MAX_NAME_CHARACTERS - 1] + "…"
 
 
 def _draw_maps(figure: Figure | SubFigure, excess: Float[np.ndarray, "V L M"]) -> None:
@@ -151,7 +149,7 @@ def _draw_maps(figure: Figure | SubFigure, excess: Float[np.ndarray, "V L M"]) -
             vmin=0,
             vmax=max(finite.max(initial=0), 1e-3),
         )
-        ax.set_facecolor("0.85")  # seen where there is no number
+        ax.set_facecolor("0.85")  # shows where a value is nan
         ax.set(title=f"information about {variable}", ylabel="layer")
         ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         bar = figure.colorbar(image, ax=ax, pad=0.01, aspect=8, label="mbit")

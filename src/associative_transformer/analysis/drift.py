@@ -1,0 +1,58 @@
+"""Drift: how the memory moved from epoch to epoch of a training run.
+
+Dims     T epochs   L layers   M priors   D prior width
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.nn.functional import normalize
+
+from associative_transformer.functional import effective_rank
+from associative_transformer.interface import UserError
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the memory moved during training."""
+
+    epochs: list[int]  # numbers of the T epochs, from 1
+    angle: Float[np.ndarray, "T L"]  # degrees from the epoch before, mean over priors; first: 0
+    effective_rank: Float[np.ndarray, "T L"]
+
+
+def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:
+    """Compare the memory after each epoch with that of the epoch before."""
+    unit = normalize(torch.from_numpy(memory), dim=-1)
+    before, after = unit[:-1], unit[1:]
+    difference, total = (after - before).norm(dim=-1), (after + before).norm(dim=-1)
+    angle = 2 * torch.atan2(difference, total).rad2deg()  # an arc cosine is inexact near 0
+    first = torch.zeros_like(unit[:1, ..., 0])
+    ranks = [[effective_rank(layer) for layer in epoch] for epoch in torch.from_numpy(memory)]
+    return Drift(
+        epochs=list(range(1, len(memory) + 1)),
+        angle=torch.cat([first, angle]).mean(dim=-1).numpy(),
+        effective_rank=np.array(ranks),
+    )
+
+
+def measure_drift_of_run(folder: Path) -> Drift | None:
+    """Measure the drift in the folder of a run; None if the folder has no `memory.npz`.
+
+    Raises UserError if the file is damaged.
+    """
+    path = folder / "memory.npz"
+    if not path.exists():  # a run may be copied without its history
+        return None
+    try:
+        with np.load(path) as saved:
+            priors = saved["priors"]
+    except Exception as error:  # for a damaged archive, zipfile raises nearly anything
+        raise UserError(
+            f"{path} is damaged ({error}): remove it to analyze the run without the drift of its "
+            "memory"
+        ) from error
+    return measure_drift(priors)
