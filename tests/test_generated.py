@@ -1,9 +1,9 @@
-"""Images, configurations and command lines that nobody wrote, by the thousand.
+"""Thousands of generated images, configurations and command lines.
 
-`HYPOTHESIS_PROFILE=thorough` tries twenty times as many, others each time.
+`make check` tries a fifth of them, and the marker `fuzz` selects all. With
+`HYPOTHESIS_PROFILE=thorough` there are twenty times as many, different ones each time.
 """
 
-import io
 import os
 import resource
 import struct
@@ -29,26 +29,31 @@ from associative_transformer.data import decode_image
 from associative_transformer.experiment import Experiment, load_experiment, save_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
+from making.hostile import encoded
 
 Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 TIMES = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 1
-SIDE = 8  # of the images that the reader is asked for
-MOST_MEMORY = 2**30  # bytes that the reader may add to the process: 89 million pixels, thrice
+SIDE = 8  # of the decoded images
+MAX_MEMORY = 2**30  # bytes that decoding may add to the process: three copies of 89 million pixels
 
 Record = Callable[[str, object], None]
 
 
-def cases(count: int) -> settings:
-    return settings(max_examples=count * TIMES)
+def some_or_all(num_cases: int, row: str) -> pytest.MarkDecorator:
+    """Run a test with a fifth of its cases, and under the marker `fuzz` with all of them.
+
+    `row` is the name in the table of docs/reliability.md, which counts all cases.
+    """
+    marks = [pytest.mark.fuzz, pytest.mark.hostile(row)]
+    values = [num_cases // 5, pytest.param(num_cases, marks=marks)]
+    return pytest.mark.parametrize("num_cases", values)
+
+
+def limit(num_cases: int) -> settings:
+    return settings(max_examples=num_cases * TIMES)
 
 
 # --- image files ---
-
-
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:  # noqa: ANN401
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def make_seeds() -> list[bytes]:
@@ -58,24 +63,24 @@ def make_seeds() -> list[bytes]:
     deep = Image.fromarray(random.integers(2**16, size=(9, 12), dtype=np.uint16))
     exif = Image.Exif()
     exif[0x0112] = 6
-    seeds = [encoded(color, form) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
-    for mode, forms in {
+    seeds = [encoded(color, name) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    for mode, formats in {
         "L": ("PNG", "JPEG", "BMP", "TIFF", "PPM"),
         "P": ("PNG", "GIF", "BMP", "TIFF"),
         "1": ("PNG", "BMP", "TIFF", "PPM"),
         "RGBA": ("PNG", "TIFF", "WEBP"),
         "CMYK": ("JPEG", "TIFF"),
     }.items():
-        seeds += [encoded(color.convert(mode), form) for form in forms]
-    seeds += [encoded(deep, form) for form in ("PNG", "TIFF", "PPM")]
-    seeds += [encoded(color, form, exif=exif) for form in ("PNG", "JPEG", "WEBP", "TIFF")]
+        seeds += [encoded(color.convert(mode), name) for name in formats]
+    seeds += [encoded(deep, name) for name in ("PNG", "TIFF", "PPM")]
+    seeds += [encoded(color, name, exif=exif) for name in ("PNG", "JPEG", "WEBP", "TIFF")]
     seeds += [
         encoded(color, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "packbits")
     ]
     seeds += [encoded(color, "JPEG", progressive=True), encoded(color, "WEBP", lossless=True)]
     movie = [color, color.rotate(180)]
-    for form in ("GIF", "PNG", "WEBP", "TIFF"):
-        seeds.append(encoded(movie[0], form, save_all=True, append_images=movie[1:]))
+    for name in ("GIF", "PNG", "WEBP", "TIFF"):
+        seeds.append(encoded(movie[0], name, save_all=True, append_images=movie[1:]))
     return seeds
 
 
@@ -85,32 +90,32 @@ NUMBERS = [0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFF
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Damage an image: flip bits, cut it, write numbers over its header, splice in another."""
+    """Damage an image: flip bits, cut it, overwrite its header, splice another one into it."""
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 4))):
         if not data:
             break
-        place = draw(st.integers(0, len(data) - 1))
+        index = draw(st.integers(0, len(data) - 1))
         match draw(st.sampled_from(["flip", "header", "cut", "number", "splice", "insert"])):
             case "flip":
-                data[place] ^= 1 << draw(st.integers(0, 7))
+                data[index] ^= 1 << draw(st.integers(0, 7))
             case "header":
-                data[min(place, draw(st.integers(0, 63)))] = draw(st.integers(0, 255))
+                data[min(index, draw(st.integers(0, 63)))] = draw(st.integers(0, 255))
             case "cut":
-                del data[place:]
+                del data[index:]
             case "number":
                 order = draw(st.sampled_from("<>"))
-                data[place : place + 4] = struct.pack(f"{order}I", draw(st.sampled_from(NUMBERS)))
+                data[index : index + 4] = struct.pack(f"{order}I", draw(st.sampled_from(NUMBERS)))
             case "splice":
                 other = draw(st.sampled_from(SEEDS))
-                data[place:] = other[draw(st.integers(0, len(other) - 1)) :]
+                data[index:] = other[draw(st.integers(0, len(other) - 1)) :]
             case "insert":
-                data[place:place] = draw(st.binary(max_size=16))
+                data[index:index] = draw(st.binary(max_size=16))
     return bytes(data)
 
 
 def check_reader(data: bytes) -> bool:
-    """Say whether the bytes are an image; raise what only the reader's fault could be."""
+    """Return whether the bytes are an image; fail on any other error than a refusal."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -122,16 +127,18 @@ def check_reader(data: bytes) -> bool:
         finally:
             after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             assert not warned
-            assert (after - before) * 1024 < MOST_MEMORY
+            assert (after - before) * 1024 < MAX_MEMORY
     assert image.shape == (3, SIDE, SIDE) and image.dtype == torch.uint8
     return True
 
 
-@pytest.mark.hostile("generated: bytes as an image")
-def test_any_bytes_are_an_image_or_are_refused(record_property: Record) -> None:
+@some_or_all(1000, "generated: bytes as an image")
+def test_any_bytes_are_decoded_as_an_image_or_refused(
+    num_cases: int, record_property: Record
+) -> None:
     tried = 0
 
-    @cases(1000)
+    @limit(num_cases)
     @given(st.sampled_from([b"", *(seed[:12] for seed in SEEDS)]), st.binary(max_size=400))
     def check(start: bytes, rest: bytes) -> None:
         nonlocal tried
@@ -142,19 +149,19 @@ def test_any_bytes_are_an_image_or_are_refused(record_property: Record) -> None:
     record_property("cases", tried)
 
 
-@pytest.mark.hostile("generated: damaged images")
-def test_a_damaged_image_is_read_or_refused(record_property: Record) -> None:
-    found = []
+@some_or_all(3000, "generated: damaged images")
+def test_a_damaged_image_is_decoded_or_refused(num_cases: int, record_property: Record) -> None:
+    is_image = []
 
-    @cases(3000)
+    @limit(num_cases)
     @given(damaged())
     def check(data: bytes) -> None:
-        found.append(check_reader(data))
+        is_image.append(check_reader(data))
 
     check()
     assert all(map(check_reader, SEEDS))
-    assert 0.1 < np.mean(found) < 0.9  # else the damage is too small or too large
-    record_property("cases", len(found))
+    assert 0.1 < np.mean(is_image) < 0.9  # otherwise there is too little or too much damage
+    record_property("cases", len(is_image))
 
 
 # --- configurations ---
@@ -191,18 +198,18 @@ def plain(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "plain.yaml").read_text())
 
 
-def places(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """List the fields of a configuration, parts that hold others included."""
-    found = []
+def keys_of(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the path of every field of a configuration, nested configurations included."""
+    paths = []
     for key, value in tree.items():
-        found.append((*above, key))
+        paths.append((*above, key))
         if isinstance(value, dict):
-            found += places(value, (*above, key))
-    return found
+            paths += keys_of(value, (*above, key))
+    return paths
 
 
 def check_configuration(text: str, folder: Path) -> bool:
-    """Say whether the text is an experiment; raise what only the loader's fault could be."""
+    """Return whether the text is an experiment; fail on any other error than a refusal."""
     path = folder / "experiment.yaml"
     path.write_text(text)
     try:
@@ -215,37 +222,43 @@ def check_configuration(text: str, folder: Path) -> bool:
     return True
 
 
-@pytest.mark.hostile("generated: values in a configuration")
-def test_any_values_in_a_configuration_come_back_or_are_refused(
-    tmp_path: Path, record_property: Record
+@some_or_all(500, "generated: values in a configuration")
+def test_any_values_in_a_configuration_are_read_back_or_refused(
+    num_cases: int, tmp_path: Path, record_property: Record
 ) -> None:
-    found = []
+    is_valid = []
     trees = [plain(base, tmp_path) for base in BASES]
     assert all(check_configuration(yaml.safe_dump(tree), tmp_path) for tree in trees)
+    known: dict[tuple[str, ...], list[Any]] = {}  # the values of each field in the recipes
+    for tree in trees:
+        for path in keys_of(tree):
+            known.setdefault(path, []).append(reduce(getitem, path, tree))
 
     @st.composite
     def changed(draw: st.DrawFn) -> str:
         tree = deepcopy(draw(st.sampled_from(trees)))
         for _ in range(draw(st.integers(1, 2))):
-            *above, last = draw(st.sampled_from(places(tree)))
+            *above, last = draw(st.sampled_from(keys_of(tree)))
             part = reduce(getitem, above, tree)
-            match draw(st.sampled_from(["put", "put", "put", "add", "remove"])):
+            match draw(st.sampled_from(["put", "put", "put", "copy", "add", "remove"])):
                 case "put":
                     part[last] = draw(values)
+                case "copy":
+                    part[last] = deepcopy(draw(st.sampled_from(known.get((*above, last), [None]))))
                 case "add":
                     part[draw(keys.filter(lambda key: key == key))] = draw(values)
                 case "remove":
                     del part[last]
         return yaml.dump(tree, Dumper=Dumper)
 
-    @cases(500)
+    @limit(num_cases)
     @given(changed())
     def check(text: str) -> None:
-        found.append(check_configuration(text, tmp_path))
+        is_valid.append(check_configuration(text, tmp_path))
 
     check()
-    assert np.mean(found) > 0.02  # else nothing comes back
-    record_property("cases", len(found))
+    assert np.mean(is_valid) > 0.02  # otherwise reading back is not tested
+    record_property("cases", len(is_valid))
 
 
 signs = st.sampled_from([*"[]{}:,-?!&*|>%@`'\"# \n\t", "<<: ", "!!", "a", "0x", "1e", "~"])
@@ -256,19 +269,19 @@ words = st.builds("!!{} {}".format, st.sampled_from(tags), st.text(max_size=6)) 
 )
 
 
-@pytest.mark.hostile("generated: text as a configuration")
-def test_any_text_is_a_configuration_or_is_refused(
-    tmp_path: Path, record_property: Record
+@some_or_all(500, "generated: text as a configuration")
+def test_any_text_is_read_as_a_configuration_or_refused(
+    num_cases: int, tmp_path: Path, record_property: Record
 ) -> None:
     tried = 0
     whole = yaml.safe_dump(plain(BASES[0], tmp_path))
 
-    @cases(500)
+    @limit(num_cases)
     @given(st.integers(0, 10**4), st.lists(signs | words | st.text(max_size=4), max_size=12))
-    def check(place: int, pieces: list[str]) -> None:
+    def check(length: int, pieces: list[str]) -> None:
         nonlocal tried
         tried += 1
-        start = whole[: place % 60]
+        start = whole[: length % 60]
         text = (start + "".join(pieces)).encode(errors="replace").decode()
         check_configuration(text, tmp_path)
 
@@ -279,11 +292,11 @@ def test_any_text_is_a_configuration_or_is_refused(
 # --- command lines ---
 
 
-@pytest.mark.hostile("generated: command lines")
-def test_any_override_is_taken_or_refused(
-    record_property: Record, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@some_or_all(200, "generated: command lines")
+def test_any_override_is_accepted_or_refused(
+    num_cases: int, record_property: Record, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    found = []
+    is_valid = []
     written = st.text(st.characters(exclude_characters="\0"), max_size=8)
     usual = ["0", "-1", "nan", "inf", "1e400", "10" * 300, "", "None", "True", "../x", "\udcff"]
     trees = {name: plain(RECIPES[name], tmp_path) for name in NAMES}
@@ -293,34 +306,34 @@ def test_any_override_is_taken_or_refused(
         name = draw(st.sampled_from(NAMES))
         line = []
         for _ in range(draw(st.integers(1, 2))):
-            place = draw(st.sampled_from(places(trees[name])))
-            present = reduce(getitem, place, trees[name])
-            words = [str(word) for word in (present if isinstance(present, list) else [present])]
+            path = draw(st.sampled_from(keys_of(trees[name])))
+            value = reduce(getitem, path, trees[name])
+            words = [str(word) for word in (value if isinstance(value, list) else [value])]
             for i in range(len(words)):
                 if draw(st.booleans()):
                     words[i] = draw(st.sampled_from(["1", "2", "0.5", *usual]) | written)
-            line += ["--" + ".".join(place).replace("_", "-"), *words]
+            line += ["--" + ".".join(path).replace("_", "-"), *words]
             line += draw(st.lists(written, max_size=1)) * draw(st.booleans())
         return name, line
 
-    @cases(200)
+    @limit(num_cases)
     @given(lines())
     def check(drawn: tuple[str, list[str]]) -> None:
         name, line = drawn
         try:
             options = parse(TrainOptions, line, f"train {name}", TrainOptions(RECIPES[name]))
         except UserError:
-            found.append(False)
+            is_valid.append(False)
         except SystemExit as stopped:
-            found.append(False)
+            is_valid.append(False)
             assert stopped.code == 2 or set(line) & {"-h", "--help"}
         else:
-            found.append(True)
+            is_valid.append(True)
             path = tmp_path / "experiment.yaml"
             save_experiment(options.experiment, path)
             assert load_experiment(path) == options.experiment
         capsys.readouterr()
 
     check()
-    assert np.mean(found) > 0.02
-    record_property("cases", len(found))
+    assert np.mean(is_valid) > 0.02
+    record_property("cases", len(is_valid))

@@ -53,7 +53,7 @@ ALL = Share()
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set; its batches do not depend on where the images are stored."""
+    """One part of a data set; its batches do not depend on how its images are loaded."""
 
     labels: Int[Tensor, " N"]
     rows: Int[Tensor, " N"]  # index of the image of each item in the loader
