@@ -1,4 +1,4 @@
-"""Scores against loops over single images and questions."""
+"""Evaluation, compared with loops over single images and questions."""
 
 import csv
 import json
@@ -18,6 +18,8 @@ from associative_transformer.data.questions import CLASS_NAMES, KINDS, NO_COLOR,
 from associative_transformer.evaluate import (
     Evaluation,
     Interval,
+    KindScore,
+    Summary,
     describe_kinds,
     evaluate,
     evaluate_split,
@@ -44,7 +46,7 @@ CONFIG = AiTConfig(
 
 
 class Images:
-    """A loader of images at hand."""
+    """A loader of images in memory."""
 
     device = CPU
 
@@ -74,18 +76,18 @@ def test_every_image_is_scored_once_whatever_the_batch_size(batch_size: int) -> 
             loss -= math.log(probabilities[label])
             predicted.append(int(probabilities.argmax()))
             confusion[label][predicted[-1]] += 1
-    scored = evaluate(model, split.eval_batches(batch_size), 3)
-    assert scored.confusion.tolist() == confusion
-    assert scored.predicted.tolist() == predicted
+    evaluation = evaluate(model, split.eval_batches(batch_size), 3)
+    assert evaluation.confusion.tolist() == confusion
+    assert evaluation.predicted.tolist() == predicted
     correct = sum(confusion[c][c] for c in range(3))
-    assert scored.accuracy == pytest.approx(100 * correct / 23)
-    assert scored.loss == pytest.approx(loss / 23, rel=1e-5)
+    assert evaluation.accuracy == pytest.approx(100 * correct / 23)
+    assert evaluation.loss == pytest.approx(loss / 23, rel=1e-5)
     shares = [100 * confusion[c][c] / sum(confusion[c]) for c in range(3)]
-    assert scored.class_accuracy == pytest.approx(shares)
+    assert evaluation.class_accuracy == pytest.approx(shares)
 
 
 class Fixed(nn.Module):
-    """Tells the class that stands in the first pixel."""
+    """A model that predicts the class stored in the first pixel."""
 
     def forward(self, images: Tensor, questions: Tensor | None) -> ModelOutput:
         logits = 10 * nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
@@ -98,7 +100,7 @@ def batch_of(predicted: list[int], labels: list[int]) -> Batch:
 
 
 class OnGpu(Split):
-    """A split that says it lies on a GPU whose memory takes so many images."""
+    """A split that claims to be on a GPU whose memory holds `room` images."""
 
     room = 5
 
@@ -106,8 +108,8 @@ class OnGpu(Split):
         tried.append(batch_size)
         if batch_size > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        here = Split(self.labels, self.rows, Images(self.loader.images))
-        return here.eval_batches(batch_size)
+        on_cpu = Split(self.labels, self.rows, Images(self.loader.images))
+        return on_cpu.eval_batches(batch_size)
 
 
 class GpuImages(Images):
@@ -117,19 +119,21 @@ class GpuImages(Images):
 tried: list[int] = []
 
 
-def test_a_gpu_takes_the_largest_batch_that_fits_and_a_cpu_the_given_one() -> None:
+def test_a_gpu_uses_the_largest_batch_that_fits_and_a_cpu_the_given_one() -> None:
     model, split = AiT(CONFIG), make_split(23)
     expected = evaluate_split(model, split, 4, 3)
     on_gpu = OnGpu(split.labels, split.rows, GpuImages(split.loader.images))
     tried.clear()
-    scored = evaluate_split(model, on_gpu, 4, 3)
+    evaluation = evaluate_split(model, on_gpu, 4, 3)
     assert tried == [23, 11, 5]
-    assert scored.accuracy == expected.accuracy
-    assert scored.loss == pytest.approx(expected.loss, rel=1e-5)
-    assert torch.equal(scored.confusion, expected.confusion)
+    assert evaluation.accuracy == expected.accuracy
+    assert evaluation.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert torch.equal(evaluation.confusion, expected.confusion)
 
 
-def test_where_not_even_one_image_fits_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_room_for_one_image_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     split = make_split(3)
     on_gpu = OnGpu(split.labels, split.rows, GpuImages(split.loader.images))
     monkeypatch.setattr(OnGpu, "room", 0)
@@ -137,22 +141,22 @@ def test_where_not_even_one_image_fits_the_error_says_so(monkeypatch: pytest.Mon
         evaluate_split(AiT(CONFIG), on_gpu, 4, 3)
 
 
-def test_a_model_that_fails_is_in_its_own_mode_afterwards() -> None:
+def test_a_model_that_fails_is_back_in_its_previous_mode() -> None:
     model, split = AiT(CONFIG), make_split(3)
     with pytest.raises(ValueError, match="images are"):
         evaluate(model, [Batch(torch.zeros(1, 3, 8, 8), None, split.labels[:1])], 3)
     assert model.training
 
 
-def test_rows_of_the_confusion_matrix_are_true_classes_and_padding_is_not_scored() -> None:
+def test_rows_of_the_confusion_matrix_are_true_classes_and_padding_is_ignored() -> None:
     batches = [batch_of([0, 1, 1], [0, 0, 2]), batch_of([1, 2, 2], [1, -1, -1])]
-    scored = evaluate(Fixed(), batches, 3)
-    assert scored.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
-    assert scored.predicted.tolist() == [0, 1, 1, 1]
-    assert scored.accuracy == 50
-    assert scored.class_accuracy == [50, 100, 0]
+    evaluation = evaluate(Fixed(), batches, 3)
+    assert evaluation.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert evaluation.predicted.tolist() == [0, 1, 1, 1]
+    assert evaluation.accuracy == 50
+    assert evaluation.class_accuracy == [50, 100, 0]
     right, wrong = math.log(1 + 2 * math.exp(-10)), math.log(math.exp(10) + 2)
-    assert scored.loss == pytest.approx((2 * right + 2 * wrong) / 4, rel=1e-5)
+    assert evaluation.loss == pytest.approx((2 * right + 2 * wrong) / 4, rel=1e-5)
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
@@ -162,7 +166,7 @@ def test_a_class_without_images_has_no_accuracy() -> None:
 
 
 @pytest.mark.parametrize("is_training", [False, True])
-def test_evaluation_leaves_mode_weights_and_memory_as_they_were(is_training: bool) -> None:
+def test_evaluation_changes_neither_mode_nor_weights_nor_memory(is_training: bool) -> None:
     model, split = AiT(CONFIG).train(is_training), make_split(9)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first = evaluate(model, split.eval_batches(4), 3)
@@ -177,7 +181,7 @@ def test_evaluation_leaves_mode_weights_and_memory_as_they_were(is_training: boo
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Give the interval in percent, as the formula stands in Wilson 1927."""
+    """Return the interval in percent by the formula of Wilson (1927)."""
     z = 1.959964
     center, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
     low, high = ((center + side * z * math.sqrt(spread)) / (1 + z * z / n) for side in (-1, 1))
@@ -185,36 +189,36 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def interval(answers: list[list[bool]]) -> Interval:
-    """Bound the share of right answers, given picture by picture."""
+    """Return the interval of answers that are given picture by picture."""
     images = [image for image, of_image in enumerate(answers) for _ in of_image]
     is_right = [right for of_image in answers for right in of_image]
     return interval_by_image(torch.tensor(is_right), torch.tensor(images))
 
 
-def test_the_formula_of_this_file_gives_numbers_that_can_be_looked_up() -> None:
+def test_the_formula_of_this_file_gives_published_numbers() -> None:
     assert wilson(8 / 10, 10) == pytest.approx((49.02, 94.33), abs=0.01)
     assert wilson(1.0, 10) == pytest.approx((72.25, 100.0), abs=0.01)
 
 
 @pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (75, 100), (1, 200)])
-def test_with_one_question_an_image_it_is_the_interval_of_independent_answers(
+def test_with_one_question_per_image_the_interval_is_that_of_independent_answers(
     num_right: int, num_images: int
 ) -> None:
     share = num_right / num_images
-    found = interval([[i < num_right] for i in range(num_images)])
-    assert found == pytest.approx(wilson(share, num_images), abs=1e-4)
+    bounds = interval([[i < num_right] for i in range(num_images)])
+    assert bounds == pytest.approx(wilson(share, num_images), abs=1e-4)
 
 
 @pytest.mark.parametrize("each", [2, 10])
 @pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (150, 200)])
-def test_answers_that_hang_together_count_once_an_image(
+def test_identical_answers_about_an_image_count_once(
     num_right: int, num_images: int, each: int
 ) -> None:
-    found = interval([[i < num_right] * each for i in range(num_images)])
-    assert found == pytest.approx(wilson(num_right / num_images, num_images), abs=1e-4)
+    bounds = interval([[i < num_right] * each for i in range(num_images)])
+    assert bounds == pytest.approx(wilson(num_right / num_images, num_images), abs=1e-4)
 
 
-def test_one_error_more_never_raises_the_interval() -> None:
+def test_another_error_never_raises_the_interval() -> None:
     for each in (2, 10):
         flat = [True] * 200 * each
         bounds = []
@@ -227,30 +231,30 @@ def test_one_error_more_never_raises_the_interval() -> None:
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_where_all_are_right_or_all_wrong_the_images_count(is_right: bool) -> None:
+def test_if_all_answers_are_right_or_all_are_wrong_the_number_of_images_counts(
+    is_right: bool,
+) -> None:
     for num_images in (1, 7, 200):
-        found = interval([[is_right] * 10] * num_images)
-        assert found == pytest.approx(wilson(float(is_right), num_images), abs=1e-4)
-        assert found[is_right] == pytest.approx(100 * is_right)
+        bounds = interval([[is_right] * 10] * num_images)
+        assert bounds == pytest.approx(wilson(float(is_right), num_images), abs=1e-4)
+        assert bounds[is_right] == pytest.approx(100 * is_right)
 
 
-def test_one_image_alone_says_little() -> None:
+def test_the_interval_of_a_single_image_is_wide() -> None:
     low, high = interval([[True] * 6 + [False] * 2])
     assert (low, high) == pytest.approx(wilson(0.75, 1), abs=1e-4)
     assert high - low > 60
 
 
-def test_images_may_come_in_any_order_and_with_any_number() -> None:
+def test_neither_the_order_nor_the_numbers_of_the_images_matter() -> None:
     is_right = torch.rand(60) < 0.7
     images = torch.arange(60) // 6
     order = torch.randperm(60)
-    found = interval_by_image(is_right[order], 5 * images[order] + 3)
-    assert found == pytest.approx(interval_by_image(is_right, images))
+    bounds = interval_by_image(is_right[order], 5 * images[order] + 3)
+    assert bounds == pytest.approx(interval_by_image(is_right, images))
 
 
-def test_it_holds_the_share_lies_in_0_to_100_and_is_never_narrower_than_for_single_questions() -> (
-    None
-):
+def test_an_interval_contains_the_accuracy_and_is_never_narrower_than_wilsons() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         sizes = random.integers(1, 12, size=random.integers(1, 30))
@@ -265,7 +269,7 @@ def test_it_holds_the_share_lies_in_0_to_100_and_is_never_narrower_than_for_sing
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.75, 0.92), (0.99, 0.92)])
-def test_it_covers_the_true_share_95_times_in_100_where_single_questions_do_not(
+def test_the_interval_covers_the_true_accuracy_when_that_of_independent_answers_does_not(
     share: float, least: float
 ) -> None:
     random = np.random.default_rng(0)
@@ -287,7 +291,7 @@ def test_it_covers_the_true_share_95_times_in_100_where_single_questions_do_not(
 
 
 def ask(kinds: list[int], each: int) -> Split:
-    """Give a split of random questions of these kinds and random answers, `each` a picture."""
+    """Return random questions of these kinds with random answers, `each` about a picture."""
     n = len(kinds)
     kind, first = np.array(kinds), np.random.randint(6, size=n)
     second = np.where(kind >= 6, (first + 1) % 5, NO_COLOR)
@@ -310,22 +314,24 @@ def test_scores_by_kind_are_those_of_a_loop(kinds: range) -> None:
             pictures[name].append(int(split.rows[i]))
     scores = score_kinds(predicted, split, guesses)
     assert {score.name for score in scores} == set(right)
-    for name, accuracy, bounds, guess, questions, images in scores:
-        assert accuracy == pytest.approx(100 * sum(right[name]) / len(right[name]))
-        assert guess == pytest.approx(100 * sum(guessed[name]) / len(guessed[name]))
-        assert (questions, images) == (len(right[name]), len(set(pictures[name])))
-        expected = interval_by_image(torch.tensor(right[name]), torch.tensor(pictures[name]))
-        assert bounds == pytest.approx(expected)
+    for score in scores:
+        is_right, images = right[score.name], pictures[score.name]
+        assert score.accuracy == pytest.approx(100 * sum(is_right) / len(is_right))
+        is_guessed = guessed[score.name]
+        assert score.guess == pytest.approx(100 * sum(is_guessed) / len(is_guessed))
+        assert (score.questions, score.images) == (len(is_right), len(set(images)))
+        expected = interval_by_image(torch.tensor(is_right), torch.tensor(images))
+        assert score.interval == pytest.approx(expected)
 
 
-def test_a_type_stands_before_its_subtypes_and_what_is_not_asked_is_left_out() -> None:
+def test_a_type_comes_before_its_subtypes_and_absent_kinds_are_omitted() -> None:
     split = ask([5, 0, 3, 5, 0, 3], each=2)
     names = [score.name for score in score_kinds(split.labels, split, torch.zeros(9).long())]
     expected = ["non-relational", "non-relational/shape"]
     assert names == [*expected, "binary", "binary/closest", "binary/count", "all"]
 
 
-def test_each_kind_has_a_guess_of_its_own() -> None:
+def test_each_kind_has_its_own_guess() -> None:
     split = ask([0] * 10 + [1] * 10, each=5)
     split.labels[:] = torch.tensor([2] * 7 + [3] * 3 + [0] * 6 + [1] * 4)
     guesses = torch.tensor([2, 0, 9, 9, 9, 9, 9, 9, 9])
@@ -342,30 +348,34 @@ def test_images_without_questions_have_no_kinds() -> None:
 
 def test_the_summary_of_images_counts_them() -> None:
     split = make_split(12)
-    scored = evaluate(AiT(CONFIG), split.eval_batches(5), 3)
-    summary = summarize(scored, HeldOut(split, ("a", "b", "c")))
-    assert summary == {"accuracy": scored.accuracy, "loss": scored.loss, "images": 12}
+    evaluation = evaluate(AiT(CONFIG), split.eval_batches(5), 3)
+    summary = summarize(evaluation, HeldOut(split, ("a", "b", "c")))
+    assert summary == Summary(accuracy=evaluation.accuracy, loss=evaluation.loss, images=12)
+    expected = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "images": 12}
+    assert summary.to_dict() == expected
 
 
-def test_the_summary_of_questions_counts_pictures_once_and_can_be_written_as_json() -> None:
+def test_the_summary_of_questions_counts_pictures_once_and_is_ready_for_json() -> None:
     split, guesses = ask([0, 1, 3, 4] * 5, each=4), torch.zeros(9).long()
-    scored = Evaluation(25.0, 1.5, torch.zeros(10, 10).long(), split.labels)
-    summary = summarize(scored, HeldOut(split, CLASS_NAMES, guesses=guesses))
-    assert json.loads(json.dumps(summary)) == summary
-    assert set(summary) == {"accuracy", "loss", "images", "questions", "kinds"}
-    assert (summary["images"], summary["questions"]) == (5, 20)
+    evaluation = Evaluation(25.0, 1.5, torch.zeros(10, 10).long(), split.labels)
+    summary = summarize(evaluation, HeldOut(split, CLASS_NAMES, guesses=guesses))
+    assert (summary.images, summary.questions) == (5, 20)
     scores = score_kinds(split.labels, split, guesses)
-    for kind, score in zip(summary["kinds"], scores, strict=True):
+    assert list(summary.kinds) == scores
+    content = json.loads(json.dumps(summary.to_dict()))
+    assert list(content) == ["accuracy", "loss", "images", "questions", "kinds"]
+    for kind, score in zip(content["kinds"], scores, strict=True):
         assert list(kind) == ["name", "accuracy", "interval", "guess", "questions", "images"]
-        assert kind == {**score._asdict(), "interval": list(score.interval)}
+        assert kind == {**vars(score), "interval": list(score.interval)}
 
 
-def test_the_guess_stands_beside_every_accuracy() -> None:
-    kinds = [
-        {"name": "binary", "accuracy": 76.824, "interval": [74.0, 79.5], "guess": 42.71},
-        {"name": "binary/closest", "accuracy": 100.0, "interval": [98.1, 100.0], "guess": 51.0},
-    ]
-    text = describe_kinds({**kind, "questions": 2000, "images": 200} for kind in kinds)
+def test_the_guess_is_next_to_every_accuracy() -> None:
+    text = describe_kinds(
+        [
+            KindScore("binary", 76.824, Interval(74.0, 79.5), 42.71, 2000, 200),
+            KindScore("binary/closest", 100.0, Interval(98.1, 100.0), 51.0, 2000, 200),
+        ]
+    )
     header, *lines = text.splitlines()
     assert header.split() == ["accuracy", "95", "%", "interval", "guess", "questions", "images"]
     assert " ".join(lines[0].split()) == "76.82 % 74.00 to 79.50 % 42.71 % 2,000 200 binary"
@@ -378,13 +388,13 @@ def test_the_guess_stands_beside_every_accuracy() -> None:
 # --- files ---
 
 
-def test_a_summary_is_saved_as_it_is_with_the_accuracy_of_each_class_and_a_matrix(
+def test_a_summary_is_saved_with_the_accuracy_of_each_class_and_the_confusion_matrix(
     tmp_path: Path,
 ) -> None:
     confusion = torch.tensor([[2, 1, 0], [1, 0, 0], [0, 0, 0]])
-    scored = Evaluation(50.0, 0.75, confusion, torch.tensor([0, 0, 1, 0]))
+    evaluation = Evaluation(50.0, 0.75, confusion, torch.tensor([0, 0, 1, 0]))
     summary = {"accuracy": 50.0, "kinds": [{"name": "binary"}], "source": None}
-    save_evaluation(scored, summary, ["cat", "a, b", "none"], tmp_path)
+    save_evaluation(evaluation, summary, ["cat", "a, b", "none"], tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {
         **summary,
         "class_accuracy": {"cat": pytest.approx(200 / 3), "a, b": 0.0, "none": None},
