@@ -1,6 +1,7 @@
-"""Every command and every Python block of the README and the docs does what it says.
+"""The commands and the Python blocks of the README and the docs work.
 
-Commands run at reduced size on generated images; those that would download are parsed.
+The quick start runs at reduced size on generated images; commands that would download images are
+only parsed.
 """
 
 import re
@@ -32,8 +33,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path, program: str) -> list[str]:
     lines = "\n".join(blocks(page, "sh")).splitlines()
-    found = [line.partition("#")[0].strip() for line in lines]
-    return [line for line in found if line.split()[:1] == [program]]
+    without_comments = [line.partition("#")[0].strip() for line in lines]
+    return [line for line in without_comments if line.split()[:1] == [program]]
 
 
 def write_images(folder: Path, names: list[str], each: int) -> None:
@@ -60,14 +61,14 @@ def test_a_python_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_has_blocks_and_commands_to_run() -> None:
+def test_the_readme_has_examples_and_two_commands_to_set_up() -> None:
     assert len(blocks(PAGES[0], "python")) >= 2
     assert len(commands(PAGES[0], "ait")) >= 6
     assert [line.split()[1] for line in commands(PAGES[0], "make")] == ["demo", "test"]
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "check"])
-def test_the_makefile_knows_the_set_up_commands(target: str) -> None:
+def test_the_makefile_has_the_documented_targets(target: str) -> None:
     done = subprocess.run(
         ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -80,19 +81,21 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_training_command_is_understood(
+def test_every_training_command_can_be_parsed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = RECIPES["cifar10-ait-tiny"]
-    result, asked = put_result(tmp_path, result_of(recipe)), []
-    where = "associative_transformer.training.loop.train"
-    monkeypatch.setattr(where, lambda *args, **options: asked.append(args) or result)
+    result, calls = put_result(tmp_path, result_of(recipe)), []
+    monkeypatch.setattr(
+        "associative_transformer.training.loop.train",
+        lambda *args, **options: calls.append(args) or result,
+    )
     lines = [line for line in commands(page, "ait") if line.startswith("ait train")]
     assert [run(line, monkeypatch) for line in lines] == [0] * len(lines)
-    assert len(asked) == len(lines)
+    assert len(calls) == len(lines)
 
 
-def test_the_quick_start_works_from_training_to_prediction(
+def test_the_quick_start_of_the_readme_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -104,16 +107,18 @@ def test_the_quick_start_works_from_training_to_prediction(
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
         if not line.startswith("ait train"):
             assert run(line, monkeypatch) == 0, line
-        elif "--data.source" in line or "sort-of-clevr" in line:  # the others would download
+        elif (
+            "--data.source" in line or "sort-of-clevr" in line
+        ):  # the rest would download
             few = "" if "--data.source" in line else " --data.num-train 8 --data.num-test 4"
             before = set((tmp_path / "runs").glob("*"))
             assert run(f"{line} {SMALL}{few}", monkeypatch) == 0, line
             (trained,) = set((tmp_path / "runs").iterdir()) - before
-            trained.rename(tmp_path / "runs" / line.split()[2])  # as if it were the whole recipe
+            trained.rename(tmp_path / "runs" / line.split()[2])  # as the full recipe would name it
     assert (tmp_path / "runs/cifar10-ait-tiny/0/confusion.csv").exists()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "sort-of-clevr.png").exists()
-    said = capsys.readouterr().out
-    assert "class_1,probability_1" in said
-    assert "pictures/0.png,is the red object in the left half," in said
-    assert "Relational reasoning on Sort-of-CLEVR" in said
+    printed = capsys.readouterr().out
+    assert "class_1,probability_1" in printed
+    assert "pictures/0.png,is the red object in the left half," in printed
+    assert "Relational reasoning on Sort-of-CLEVR" in printed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_help_lists_every_command_with_its_summary(ait: Ait) -> None:
 def test_every_command_is_a_file_and_every_file_but_the_options_a_command() -> None:
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert files == {name.replace("-", "_") for name in COMMANDS} | {"__init__", "options"}
+
+
+def test_a_command_is_one_file_and_one_line_in_the_table(
+    ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greet = ModuleType("greet")
+    greet.run = lambda arguments: print("hello", *arguments)
+    monkeypatch.setitem(sys.modules, "associative_transformer.cli.say_hello", greet)
+    monkeypatch.setitem(COMMANDS, "say-hello", "greet somebody")
+    assert ait("say-hello", "Ada", "--loud") == (0, "hello Ada --loud\n", "")
+    assert "say-hello greet somebody" in ait("--help").out
 
 
 def test_the_commands_are_listed_in_the_order_in_which_one_needs_them() -> None:
