@@ -276,7 +276,7 @@ def test_an_implementation_is_used_only_if_a_pool_lies_in_one_process(
 ) -> None:
     exchanged: list[int] = []
 
-    def exchange(*arguments: Any) -> over_ranks.AttendOutput:  # noqa: ANN401
+    def exchange(*arguments: Any) -> functional.AttendOutput:  # noqa: ANN401
         exchanged.append(arguments[-1])
         return output
 
@@ -286,7 +286,7 @@ def test_an_implementation_is_used_only_if_a_pool_lies_in_one_process(
     monkeypatch.setattr(distributed, "mean", lambda x: 2 * x)
     inputs = [torch.randn(shape) for shape in ((2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6))]
     selection = functional.pooled_attention(*inputs, 5)
-    output = over_ranks.AttendOutput(selection, torch.zeros(()))
+    output = functional.AttendOutput(selection, torch.zeros(()))
     attend = kernels.PoolAttention(lambda *_: selection)
     assert attend(*inputs, 5, pool).selection is selection
     assert exchanged == {"global": [6], "node": [3], "local": []}[pool]

@@ -1,4 +1,4 @@
-"""The equations against slow loops, forward and gradient, and the properties the paper states."""
+"""The equations against slow loops, forward and gradient, and their properties in the paper."""
 
 import math
 
@@ -42,13 +42,13 @@ def double(*shape: int) -> Tensor:
 
 
 def gates(selection: Selection, num_tokens: int) -> Tensor:
-    """Spread the scores over the pool, (S, M, T): the order of the winners does not matter."""
+    """Return the scores of all tokens, (S, M, T), so that the order of winners does not matter."""
     score, chosen = selection.score, selection.chosen
     return score.new_zeros(*score.shape[:2], num_tokens).scatter(2, chosen, score)
 
 
 def assert_same(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...]) -> None:
-    """Compare two results and the gradients that a random cotangent sends to `inputs`."""
+    """Compare two results, and their gradients for a random cotangent."""
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     cotangent = torch.randn_like(theirs)
     for mine, expected in zip(
@@ -64,7 +64,7 @@ def assert_same(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...]) -> Non
 
 
 def scores(num_heads: int, num_priors: int, num_tokens: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Random scores that sum to 1 and, for each prior, distinct tokens."""
+    """Return random scores that sum to 1, and distinct random tokens for each prior."""
     logits = torch.randn(num_heads, num_priors, limit, dtype=torch.float64)
     chosen = torch.rand(num_heads, num_priors, num_tokens).argsort(dim=-1)[..., :limit]
     return logits.softmax(dim=-1).requires_grad_(), chosen
@@ -88,7 +88,9 @@ def test_bottleneck_attention_equals_the_loops(
 
 
 @pytest.mark.parametrize("bottleneck", [1, 4, 16, 17, 100, None])
-def test_each_prior_takes_exactly_its_bottleneck_or_all_tokens(bottleneck: int | None) -> None:
+def test_each_prior_selects_as_many_tokens_as_its_bottleneck_or_all(
+    bottleneck: int | None,
+) -> None:
     q, k, v = torch.randn(3, 5, 8), torch.randn(3, 17, 8), torch.randn(3, 17, 8)
     selection = bottleneck_attention(q, k, v, bottleneck)
     winners = min(bottleneck or 17, 17)
@@ -124,7 +126,7 @@ def test_a_bottleneck_of_one_copies_the_most_similar_token() -> None:
     assert (selection.score == 1).all()
 
 
-def test_tokens_that_no_prior_chose_receive_no_gradient() -> None:
+def test_tokens_that_no_prior_selects_get_no_gradient() -> None:
     q, k, v = double(1, 2, 4), double(1, 20, 4), double(1, 20, 4)
     selection = bottleneck_attention(q, k, v, 3)
     selection.value.square().sum().backward()
@@ -135,7 +137,7 @@ def test_tokens_that_no_prior_chose_receive_no_gradient() -> None:
     assert k.grad[0, ~lost].any(dim=-1).all() and v.grad[0, ~lost].any(dim=-1).all()
 
 
-def test_equal_similarities_are_resolved_the_same_way_every_time() -> None:
+def test_ties_are_resolved_the_same_way_every_time() -> None:
     q, k, v = torch.ones(2, 3, 4), torch.ones(2, 30, 4), torch.randn(2, 30, 4)
     first, second = bottleneck_attention(q, k, v, 7), bottleneck_attention(q, k, v, 7)
     assert torch.equal(first.chosen, second.chosen)
@@ -173,10 +175,10 @@ def test_balance_loss_equals_the_loops(heads: int, priors: int, tokens: int, lim
     assert_same(ours, naive.balance_loss(score, chosen, tokens), (score,))
 
 
-def test_balance_loss_has_the_planted_values() -> None:
-    everyone_takes_token_0 = torch.zeros(2, 3, 1, dtype=torch.long)
+def test_balance_loss_equals_values_computed_by_hand() -> None:
+    all_choose_token_0 = torch.zeros(2, 3, 1, dtype=torch.long)
     # importance = load = (3, 0, 0, 0): mean 0.75, unbiased variance 2.25, CV^2 = 4; two heads
-    loss = balance_loss(torch.ones(2, 3, 1), everyone_takes_token_0, 4)
+    loss = balance_loss(torch.ones(2, 3, 1), all_choose_token_0, 4)
     torch.testing.assert_close(loss, torch.tensor(16.0))
 
     score, chosen = torch.tensor([[[0.75, 0.25]]]), torch.tensor([[[0, 1]]])
@@ -184,7 +186,7 @@ def test_balance_loss_has_the_planted_values() -> None:
     torch.testing.assert_close(balance_loss(score, chosen, 2), torch.tensor(0.5))
 
 
-def test_the_load_counts_in_the_value_but_carries_no_gradient() -> None:
+def test_the_load_counts_in_the_value_but_not_in_the_gradient() -> None:
     # importance (2/3, 2/3, 2/3) is even; load (1, 2, 1) has mean 4/3, variance 1/3: CV^2 = 3/16
     score = torch.tensor([[[2 / 3, 1 / 3], [1 / 3, 2 / 3]]], requires_grad=True)
     loss = balance_loss(score, torch.tensor([[[0, 1], [1, 2]]]), 3)
@@ -193,8 +195,8 @@ def test_the_load_counts_in_the_value_but_carries_no_gradient() -> None:
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
-def test_equal_use_gives_zero_balance_loss() -> None:
-    # five priors take two tokens each: every one of the ten tokens once, with the same weight
+def test_equal_use_has_zero_balance_loss() -> None:
+    # five priors choose two tokens each: each of the ten tokens once, with the same score
     chosen = torch.stack([torch.randperm(10).reshape(5, 2) for _ in range(3)])
     loss = balance_loss(torch.full((3, 5, 2), 0.5), chosen, 10)
     torch.testing.assert_close(loss, torch.zeros(()))
@@ -204,11 +206,11 @@ def test_equal_use_gives_zero_balance_loss() -> None:
 
 def test_uneven_use_costs_more_than_even_use() -> None:
     score, chosen = scores(2, 6, 30, 5)
-    piled_up = torch.arange(5).expand(2, 6, 5)
-    assert balance_loss(score, piled_up, 30) > balance_loss(score, chosen, 30) > 0
+    concentrated = torch.arange(5).expand(2, 6, 5)
+    assert balance_loss(score, concentrated, 30) > balance_loss(score, chosen, 30) > 0
 
 
-def test_balance_loss_of_heads_is_their_sum() -> None:
+def test_balance_loss_is_the_sum_over_heads() -> None:
     score, chosen = scores(3, 4, 9, 2)
     alone = [balance_loss(score[[i]], chosen[[i]], 9) for i in range(3)]
     torch.testing.assert_close(balance_loss(score, chosen, 9), torch.stack(alone).sum())

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from associative_transformer import workspace as workspace_module
-from associative_transformer.functional import pooled_attention
+from associative_transformer.functional import AttendOutput, pooled_attention
 from associative_transformer.kernels import PoolAttention
-from associative_transformer.kernels.over_ranks import AttendOutput, Pool
+from associative_transformer.kernels.over_ranks import Pool
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 from twins import naive
 

@@ -26,6 +26,13 @@ class Selection(NamedTuple):
     chosen: Int[Tensor, "S M K"]  # positions of these tokens in the pool
 
 
+class AttendOutput(NamedTuple):
+    """The output of an attention to a pool, which may lie on several ranks."""
+
+    selection: Selection  # the tokens of this rank, with a score of 0 if others beat them
+    unevenness: Float[Tensor, ""]  # the balance loss of the whole pool, unweighted
+
+
 def bottleneck_attention(
     q: Float[Tensor, "S M D"],
     k: Float[Tensor, "S T D"],

@@ -17,17 +17,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from associative_transformer import kernels
-from associative_transformer.functional import Selection, hopfield_retrieve, update_priors
-from associative_transformer.kernels.over_ranks import AttendOutput, Pool
+from associative_transformer.functional import (
+    AttendOutput,
+    Selection,
+    hopfield_retrieve,
+    update_priors,
+)
+from associative_transformer.kernels.over_ranks import Pool
 from associative_transformer.kernels.protected_copy import protected_copy
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
-"""The bottleneck attention, called as `attend(q, tokens, w_k, w_v, bottleneck, pool)`: queries
-(S, M, D), tokens of this process (T, E), weights of keys and values (S, D, E), and the two fields
-of `WorkspaceConfig`. Returns the selection and its unevenness."""
+"""A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
+and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
+of keys and values (S, D, E), and the two fields of `WorkspaceConfig`."""
 Merge = Callable[[Tensor, Pool], Tensor]
-"""Called as `merge(written, pool)`: turns what this pool writes (M, D) into what the memory, which
-all pools share, receives."""
+"""A combination of writes: `merge(written, pool)` gets what one pool writes (M, D) and returns
+what all pools together write to the memory that they share."""
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
 
@@ -73,7 +78,7 @@ class WorkspaceConfig:
         if not 0 < self.beta < math.inf:
             raise ValueError(f"beta must be positive, not {self.beta}")
         if not 0 <= self.balance_weight < math.inf:
-            raise ValueError(f"balance_weight must not be negative, not {self.balance_weight}")
+            raise ValueError(f"balance_weight must be 0 or positive, not {self.balance_weight}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 

@@ -1,6 +1,6 @@
-"""Faster or distributed implementations of `functional.pooled_attention`, same numbers.
+"""Faster or distributed implementations of `functional`, with the same results.
 
-`attend` is the default of a workspace: it picks one for the device and the process group.
+`attend`, the default of a workspace, picks one for the device and the process group.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width
 """
@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from associative_transformer import distributed, functional
-from associative_transformer.functional import Selection, balance_loss
+from associative_transformer.functional import AttendOutput, Selection, balance_loss
 from associative_transformer.kernels import over_ranks, sparse
-from associative_transformer.kernels.over_ranks import AttendOutput, Pool
+from associative_transformer.kernels.over_ranks import Pool
 
 FASTEST = {"cpu": sparse}
 """The module with the fastest implementation on each type of device (`docs/performance.md`); on

@@ -16,7 +16,7 @@ Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
 
 import math
 import os
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from associative_transformer import distributed
-from associative_transformer.functional import Selection
+from associative_transformer.functional import AttendOutput, Selection
 from associative_transformer.interface import UserError
 from associative_transformer.kernels import sparse
 
@@ -32,17 +32,10 @@ Pool = Literal["global", "node", "local"]
 """The tokens that compete with each other: those of all ranks, of a machine, or of a rank."""
 
 
-class AttendOutput(NamedTuple):
-    """The output of an attention to a pool."""
-
-    selection: Selection  # over several ranks: the tokens of this rank, score 0 if they lost
-    unevenness: Float[Tensor, ""]  # the balance loss of the whole pool, unweighted
-
-
 def ranks_of(pool: Pool) -> int:
-    """Return how many ranks, which are neighbors, form a pool.
+    """Return how many neighboring ranks form a pool.
 
-    Raises UserError if `pool` is "node" and the processes of a node are not known.
+    Raises UserError if `pool` is "node" and the number of processes per node is unknown.
     """
     num_ranks = distributed.num_ranks()
     if pool == "global" or num_ranks == 1:
@@ -59,9 +52,9 @@ def ranks_of(pool: Pool) -> int:
 
 
 def num_pools(pool: Pool) -> int:
-    """Return how many pools all ranks form together; a collective, every rank has to call it.
+    """Return how many pools the ranks form; a collective, so every rank has to call it.
 
-    Raises UserError, on all ranks, if `ranks_of` does or the nodes differ in size.
+    Raises UserError on all ranks if `ranks_of` does or if the nodes differ in size.
     """
     if pool == "node":
         sizes = distributed.gather_objects(os.environ.get("LOCAL_WORLD_SIZE"))
