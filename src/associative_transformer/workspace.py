@@ -117,7 +117,8 @@ class GlobalWorkspace(nn.Module):
     twice. An `attend` is called with the weights of `to_k` and `to_v`, not with their outputs.
 
     `merge` combines what several pools write. It defaults to the method `merge` of `attend`, and
-    to the identity if there is none.
+    to the identity if there is none. Another `attend` and `merge` together have to ensure that all
+    processes write the same.
 
     `retrieve` is the Hopfield retrieval. A `reader`, called with the tokens and the attractors of
     each image, replaces it.
