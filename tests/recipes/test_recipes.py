@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from associative_transformer import recipes
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import (
     Experiment,
@@ -51,7 +53,7 @@ class Published(NamedTuple):
     size: float | None = None  # with the head for CIFAR-10
 
 
-# ViT-Medium stands in the CVPR version; Luna with 2 layers is ours.
+# ViT-Medium is in the CVPR version; Luna with 2 layers is ours.
 TABLE_1 = {
     "ait-base": Published("AiT-Base", 85.44, 60.78, 99.59, 81.94, 91.0),
     "ait-medium": Published("AiT-Medium", 84.59, 60.58, 99.57, 81.58, 45.9),
@@ -72,7 +74,7 @@ TABLE_1 = {
 SETS = ("cifar10", "cifar100", "triangle")
 EVERY_SET = [f"{data}-{model}" for data in SETS for model in TABLE_1]
 
-# Percent, average over the three sets: the CVPR version.
+# Percent, average over the three data sets: the CVPR version.
 ABLATIONS = {
     "ait-small": ("AiT-Small", 79.70),
     "ait-small-without-bottleneck": ("w/o bottleneck", 72.75),
@@ -91,7 +93,7 @@ CHANGES: dict[str, tuple[str, object]] = {  # the one field that makes an ablati
 }
 ABLATED = [f"{data}-ait-small-{change}" for data in SETS for change in CHANGES]
 
-PATCHES_OF_32 = ("ait", "vit")  # on Triangle; all other models of patches see 4 pixels there
+PATCHES_OF_32 = ("ait", "vit")  # on Triangle; all other models with patches see 4 pixels there
 WITHOUT_PATCHES = ("perceiver", "brims")
 OTHER_PATCHES = [
     f"triangle-{model}-p{4 if model.startswith(PATCHES_OF_32) else 32}"
@@ -123,14 +125,13 @@ RELATIONAL_TINY = [
     for model in ("ait", "vit", "coordination", "set-transformer", "cnn-rn", "cnn-mlp", "dense")
 ]
 
-# Parameters with CIFAR-10's head, live and as the paper counts: specification, and for AiT the
-# official code.
+# Live parameters and parameters as the paper counts, with the head for CIFAR-10.
 PARAMETERS = {
     "ait-small": (15_673_322, 15_784_426),
     "ait-medium": (45_761_770, 45_876_970),
     "ait-base": (90_894_442, 91_015_786),
     "vit-small": (14_800_234, 14_850_922),
-    "vit-medium": (43_142_506, 43_251_562 - 58_368),  # without the stem that nothing reads
+    "vit-medium": (43_142_506, 43_251_562 - 58_368),  # without the unused stem
     "vit-base": (85_655_914, 85_706_602),
     "coordination": (1_990_668, 2_221_068),
     "coordination-d": (1_990_668, 2_221_068),
@@ -143,7 +144,7 @@ PARAMETERS = {
     "luna-small": (17_781_514 - 3 * 2 * 768, 17_781_514),
 }
 
-# Percent of relational and non-relational questions: slides; AiT-Base from the CVPR version.
+# Percent of relational and non-relational questions: the slides; AiT-Base: the CVPR version.
 TABLE_2 = {
     "ait-small": (76.82, 99.85),
     "ait-base": (80.03, None),
@@ -183,7 +184,7 @@ RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # pixels stay between 0
 
 
 def model_of(name: str) -> ModelConfig:
-    """Write down the model of a row of the paper, for CIFAR-10."""
+    """Spell out the model of a row of the paper, for CIFAR-10."""
     kind, _, size = name.partition("-")
     image: dict[str, Any] = {"image_size": 32, "num_channels": 3, "num_classes": 10}
     patches = image | {"patch_size": 4}
@@ -234,7 +235,7 @@ def model_of(name: str) -> ModelConfig:
 
 
 def on_triangle(name: str, patch_size: int | None = None) -> ModelConfig:
-    """Write down the model of a row for Triangle, in patches of the usual size or another."""
+    """Spell out the model of a row for Triangle, with patches of the usual size or another."""
     model = replace(model_of(name), image_size=64, num_classes=2)
     if patch_size is None and not isinstance(model, AiTConfig | ViTConfig):
         return model
@@ -245,7 +246,7 @@ def on_triangle(name: str, patch_size: int | None = None) -> ModelConfig:
 
 
 def data_of(name: str, **changes: Any) -> ImagesConfig | TriangleConfig:  # noqa: ANN401
-    """Write down the data set of a recipe."""
+    """Spell out the data set of a recipe."""
     data = name.split("-")[0]
     if data == "triangle":
         return TriangleConfig(**{"num_train": 50_000, "num_test": 10_000, "channels": 3} | changes)
@@ -255,7 +256,7 @@ def data_of(name: str, **changes: Any) -> ImagesConfig | TriangleConfig:  # noqa
 
 
 def count(model: ModelConfig) -> tuple[int, int]:
-    """Count the live parameters, and those that the paper counts."""
+    """Count the live parameters and those that the paper counts."""
     with torch.device("meta"):
         built = build_model(model)
     return sum(p.numel() for p in built.parameters()), built.reference_parameters()
@@ -264,7 +265,7 @@ def count(model: ModelConfig) -> tuple[int, int]:
 # --- names ---
 
 
-def test_these_recipes_exist_under_their_own_names() -> None:
+def test_exactly_these_recipes_exist() -> None:
     groups: list[Sequence[str]] = [EVERY_SET, ABLATED, OTHER_PATCHES, SOURCES, TINY]
     groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY]
     assert [len(group) for group in groups] == [45, 15, 13, 5, 2, 18, 2, 7]
@@ -273,7 +274,13 @@ def test_these_recipes_exist_under_their_own_names() -> None:
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
-def test_a_table_has_rows_of_recipes_in_the_order_of_the_paper() -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_search_for_the_name_of_a_recipe_finds_its_definition(name: str) -> None:
+    sources = [path.read_text() for path in Path(recipes.__file__).parent.glob("*.py")]
+    assert sum(f'"{name}"' in source for source in sources) >= 1
+
+
+def test_a_table_has_its_rows_in_the_order_of_the_paper() -> None:
     last = (*PATCHED[:6], "cnn-rn", "cnn-mlp", *PATCHED[6:], *(f"{name}-p5" for name in PATCHED))
     assert {table: list(rows) for table, rows in ROWS.items()} == {
         "classification": list(TABLE_1),
@@ -281,12 +288,12 @@ def test_a_table_has_rows_of_recipes_in_the_order_of_the_paper() -> None:
         "relational": list(last),
     }
     for table, rows in ROWS.items():
-        for row, recipes in rows.items():
+        for row, names in rows.items():
             sets = ["sort-of-clevr"] if table == "relational" else SETS
-            assert recipes == tuple(f"{data}-{row}" for data in sets)
+            assert names == tuple(f"{data}-{row}" for data in sets)
 
 
-def test_an_unknown_recipe_is_refused_with_the_ten_closest() -> None:
+def test_an_unknown_recipe_is_an_error_that_lists_the_ten_closest_names() -> None:
     assert find_recipe("cifar10-luna-lra") is RECIPES["cifar10-luna-lra"]
     with pytest.raises(UserError, match=r"no recipe 'cifar10-ait-smal'; closest first: ") as error:
         find_recipe("cifar10-ait-smal")
@@ -294,7 +301,7 @@ def test_an_unknown_recipe_is_refused_with_the_ten_closest() -> None:
     assert len(set(names)) == len(names) == 10
     assert set(names) <= set(RECIPES)
     assert names[:2] == ["cifar10-ait-small", "cifar100-ait-small"]
-    with pytest.raises(UserError, match=r"closest first: [a-z]"):  # however far off
+    with pytest.raises(UserError, match=r"closest first: [a-z]"):  # even if nothing is similar
         find_recipe("???")
 
 
@@ -302,7 +309,7 @@ def test_an_unknown_recipe_is_refused_with_the_ten_closest() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_SET)
-def test_a_row_has_its_model_on_every_set(name: str) -> None:
+def test_a_row_has_its_model_on_every_data_set(name: str) -> None:
     data, _, model = name.partition("-")
     if data == "triangle":
         expected = on_triangle(model)
@@ -312,7 +319,9 @@ def test_a_row_has_its_model_on_every_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER_PATCHES)
-def test_triangle_comes_in_the_other_patches_too_for_every_model_that_has_some(name: str) -> None:
+def test_every_model_with_patches_has_a_recipe_for_triangle_with_the_other_patch_size(
+    name: str,
+) -> None:
     model, _, patch_size = name.removeprefix("triangle-").rpartition("-p")
     assert RECIPES[name].model == on_triangle(model, int(patch_size))
     usual = RECIPES[f"triangle-{model}"]
@@ -321,7 +330,7 @@ def test_triangle_comes_in_the_other_patches_too_for_every_model_that_has_some(n
 
 
 @pytest.mark.parametrize("name", [*EVERY_SET, *OTHER_PATCHES, *ABLATED])
-def test_all_rows_are_trained_alike_as_the_paper_trains_its_own(name: str) -> None:
+def test_all_rows_share_the_training_of_the_paper(name: str) -> None:
     assert RECIPES[name].train == PROTOCOL
 
 
@@ -329,18 +338,18 @@ def test_all_rows_are_trained_alike_as_the_paper_trains_its_own(name: str) -> No
 def test_a_recipe_has_the_data_of_the_paper(name: str) -> None:
     changes: dict[str, Any] = {}
     if name == "triangle-ait-tiny":
-        changes = {"channels": 1}  # the paper repeats the one channel
+        changes = {"channels": 1}  # the paper repeats the only channel
     elif name in ("cifar10-brims", "cifar100-brims"):
         changes = RAW
     assert RECIPES[name].data == data_of(name, **changes)
 
 
-def test_models_that_look_pixels_up_get_them_unnormalized_and_no_others_do() -> None:
-    takers = {n for n, r in RECIPES.items() if getattr(r.model, "takes_pixels", False)}
+def test_exactly_the_models_that_look_up_pixels_get_them_unnormalized() -> None:
+    expected = {n for n, r in RECIPES.items() if getattr(r.model, "takes_pixels", False)}
     brims = {f"{data}-brims" for data in SETS}
-    assert takers == {*brims, "cifar10-brims-source", "cifar10-luna-lra"}
+    assert expected == {*brims, "cifar10-brims-source", "cifar10-luna-lra"}
     raw = {n for n, r in RECIPES.items() if r.data.kind == "images" and not any(r.data.mean)}
-    assert raw == takers - {"triangle-brims"}
+    assert raw == expected - {"triangle-brims"}
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -348,7 +357,7 @@ def test_a_row_has_the_published_size(name: str) -> None:
     live, total = count(RECIPES[f"cifar10-{name}"].model)
     size = TABLE_1[name].size
     assert (live, total) == PARAMETERS[name]
-    if name == "luna-base":  # the published size is that of no image model
+    if name == "luna-base":  # no image model has the published size
         assert round(total / 1e6, 1) == 106.4 != size
     elif size is not None:
         assert round(total / 1e6, 1) == size
@@ -361,7 +370,7 @@ def test_a_row_has_the_published_size(name: str) -> None:
         ("cifar100-vit-base", 90_079_684, None),
         ("cifar100-set-transformer", None, 2_237_028),
         ("cifar100-brims", None, 4_416_500),
-        # the sources have four classes: two more of 256 weights and a bias
+        # the sources have four classes: two more rows of 256 weights and a bias
         ("triangle-coordination-source", None, 1_948_678 - 2 * 257),
         ("triangle-set-transformer-source", None, 2_204_164 - 2 * 257),
         ("sort-of-clevr-coordination", None, 2_289_036),
@@ -380,17 +389,21 @@ def test_a_recipe_has_the_size_of_its_source(
 
 
 def test_the_published_figures_of_the_first_table_are_those_of_the_paper() -> None:
-    told = {
-        row.name: Published(row.title, *row.accuracies, TABLE_1[row.name].average, row.size)
-        for row in classification.ROWS
-    }
-    assert told == TABLE_1
-    assert list(told) == list(TABLE_1)
-    assert list(classification.SETS) == list(SETS)
-    assert set(classification.QUOTED) == {"luna-base", "brims", "perceiver"}
+    rows = {row.name: row for row in classification.ROWS}
+    assert list(rows) == EVERY_SET
+    for model, published in TABLE_1.items():
+        recipes = [rows[f"{data}-{model}"] for data in SETS]
+        assert [row.title for row in recipes] == [published.title] * 3
+        assert tuple(row.published for row in recipes) == published[1:4]
+        assert classification.PUBLISHED_SIZES.get(published.title) == published.size
+    assert len(classification.PUBLISHED_SIZES) == sum(
+        row.size is not None for row in TABLE_1.values()
+    )
+    assert classification.SETS == SETS
+    assert set(classification.QUOTED) == {"Luna", "BRIMs", "Perceiver"}
 
 
-def test_published_accuracies_are_told_in_words() -> None:
+def test_published_accuracies_are_written_out() -> None:
     written_out = {
         f"{data}-{model}": f"{accuracy:.2f} %"
         for model, row in TABLE_1.items()
@@ -407,7 +420,7 @@ def test_published_accuracies_are_told_in_words() -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_small_recipes_are_short(name: str) -> None:
+def test_the_small_recipes_are_short_and_have_no_published_accuracy(name: str) -> None:
     assert RECIPES[name].train.epochs <= 10
     assert count(RECIPES[name].model)[0] < 2e6  # for two cores
     assert name not in PUBLISHED
@@ -429,19 +442,13 @@ def test_an_ablation_differs_from_ait_small_in_one_field(name: str) -> None:
 
 
 def test_the_published_averages_of_the_ablations_are_those_of_the_paper() -> None:
-    told = {row.recipe: (row.title, row.average) for row in ablations.ROWS}
-    assert told == ABLATIONS
-    assert list(told) == list(ABLATIONS)
+    rows = {row.recipes: (row.title, row.average) for row in ablations.ROWS}
+    assert list(rows.items()) == [
+        (tuple(f"{data}-{name}" for data in SETS), published)
+        for name, published in ABLATIONS.items()
+    ]
     averages = {row: round(sum(TABLE_1[row][1:4]) / 3, 2) for row in ("ait-small", "vit-small")}
     assert averages == {row: ABLATIONS[row][1] for row in averages}
-
-
-def test_only_an_ait_has_ablations() -> None:
-    recipe = replace(RECIPES["cifar10-ait-small"], name="mine-ait-small")
-    made = ablations.ablate(recipe)
-    assert [ablation.name for ablation in made] == [f"mine-ait-small-{name}" for name in CHANGES]
-    with pytest.raises(ValueError, match="triangle-vit-small has no AiT"):
-        ablations.ablate(RECIPES["triangle-vit-small"])
 
 
 # --- recipes of the sources ---
@@ -577,7 +584,7 @@ def test_all_relational_recipes_are_trained_alike(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RELATIONAL)
-def test_a_relational_recipe_has_both_types_of_questions_about_9800_pictures(name: str) -> None:
+def test_a_relational_recipe_asks_both_types_of_questions_about_9800_pictures(name: str) -> None:
     assert RECIPES[name].data == SortOfClevrConfig(
         num_train=9_800,
         num_test=200,
@@ -590,18 +597,21 @@ def test_a_relational_recipe_has_both_types_of_questions_about_9800_pictures(nam
 
 
 @pytest.mark.parametrize("name", RELATIONAL)
-def test_a_relational_recipe_builds_in_its_size(name: str) -> None:
+def test_a_relational_recipe_has_its_known_size(name: str) -> None:
     live, _ = count(RECIPES[name].model)
     model = name.removeprefix("sort-of-clevr-").removesuffix("-p5")
     finer = 0
     if name.endswith("-p5"):
         tokens, pixels = 75 // 5 * 75 // 5 - 5 * 5, 3 * (5 * 5 - 15 * 15)
-        finer = tokens * 768 * (10 + 2) + pixels * (768 + 2)  # head, patches, norms of both
-        if model in ("coordination", "set-transformer"):  # neither norms nor a head of all tokens
+        finer = tokens * 768 * (10 + 2) + pixels * (768 + 2)  # head and patches with their norms
+        if model in (
+            "coordination",
+            "set-transformer",
+        ):  # neither these norms nor a head of all tokens
             finer = pixels * 256
     assert live == RELATIONAL_LIVE[model] + finer
     if model in ("ait-small", "ait-medium", "ait-base"):
-        # against CIFAR-10 with 64 patches of 48 numbers and no question
+        # compared with CIFAR-10: 64 patches of 48 numbers and no question
         question, pixels, tokens = 18 * 768 + 768 + 2 * 768 + 2 * 18, 675 - 48, 26 - 64
         expected = PARAMETERS[model][0] + question + pixels * (768 + 2) + tokens * 768 * (10 + 2)
         assert RELATIONAL_LIVE[model] == expected
@@ -614,7 +624,9 @@ def test_the_published_relational_accuracies_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", RELATIONAL_TINY)
-def test_the_small_relational_recipes_are_short_and_like_the_large_ones(name: str) -> None:
+def test_the_small_relational_recipes_are_short_and_otherwise_like_the_large_ones(
+    name: str,
+) -> None:
     tiny, kind = RECIPES[name], name.removesuffix("-tiny")
     large = RECIPES.get(kind) or RECIPES[f"{kind}-small"]
     assert tiny.data == replace(large.data, num_train=tiny.data.num_train)
@@ -631,7 +643,7 @@ def test_the_small_relational_recipes_are_short_and_like_the_large_ones(name: st
 
 
 def changes_of(mine: Experiment, recipe: Experiment) -> dict[str, object]:
-    """Give the fields, without the name, that are not as in the recipe."""
+    """Return the fields, except for the name, that differ from the recipe."""
     changed = differences(mine, recipe)
     return {field: value for field, (value, _) in changed.items() if field != "name"}
 
@@ -648,17 +660,17 @@ def test_the_full_budget_is_the_recipe_itself() -> None:
         ("sort-of-clevr-cnn-rn", {"train.epochs": 10, "train.schedule.warmup_epochs": 1}),
         ("triangle-coordination-source", {"train.epochs": 10}),  # without warm-up
         ("cifar10-perceiver-source", {"train.epochs": 10, "train.schedule.warmup_epochs": 1}),
-        ("triangle-ait-tiny", {}),  # shorter already
+        ("triangle-ait-tiny", {}),  # already shorter
     ],
 )
-def test_a_short_budget_has_ten_epochs_and_one_of_them_to_warm_up(
+def test_a_short_budget_has_ten_epochs_with_one_epoch_of_warm_up(
     name: str, short: dict[str, object]
 ) -> None:
     assert changes_of(shorten(RECIPES[name], "short"), RECIPES[name]) == short
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_smoke_budget_has_one_epoch_of_few_images_of_each_class_and_is_tested_on_as_many(
+def test_a_smoke_budget_has_one_epoch_of_few_images_and_as_many_test_images(
     name: str,
 ) -> None:
     recipe = RECIPES[name]
@@ -675,7 +687,7 @@ def test_a_smoke_budget_has_one_epoch_of_few_images_of_each_class_and_is_tested_
 
 @pytest.mark.parametrize("budget", BUDGETS[1:])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shorter_training_is_named_as_one_with_overrides(name: str, budget: Budget) -> None:
+def test_a_shorter_training_is_named_like_one_with_overrides(name: str, budget: Budget) -> None:
     recipe = RECIPES[name]
     shortened = shorten(recipe, budget)
     if not changes_of(shortened, recipe):
@@ -685,7 +697,7 @@ def test_a_shorter_training_is_named_as_one_with_overrides(name: str, budget: Bu
         assert shortened.name == f"{name}+{fingerprint(own_name)}"
 
 
-def test_no_budget_of_any_recipe_has_the_name_of_another_training() -> None:
+def test_different_trainings_have_different_names() -> None:
     named: dict[str, list[Experiment]] = {}
     for recipe in RECIPES.values():
         for budget in BUDGETS:

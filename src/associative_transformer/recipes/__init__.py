@@ -6,23 +6,19 @@ importing torch: a JSON list with one object per recipe, in the order of `RECIPE
 `published` (a text such as "85.44 %", or null). `make tables` writes it.
 """
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 from associative_transformer.experiment import Experiment
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import ablations, classification, relational, sources
 
-RECIPES = {
+RECIPES: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         *classification.TINY,
         *classification.EXPERIMENTS,
-        *(
-            ablation
-            for experiment in classification.EXPERIMENTS
-            if experiment.name.endswith("-ait-small")
-            for ablation in ablations.ablate(experiment)
-        ),
+        *ablations.EXPERIMENTS,
         *classification.OTHER_PATCHES,
         *sources.EXPERIMENTS,
         *relational.TINY,
@@ -31,39 +27,42 @@ RECIPES = {
     )
 }
 
-ROWS: dict[str, dict[str, tuple[str, ...]]] = {
-    "classification": {
-        row.name: tuple(f"{name}-{row.name}" for name in classification.SETS)
-        for row in classification.ROWS
-    },
-    "ablations": {
-        row.recipe: tuple(f"{name}-{row.recipe}" for name in classification.SETS)
-        for row in ablations.ROWS
-    },
-    "relational": {
-        experiment.name.removeprefix("sort-of-clevr-"): (experiment.name,)
-        for experiment in relational.EXPERIMENTS
-    },
+
+def _group(names: Iterable[str], data_sets: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Group recipes by their names without the data set."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        data_set = next(data_set for data_set in data_sets if name.startswith(f"{data_set}-"))
+        row = name.removeprefix(f"{data_set}-")
+        rows[row] = (*rows.get(row, ()), name)
+    return rows
+
+
+ROWS = {
+    "classification": _group((row.name for row in classification.ROWS), classification.SETS),
+    "ablations": _group(
+        (name for row in ablations.ROWS for name in row.recipes), classification.SETS
+    ),
+    "relational": _group(
+        (experiment.name for experiment in relational.EXPERIMENTS), ("sort-of-clevr",)
+    ),
 }
-"""The recipes of each row of the paper's tables."""
+"""The recipes of each row of the paper's tables; rows are named without the data set."""
 
 PUBLISHED = {
-    f"{name}-{row.name}": f"{accuracy:.2f} %"
-    for row in classification.ROWS
-    for name, accuracy in zip(classification.SETS, row.accuracies, strict=True)
-    if accuracy is not None
+    row.name: f"{row.published:.2f} %" for row in classification.ROWS if row.published is not None
 } | {
     name: f"{binary:.2f} % binary, {other:.2f} % not" if other else f"{binary:.2f} % binary"
     for name, (binary, other) in relational.PUBLISHED.items()
 }
-"""Published test accuracy by recipe, in words."""
+"""Published test accuracy of a recipe, as text."""
 
 
 def find_recipe(name: str) -> Experiment:
-    """Give the recipe of a name. Raises UserError, with names like it, where there is none."""
+    """Return the recipe of that name. Raises UserError with similar names if there is none."""
     if name not in RECIPES:
-        close = ", ".join(get_close_matches(name, RECIPES, n=10, cutoff=0.0))
+        similar = ", ".join(get_close_matches(name, RECIPES, n=10, cutoff=0.0))
         raise UserError(
-            f"there is no recipe {name!r}; closest first: {close}; ait list shows all of them"
+            f"there is no recipe {name!r}; closest first: {similar}; `ait list` shows all recipes"
         )
     return RECIPES[name]

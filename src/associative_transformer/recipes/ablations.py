@@ -1,8 +1,8 @@
-"""The ablations of AiT-Small: each takes one part away, on all three sets of Table 1.
+"""The ablations of AiT-Small: each removes one part, on all three data sets of Table 1.
 
 `ait train cifar10-ait-small-without-bottleneck`, `ait run-table ablations`, `ait table ablations`.
 Without memory and workspace AiT-Small is ViT-Small, and the published averages of the two are
-equal: that row is the recipe of ViT-Small.
+equal: that row shows the recipe of ViT-Small.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 from associative_transformer.experiment import Experiment
 from associative_transformer.models.ait import AiTConfig
+from associative_transformer.recipes import classification
 
 
 class Ablation(NamedTuple):
     """A row of the paper's table."""
 
     title: str
-    recipe: str  # after the name of the set
-    average: float  # published, over the three sets, in percent
+    average: float  # published, over the three data sets, in percent
+    recipes: tuple[str, ...]  # one for each data set
+    change: Callable[[AiTConfig], AiTConfig] | None = None  # of AiT-Small; None: in Table 1
 
 
 def _model(**changes: Any) -> Callable[[AiTConfig], AiTConfig]:  # noqa: ANN401
@@ -29,32 +31,77 @@ def _workspace(**changes: Any) -> Callable[[AiTConfig], AiTConfig]:  # noqa: ANN
     return lambda model: replace(model, workspace=replace(model.workspace, **changes))
 
 
-# fmt: off
 ROWS = [  # published: the CVPR version
-    Ablation("AiT-Small",          "ait-small",                        79.70),
-    Ablation("w/o bottleneck",     "ait-small-without-bottleneck",     72.75),
-    Ablation("w/o self-attention", "ait-small-without-self-attention", 73.31),
-    Ablation("w/o memory",         "vit-small",                        77.40),
-    Ablation("w/o Hopfield",       "ait-small-without-hopfield",       78.48),
-    Ablation("w/o balance loss",   "ait-small-without-balance-loss",   78.68),
-    Ablation("reset memory",       "ait-small-reset-memory",           79.12),
+    Ablation(
+        "AiT-Small", 79.70, ("cifar10-ait-small", "cifar100-ait-small", "triangle-ait-small")
+    ),
+    Ablation(
+        "w/o bottleneck",
+        72.75,
+        (
+            "cifar10-ait-small-without-bottleneck",
+            "cifar100-ait-small-without-bottleneck",
+            "triangle-ait-small-without-bottleneck",
+        ),
+        _workspace(bottleneck=None),
+    ),
+    Ablation(
+        "w/o self-attention",
+        73.31,
+        (
+            "cifar10-ait-small-without-self-attention",
+            "cifar100-ait-small-without-self-attention",
+            "triangle-ait-small-without-self-attention",
+        ),
+        _model(use_self_attention=False),
+    ),
+    Ablation(
+        "w/o memory", 77.40, ("cifar10-vit-small", "cifar100-vit-small", "triangle-vit-small")
+    ),
+    Ablation(
+        "w/o Hopfield",
+        78.48,
+        (
+            "cifar10-ait-small-without-hopfield",
+            "cifar100-ait-small-without-hopfield",
+            "triangle-ait-small-without-hopfield",
+        ),
+        _model(read="cross_attention"),
+    ),
+    Ablation(
+        "w/o balance loss",
+        78.68,
+        (
+            "cifar10-ait-small-without-balance-loss",
+            "cifar100-ait-small-without-balance-loss",
+            "triangle-ait-small-without-balance-loss",
+        ),
+        _workspace(balance_weight=0.0),
+    ),
+    Ablation(
+        "reset memory",
+        79.12,
+        (
+            "cifar10-ait-small-reset-memory",
+            "cifar100-ait-small-reset-memory",
+            "triangle-ait-small-reset-memory",
+        ),
+        _workspace(reset_each_epoch=True),
+    ),
 ]
-CHANGES = {  # what makes AiT-Small the model of a row; the other rows stand in Table 1
-    "ait-small-without-bottleneck":     _workspace(bottleneck=None),
-    "ait-small-without-self-attention": _model(use_self_attention=False),
-    "ait-small-without-hopfield":       _model(read="cross_attention"),
-    "ait-small-without-balance-loss":   _workspace(balance_weight=0.0),
-    "ait-small-reset-memory":           _workspace(reset_each_epoch=True),
-}
-# fmt: on
 
 
-def ablate(recipe: Experiment) -> list[Experiment]:
-    """Give the ablations of a recipe of AiT-Small."""
-    if not isinstance(recipe.model, AiTConfig):
-        raise ValueError(f"{recipe.name} has no AiT to take parts from")
-    name = recipe.name.removesuffix("ait-small")
-    return [
-        replace(recipe, name=f"{name}{row}", model=change(recipe.model))
-        for row, change in CHANGES.items()
-    ]
+def _ablate(name: str, recipe: str, change: Callable[[AiTConfig], AiTConfig]) -> Experiment:
+    """Return a recipe of AiT-Small, changed and under another name."""
+    full = next(row for row in classification.ROWS if row.name == recipe).experiment
+    if not isinstance(full.model, AiTConfig):
+        raise ValueError(f"{recipe} trains no AiT, so it has no ablations")
+    return replace(full, name=name, model=change(full.model))
+
+
+EXPERIMENTS = [
+    _ablate(row.recipes[column], full, row.change)
+    for column, full in enumerate(ROWS[0].recipes)
+    for row in ROWS
+    if row.change is not None
+]

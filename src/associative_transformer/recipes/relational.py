@@ -1,34 +1,28 @@
 """Table 2 of the paper, relational reasoning on Sort-of-CLEVR, and small recipes without a GPU.
 
-`ait train sort-of-clevr-ait-small`, then `ait table relational`, which puts the accuracies beside
-those of `PUBLISHED`; times and devices stand in `docs/reproduce.md`. All rows are trained alike,
-on binary and non-relational questions together: AdamW, 100 epochs, batches of 64 questions (the
-paper's; its code takes 512). `-p5`: patches of 5 pixels in place of 15. Coordination and Set
-Transformer have the sizes of their source on this set, and `-source` is its training, but for one:
-it makes three updates at once, one for each type of question.
+`ait train sort-of-clevr-ait-small`, then `ait table relational`, which shows the accuracies next
+to those of `PUBLISHED`; times and devices are in `docs/reproduce.md`. All rows share one training,
+on binary and non-relational questions together: AdamW, 100 epochs, batches of 64 questions (as in
+the paper; its code uses 512). Recipes that end in `-p5` have patches of 5 pixels instead of 15.
+Coordination and Set Transformer have the sizes of their source on this data set; their `-source`
+recipes also train like the source, except that it makes three updates at once, one for each type
+of question.
 """
 
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from associative_transformer.data import SortOfClevrConfig
 from associative_transformer.data.questions import TYPES
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
-from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiTConfig
-from associative_transformer.models.coordination import (
-    COORDINATION,
-    CoordinationConfig,
-    SlotsConfig,
-)
-from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, DenseConfig
+from associative_transformer.models import ModelConfig
+from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL
+from associative_transformer.models.coordination import COORDINATION, SlotsConfig
+from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL
 from associative_transformer.models.relation_network import CNN_MLP, CNN_RN
-from associative_transformer.models.set_transformer import SET_TRANSFORMER, SetTransformerConfig
-from associative_transformer.models.vit import VIT_SMALL, ViTConfig
+from associative_transformer.models.set_transformer import SET_TRANSFORMER
+from associative_transformer.models.vit import VIT_SMALL
 from associative_transformer.workspace import WorkspaceConfig
-
-Patched = TypeVar(
-    "Patched", AiTConfig, ViTConfig, DenseConfig, CoordinationConfig, SetTransformerConfig
-)
 
 
 class Published(NamedTuple):
@@ -38,13 +32,70 @@ class Published(NamedTuple):
     non_relational: float | None
 
 
-def adapt(model: Patched, patch_size: int) -> Patched:
-    """Give the model of Sort-of-CLEVR."""
+def clevr(model: ModelConfig, patch_size: int) -> ModelConfig:
+    """Return a model with patches for the images, questions and answers of Sort-of-CLEVR."""
     return replace(model, image_size=75, patch_size=patch_size, num_classes=10, question_dim=18)
 
 
+SLOTS = replace(COORDINATION, mlp_ratio=2.0, slots=SlotsConfig(bottleneck=5, mlp_depth=4))
+INDUCING = replace(SET_TRANSFORMER, hidden_dim=512)
+
 FULL_SET = SortOfClevrConfig()
-STANDARD = TrainConfig(batch_size=64)
+STANDARD = TrainConfig(epochs=100, batch_size=64, lr=1e-4, weight_decay=0.01)
+
+# fmt: off
+EXPERIMENTS = [
+    Experiment("sort-of-clevr-ait-small",          FULL_SET, clevr(AIT_SMALL, 15),   STANDARD),
+    Experiment("sort-of-clevr-ait-medium",         FULL_SET, clevr(AIT_MEDIUM, 15),  STANDARD),
+    Experiment("sort-of-clevr-ait-base",           FULL_SET, clevr(AIT_BASE, 15),    STANDARD),
+    Experiment("sort-of-clevr-vit-small",          FULL_SET, clevr(VIT_SMALL, 15),   STANDARD),
+    Experiment("sort-of-clevr-coordination",       FULL_SET, clevr(SLOTS, 15),       STANDARD),
+    Experiment("sort-of-clevr-set-transformer",    FULL_SET, clevr(INDUCING, 15),    STANDARD),
+    Experiment("sort-of-clevr-cnn-rn",             FULL_SET, CNN_RN,                 STANDARD),
+    Experiment("sort-of-clevr-cnn-mlp",            FULL_SET, CNN_MLP,                STANDARD),
+    Experiment("sort-of-clevr-dense-small",        FULL_SET, clevr(DENSE_SMALL, 15), STANDARD),
+    Experiment("sort-of-clevr-dense-base",         FULL_SET, clevr(DENSE_BASE, 15),  STANDARD),
+    Experiment("sort-of-clevr-ait-small-p5",       FULL_SET, clevr(AIT_SMALL, 5),    STANDARD),
+    Experiment("sort-of-clevr-ait-medium-p5",      FULL_SET, clevr(AIT_MEDIUM, 5),   STANDARD),
+    Experiment("sort-of-clevr-ait-base-p5",        FULL_SET, clevr(AIT_BASE, 5),     STANDARD),
+    Experiment("sort-of-clevr-vit-small-p5",       FULL_SET, clevr(VIT_SMALL, 5),    STANDARD),
+    Experiment("sort-of-clevr-coordination-p5",    FULL_SET, clevr(SLOTS, 5),        STANDARD),
+    Experiment("sort-of-clevr-set-transformer-p5", FULL_SET, clevr(INDUCING, 5),     STANDARD),
+    Experiment("sort-of-clevr-dense-small-p5",     FULL_SET, clevr(DENSE_SMALL, 5),  STANDARD),
+    Experiment("sort-of-clevr-dense-base-p5",      FULL_SET, clevr(DENSE_BASE, 5),   STANDARD),
+]
+# fmt: on
+
+ALL_TYPES = SortOfClevrConfig(question_types=TYPES)
+CONSTANT = TrainConfig(
+    epochs=100,
+    batch_size=64,
+    lr=1e-4,
+    weight_decay=0.0,
+    schedule=Schedule(warmup_epochs=0, min_lr=1e-4),
+)
+
+# fmt: off
+SOURCES = [
+    Experiment("sort-of-clevr-coordination-source",    ALL_TYPES, clevr(SLOTS, 15),    CONSTANT),
+    Experiment("sort-of-clevr-set-transformer-source", ALL_TYPES, clevr(INDUCING, 15), CONSTANT),
+]
+# fmt: on
+
+AIT_TINY = replace(
+    clevr(AIT_SMALL, 15),
+    pos="learned",
+    embed_dim=128,
+    num_heads=2,
+    mlp_ratio=2.0,
+    workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
+)
+VIT_TINY = replace(clevr(VIT_SMALL, 15), pos="learned", embed_dim=128, num_heads=2, mlp_ratio=2.0)
+SLOTS_TINY = replace(clevr(SLOTS, 15), embed_dim=128)
+INDUCING_TINY = replace(clevr(INDUCING, 15), embed_dim=128, hidden_dim=128)
+RN_TINY = replace(CNN_RN, conv_dim=8, hidden_dim=64, dropout=0.0)
+DENSE_TINY = replace(clevr(DENSE_SMALL, 15), embed_dim=128, mlp_ratio=2.0)
+
 SMALL_SET = SortOfClevrConfig(num_train=5_000)
 FAST = TrainConfig(
     epochs=6,
@@ -54,52 +105,8 @@ FAST = TrainConfig(
     clip_norm=1.0,
     schedule=Schedule(warmup_epochs=1, warmup_lr=1e-4),
 )
-AIT_TINY = replace(
-    adapt(AIT_SMALL, 15),
-    pos="learned",
-    embed_dim=128,
-    num_heads=2,
-    mlp_ratio=2.0,
-    workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
-)
-VIT_TINY = replace(adapt(VIT_SMALL, 15), pos="learned", embed_dim=128, num_heads=2, mlp_ratio=2.0)
-RN_TINY = replace(CNN_RN, conv_dim=8, hidden_dim=64, dropout=0.0)
-DENSE_TINY = replace(adapt(DENSE_SMALL, 15), embed_dim=128, mlp_ratio=2.0)
-
-SLOTS = replace(COORDINATION, mlp_ratio=2.0, slots=SlotsConfig(bottleneck=5, mlp_depth=4))
-SLOTS_TINY = replace(adapt(SLOTS, 15), embed_dim=128)
-INDUCING = replace(SET_TRANSFORMER, hidden_dim=512)
-INDUCING_TINY = replace(adapt(INDUCING, 15), embed_dim=128, hidden_dim=128)
-ALL_TYPES = SortOfClevrConfig(question_types=TYPES)
-ADAM = TrainConfig(
-    batch_size=64, weight_decay=0.0, schedule=Schedule(warmup_epochs=0, min_lr=1e-4)
-)
 
 # fmt: off
-EXPERIMENTS = [
-    Experiment("sort-of-clevr-ait-small",          FULL_SET, adapt(AIT_SMALL, 15),   STANDARD),
-    Experiment("sort-of-clevr-ait-medium",         FULL_SET, adapt(AIT_MEDIUM, 15),  STANDARD),
-    Experiment("sort-of-clevr-ait-base",           FULL_SET, adapt(AIT_BASE, 15),    STANDARD),
-    Experiment("sort-of-clevr-vit-small",          FULL_SET, adapt(VIT_SMALL, 15),   STANDARD),
-    Experiment("sort-of-clevr-coordination",       FULL_SET, adapt(SLOTS, 15),       STANDARD),
-    Experiment("sort-of-clevr-set-transformer",    FULL_SET, adapt(INDUCING, 15),    STANDARD),
-    Experiment("sort-of-clevr-cnn-rn",             FULL_SET, CNN_RN,                STANDARD),
-    Experiment("sort-of-clevr-cnn-mlp",            FULL_SET, CNN_MLP,               STANDARD),
-    Experiment("sort-of-clevr-dense-small",        FULL_SET, adapt(DENSE_SMALL, 15), STANDARD),
-    Experiment("sort-of-clevr-dense-base",         FULL_SET, adapt(DENSE_BASE, 15),  STANDARD),
-    Experiment("sort-of-clevr-ait-small-p5",       FULL_SET, adapt(AIT_SMALL, 5),    STANDARD),
-    Experiment("sort-of-clevr-ait-medium-p5",      FULL_SET, adapt(AIT_MEDIUM, 5),   STANDARD),
-    Experiment("sort-of-clevr-ait-base-p5",        FULL_SET, adapt(AIT_BASE, 5),     STANDARD),
-    Experiment("sort-of-clevr-vit-small-p5",       FULL_SET, adapt(VIT_SMALL, 5),    STANDARD),
-    Experiment("sort-of-clevr-coordination-p5",    FULL_SET, adapt(SLOTS, 5),        STANDARD),
-    Experiment("sort-of-clevr-set-transformer-p5", FULL_SET, adapt(INDUCING, 5),     STANDARD),
-    Experiment("sort-of-clevr-dense-small-p5",     FULL_SET, adapt(DENSE_SMALL, 5),  STANDARD),
-    Experiment("sort-of-clevr-dense-base-p5",      FULL_SET, adapt(DENSE_BASE, 5),   STANDARD),
-]
-SOURCES = [
-    Experiment("sort-of-clevr-coordination-source",    ALL_TYPES, adapt(SLOTS, 15),    ADAM),
-    Experiment("sort-of-clevr-set-transformer-source", ALL_TYPES, adapt(INDUCING, 15), ADAM),
-]
 TINY = [
     Experiment("sort-of-clevr-ait-tiny",             SMALL_SET, AIT_TINY,      FAST),
     Experiment("sort-of-clevr-vit-tiny",             SMALL_SET, VIT_TINY,      FAST),
@@ -110,7 +117,7 @@ TINY = [
     Experiment("sort-of-clevr-dense-tiny",           SMALL_SET, DENSE_TINY,    FAST),
 ]
 
-PUBLISHED = {  # slides; AiT-Base: the CVPR version. Which patch size they belong to is not said.
+PUBLISHED = {  # slides; AiT-Base: the CVPR version; the patch size is not stated
     "sort-of-clevr-ait-small":       Published(76.82, 99.85),
     "sort-of-clevr-ait-base":        Published(80.03, None),
     "sort-of-clevr-coordination":    Published(73.43, 96.31),

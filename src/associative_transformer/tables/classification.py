@@ -57,14 +57,17 @@ class TableRow:
 def classification_table(folder: Path) -> Table:
     """Build Table 1 from a folder of runs."""
     quoted = list(classification.QUOTED)
+    by_title: dict[str, dict[str, classification.Row]] = {}
+    for row in classification.ROWS:
+        by_title.setdefault(row.title, {})[row.data_set] = row
     rows = [
         TableRow(
-            row.title + (f" [{quoted.index(row.name) + 1}]" if row.name in quoted else ""),
-            [f"{name}-{row.name}" for name in SETS],
-            row.accuracies,
-            size=row.size,
+            title + (f" [{quoted.index(title) + 1}]" if title in quoted else ""),
+            [recipe.name if (recipe := columns.get(name)) else None for name in SETS],
+            [recipe.published if (recipe := columns.get(name)) else None for name in SETS],
+            size=classification.PUBLISHED_SIZES.get(title),
         )
-        for row in classification.ROWS
+        for title, columns in by_title.items()
     ]
     others = [
         ("Triangle with other patch sizes", classification.OTHER_PATCHES),
@@ -80,10 +83,7 @@ def classification_table(folder: Path) -> Table:
 
 def ablation_table(folder: Path) -> Table:
     """Build the table of the ablations of AiT-Small from a folder of runs."""
-    rows = [
-        TableRow(row.title, [f"{name}-{row.recipe}" for name in SETS], average=row.average)
-        for row in ablations.ROWS
-    ]
+    rows = [TableRow(row.title, row.recipes, average=row.average) for row in ablations.ROWS]
     notes = [
         NOTE,
         "Without memory and workspace, AiT-Small is ViT-Small; that row uses its recipe.",
