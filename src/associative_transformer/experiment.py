@@ -155,7 +155,7 @@ class Experiment:
             )
 
 
-# Fields that do not change what is trained: where the data is, and how the machine is used.
+# Fields that do not change what is trained: storage of the data and use of the machine.
 _CIRCUMSTANCES = {
     "data.source",
     "data.num_workers",

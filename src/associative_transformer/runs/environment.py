@@ -1,4 +1,4 @@
-"""Where a run was trained: versions, device and commit, so that it can be repeated."""
+"""The environment of a run: versions, device and commit, so that it can be repeated."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def read_environment(folder: Path) -> Environment | None:
     except OSError as error:
         reason = error.strerror or str(error)
     raise UserError(
-        f"{path} is damaged ({reason}): copy it again from where the run was trained, or train "
-        "the run again with --overwrite"
+        f"{path} is damaged ({reason}): copy it again from the original run folder, or train the "
+        "run again with --overwrite"
     )
 
 

@@ -34,7 +34,7 @@ class RunRecord:
 
     @cached_property
     def environment(self) -> Environment | None:
-        """Where the run was trained; None if the file is missing."""
+        """The environment of the training; None if the file is missing."""
         return read_environment(self.folder)
 
     @cached_property

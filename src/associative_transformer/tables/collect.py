@@ -100,7 +100,7 @@ def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
 def _device_of(run: RunRecord) -> str:
     if run.environment is None:
         raise UserError(
-            f"{run.folder / 'environment.json'} is missing: copy it from where the run was trained"
+            f"{run.folder / 'environment.json'} is missing: copy it from the original run folder"
         )
     return run.environment.device or "-"
 
