@@ -33,6 +33,13 @@ TRAIN = "associative_transformer.training.loop.train"
 # --- train ---
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=str)
+def test_without_a_recipe_all_recipes_are_listed(arguments: list[str], ait: Ait) -> None:
+    done = ait("train", *arguments)
+    assert done.code == 0
+    assert set(done.out.split()) >= set(RECIPES)
+
+
 def test_training_prints_the_accuracy_the_folder_and_the_next_commands(ait: Ait) -> None:
     done = ait("train", *TRIANGLE)
     assert done.code == 0

@@ -23,7 +23,7 @@ class EvalOptions:
     batch_size: int = 512
     """Images per batch in each process; a single GPU takes as many as fit its memory."""
     device: str = "auto"
-    """auto, cpu, cuda, or any other device that torch knows; auto: a GPU if there is one."""
+    """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size)
@@ -54,9 +54,9 @@ def run(arguments: list[str]) -> None:
     summary = summarize(scores, data)
     source = options.source or getattr(saved.experiment.data, "source", None)
     context = {"source": source, "skipped_images": data.num_skipped}
-    save_evaluation(scores, {**summary, **context}, saved.classes, options.run)
-    if "kinds" in summary:
-        print(describe_kinds(summary["kinds"]))
+    save_evaluation(scores, {**summary.to_dict(), **context}, saved.classes, options.run)
+    if summary.kinds is not None:
+        print(describe_kinds(summary.kinds))
         items = "test questions"
     else:
         for name, accuracy in zip(saved.classes, scores.class_accuracy, strict=True):

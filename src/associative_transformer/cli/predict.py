@@ -11,7 +11,7 @@ from associative_transformer.cli.options import (
     open_output,
     parse,
 )
-from associative_transformer.data import DataConfig, SortOfClevrConfig
+from associative_transformer.data import DataConfig
 from associative_transformer.data.questions import (
     Questions,
     answer_words,
@@ -31,8 +31,7 @@ class PredictOptions:
     paths: tuple[Path, ...]
     """Image files, and folders to search for images."""
     question: str | None = None
-    """Question to ask about each image, if the run was trained on questions; for example, "shape
-    of the object closest to the red one"."""
+    """Question to ask about each image, such as "shape of the red object"; None: classify."""
     top: int = 5
     """Number of classes to write for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"
@@ -44,7 +43,7 @@ class PredictOptions:
     batch_size: int = 64
     """Images per batch."""
     device: str = "auto"
-    """auto, cpu, cuda, or any other device that torch knows; auto: a GPU if there is one."""
+    """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(top=self.top, batch_size=self.batch_size)
@@ -75,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
 def _parse_question(sentence: str | None, data: DataConfig) -> Questions | None:
     """Return the question in the form that the model takes, None for a run without questions."""
-    if not isinstance(data, SortOfClevrConfig):
+    if not data.question_types:
         if sentence is not None:
             raise UserError("this run was trained without questions: leave --question out")
         return None

@@ -16,7 +16,7 @@ class RunTableOptions:
     """Train all missing runs of a table, one after another; run the command again to continue."""
 
     table: Literal["classification", "ablations", "relational"]
-    """The table."""
+    """The table to complete."""
     rows: tuple[str, ...] = ()
     """Rows, such as ait-small, or single recipes, such as cifar10-ait-small; default: all rows."""
     seeds: tuple[int, ...] = (0, 1, 2)
