@@ -107,9 +107,7 @@ def test_the_quick_start_of_the_readme_works(
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
         if not line.startswith("ait train"):
             assert run(line, monkeypatch) == 0, line
-        elif (
-            "--data.source" in line or "sort-of-clevr" in line
-        ):  # the rest would download
+        elif "--data.source" in line or "sort-of-clevr" in line:  # the rest would download
             few = "" if "--data.source" in line else " --data.num-train 8 --data.num-test 4"
             before = set((tmp_path / "runs").glob("*"))
             assert run(f"{line} {SMALL}{few}", monkeypatch) == 0, line

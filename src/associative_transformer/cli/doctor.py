@@ -141,7 +141,7 @@ def _data_sets() -> list[Line]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from associative_transformer.data import HUB_DATA_SETS
+    from associative_transformer.data import DATA_SETS, HUB_DATA_SETS
 
     try:
         repos = scan_cache_dir().repos
@@ -155,10 +155,12 @@ def _data_sets() -> list[Line]:
         lines.append(
             (f"{name} ({known.hub_id})", "in the cache" if is_cached else "not in the cache")
         )
+    examples = (example for data_set in DATA_SETS for example in data_set.examples().values())
+    generated = [example.display_name for example in examples if example.is_generated]
     return [
         *lines,
         ("cache", _shorten_home(cache)),
-        ("triangle, sort_of_clevr", "generated, need no download"),
+        (", ".join(generated), "generated, need no download"),
     ]
 
 

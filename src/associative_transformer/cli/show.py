@@ -7,28 +7,11 @@ import torch
 from torch import Tensor
 
 from associative_transformer.cli.options import check_counts, check_output, parse
-from associative_transformer.data import (
-    DataConfig,
-    HeldOut,
-    ImagesConfig,
-    SortOfClevrConfig,
-    TriangleConfig,
-    load_test,
-)
-from associative_transformer.data.questions import (
-    KINDS,
-    TYPES,
-    answer_words,
-    decode,
-    describe_questions,
-)
+from associative_transformer.data import DATA_SETS, DataConfig, HeldOut
 from associative_transformer.interface import UserError
 
 DATA: dict[str, DataConfig] = {
-    "sort-of-clevr": SortOfClevrConfig(question_types=TYPES),
-    "triangle": TriangleConfig(),
-    "cifar10": ImagesConfig("cifar10"),
-    "cifar100": ImagesConfig("cifar100"),
+    name: example for data_set in DATA_SETS for name, example in data_set.examples().items()
 }
 MAX_IMAGES = 64  # a larger sheet takes minutes to draw
 QUESTIONS_PER_TYPE = 2  # written below a picture
@@ -66,12 +49,11 @@ def run(arguments: list[str]) -> None:
 
     output = options.output or Path(f"{name}.png")
     check_output(output)
-    data = load_test(options.data, torch.device("cpu"))
+    data = options.data.load_test(torch.device("cpu"))
     rows = torch.unique(data.test.rows)[: options.num_images]
     (images,) = data.test.loader.load(rows[None], None)
-    mean, std = (torch.tensor(x)[:, None, None] for x in (options.data.mean, options.data.std))
-    captions = [_caption(data, row) for row in rows]
-    images = images * std + mean
+    images = options.data.denormalize(images)
+    captions = [_caption(options.data, data, row) for row in rows]
     draw_sheet(images, captions, output, f"{name}: first test images")
     print(f"written: {output}")
     if options.pictures is not None:
@@ -79,16 +61,11 @@ def run(arguments: list[str]) -> None:
         print(f"written: {len(images)} images to {options.pictures}")
 
 
-def _caption(data: HeldOut, row: Tensor) -> str:
+def _caption(config: DataConfig, data: HeldOut, row: Tensor) -> str:
     """Return the class of an image, or its first questions of each type with their answers."""
-    items = (data.test.rows == row).nonzero()[:, 0]
-    answers = data.test.labels[items].tolist()
-    if data.test.questions is None:
-        return data.class_names[answers[0]]
-    questions = decode(data.test.questions[items].numpy())
-    kinds, sentences = questions.kind.tolist(), describe_questions(questions)
-    chosen: list[int] = []
-    for type_ in TYPES:
-        of_type = [i for i, kind in enumerate(kinds) if KINDS[kind].type == type_]
-        chosen += of_type[:QUESTIONS_PER_TYPE]
-    return "\n".join(f"{sentences[i]}: {answer_words(kinds[i])[answers[i]]}" for i in chosen)
+    items = config.describe_items(data, (data.test.rows == row).nonzero()[:, 0])
+    lines: list[str] = []
+    for question_type in config.question_types:
+        asked = [item for item in items if item.question_type == question_type]
+        lines += [f"{item.question}: {item.answer}" for item in asked[:QUESTIONS_PER_TYPE]]
+    return "\n".join(lines) if lines else items[0].answer

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -11,6 +11,7 @@ from associative_transformer import distributed
 from associative_transformer.cli.options import check_counts, choose_device, format_command, parse
 from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.recipes import RECIPES, find_recipe
+from associative_transformer.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,24 @@ def _report_every(epochs: int | None) -> Callable[[Path], None] | None:
     return report
 
 
-def _print_result(result: dict[str, Any], folder: Path, report: Path | None) -> None:
+def _print_result(result: RunResult, folder: Path, report: Path | None) -> None:
     """Print the scores, the folder and the commands to run next."""
     from associative_transformer.data.questions import example_question
     from associative_transformer.evaluate import describe_kinds
 
-    if best := result.get("best_validation"):
-        score = f"{best['test_accuracy']:.2f} % of the test set"
-        print(f"saved model   of epoch {best['epoch']}, {score}")
+    if best := result.best_validation:
+        score = f"{best.test_accuracy:.2f} % of the test set"
+        print(f"saved model   of epoch {best.epoch}, {score}")
         print("below         scores of the last epoch")
-    types, predict = result.get("question_types"), [str(folder), "PATH/TO/IMAGES"]
+    types, predict = result.question_types, [str(folder), "PATH/TO/IMAGES"]
     if types:
         print(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")
-        print(describe_kinds(result["test_kinds"]))
-        predict += ["--question", example_question(tuple(types))]
-    items = f"{result['test_images']:,} images"
+        print(describe_kinds(result.test_kinds or ()))
+        predict += ["--question", example_question(types)]
+    items = f"{result.test_images:,} images"
     if types:
-        items = f"{result['test_questions']:,} questions about {items}"
-    print(f"test accuracy {result['test_accuracy']:.2f} % of {items}")
+        items = f"{result.test_questions:,} questions about {items}"
+    print(f"test accuracy {result.test_accuracy:.2f} % of {items}")
     print(f"run folder    {folder}")
     if report is not None:
         print(f"report        {report}")
