@@ -20,7 +20,7 @@ class AnalyzeOptions:
     batch_size: int | None = None
     """Images per batch, which is one pool; None: as in training."""
     device: str = "auto"
-    """auto, cpu, cuda, or any other device that torch knows; auto: a GPU if there is one."""
+    """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)

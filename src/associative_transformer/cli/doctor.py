@@ -55,7 +55,7 @@ class DoctorOptions:
     runs: Path = Path("runs")
     """Folder of all runs; the report says how much space is left there."""
     output: Path | None = None
-    """File to write; None: the terminal."""
+    """File to write; None: print to the terminal."""
 
 
 def run(arguments: list[str]) -> None:

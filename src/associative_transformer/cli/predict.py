@@ -37,7 +37,7 @@ class PredictOptions:
     format: Literal["csv", "jsonl"] = "csv"
     """CSV, or one JSON object per line."""
     output: Path | None = None
-    """File to write; None: the terminal."""
+    """File to write; None: print to the terminal."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do if an image is unreadable; skip: leave it out and report how many there were."""
     batch_size: int = 64

@@ -22,7 +22,7 @@ class ReportOptions:
     source: str | None = None
     """Folder of the images, if they have moved since training."""
     device: str = "auto"
-    """auto, cpu, cuda, or another device known to torch."""
+    """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)

@@ -20,7 +20,7 @@ class TableOptions:
     """classification: CIFAR-10, CIFAR-100 and Triangle; ablations: variants of AiT-Small;
     relational: Sort-of-CLEVR."""
     runs: Path = RUNS
-    """Folder that holds all runs."""
+    """Folder of all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"
     """Output format."""
     output: Path | None = None
