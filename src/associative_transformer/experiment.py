@@ -68,7 +68,7 @@ class Optimization:
 
 @dataclass(frozen=True)
 class TrainConfig(Optimization):
-    """Configuration of a training; the defaults are the paper's."""
+    """Configuration of a training run; the defaults are the paper's."""
 
     seed: int = 0
     """Seed for weights, batch order, augmentation and dropout."""
@@ -106,7 +106,7 @@ class TrainConfig(Optimization):
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into accumulation_steps "
-                f"{self.accumulation_steps} equal micro-batches: make it a multiple"
+                f"{self.accumulation_steps} equal micro-batches: make one a multiple of the other"
             )
 
 
@@ -127,8 +127,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if not _names_a_folder(self.name):
             raise ValueError(f"name must be a valid folder name, not {self.name!r}")
-        data, model = self.data.input_size, self.model
-        size, channels, question_dim = data
+        model = self.model
+        size, channels, question_dim = self.data.input_size
         if (size, channels) != (model.image_size, model.num_channels):
             raise ValueError(
                 f"the images have {channels} channels of {size}x{size} pixels, but the model "

@@ -38,8 +38,8 @@ COLUMNS = (
 NOTE = (
     "Test accuracy after the last epoch on all test images: mean and standard deviation over the "
     "seeds. Averages: ours once there are runs for all data sets, the published one over the data "
-    "sets with a published figure. Parameters, for CIFAR-10: live ones, and in brackets together "
-    "with those that the reference code registers but never uses."
+    "sets with a published figure. Parameters are those for CIFAR-10; numbers in brackets include "
+    "those that the reference code registers but never uses."
 )
 
 
@@ -102,25 +102,23 @@ def _table(
     names = [name for _, group in groups for row in group for name in row.recipes if name]
     recipes = {name: RECIPES[name] for name in names}
     collected = collect_runs(folder, recipes)
-    groups_of_cells = [
-        RowGroup(title, [_recipe_cells(row, collected, "paper") for row in group])
-        for title, group in groups
+    row_groups = [
+        RowGroup(heading, [_recipe_cells(row, collected, "paper") for row in group])
+        for heading, group in groups
     ]
     for budget in BUDGETS[1:]:
         plain = [TableRow(row.title, row.recipes) for _, group in groups for row in group]
         lines = [_recipe_cells(row, collected, budget) for row in plain]
         trained = [cells for cells in lines if cells[COLUMNS.index("seeds")] != "not run"]
-        title_of_budget = f"budget {budget}: not comparable with any row above"
-        groups_of_cells.append(RowGroup(title_of_budget, trained))
+        row_groups.append(RowGroup(f"budget {budget}: not comparable with any row above", trained))
     changed = []
-    for name, print_ in sorted(collected.runs):
-        runs = collected.runs[name, print_]
+    for (name, _), runs in sorted(collected.runs.items()):
         row = TableRow(describe_overrides(runs.experiment, recipes[name]), _by_set(name))
         changed.append(_cells(row, [runs if recipe else None for recipe in row.recipes]))
-    overridden = RowGroup("runs with overrides: they belong to no row above", changed)
-    filled = [group for group in [*groups_of_cells, overridden] if group.rows]
-    notes = [*notes, *collected.left_out]
-    return Table(f"{title}, test accuracy in percent", COLUMNS, filled, notes)
+    row_groups.append(RowGroup("runs with overrides: they belong to no row above", changed))
+    title = f"{title}, test accuracy in percent"
+    filled = [group for group in row_groups if group.rows]
+    return Table(title, COLUMNS, filled, [*notes, *collected.left_out])
 
 
 def _row_for_one_set(recipe: Experiment) -> TableRow:
@@ -134,13 +132,13 @@ def _by_set(recipe: str) -> list[str | None]:
 
 
 def _recipe_cells(row: TableRow, collected: CollectedRuns, budget: Budget) -> tuple[str, ...]:
-    """Return the cells of a row, with the runs of its recipes under a budget."""
+    """Return the cells of a row with the runs of its recipes, shortened to a budget."""
     runs = [name and collected.take(shorten(RECIPES[name], budget)) for name in row.recipes]
     return _cells(row, [each or None for each in runs])
 
 
 def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str, ...]:
-    """Return the cells of a row, given the runs for each data set; None: there is no recipe."""
+    """Return the cells of a row from the runs for each data set; None: it has no recipe."""
     with_recipe = [each for each in runs if each]
     accuracies = [[r.test_accuracy for r in each.results] if each else [] for each in runs]
     published = [accuracy for accuracy in row.published if accuracy is not None]
