@@ -14,12 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from associative_transformer import predict as predict_module
 from associative_transformer.data import (
     ImagesConfig,
     SortOfClevrConfig,
     TriangleConfig,
-    load_image,
 )
 from associative_transformer.data.questions import encode, parse_question
 from associative_transformer.interface import UserError
@@ -55,18 +53,18 @@ def paths_of(
     return [path for path, _ in predict_files(model, paths, DATA, batch_size, on_error)]
 
 
-def test_files_are_predicted_in_the_order_given(tmp_path: Path) -> None:
+def test_files_are_predicted_in_the_order_of_the_arguments(tmp_path: Path) -> None:
     files = [save_image(tmp_path / f"{name}.png") for name in "cab"]
     assert paths_of(files, batch_size=2) == files
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_file_given_twice_is_predicted_twice(batch_size: int, tmp_path: Path) -> None:
+def test_a_file_passed_twice_is_predicted_twice(batch_size: int, tmp_path: Path) -> None:
     file = save_image(tmp_path / "a.png")
     assert paths_of([file, file, tmp_path], batch_size) == [file] * 3
 
 
-def test_a_folder_gives_its_images_sorted_and_those_below_it(tmp_path: Path) -> None:
+def test_a_folder_stands_for_all_images_below_it_in_sorted_order(tmp_path: Path) -> None:
     names = ["b.png", "a.PNG", "sub/c.jpg", "sub/deeper/d.webp", "e.bmp"]
     files = [save_image(tmp_path / name, seed) for seed, name in enumerate(names)]
     assert paths_of([tmp_path]) == sorted(files)
@@ -75,29 +73,29 @@ def test_a_folder_gives_its_images_sorted_and_those_below_it(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "name", [".hidden.png", ".cache/a.png", "notes.txt", "table.csv", "paper.pdf", "noending"]
 )
-def test_hidden_files_and_those_of_another_kind_are_ignored(name: str, tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_are_ignored(name: str, tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.png")
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("no image")
+    (tmp_path / name).write_text("not an image")
     assert paths_of([tmp_path]) == [image]
 
 
-def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_named_like_an_image_is_searched(tmp_path: Path) -> None:
     image = save_image(tmp_path / "album.png" / "a.png")
     assert paths_of([tmp_path]) == [image]
 
 
-def test_a_hidden_folder_may_be_given_by_name(tmp_path: Path) -> None:
+def test_a_hidden_folder_is_searched_if_it_is_passed_by_name(tmp_path: Path) -> None:
     image = save_image(tmp_path / ".hidden" / "a.png")
     assert paths_of([tmp_path / ".hidden"]) == [image]
 
 
-def test_a_file_given_by_name_is_read_whatever_its_ending(tmp_path: Path) -> None:
+def test_a_file_passed_by_name_is_read_whatever_its_extension(tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.png").rename(tmp_path / "a.download")
     assert paths_of([image]) == [image]
 
 
-def test_a_path_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no file {tmp_path / 'nothing.png'}"):
         paths_of([tmp_path / "nothing.png"])
 
@@ -110,61 +108,63 @@ def test_a_folder_without_images_is_named(name: str | None, tmp_path: Path) -> N
         paths_of([tmp_path])
 
 
-def test_an_unreadable_image_stops_or_is_skipped_and_counted(
+def test_an_unreadable_image_stops_prediction_or_is_skipped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [save_image(tmp_path / f"{i}.png", i) for i in range(4)]
     for name in ("0b.png", "2b.png", "2c.png"):
-        (tmp_path / name).write_bytes(b"no image")
+        (tmp_path / name).write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"0b\.png"):
         paths_of([tmp_path], batch_size=2)
     assert paths_of([tmp_path], batch_size=2, on_error="skip") == good  # one batch is empty
     assert "3 unreadable images were skipped" in capsys.readouterr().err
 
 
-def test_only_the_images_of_a_batch_are_held_at_once(
+def test_only_one_batch_of_images_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    load = predict_module.load_image
+    load = ImagesConfig.load_image
 
-    def watched(path: Path, data: ImagesConfig) -> Tensor:
+    def watched(data: ImagesConfig, path: Path) -> Tensor:
         read.append(path)
-        return load(path, data)
+        return load(data, path)
 
-    monkeypatch.setattr(predict_module, "load_image", watched)
+    monkeypatch.setattr(ImagesConfig, "load_image", watched)
     for i in range(6):
         save_image(tmp_path / f"{i}.png", i)
-    found = predict_files(AiT(CONFIG), [tmp_path], DATA, 2)
-    next(found)
+    predictions = predict_files(AiT(CONFIG), [tmp_path], DATA, 2)
+    next(predictions)
     assert len(read) == 2
 
 
-def test_probabilities_do_not_depend_on_the_batch_an_image_is_in(tmp_path: Path) -> None:
+def test_probabilities_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     for i in range(7):
         save_image(tmp_path / f"{i}.png", i)
     model = AiT(CONFIG)
     alone = list(predict_files(model, [tmp_path], DATA, 1))
     for batch_size in (2, 3, 7, 50):
-        found = list(predict_files(model, [tmp_path], DATA, batch_size))
-        assert [path for path, _ in found] == [path for path, _ in alone]
-        for (_, ours), (_, theirs) in zip(found, alone, strict=True):
+        together = list(predict_files(model, [tmp_path], DATA, batch_size))
+        assert [path for path, _ in together] == [path for path, _ in alone]
+        for (_, ours), (_, theirs) in zip(together, alone, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
             assert float(ours.sum()) == pytest.approx(1, abs=1e-5)
     assert len({tuple(p.tolist()) for _, p in alone}) == 7
 
 
-def test_files_are_prepared_like_test_images_and_scored_in_evaluation_mode(tmp_path: Path) -> None:
+def test_files_are_prepared_like_test_images_and_predicted_in_evaluation_mode(
+    tmp_path: Path,
+) -> None:
     path, model = save_image(tmp_path / "a.png"), AiT(CONFIG).train()
     memory = [buffer.clone() for buffer in model.buffers()]
-    (found,) = predict_files(model, [path], DATA, 4)
+    (prediction,) = predict_files(model, [path], DATA, 4)
     with torch.no_grad():
-        logits = model.eval()(load_image(path, DATA)[None]).logits
-    torch.testing.assert_close(found.probabilities, logits[0].softmax(dim=-1))
+        logits = model.eval()(DATA.load_image(path)[None]).logits
+    torch.testing.assert_close(prediction.probabilities, logits[0].softmax(dim=-1))
     assert all(map(torch.equal, memory, model.buffers()))
 
 
-def test_triangles_are_read_from_files_too(tmp_path: Path) -> None:
+def test_image_files_of_triangles_are_predicted(tmp_path: Path) -> None:
     pixels = np.zeros((64, 64), np.uint8)
     pixels[10:20, 10:20] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -199,21 +199,21 @@ def test_the_same_question_is_asked_about_every_picture(batch_size: int, tmp_pat
     for sentence in ("shape of the red object", "is the blue object in the top half"):
         question = parse_question(sentence)
         vector = torch.from_numpy(encode(question))
-        found = list(predict_files(model, files, data, batch_size, question=question))
-        assert [path for path, _ in found] == files
-        for path, probabilities in found:
+        predictions = list(predict_files(model, files, data, batch_size, question=question))
+        assert [path for path, _ in predictions] == files
+        for path, probabilities in predictions:
             with torch.no_grad():
-                logits = model.eval()(load_image(path, data)[None], vector).logits[0]
+                logits = model.eval()(data.load_image(path)[None], vector).logits[0]
             torch.testing.assert_close(probabilities, logits.softmax(dim=-1))
             seen.append(tuple(probabilities.tolist()))
     assert len(set(seen)) == 6
 
 
-def test_a_picture_is_brought_to_the_size_of_the_data_and_scaled_to_0_and_1(
+def test_a_picture_is_resized_to_the_data_set_and_scaled_to_0_and_1(
     tmp_path: Path,
 ) -> None:
     Image.new("RGB", (150, 150), (255, 0, 51)).save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png", SortOfClevrConfig())
+    image = SortOfClevrConfig().load_image(tmp_path / "a.png")
     assert image.shape == (3, 75, 75)
     for channel, value in zip(image, (1.0, 0.0, 0.2), strict=True):
         torch.testing.assert_close(channel, torch.full((75, 75), value))
@@ -225,28 +225,28 @@ PROBABILITIES = torch.tensor([0.125, 0.625, 0.25])
 CLASSES = ("yes", "no, or so", "2")
 
 
-def write(form: str, top: int = 5, question: str | None = None) -> str:
+def write(file_format: str, top: int = 5, question: str | None = None) -> str:
     file = io.StringIO()
-    found = [Prediction(Path("a, b.png"), PROBABILITIES)] * 2
-    write_predictions(found, CLASSES, top, form, file, question)
+    predictions = [Prediction(Path("a, b.png"), PROBABILITIES)] * 2
+    write_predictions(predictions, CLASSES, top, file_format, file, question)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("question", [None, 'shape of the "red" one, please'])
-def test_a_row_holds_the_path_the_question_and_the_classes_by_probability(
+def test_a_row_contains_path_question_and_classes_by_probability(
     question: str | None,
 ) -> None:
-    asked = [] if question is None else [question]
+    columns = [] if question is None else [question]
     header, *rows = csv.reader(io.StringIO(write("csv", 2, question)))
-    names = ["path", *["question"] * len(asked)]
+    names = ["path", *["question"] * len(columns)]
     assert header == [*names, "class_1", "probability_1", "class_2", "probability_2"]
-    assert rows == [["a, b.png", *asked, "no, or so", "0.625000", "2", "0.250000"]] * 2
+    assert rows == [["a, b.png", *columns, "no, or so", "0.625000", "2", "0.250000"]] * 2
 
 
 @pytest.mark.parametrize("question", [None, 'shape of the "red" one, please'])
-def test_a_line_of_json_holds_the_same(question: str | None) -> None:
-    asked = {} if question is None else {"question": question}
+def test_a_line_of_json_contains_the_same(question: str | None) -> None:
+    columns = {} if question is None else {"question": question}
     lines = [json.loads(line) for line in write("jsonl", 9, question).splitlines()]
     best = [("no, or so", 0.625), ("2", 0.25), ("yes", 0.125)]
     expected = [{"class": name, "probability": p} for name, p in best]
-    assert lines == [{"path": "a, b.png", **asked, "predictions": expected}] * 2
+    assert lines == [{"path": "a, b.png", **columns, "predictions": expected}] * 2

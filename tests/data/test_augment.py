@@ -1,4 +1,4 @@
-"""Augmentation of whole batches against torchvision, image by image, and both loaders."""
+"""Augmentation of whole batches compared with torchvision, and both loaders."""
 
 from collections.abc import Callable
 
@@ -56,9 +56,11 @@ def test_the_crop_of_an_image_does_not_depend_on_how_many_there_are() -> None:
     assert not torch.equal(draw_crops(10, 4, key()), draw_crops(10, 4, key(1)))
 
 
-def test_normalization_is_that_of_torchvision(images: Tensor) -> None:
+def test_normalization_equals_that_of_torchvision_and_can_be_undone(images: Tensor) -> None:
     expected = v2.normalize(v2.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
-    torch.testing.assert_close(Preparation(MEAN, STD).normalize(images), expected)
+    preparation = Preparation(MEAN, STD)
+    torch.testing.assert_close(preparation.normalize(images), expected)
+    torch.testing.assert_close(preparation.denormalize(expected), images / 255)
 
 
 def test_a_single_channel_is_repeated(images: Tensor) -> None:
@@ -76,7 +78,9 @@ def test_padding_is_black_before_normalization(images: Tensor) -> None:
     assert (batch == black).any()
 
 
-def test_an_image_is_augmented_alike_wherever_it_stands_in_the_epoch(images: Tensor) -> None:
+def test_the_augmentation_of_an_image_does_not_depend_on_its_position_in_the_epoch(
+    images: Tensor,
+) -> None:
     loader = ResidentLoader(images, Preparation(MEAN, STD, crop_padding=4))
     first, second = loader.load(ROWS, key())
     assert torch.equal(second[0], second[1])
@@ -86,7 +90,7 @@ def test_an_image_is_augmented_alike_wherever_it_stands_in_the_epoch(images: Ten
     assert not torch.equal(first, other)
 
 
-def test_evaluation_and_augmentation_turned_off_leave_images_as_they_are(images: Tensor) -> None:
+def test_images_are_unchanged_in_evaluation_and_without_augmentation(images: Tensor) -> None:
     preparation = Preparation(MEAN, STD)
     expected = preparation.normalize(images[ROWS[0]])
     for padding, seed in ((4, None), (None, key()), (None, None)):
@@ -107,7 +111,7 @@ def test_streamed_batches_equal_resident_ones(
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_seed_a_worker_gets_depends_on_the_epoch_and_the_row_alone() -> None:
+def test_the_seed_of_a_random_crop_depends_only_on_epoch_and_row() -> None:
     def read(row: int, seed: int | None) -> Tensor:
         digits = torch.tensor([row, *np.uint64(seed).tobytes()] if seed else [row] + [0] * 8)
         return digits.byte().view(1, 3, 3)
@@ -126,7 +130,7 @@ def test_the_seed_a_worker_gets_depends_on_the_epoch_and_the_row_alone() -> None
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_loading_draws_nothing_from_the_generator_of_the_training_loop(
+def test_loading_does_not_advance_the_generator_of_the_training_loop(
     images: Tensor, num_workers: int
 ) -> None:
     before = torch.get_rng_state()
@@ -147,7 +151,7 @@ def broken_at(*broken: int) -> Callable[[int, int | None], Tensor]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_unreadable_image_stops_the_stream_with_its_own_sentence(num_workers: int) -> None:
+def test_an_unreadable_image_stops_the_stream_with_its_own_message(num_workers: int) -> None:
     loader = StreamingLoader(broken_at(7), 12, num_workers, Preparation(MEAN, STD))
     batches = loader.load(ROWS, None)
     next(batches)
@@ -166,6 +170,6 @@ def test_unreadable_images_are_left_out_on_request(num_workers: int) -> None:
         read_once(broken_at(255), 600, num_workers, "stop")
 
 
-def test_a_set_without_a_readable_image_comes_back_empty() -> None:
+def test_a_data_set_without_a_readable_image_has_no_rows() -> None:
     assert read_once(broken_at(*range(5)), 5, 0, "skip").tolist() == []
     assert read_once(broken_at(), 0, 0, "stop").tolist() == []

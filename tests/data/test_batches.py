@@ -1,4 +1,4 @@
-"""Order, share and end of the batches of a split."""
+"""Batches of a split: their order, their shares and the last one."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from associative_transformer.data import SortOfClevrConfig, TriangleConfig, load_data
+from associative_transformer.data import SortOfClevrConfig, TriangleConfig
 from associative_transformer.data.batches import Split
 from associative_transformer.data.questions import encode
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class RowLoader:
-    """Each image is its row; in training the seed is added to it."""
+    """Loads its row number as the image, plus a shift that depends on the seed in training."""
 
     device = CPU
 
@@ -37,8 +37,8 @@ def make_split(num_items: int, has_questions: bool = False) -> Split:
     return Split(labels, torch.arange(num_items) + 100, RowLoader(), questions)
 
 
-def make_asked(num_images: int, each: int = 3) -> Split:
-    """Ask each image several questions, each of which names its image and itself."""
+def make_questions(num_images: int, each: int = 3) -> Split:
+    """Make several questions about each image, as vectors of image and question index."""
     asked = torch.arange(num_images * each)
     questions = torch.stack([(asked // each).float(), asked.float()], dim=1)
     return Split(asked % 7, asked // each + 100, RowLoader(), questions)
@@ -56,7 +56,7 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
     )
 
 
-def test_an_epoch_shows_every_image_at_most_once_and_drops_the_incomplete_batch() -> None:
+def test_an_epoch_yields_every_image_at_most_once_and_drops_the_incomplete_batch() -> None:
     split = make_split(23)
     seen = items(split.train_batches(5, seed=0, epoch=0))
     assert split.steps_per_epoch(5) == 4
@@ -64,13 +64,13 @@ def test_an_epoch_shows_every_image_at_most_once_and_drops_the_incomplete_batch(
     assert seen != sorted(seen)
 
 
-def test_the_dropped_images_change_from_epoch_to_epoch() -> None:
+def test_the_dropped_images_differ_between_epochs() -> None:
     split = make_split(23)
     seen = {item for epoch in range(20) for item in items(split.train_batches(5, 0, epoch))}
     assert seen == set(range(23))
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
+def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
     split = make_split(23)
     reference = list(split.train_batches(5, seed=1, epoch=2))
     list(split.train_batches(5, seed=3, epoch=4))
@@ -82,7 +82,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
         assert not torch.equal(other[0].images % 1, reference[0].images % 1)
 
 
-def test_a_resumed_epoch_goes_on_with_the_batches_it_would_have_seen() -> None:
+def test_a_resumed_epoch_continues_with_the_same_batches() -> None:
     split = make_split(23, has_questions=True)
     whole = list(split.train_batches(5, 0, 1))
     fresh = make_split(23)
@@ -103,7 +103,7 @@ def test_labels_and_questions_stay_with_their_image() -> None:
 
 
 @pytest.mark.parametrize("num_items", [1, 4, 5, 6, 23])
-def test_evaluation_shows_every_image_once_in_order_and_fills_the_last_batch(
+def test_evaluation_yields_every_image_once_in_order_and_pads_the_last_batch(
     num_items: int,
 ) -> None:
     batches = list(make_split(num_items).eval_batches(5))
@@ -115,18 +115,20 @@ def test_evaluation_shows_every_image_once_in_order_and_fills_the_last_batch(
     assert (labels != PADDING).tolist() == [i < num_items for i in range(len(seen))]
 
 
-def test_a_set_smaller_than_a_batch_is_refused_at_once_with_both_numbers() -> None:
-    with pytest.raises(UserError, match=r"has 23 images, fewer than one batch of 24"):
+def test_a_data_set_smaller_than_a_batch_is_refused_with_both_numbers() -> None:
+    with pytest.raises(
+        UserError, match=r"has 23 images, fewer than .* 24: .*--train.batch-size 23"
+    ):
         make_split(23).train_batches(24, seed=0, epoch=0)
 
 
-def test_too_few_questions_for_a_batch_are_called_questions() -> None:
+def test_the_error_about_too_few_questions_calls_them_questions() -> None:
     with pytest.raises(UserError, match=r"has 24 questions, fewer than one batch of 25"):
-        make_asked(8).train_batches(25, seed=0, epoch=0)
+        make_questions(8).train_batches(25, seed=0, epoch=0)
 
 
-def test_every_question_comes_once_an_epoch_with_its_own_image() -> None:
-    split = make_asked(10)
+def test_every_question_occurs_once_per_epoch_with_its_image() -> None:
+    split = make_questions(10)
     for batches in (split.train_batches(5, 0, 0), split.eval_batches(5)):
         seen = []
         for batch in batches:
@@ -138,7 +140,7 @@ def test_every_question_comes_once_an_epoch_with_its_own_image() -> None:
         assert sorted(seen) == list(range(30))
 
 
-def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
+def test_a_validation_split_is_fixed_disjoint_and_complete() -> None:
     split = make_split(50, has_questions=True)
     train, validation = split.split_validation(0.2)
     assert validation is not None
@@ -152,8 +154,8 @@ def test_a_carved_split_is_fixed_disjoint_and_complete() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: float) -> None:
-    split = make_asked(30)
+def test_all_questions_about_an_image_stay_in_the_same_split(fraction: float) -> None:
+    split = make_questions(30)
     train, validation = split.split_validation(fraction)
     assert validation is not None
     ours, theirs = set(train.rows.tolist()), set(validation.rows.tolist())
@@ -168,10 +170,10 @@ def test_all_questions_about_an_image_are_carved_to_the_same_side(fraction: floa
     assert theirs != set(range(100, 100 + len(theirs)))
 
 
-def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have() -> None:
+def test_the_validation_images_do_not_depend_on_the_number_of_questions() -> None:
     few, many = (
-        make_asked(30, each=1).split_validation(0.2)[1],
-        make_asked(30, each=5).split_validation(0.2)[1],
+        make_questions(30, each=1).split_validation(0.2)[1],
+        make_questions(30, each=5).split_validation(0.2)[1],
     )
     plain = Split(torch.zeros(30).long(), torch.arange(30) + 100, RowLoader()).split_validation(
         0.2
@@ -182,17 +184,17 @@ def test_the_images_that_validate_do_not_depend_on_how_many_questions_they_have(
     assert set(few.rows.tolist()) == set(many.rows.tolist()) == set(plain.rows.tolist())
 
 
-def test_nothing_is_carved_without_a_fraction_and_too_small_a_one_is_refused() -> None:
+def test_a_fraction_of_zero_means_no_validation_and_too_small_a_one_is_refused() -> None:
     split = make_split(50)
     assert split.split_validation(0.0) == (split, None)
     for fraction in (0.001, 0.999):
-        with pytest.raises(UserError, match=rf"{fraction} x 50 images"):
+        with pytest.raises(UserError, match=rf"{fraction} x 50 images .* --data.val-fraction"):
             split.split_validation(fraction)
     with pytest.raises(UserError, match=r"0\.01 x 30 images"):
-        make_asked(30).split_validation(0.01)  # 90 questions
+        make_questions(30).split_validation(0.01)  # 90 questions
 
 
-def test_carving_leaves_the_augmentation_of_the_other_images_alone() -> None:
+def test_a_validation_split_does_not_change_the_augmentation_of_other_images() -> None:
     whole = make_split(50)
     train, _ = whole.split_validation(0.2)
     rows = {
@@ -203,7 +205,7 @@ def test_carving_leaves_the_augmentation_of_the_other_images_alone() -> None:
 
 def test_generated_triangles_load_as_a_data_set() -> None:
     config = TriangleConfig(num_train=40, num_test=10, val_fraction=0.25)
-    data = load_data(config, CPU)
+    data = config.load(CPU)
     assert data.validation is not None
     assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 10, 10]
     assert (data.class_names, data.num_skipped) == (("equilateral", "other"), 0)
@@ -214,10 +216,10 @@ def test_generated_triangles_load_as_a_data_set() -> None:
 
 
 @pytest.mark.parametrize(("channels", "raw", "white"), [(1, False, 1.0), (3, True, 255.0)])
-def test_triangles_come_with_the_channels_and_the_scale_asked_for(
+def test_triangles_have_the_configured_channels_and_scale(
     channels: int, raw: bool, white: float
 ) -> None:
-    data = load_data(TriangleConfig(num_train=8, num_test=8, channels=channels, raw=raw), CPU)
+    data = TriangleConfig(num_train=8, num_test=8, channels=channels, raw=raw).load(CPU)
     (batch,) = data.test.eval_batches(8)
     assert batch.images.shape == (8, channels, 64, 64)
     assert batch.images.unique().tolist() == [0.0, white]
@@ -225,7 +227,7 @@ def test_triangles_come_with_the_channels_and_the_scale_asked_for(
 
 def test_triangles_are_never_augmented_and_the_test_set_is_fixed() -> None:
     config = TriangleConfig(num_train=16, num_test=8)
-    data, again = load_data(config, CPU), load_data(config, CPU)
+    data, again = config.load(CPU), config.load(CPU)
     assert same(list(data.test.eval_batches(8)), list(again.test.eval_batches(8)))
     trained = torch.cat([batch.images for batch in data.train.train_batches(16, 0, 0)])
     stored = torch.cat([batch.images for batch in data.train.eval_batches(16)])
@@ -237,7 +239,7 @@ def test_generated_questions_load_with_their_pictures_and_answers() -> None:
     config = SortOfClevrConfig(
         num_train=10, num_test=4, num_questions=3, question_types=types, val_fraction=0.2
     )
-    data = load_data(config, CPU)
+    data = config.load(CPU)
     assert data.validation is not None
     assert [len(part) for part in (data.train, data.validation, data.test)] == [48, 12, 24]
     assert len(data.class_names) == 10
@@ -248,11 +250,11 @@ def test_generated_questions_load_with_their_pictures_and_answers() -> None:
     vectors = torch.from_numpy(encode(made.questions))
     start = 0
     for batch in data.test.eval_batches(6):
-        here = slice(start, start + 6)
-        torch.testing.assert_close(batch.images, pictures[made.picture[here]])
+        part = slice(start, start + 6)
+        torch.testing.assert_close(batch.images, pictures[made.picture[part]])
         assert batch.questions is not None
-        assert torch.equal(batch.questions, vectors[here])
-        assert batch.labels.tolist() == made.answers[here].tolist()
+        assert torch.equal(batch.questions, vectors[part])
+        assert batch.labels.tolist() == made.answers[part].tolist()
         start += 6
     for batch in data.train.train_batches(48, 0, 0):  # pictures are never augmented
         assert batch.images.max() == 1

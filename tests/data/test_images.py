@@ -1,4 +1,4 @@
-"""Image sets from class folders and parquet files, the decoding of an image, and what can fail."""
+"""Image data sets of class folders and parquet files, decoding, and error messages."""
 
 import io
 import re
@@ -22,10 +22,6 @@ from associative_transformer.data import (
     Split,
     TriangleConfig,
     decode_image,
-    load_data,
-    load_image,
-    load_test,
-    show_image,
 )
 from associative_transformer.interface import PADDING, Batch, UserError
 
@@ -79,14 +75,14 @@ def config(source: Path, **changes: object) -> ImagesConfig:
 
 
 def load(source: Path, **changes: object) -> DataSet:
-    return load_data(config(source, **changes), CPU)
+    return config(source, **changes).load(CPU)
 
 
 def images(batches: Iterator[Batch]) -> Tensor:
     return torch.cat([batch.images[batch.labels != PADDING] for batch in batches])
 
 
-def test_an_image_of_the_right_size_is_decoded_as_it_is(tmp_path: Path) -> None:
+def test_an_image_of_the_right_size_is_decoded_unchanged(tmp_path: Path) -> None:
     image = random_image()
     image.save(tmp_path / "a.png")
     assert torch.equal(decode_image(tmp_path / "a.png", 8), pixels(image))
@@ -184,7 +180,7 @@ def test_the_memory_budget_counts_the_decoded_bytes_of_both_splits(folder: Path)
     assert not hasattr(outside.train.loader, "images")
 
 
-def test_resized_crops_stream_and_depend_on_neither_workers_nor_the_past(folder: Path) -> None:
+def test_resized_crops_stream_and_depend_only_on_seed_and_epoch(folder: Path) -> None:
     alone = load(folder, augment="resized_crop")
     shared = load(folder, augment="resized_crop", num_workers=2)
     before = torch.get_rng_state()
@@ -203,7 +199,7 @@ def test_resized_crops_stream_and_depend_on_neither_workers_nor_the_past(folder:
         assert torch.equal(images(ours.eval_batches(8)), images(theirs.eval_batches(8)))
 
 
-def test_without_augmentation_training_shows_the_stored_images(folder: Path) -> None:
+def test_without_augmentation_training_yields_the_stored_images(folder: Path) -> None:
     data = load(folder, augment="none")
     stored = {tuple(image.flatten().tolist()) for image in images(data.train.eval_batches(25))}
     trained = {tuple(i.flatten().tolist()) for i in images(data.train.train_batches(25, 0, 0))}
@@ -214,7 +210,7 @@ def test_without_augmentation_training_shows_the_stored_images(folder: Path) -> 
     assert not stored & moved
 
 
-def test_validation_is_carved_from_training_alone_and_never_augmented(folder: Path) -> None:
+def test_validation_images_come_from_training_and_are_never_augmented(folder: Path) -> None:
     data, whole = load(folder, val_fraction=0.2), load(folder)
     assert data.validation is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 5, 7)
@@ -225,9 +221,7 @@ def test_validation_is_carved_from_training_alone_and_never_augmented(folder: Pa
 
 
 @pytest.mark.parametrize(("limit", "cats", "dogs"), [(2, 1, 1), (9, 6, 3), (21, 18, 3)])
-def test_a_limit_keeps_as_many_images_of_each_class(
-    tmp_path: Path, limit: int, cats: int, dogs: int
-) -> None:
+def test_a_limit_balances_the_classes(tmp_path: Path, limit: int, cats: int, dogs: int) -> None:
     folder = make_folder(
         tmp_path / "set", train={"cat": 23, "dog": 22}, test={"cat": 30, "dog": 3}
     )
@@ -237,7 +231,7 @@ def test_a_limit_keeps_as_many_images_of_each_class(
     assert data.test.labels.bincount().tolist() == [cats, dogs]
 
 
-def test_a_limit_draws_the_same_images_each_time_and_more_of_them_when_raised(
+def test_a_limit_selects_the_same_images_each_time_and_a_higher_one_adds_to_them(
     folder: Path,
 ) -> None:
     whole = load(folder, augment="none")
@@ -245,7 +239,7 @@ def test_a_limit_draws_the_same_images_each_time_and_more_of_them_when_raised(
     images = [images_of(data.train) for data in (small, again, large, whole)]
     assert images[0] == images[1]
     assert images[0] < images[2] < images[3]
-    assert load_test(config(folder, limit=4), CPU).test.labels.tolist() == (
+    assert config(folder, limit=4).load_test(CPU).test.labels.tolist() == (
         load(folder, limit=4).test.labels.tolist()
     )
 
@@ -256,7 +250,7 @@ def test_a_limit_above_the_number_of_images_keeps_all(folder: Path) -> None:
 
 
 def test_a_limit_below_the_number_of_classes_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"data.limit 1 leaves some of the 2 classes .* raise it"):
+    with pytest.raises(UserError, match=r"--data.limit 1 leaves some of the 2 .* raise it"):
         load(folder, limit=1)
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         ImagesConfig("mine", limit=0)
@@ -297,16 +291,18 @@ def two_columns(tmp_path: Path) -> Path:
     return tmp_path / "two"
 
 
-def test_a_short_name_says_which_of_several_columns_count(two_columns: Path) -> None:
-    data = load_data(ImagesConfig("cifar100", source=str(two_columns), num_workers=0), CPU)
+def test_a_short_name_selects_the_columns(two_columns: Path) -> None:
+    data = ImagesConfig("cifar100", source=str(two_columns), num_workers=0).load(CPU)
     assert data.class_names == ("a", "b", "c")
     assert data.train.labels.tolist() == [2, 0]
     chosen = load(two_columns, image_column="thumb", label_column="coarse_label")
     assert chosen.class_names == ("A", "B")
-    with pytest.raises(UserError, match=r"2 columns of type Image, img, thumb: .*image_column"):
+    with pytest.raises(
+        UserError, match=r"2 columns of type Image, img, thumb: .*--data.image-col"
+    ):
         load(two_columns)
     with pytest.raises(
-        UserError, match=r"2 columns of type ClassLabel, fine_label, .*label_column"
+        UserError, match=r"2 columns of type ClassLabel, fine_label, .*--data.label-column"
     ):
         load(two_columns, image_column="img")
     with pytest.raises(UserError, match=r"has no column img of type ClassLabel, only .*img \(Im"):
@@ -323,15 +319,15 @@ def test_a_short_name_says_which_of_several_columns_count(two_columns: Path) -> 
         ("someone/else", "someone/else"),
     ],
 )
-def test_without_a_source_the_hub_is_asked(
+def test_without_a_source_the_data_set_is_loaded_from_the_hub(
     name: str, hub_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(asked: str) -> None:
-        raise ConnectionError(f"asked for {asked}")
+    def unreachable(requested: str) -> None:
+        raise ConnectionError(f"requested {requested}")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(UserError, match=rf"cannot get {hub_id} .*\(asked for {hub_id}\)"):
-        load_data(ImagesConfig(name), CPU)
+    with pytest.raises(UserError, match=rf"cannot load {hub_id} .*\(requested {hub_id}\)"):
+        ImagesConfig(name).load(CPU)
 
 
 def test_a_hub_set_loads_like_a_local_one(
@@ -339,15 +335,18 @@ def test_a_hub_set_loads_like_a_local_one(
 ) -> None:
     local = datasets.load_dataset("parquet", data_dir=str(two_columns))
     monkeypatch.setattr(datasets, "load_dataset", lambda hub_id: local)
-    assert load_data(ImagesConfig("cifar100", num_workers=0), CPU).class_names == ("a", "b", "c")
+    assert ImagesConfig("cifar100", num_workers=0).load(CPU).class_names == ("a", "b", "c")
 
 
-def test_sets_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+def test_data_sets_without_anything_to_learn_are_refused(tmp_path: Path) -> None:
     cases = {
-        "one": ({"train": {"a": 2}, "test": {"a": 1}}, r"train split of .*one has one class, a:"),
+        "one": (
+            {"train": {"a": 2}, "test": {"a": 1}},
+            r"train split .*one has only one class, a:",
+        ),
         "new": (
             {"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1, "d": 1}},
-            r"test split of .*new has classes that training never sees, c, d: add",
+            r"test split of .*new has classes without a training image, c, d: add",
         ),
         "untested": ({"train": {"a": 1, "b": 1}}, r"untested has no test split, only train: add"),
         "untrained": ({"test": {"a": 1}}, r"untrained has no training split, only test: add"),
@@ -402,7 +401,7 @@ def test_an_unreadable_file_stops_or_is_skipped_and_counted(
     reference = load(folder)
     for path in broken:
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"3\.png \(.*\): .* or pass --data\.on_error skip\Z"):
+    with pytest.raises(UserError, match=r"3\.png \(.*\): .* or pass --data\.on-error skip\Z"):
         stopping = load(folder, memory_budget=memory_budget, num_workers=2)
         images(stopping.train.train_batches(25, 0, 0))
     data = load(folder, memory_budget=memory_budget, on_error="skip")
@@ -430,7 +429,7 @@ def test_an_unreadable_parquet_image_is_named_by_split_and_row(
         UserError, match=r"image in row 1 of the train split of .*p \(not an image"
     ):
         load(tmp_path / "p")
-    with pytest.raises(UserError, match=r"train split of .*p has one class, a"):
+    with pytest.raises(UserError, match=r"train split of .*p has only one class, a"):
         load(tmp_path / "p", on_error="skip")
 
 
@@ -453,7 +452,7 @@ def test_an_impossible_setting_is_refused_by_name(field: str, value: object) -> 
         ImagesConfig("cifar10", **{field: value})
 
 
-def test_a_saved_configuration_is_told_apart_by_its_kind() -> None:
+def test_a_saved_configuration_is_identified_by_its_kind() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(DataConfig)
     for saved in (TriangleConfig(seed=3), ImagesConfig("pets", image_size=224)):
         assert adapter.validate_json(adapter.dump_json(saved)) == saved
@@ -461,22 +460,22 @@ def test_a_saved_configuration_is_told_apart_by_its_kind() -> None:
         adapter.validate_python({"kind": "sounds", "name": "x"})
 
 
-def test_a_single_image_is_prepared_as_in_evaluation(folder: Path) -> None:
+def test_an_image_file_is_prepared_as_in_evaluation(folder: Path) -> None:
     batch = next(load(folder).test.eval_batches(4))
-    single = load_image(folder / "test/cat/2.png", config(folder))
+    single = config(folder).load_image(folder / "test/cat/2.png")
     assert torch.equal(single, batch.images[2])
 
 
-def test_a_drawn_triangle_is_prepared_as_a_generated_one(tmp_path: Path) -> None:
+def test_an_image_file_of_a_triangle_is_prepared_like_a_generated_one(tmp_path: Path) -> None:
     drawn = TriangleConfig(num_train=1, num_test=1)
-    (batch,) = load_data(drawn, CPU).test.eval_batches(1)
+    (batch,) = drawn.load(CPU).test.eval_batches(1)
     pixel = (batch.images[0, 0] * 255).byte().numpy()
     for mode in ("L", "RGB"):
         Image.fromarray(pixel).convert(mode).save(tmp_path / f"{mode}.png")
-        assert torch.equal(load_image(tmp_path / f"{mode}.png", drawn), batch.images[0])
+        assert torch.equal(drawn.load_image(tmp_path / f"{mode}.png"), batch.images[0])
     random_image(90, 70).save(tmp_path / "color.png")
     for channels in (1, 3):
-        made = load_image(tmp_path / "color.png", TriangleConfig(channels=channels))
+        made = TriangleConfig(channels=channels).load_image(tmp_path / "color.png")
         assert made.shape == (channels, 64, 64)
         assert (made == made[:1]).all()
 
@@ -484,23 +483,23 @@ def test_a_drawn_triangle_is_prepared_as_a_generated_one(tmp_path: Path) -> None
 def test_the_test_split_alone_is_the_same_and_reads_no_training_image(folder: Path) -> None:
     whole = images(load(folder).test.eval_batches(4))
     next((folder / "train").rglob("*.png")).write_bytes(b"broken")
-    held_out = load_test(config(folder), CPU)
+    held_out = config(folder).load_test(CPU)
     assert torch.equal(images(held_out.test.eval_batches(4)), whole)
     assert (held_out.class_names, held_out.num_skipped) == (("cat", "dog"), 0)
 
 
-def test_an_image_is_shown_as_it_is_stored(folder: Path) -> None:
+def test_the_original_image_of_an_item_is_the_stored_one(folder: Path) -> None:
     settings = config(folder)
-    split = load_test(settings, CPU).test
+    split = settings.load_test(CPU).test
     stored = split.loader.images  # type: ignore[attr-defined]
     for item in (0, 5):
-        assert (show_image(split, item, settings) == stored[split.rows[item]].numpy()).all()
+        assert (settings.original_image(split, item) == stored[split.rows[item]].numpy()).all()
     raw = TriangleConfig(num_train=4, num_test=4, raw=True)
-    shown = show_image(load_test(raw, CPU).test, 2, raw)
+    shown = raw.original_image(raw.load_test(CPU).test, 2)
     assert shown.shape == (3, 64, 64) and set(np.unique(shown)) == {0, 255}
 
 
 def test_the_test_triangles_alone_are_the_same() -> None:
     triangles = TriangleConfig(num_train=4, num_test=12)
-    whole = images(load_data(triangles, CPU).test.eval_batches(5))
-    assert torch.equal(images(load_test(triangles, CPU).test.eval_batches(5)), whole)
+    whole = images(triangles.load(CPU).test.eval_batches(5))
+    assert torch.equal(images(triangles.load_test(CPU).test.eval_batches(5)), whole)

@@ -1,4 +1,4 @@
-"""The vectors, words and answers of Sort-of-CLEVR's questions, against its tables by hand."""
+"""The vectors, wording and answers of the questions of Sort-of-CLEVR, compared with its tables."""
 
 from itertools import permutations
 
@@ -86,13 +86,13 @@ def test_a_vector_has_ones_for_colors_type_and_subtype(
     assert vectors[0].tolist() == [float(i in ones) for i in range(18)]
 
 
-def test_vectors_of_all_questions_read_back() -> None:
+def test_all_questions_are_decoded_from_their_vectors() -> None:
     vectors = encode(ask(*ASKABLE))
     assert numbers_of(decode(vectors)) == ASKABLE
     assert len(np.unique(vectors, axis=0)) == len(ASKABLE) == 36 + 60
 
 
-def test_words_of_all_questions_read_back() -> None:
+def test_all_questions_are_parsed_from_their_sentences() -> None:
     sentences = describe_questions(ask(*ASKABLE))
     assert len(set(sentences)) == len(ASKABLE)
     for sentence, numbers in zip(sentences, ASKABLE, strict=True):
@@ -138,14 +138,14 @@ def test_case_articles_and_what_is_make_no_difference(
 @pytest.mark.parametrize(
     "types", [TYPES, ("binary",), ("non-relational", "ternary"), ("binary", "non-relational")]
 )
-def test_an_unknown_question_is_answered_by_the_forms_that_can_be_asked(
+def test_the_error_about_an_unknown_question_lists_the_possible_ones(
     types: tuple[str, ...],
 ) -> None:
     message = refusal("how many legs does it have?", types)
     assert "how many legs does it have?" in message
     assert message.endswith(f"\n{list_questions(types)}")
-    *asked, colors = (line.strip() for line in message.splitlines()[1:])
-    assert asked == [kind.words for kind in KINDS if kind.type in types]
+    *sentences, colors = (line.strip() for line in message.splitlines()[1:])
+    assert sentences == [kind.words for kind in KINDS if kind.type in types]
     assert all(color in colors for color in COLORS)
     assert ("neither is yellow" in colors) == ("ternary" in types)
 
@@ -166,10 +166,10 @@ def test_the_nearest_question_is_suggested(sentence: str, meant: str) -> None:
     assert f"did you mean {meant!r}?" in refusal(sentence)
 
 
-def test_no_suggestion_is_made_where_nothing_is_near_or_its_type_cannot_be_asked() -> None:
+def test_no_question_is_suggested_if_none_is_similar_or_its_type_was_not_trained() -> None:
     assert "did you mean" not in refusal("xyzzy")
     message = refusal("shape of the object closest to the blue one", ("ternary",))
-    assert "is a binary question, and this run was not trained on those" in message
+    assert "is a binary question, but this run was not trained on that type" in message
 
 
 def test_a_question_of_another_type_is_not_understood() -> None:
@@ -187,7 +187,7 @@ def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     (sentence,) = describe_questions(ask((kind, a, b)))
     assert COLORS[a] in sentence
     assert COLORS[b] in sentence
-    assert f"{sentence!r} can't be asked" in refusal(sentence)
+    assert f"{sentence!r} is not a known question" in refusal(sentence)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     ["", "?", "what is the", "the", "A", "shape of the A object", "what is", "\n", "ß 红色"],
 )
 def test_fragments_are_not_understood(sentence: str) -> None:
-    assert f"{sentence!r} can't be asked" in refusal(sentence)
+    assert f"{sentence!r} is not a known question" in refusal(sentence)
 
 
 def test_counts_start_at_zero_where_a_and_b_are_left_out() -> None:

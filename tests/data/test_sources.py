@@ -1,5 +1,7 @@
-"""Finding an image set on the hub, in class folders and in parquet files."""
+"""Opening image data sets: the hub, class folders and parquet files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -37,7 +39,7 @@ def labels(split: datasets.Dataset) -> list[str]:
     return [split.features["label"].int2str(label) for label in split["label"]]
 
 
-def test_class_folders_become_the_splits_and_classes_they_name(root: Path) -> None:
+def test_class_folders_are_read_as_splits_and_classes(root: Path) -> None:
     add_images(root, "train/cat/1.png", "train/cat/2.JPG", "train/dog/deep/3.png")
     add_images(root, "Test/dog/1.png", "other/cat/9.png")
     splits = open_image_folder(root)
@@ -47,7 +49,7 @@ def test_class_folders_become_the_splits_and_classes_they_name(root: Path) -> No
     assert splits["train"][2]["image"]["path"] == str(root / "train/dog/deep/3.png")
 
 
-def test_only_visible_regular_image_files_count(root: Path) -> None:
+def test_hidden_files_and_other_files_are_ignored(root: Path) -> None:
     add_images(root, "train/a/1.png", "train/b/1.png", "train/a/.hidden.png", "train/.trash/1.png")
     (root / "train/a/notes.txt").write_text("not an image")
     (root / "train/a/folder.png").mkdir()
@@ -76,7 +78,7 @@ def test_linked_folders_are_followed(root: Path, tmp_path: Path) -> None:
     assert labels(open_image_folder(root)["train"]) == ["a", "b"]
 
 
-def test_parquet_files_anywhere_below_are_sorted_by_the_split_they_name(root: Path) -> None:
+def test_parquet_files_anywhere_below_are_grouped_by_the_split_in_their_path(root: Path) -> None:
     add_parquet(root, "plain_text/train-00000-of-00002.parquet", "plain_text/train-1.parquet")
     add_parquet(root, "default/test/0000.parquet", "train and test/validation-0.parquet")
     add_parquet(root, "unsupervised.parquet", "contest.parquet")
@@ -95,7 +97,7 @@ def test_each_parquet_split_keeps_its_own_class_names(root: Path) -> None:
     assert labels(open_image_folder(root)["test"]) == ["b", "a"]
 
 
-def test_a_changed_parquet_file_is_read_anew(root: Path) -> None:
+def test_a_changed_parquet_file_is_read_again(root: Path) -> None:
     add_parquet(root, "train.parquet")
     open_image_folder(root)
     add_parquet(root, "train.parquet", classes=("x", "y"))
@@ -106,7 +108,7 @@ def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:
     with pytest.raises(UserError, match=r"set does not exist: pass a folder"):
         open_image_folder(root)
     root.mkdir()
-    with pytest.raises(UserError, match=r"set is empty: put parquet files there"):
+    with pytest.raises(UserError, match=r"set has no data: add parquet files"):
         open_image_folder(root)
     file = root / "file.txt"
     file.write_text("")
@@ -114,18 +116,20 @@ def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:
         open_image_folder(file)
 
 
-def test_a_folder_without_splits_is_told_how_to_make_them(root: Path, tmp_path: Path) -> None:
+def test_the_error_about_missing_splits_explains_how_to_create_them(
+    root: Path, tmp_path: Path
+) -> None:
     add_images(root, "cat/1.png", "dog/1.png")
-    with pytest.raises(UserError, match=r"set has no split folders: make train/ and test/"):
+    with pytest.raises(UserError, match=r"set has no split folders: create train/ and test/"):
         open_image_folder(root)
     add_parquet(tmp_path / "p", "data.parquet")
-    with pytest.raises(UserError, match=r"no parquet file in .*p belongs to a split: put train"):
+    with pytest.raises(UserError, match=r"no parquet file in .*p has the name of a split: rename"):
         open_image_folder(tmp_path / "p")
 
 
-def test_an_image_outside_of_the_class_folders_is_named(root: Path) -> None:
+def test_an_image_outside_the_class_folders_is_named(root: Path) -> None:
     add_images(root, "train/cat/1.png", "train/lost.png")
-    with pytest.raises(UserError, match=r"train/lost\.png is in no class folder: move it"):
+    with pytest.raises(UserError, match=r"train/lost\.png is not in a class folder: move it"):
         open_image_folder(root)
 
 
@@ -138,7 +142,7 @@ def test_a_broken_parquet_file_is_refused(root: Path) -> None:
         open_image_folder(root)
 
 
-def test_an_unreachable_hub_is_answered_with_the_way_to_a_local_copy(
+def test_the_error_about_an_unreachable_hub_explains_how_to_use_a_local_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreachable(hub_id: str) -> None:
@@ -148,13 +152,22 @@ def test_an_unreachable_hub_is_answered_with_the_way_to_a_local_copy(
     with pytest.raises(UserError) as caught:
         open_hub_data_set("uoft-cs/cifar10")
     message = str(caught.value)
-    assert message.startswith("cannot get uoft-cs/cifar10 from the Hugging Face hub (Couldn't")
+    assert message.startswith("cannot load uoft-cs/cifar10 from the Hugging Face hub (Couldn't")
     assert "--include '*.parquet'" in message
     assert message.endswith("--data.source FOLDER")
     assert "\n" not in message
 
 
-def test_the_library_keeps_quiet_here_and_nowhere_else(
+@pytest.mark.slow
+def test_no_slow_library_is_imported_until_images_are_opened() -> None:
+    code = "import sys, associative_transformer.data; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    modules = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    slow = {"datasets", "torchvision", "accelerate", "pandas", "pyarrow", "torch._dynamo"}
+    assert "torch" in modules and not slow & set(modules)
+
+
+def test_the_datasets_library_prints_nothing_and_keeps_its_settings(
     root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     add_parquet(root, "train.parquet", "test.parquet")

@@ -1,4 +1,4 @@
-"""Triangle against a slow twin that makes one image at a time, and its published statistics."""
+"""Triangle compared with a slow twin that generates one image at a time, and its statistics."""
 
 import math
 from itertools import permutations
@@ -46,7 +46,7 @@ def naive_image(points: list[tuple[int, int]]) -> np.ndarray:
 def naive_block(
     rng: np.random.Generator, num_images: int
 ) -> tuple[list[np.ndarray], list[int], list[list[tuple[int, int]]]]:
-    """Section 10.1 with the same draws, item by item."""
+    """Generate a block item by item with the same random draws."""
     labels = rng.integers(2, size=BLOCK).tolist()
     vertices: list[list[tuple[int, int]]] = [[] for _ in range(BLOCK)]
     pending = list(range(BLOCK))
@@ -76,13 +76,13 @@ def sides(vertices: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("split", [TRAIN, TEST])
 def test_items_equal_those_of_a_slow_twin(split: int) -> None:
     made = generate_triangles(TriangleConfig(seed=5), split, BLOCK + 12)
-    for block, start, num_images in ((0, 0, 24), (1, BLOCK, 12)):
+    for block, start, num_images in ((0, 0, 12), (1, BLOCK, 12)):
         rng = np.random.default_rng((5, split, block))
         images, labels, vertices = naive_block(rng, num_images)
-        here = slice(start, start + num_images)
-        assert np.array_equal(made.images[here], images)
-        assert made.labels[here].tolist() == labels[:num_images]
-        assert np.array_equal(made.vertices[here], vertices[:num_images])
+        part = slice(start, start + num_images)
+        assert np.array_equal(made.images[part], images)
+        assert made.labels[part].tolist() == labels[:num_images]
+        assert np.array_equal(made.vertices[part], vertices[:num_images])
 
 
 def test_a_disc_is_a_diamond_of_13_pixels_clipped_at_the_border() -> None:
@@ -99,10 +99,10 @@ def test_the_third_vertex_truncates_toward_zero_after_the_sum() -> None:
     third = third_vertex(pairs[:, 0], pairs[:, 1])
     for (first, second), made in zip(pairs.tolist(), third.tolist(), strict=True):
         assert naive_third_vertex(*first, *second) == tuple(made)
-    assert (third < 0).any()  # where truncation and floor differ
+    assert (third < 0).any()  # for which truncation and floor differ
 
 
-def test_more_than_half_of_the_equilateral_triangles_fit() -> None:
+def test_more_than_half_of_the_equilateral_triangles_fit_into_the_image() -> None:
     pairs = np.random.default_rng(2).integers(1, 64, size=(200_000, 2, 2))
     third = third_vertex(pairs[:, 0], pairs[:, 1])
     fits = ((third >= 1) & (third <= 63)).all(axis=1)
@@ -126,13 +126,13 @@ def test_only_the_accidental_triangles_obey_the_rule_of_the_equilateral_ones(
     assert 0 < obeys[many.labels == OTHER].mean() < 0.002
 
 
-def test_the_longest_side_alone_tells_three_quarters_apart(many: Triangles) -> None:
+def test_the_longest_side_alone_classifies_three_quarters_correctly(many: Triangles) -> None:
     longest = sides(many.vertices).max(axis=1)
     accuracy = [((longest > at) == (many.labels == OTHER)).mean() for at in range(20, 60)]
     assert max(accuracy) == pytest.approx(0.738, abs=0.015)
 
 
-def test_the_exact_ratio_of_the_sides_tells_nearly_all_apart(many: Triangles) -> None:
+def test_the_exact_ratio_of_the_sides_classifies_almost_all_correctly(many: Triangles) -> None:
     lengths = sides(many.vertices)
     ratio = lengths.max(axis=1) / np.maximum(lengths.min(axis=1), 1e-9)
     bounds = np.linspace(1.0, 1.5, 501)
@@ -140,7 +140,7 @@ def test_the_exact_ratio_of_the_sides_tells_nearly_all_apart(many: Triangles) ->
     assert max(accuracy) == pytest.approx(0.977, abs=0.005)
 
 
-def test_an_item_depends_on_seed_split_and_index_alone() -> None:
+def test_an_item_depends_only_on_seed_split_and_index() -> None:
     few = generate_triangles(TriangleConfig(num_train=10), TRAIN, 10)
     some = generate_triangles(TriangleConfig(num_train=99), TRAIN, BLOCK + 1)
     for a, b in zip(few, some, strict=True):
@@ -165,7 +165,7 @@ def test_near_equilateral_triangles_are_redrawn_on_request() -> None:
         assert (made.labels == EQUILATERAL).mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_an_accidental_equilateral_is_redrawn_even_where_rounding_bends_it() -> None:
+def test_an_accidental_equilateral_is_redrawn_even_if_rounding_distorts_it() -> None:
     bent, tall = [(10, 10), (12, 10), (11, 8)], [(10, 10), (12, 10), (11, 30)]
     assert naive_third_vertex(10, 10, 12, 10) == (11, 8)
     assert sides(np.array([bent])).max() > 1.1 * sides(np.array([bent])).min()

@@ -1,4 +1,4 @@
-"""Sort-of-CLEVR once more, one pixel and one question at a time, from the source's rules alone."""
+"""Sort-of-CLEVR one pixel and one question at a time, written from the rules of the source."""
 
 import math
 from fractions import Fraction
@@ -11,7 +11,7 @@ ANSWERS = ["yes", "no", "square", "circle", "1", "2", "3", "4", "5", "6"]
 
 
 class Scene(NamedTuple):
-    """Column and row of the center of each object, and whether it is a square."""
+    """The center (column, row) of each object, and whether it is a square."""
 
     centers: list[Point]
     is_square: list[bool]
@@ -70,25 +70,26 @@ def _answer(scene: Scene, kind: str, a: int, b: int, strict: bool) -> str:
 
 
 def closest(centers: list[Point], a: int, strict: bool) -> int:
-    best, found = None, -1
+    """Return the object closest to a; in the source, the distance of a to itself is 999."""
+    least, nearest = None, -1
     for c, center in enumerate(centers):
         distance = squared_distance(centers[a], center)
         if c == a:
             if strict:
                 continue
             distance = 999
-        if best is None or distance < best:
-            best, found = distance, c
-    return found
+        if least is None or distance < least:
+            least, nearest = distance, c
+    return nearest
 
 
 def furthest(centers: list[Point], a: int) -> int:
-    best, found = -1, -1
+    greatest, farthest = -1, -1
     for c, center in enumerate(centers):
         distance = squared_distance(centers[a], center)
-        if c != a and distance > best:
-            best, found = distance, c
-    return found
+        if c != a and distance > greatest:
+            greatest, farthest = distance, c
+    return farthest
 
 
 def is_in_box(a: Point, b: Point, c: Point) -> bool:
@@ -103,18 +104,18 @@ def is_near_line(a: Point, b: Point, c: Point) -> bool:
 
 
 def is_obtuse(a: Point, b: Point, c: Point) -> bool:
-    """By the squared cosine of the largest angle, which lies opposite to the longest side."""
+    """Return whether the largest angle, opposite the longest side, is in [90, 180) degrees."""
     *short, longest = sorted(
         [squared_distance(a, b), squared_distance(b, c), squared_distance(c, a)]
     )
-    excess = longest - sum(short)  # twice the short sides' product times minus the cosine
+    excess = longest - sum(short)  # = -2 * short[0] ** 0.5 * short[1] ** 0.5 * cosine
     if excess < 0:
         return False
     return Fraction(excess**2, 4 * short[0] * short[1]) < 1
 
 
 def largest_angle(a: Point, b: Point, c: Point) -> float:
-    """In degrees, by the law of cosines."""
+    """Return the largest angle in degrees, by the law of cosines."""
     angles = []
     for p, q, r in ((a, b, c), (b, c, a), (c, a, b)):
         u, v, w = math.dist(p, q), math.dist(p, r), math.dist(q, r)

@@ -9,6 +9,7 @@ Dims     N questions
 
 import re
 from difflib import get_close_matches
+from functools import cache
 from itertools import permutations
 from typing import Literal, NamedTuple
 
@@ -113,7 +114,7 @@ def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
     Case, articles, a final question mark and a leading "what is the" are ignored. Raises UserError
     with a list of the possible questions if it is not one of them.
     """
-    known = {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(TYPES)}
+    known = _known_questions()
     normalized = _normalize(sentence)
     numbers = known.get(normalized)
     if numbers is not None and (type_ := KINDS[numbers[0]].type) not in types:
@@ -143,6 +144,12 @@ def list_questions(types: tuple[str, ...] = TYPES) -> str:
 def example_question(types: tuple[str, ...] = TYPES) -> str:
     """Return a question of one of these types."""
     return _sentence(*_all_questions(types)[0])
+
+
+@cache
+def _known_questions() -> dict[str, tuple[int, int, int]]:
+    """Return the kind and colors of every question by its normalized sentence."""
+    return {_normalize(_sentence(*numbers)): numbers for numbers in _all_questions(TYPES)}
 
 
 def _sentence(kind: int, first: int, second: int) -> str:
