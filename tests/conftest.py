@@ -120,3 +120,13 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `images` and the complete runs `ait` and `vit`, both with reports."""
     return import_module("making.reports").make_reported_runs(tmp_path_factory.mktemp("reported"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The complete run of `making.trained.EXPERIMENT`, to be read only."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    import_module("associative_transformer.training.loop").train(
+        import_module("making.trained").EXPERIMENT, folder
+    )
+    return folder

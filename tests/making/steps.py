@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
-from associative_transformer.training.step import (
-    TrainingStep,
-    make_accelerator,
-)
+from associative_transformer.training.step import TrainingStep, make_accelerator
 from associative_transformer.workspace import WorkspaceConfig
 
 CONFIG = AiTConfig(
@@ -25,8 +22,6 @@ CONFIG = AiTConfig(
     num_classes=2,
     workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16),
 )
-
-
 PROJECT = ProjectConfiguration("unused")
 
 
@@ -41,6 +36,7 @@ def make_batch(num_images: int = 8) -> Batch:
 
 
 def everything(step: TrainingStep) -> list[Tensor]:
+    """Return copies of the weights, the memory and the moments of the optimizer."""
     moments = step.optimizer.state_dict()["state"].values()
     tensors = [*step.model.state_dict().values(), *(t for m in moments for t in m.values())]
     return [tensor.clone() for tensor in tensors]
@@ -51,7 +47,7 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def spoil(batch: Batch) -> Batch:
-    """Make the last image unusable."""
+    """Return the batch with an infinite last image."""
     images = batch.images.clone()
     images[-1] = torch.inf
     return batch._replace(images=images)

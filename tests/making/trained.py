@@ -1,9 +1,9 @@
-"""Tiny experiments, and what their runs leave behind."""
+"""Tiny experiments, runs of them that are stopped or crash, and what a run leaves behind."""
 
 import json
 import os
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +11,37 @@ import numpy as np
 import pytest
 import torch
 
-from associative_transformer.data import (
-    SortOfClevrConfig,
-    TriangleConfig,
-)
+from associative_transformer.data import SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import Experiment, Schedule, TrainConfig
 from associative_transformer.interface import Batch
+from associative_transformer.models import MODELS, ModelConfig
 from associative_transformer.models.ait import AiTConfig
-from associative_transformer.models.brims import BRIMsConfig
-from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
-from associative_transformer.models.luna import LunaConfig
-from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
 from associative_transformer.models.relation_network import RelationNetworkConfig
-from associative_transformer.models.set_transformer import SetTransformerConfig
-from associative_transformer.models.vit import ViTConfig
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
 from associative_transformer.workspace import WorkspaceConfig
+from making.tiny import tiny
 
 CPU = torch.device("cpu")
-
+STEPS = 4
+"""Steps of an epoch, in all experiments of this file."""
 
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
-
-
+MODEL = AiTConfig(
+    image_size=64,
+    patch_size=32,
+    embed_dim=16,
+    depth=1,
+    num_heads=2,
+    head_dim=8,
+    num_classes=2,
+    workspace=WORKSPACE,
+)
 EXPERIMENT = Experiment(
     "tiny",
     TriangleConfig(num_train=64, num_test=60),
-    AiTConfig(
-        image_size=64,
-        patch_size=32,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        num_classes=2,
-        workspace=WORKSPACE,
-    ),
+    MODEL,
     TrainConfig(
         epochs=3,
         batch_size=16,
@@ -57,75 +50,40 @@ EXPERIMENT = Experiment(
         schedule=Schedule(warmup_epochs=1, warmup_lr=0.005),
     ),
 )
-
-
-STEPS = 4  # an epoch
-
-
-VIT = replace(
-    EXPERIMENT,
-    model=ViTConfig(
-        image_size=64,
-        patch_size=32,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        num_classes=2,
-    ),
-)
-
-
-ASKED = replace(
+WITH_QUESTIONS = replace(
     EXPERIMENT,
     data=SortOfClevrConfig(num_train=16, num_test=6, num_questions=2),
-    model=AiTConfig(
-        image_size=75,
-        patch_size=25,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        num_classes=10,
-        question_dim=18,
-        workspace=WORKSPACE,
-    ),
+    model=replace(MODEL, image_size=75, patch_size=25, num_classes=10, question_dim=18),
 )
-
-
 RELATIONS = replace(
-    ASKED,
-    data=replace(ASKED.data, val_fraction=0.25),
+    WITH_QUESTIONS,
+    data=replace(WITH_QUESTIONS.data, val_fraction=0.25),
     model=RelationNetworkConfig(conv_dim=4, hidden_dim=8, num_relation_layers=2),
     train=replace(EXPERIMENT.train, batch_size=12),
 )
 
+FOR_TRIANGLES: dict[str, Any] = {  # of the fields that a configuration has
+    "image_size": 64,
+    "num_classes": 2,
+    "patch_size": 32,
+    "embed_dim": 12,
+    "num_convs": 4,
+    "resolution": 3,
+    "module_dim": 3,
+    "tie": "after_first",
+    "dropout": 0.1,
+}
 
-TRIANGLE_SIZES = {"image_size": 64, "num_classes": 2}
+
+def on_triangles(config_class: type[Any]) -> ModelConfig:
+    names = {field.name for field in fields(config_class)}
+    return tiny(config_class, **{k: v for k, v in FOR_TRIANGLES.items() if k in names})
 
 
-COMPARED = {  # by name, each with dropout where it has it
-    "coordination": CoordinationConfig(
-        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, slots=SlotsConfig(num_slots=3)
-    ),
-    "perceiver": PerceiverConfig(
-        **TRIANGLE_SIZES,
-        fourier=FourierConfig(num_bands=2),
-        num_latents=3,
-        latent_dim=8,
-        depth=2,
-        tie="after_first",
-        dropout=0.1,
-    ),
-    "set transformer": SetTransformerConfig(
-        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, hidden_dim=16, depth=1, num_inducing=2
-    ),
-    "brims": BRIMsConfig(
-        **TRIANGLE_SIZES, resolution=3, embed_dim=12, num_modules=6, module_dim=2
-    ),
-    "luna": LunaConfig(
-        **TRIANGLE_SIZES, patch_size=32, embed_dim=16, num_heads=2, num_packed=2, dropout=0.1
-    ),
+ON_TRIANGLES = {config.kind: config for config in map(on_triangles, MODELS)}
+COMPARED = {
+    kind: ON_TRIANGLES[kind]
+    for kind in ("coordination", "perceiver", "set-transformer", "brims", "luna")
 }
 
 
@@ -134,14 +92,15 @@ def vary(
     workspace: dict[str, Any] | None = None,
     **config: Any,  # noqa: ANN401
 ) -> Experiment:
+    """Return `EXPERIMENT` with some fields of its data, workspace and training replaced."""
     e = EXPERIMENT
-    model = replace(e.model, workspace=replace(WORKSPACE, **workspace or {}))
+    model = replace(MODEL, workspace=replace(WORKSPACE, **workspace or {}))
     return Experiment(e.name, replace(e.data, **data or {}), model, replace(e.train, **config))
 
 
 @dataclass
 class Steps:
-    """Counts the steps of a test; signals, spoils or crashes at some of them, from 1."""
+    """Counts the steps of a test, from 1; some get a signal, an infinite image, or crash."""
 
     interrupts: set[int] = field(default_factory=set)
     bad: set[int] = field(default_factory=set)
@@ -167,11 +126,11 @@ class Steps:
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 def train_to_the_end(experiment: Experiment, folder: Path) -> int:
-    """Train, resuming as often as it is stopped; return how often that was."""
+    """Train, resume whenever the run is stopped, and return how often it was."""
     num_stops = 0
     while num_stops < 20:
         try:
@@ -179,7 +138,7 @@ def train_to_the_end(experiment: Experiment, folder: Path) -> int:
             return num_stops
         except (Interrupted, Crash):
             num_stops += 1
-    pytest.fail("the run never ended")
+    pytest.fail("the run was stopped 20 times")
 
 
 def without_timing(row: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +147,7 @@ def without_timing(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind and that does not depend on the clock."""
+    """Return everything that a run leaves behind and that does not depend on the clock."""
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     with np.load(folder / "memory.npz") as saved:
         memory = saved["priors"].tobytes()
@@ -217,11 +176,18 @@ def assert_same_outcome(ours: Path, theirs: Path) -> None:
 
 
 VARIATIONS = {
-    "plain": EXPERIMENT,
-    "vit": VIT,
-    "relation network with batch statistics and dropout": RELATIONS,
+    **{  # four images a step: the more expensive models take long enough with these
+        kind: replace(
+            EXPERIMENT,
+            data=TriangleConfig(num_train=16, num_test=8),
+            model=model,
+            train=replace(EXPERIMENT.train, batch_size=4),
+        )
+        for kind, model in ON_TRIANGLES.items()
+    },
+    "batch statistics, dropout and validation": RELATIONS,
     "validation": vary(data={"val_fraction": 0.25}, batch_size=12),
     "dropout in the write": vary(workspace={"dropout": 0.5, "reset_each_epoch": True}),
     "accumulation": vary(accumulation_steps=4, clip_norm=0.5, checkpoint_every=1, log_every=1),
-    **{name: replace(EXPERIMENT, model=model) for name, model in COMPARED.items()},
 }
+"""Every model, and every way of training that a resumed run has to continue."""

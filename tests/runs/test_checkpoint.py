@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, whatever happens in between."""
+"""Checkpoints are restored as they were saved, whatever happens in between."""
 
 import errno
 import hashlib
@@ -26,6 +26,7 @@ from associative_transformer.runs.checkpoint import (
     save_checkpoint,
 )
 from associative_transformer.workspace import WorkspaceConfig
+from making.trained import Crash
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
 CONFIG = AiTConfig(
@@ -41,11 +42,14 @@ CONFIG = AiTConfig(
 
 
 class Trainee:
-    """A model and its optimizer, some steps on."""
+    """A model and its optimizer after some steps.
+
+    Only the head is trained, since reading the moments of a parameter takes most of a test's time.
+    """
 
     def __init__(self, num_steps: int = 0) -> None:
         self.model = AiT(CONFIG)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.01)
+        self.optimizer = torch.optim.AdamW(self.model.head.parameters(), 0.01)
         for _ in range(num_steps):
             self.step()
 
@@ -68,25 +72,26 @@ class Trainee:
         return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def two_checkpoints(folder: Path) -> dict[int, str]:
-    """Save steps 1 and 2, and return what a trainee looks like after each."""
-    trainee, looks = Trainee(), {}
+def save_two_checkpoints(folder: Path) -> dict[int, str]:
+    """Save after steps 1 and 2, and return the fingerprint of the trainee after each."""
+    trainee, fingerprints = Trainee(), {}
     for step in (1, 2):
         trainee.step()
         trainee.save(folder, step)
-        looks[step] = trainee.fingerprint()
-    return looks
+        fingerprints[step] = trainee.fingerprint()
+    return fingerprints
 
 
-def assert_is_whole(folder: Path, looks: dict[int, str]) -> int:
+def restored_step(folder: Path, fingerprints: dict[int, str]) -> int:
+    """Restore the checkpoint, check that it is complete, and return its step."""
     trainee = Trainee()
     state = trainee.restore(folder)
     assert state is not None
-    assert trainee.fingerprint() == looks[state["step"]]
+    assert trainee.fingerprint() == fingerprints[state["step"]]
     return state["step"]
 
 
-def test_a_checkpoint_brings_back_every_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
     ours, theirs = Trainee(num_steps=3), Trainee()
     state = {"epoch": 3, "sums": [0.1 + 0.2, 1e-300, 1 / 3], "timing": {"run": 1.5}, "best": None}
     save_checkpoint(tmp_path, ours.model, ours.optimizer, state)
@@ -97,7 +102,7 @@ def test_a_checkpoint_brings_back_every_bit(tmp_path: Path) -> None:
     torch.manual_seed(7)
     ours.step()
     torch.manual_seed(7)
-    theirs.step()  # the optimizer goes on with the moments and the step count it had
+    theirs.step()  # from the same moments and the same count of steps
     assert theirs.fingerprint() == ours.fingerprint()
 
 
@@ -130,12 +135,8 @@ def test_the_last_two_checkpoints_are_kept_and_no_more(tmp_path: Path) -> None:
     assert trainee.restore(tmp_path) == {"step": 4}
 
 
-class Crash(BaseException):
-    """The process ends here."""
-
-
 class Crashing:
-    """Counts what is done to the disk, and crashes before or after the n-th time."""
+    """Counts the calls that touch the disk, and crashes before or after the n-th."""
 
     def __init__(self, at: int, is_done: bool) -> None:
         self.at, self.is_done, self.count = at, is_done, 0
@@ -163,10 +164,10 @@ DISK = (
 
 
 def crashes(trainee: Trainee, folder: Path, crashing: Crashing) -> bool:
-    """Save the third checkpoint, and say whether the crash came before its end."""
+    """Save the third checkpoint, and return whether it crashed before its end."""
     with pytest.MonkeyPatch.context() as patch:
-        for place, name in DISK:
-            patch.setattr(place, name, crashing.wrap(getattr(place, name)))
+        for owner, name in DISK:
+            patch.setattr(owner, name, crashing.wrap(getattr(owner, name)))
         try:
             trainee.save(folder, 3)
         except Crash:
@@ -175,31 +176,31 @@ def crashes(trainee: Trainee, folder: Path, crashing: Crashing) -> bool:
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
-def test_a_crash_at_any_moment_of_saving_leaves_a_whole_checkpoint(
+def test_a_crash_at_any_moment_of_saving_leaves_a_complete_checkpoint(
     is_done: bool, tmp_path: Path
 ) -> None:
-    survived = set()
+    restored = set()
     for at in range(1, 30):
         folder = tmp_path / str(at)
-        looks = two_checkpoints(folder)
+        fingerprints = save_two_checkpoints(folder)
         trainee = Trainee(num_steps=1)
         if not crashes(trainee, folder, Crashing(at, is_done)):
             break
-        looks[3] = trainee.fingerprint()
-        survived.add(assert_is_whole(folder, looks))
-        trainee.save(folder, 3)  # what the crash left lying about is not in the way
-        assert assert_is_whole(folder, looks) == 3
+        fingerprints[3] = trainee.fingerprint()
+        restored.add(restored_step(folder, fingerprints))
+        trainee.save(folder, 3)  # the remains of the crash do not matter
+        assert restored_step(folder, fingerprints) == 3
         assert sorted(path.name for path in folder.iterdir()) == ["last", "previous"]
     else:
-        pytest.fail("saving never ended")
+        pytest.fail("saving touched the disk 30 times")
     assert at > 10
-    assert survived == ({2, 3} if is_done else {2})
+    assert restored == ({2, 3} if is_done else {2})
 
 
 def test_a_crash_while_the_older_checkpoint_is_removed_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = two_checkpoints(tmp_path)
+    fingerprints = save_two_checkpoints(tmp_path)
 
     def remove_half(path: Path, ignore_errors: bool = False) -> None:
         if path.name == "previous":
@@ -210,7 +211,7 @@ def test_a_crash_while_the_older_checkpoint_is_removed_leaves_the_last_one(
         patch.setattr(shutil, "rmtree", remove_half)
         with pytest.raises(Crash):
             Trainee(num_steps=1).save(tmp_path, 3)
-    assert assert_is_whole(tmp_path, looks) == 2
+    assert restored_step(tmp_path, fingerprints) == 2
 
 
 def truncate(content: bytes) -> bytes:
@@ -232,16 +233,16 @@ def make_a_list(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, make_a_list])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_the_checkpoint_before_a_damaged_one_is_restored(
     name: str,
     damage: Callable[[bytes], bytes],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    looks = two_checkpoints(tmp_path)
+    fingerprints = save_two_checkpoints(tmp_path)
     path = tmp_path / "last" / name
     path.write_bytes(damage(path.read_bytes()))
-    assert assert_is_whole(tmp_path, looks) == 1
+    assert restored_step(tmp_path, fingerprints) == 1
     assert f"{tmp_path / 'last'} is damaged" in capsys.readouterr().err
 
 
@@ -250,65 +251,65 @@ def cut(content: bytes, chance: random.Random) -> bytes:
 
 
 def flip(content: bytes, chance: random.Random) -> bytes:
-    place, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
-    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+    index, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+    return content[:index] + bytes([content[index] ^ bit]) + content[index + 1 :]
 
 
 @pytest.mark.parametrize("damage", [cut, flip])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_at_a_random_place_is_noticed_and_the_good_one_is_used_and_kept(
+def test_random_damage_is_noticed_and_the_checkpoint_before_is_restored_and_kept(
     name: str,
     damage: Callable[[bytes, random.Random], bytes],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "checkpoint"
-    looks = two_checkpoints(folder)
+    fingerprints = save_two_checkpoints(folder)
     good = {path.name: path.read_bytes() for path in (folder / "last").iterdir()}
     previous = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
     for seed in range(100):
         (folder / "last" / name).write_bytes(damage(good[name], random.Random(seed)))
-        assert assert_is_whole(folder, looks) == 1
-        said = capsys.readouterr().err
-        assert f"{folder / 'last'} is damaged" in said
-        assert f"going on from the checkpoint before it, {folder / 'previous'}" in said
+        assert restored_step(folder, fingerprints) == 1
+        err = capsys.readouterr().err
+        assert f"{folder / 'last'} is damaged" in err
+        assert f"continuing from the checkpoint before it, {folder / 'previous'}" in err
         assert not (folder / "last").exists()
         kept = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
         assert kept == previous
         (folder / "damaged").rename(folder / "last")
         (folder / "last" / name).write_bytes(good[name])
-    assert assert_is_whole(folder, looks) == 2
+    assert restored_step(folder, fingerprints) == 2
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
-def test_a_crash_of_the_first_saving_after_a_damaged_checkpoint_never_costs_the_good_one(
+def test_a_crash_in_the_first_save_after_a_damaged_checkpoint_keeps_the_good_one(
     is_done: bool, tmp_path: Path
 ) -> None:
     for at in range(1, 30):
         folder = tmp_path / str(at)
-        looks = two_checkpoints(folder)
+        fingerprints = save_two_checkpoints(folder)
         (folder / "last" / "optimizer.pt").write_bytes(b"")
         trainee = Trainee()
         assert trainee.restore(folder) == {"step": 1}
         if not crashes(trainee, folder, Crashing(at, is_done)):
             break
-        looks[3] = trainee.fingerprint()
-        assert assert_is_whole(folder, looks) in (1, 3)
+        fingerprints[3] = trainee.fingerprint()
+        assert restored_step(folder, fingerprints) in (1, 3)
     else:
-        pytest.fail("saving never ended")
+        pytest.fail("saving touched the disk 30 times")
     assert at > 10
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_that_lacks_a_file_is_passed_over_for_the_one_before(
+def test_the_checkpoint_before_one_that_lacks_a_file_is_restored(
     name: str, tmp_path: Path
 ) -> None:
-    looks = two_checkpoints(tmp_path)
+    fingerprints = save_two_checkpoints(tmp_path)
     (tmp_path / "last" / name).unlink()
-    assert assert_is_whole(tmp_path, looks) == 1
+    assert restored_step(tmp_path, fingerprints) == 1
 
 
-def test_no_flipped_bit_of_the_state_goes_unnoticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_state_is_noticed(tmp_path: Path) -> None:
     trainee = Trainee(num_steps=1)
     state = {"epoch": 3, "sums": [12.5, 7.25], "best": None}
     trainee.save(tmp_path, 1, **state)
@@ -316,22 +317,21 @@ def test_no_flipped_bit_of_the_state_goes_unnoticed(tmp_path: Path) -> None:
     path = tmp_path / "last" / "state.json"
     content = path.read_bytes()
     unnoticed = []
-    for place in range(0, len(content), 2):
-        path.write_bytes(
-            content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :]
-        )
+    for index in range(0, len(content), 2):
+        flipped = bytes([content[index] ^ 1 << index % 7])
+        path.write_bytes(content[:index] + flipped + content[index + 1 :])
         if trainee.restore(tmp_path) != {"step": 1, **state}:
-            unnoticed.append(content[max(place - 8, 0) : place + 8])
+            unnoticed.append(content[max(index - 8, 0) : index + 8])
         else:
             (tmp_path / "damaged").rename(tmp_path / "last")
     assert not unnoticed
 
 
 @pytest.mark.parametrize("has_previous", [False, True])
-def test_without_a_whole_checkpoint_the_message_says_how_to_go_on(
+def test_if_every_checkpoint_is_damaged_the_error_says_how_to_start_again(
     has_previous: bool, tmp_path: Path
 ) -> None:
-    two_checkpoints(tmp_path)
+    save_two_checkpoints(tmp_path)
     for name in ("last", "previous"):
         (tmp_path / name / "optimizer.pt").write_bytes(b"")
     if not has_previous:
@@ -343,7 +343,9 @@ def test_without_a_whole_checkpoint_the_message_says_how_to_go_on(
     assert trainee.fingerprint() == before
 
 
-def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill_up(_: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -355,7 +357,7 @@ def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Malice:
-    """Unpickling this makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -388,7 +390,7 @@ def test_a_malicious_optimizer_file_runs_nothing(
 
 
 def sign(folder: Path) -> None:
-    """Make the digests of a checkpoint agree with its files, as its author would."""
+    """Write the digests that belong to the files of a checkpoint, as its author could."""
     with pytest.MonkeyPatch.context() as patch:
         contents = {name: (folder / name).read_bytes() for name in FILES[:2]}
         state = json.loads((folder / "state.json").read_text())
@@ -402,10 +404,10 @@ def sign(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_full_disk_leaves_the_checkpoints_that_stood(
+def test_a_full_disk_leaves_the_earlier_checkpoints(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = two_checkpoints(tmp_path)
+    fingerprints = save_two_checkpoints(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     count, fsync = 0, os.fsync
 
@@ -421,42 +423,42 @@ def test_a_full_disk_leaves_the_checkpoints_that_stood(
         with pytest.raises(UserError, match="No space left"):
             Trainee(num_steps=1).save(tmp_path, 3)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert assert_is_whole(tmp_path, looks) == 2
+    assert restored_step(tmp_path, fingerprints) == 2
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_checkpoint_that_cannot_take_its_place_is_named(
+def test_a_checkpoint_that_cannot_be_renamed_is_reported(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = two_checkpoints(tmp_path)
+    fingerprints = save_two_checkpoints(tmp_path)
     count, rename = 0, Path.rename
 
-    def refuse(path: Path, place: Path) -> Path:
+    def refuse(path: Path, destination: Path) -> Path:
         nonlocal count
         count += 1
         if count == at:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return rename(path, place)
+        return rename(path, destination)
 
     trainee = Trainee(num_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
-        with pytest.raises(UserError, match=f"can't replace {tmp_path / 'last'}: Read-only"):
+        with pytest.raises(UserError, match=f"cannot replace {tmp_path / 'last'}: Read-only"):
             trainee.save(tmp_path, 3)
-    assert assert_is_whole(tmp_path, looks) == 2
+    assert restored_step(tmp_path, fingerprints) == 2
     trainee.save(tmp_path, 3)
     assert trainee.restore(tmp_path) == {"step": 3}
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"can't make {tmp_path / 'file'}"):
+    with pytest.raises(UserError, match=f"cannot create the folder {tmp_path / 'file'}"):
         Trainee(num_steps=1).save(tmp_path / "file", 1)
-    with pytest.raises(UserError, match=f"can't make {tmp_path / 'file'}"):
+    with pytest.raises(UserError, match=f"cannot create the folder {tmp_path / 'file'}"):
         save_best(tmp_path / "file", AiT(CONFIG))
 
 
-def test_the_best_weights_come_back_and_rotation_leaves_them_alone(tmp_path: Path) -> None:
+def test_the_best_weights_can_be_loaded_after_later_checkpoints(tmp_path: Path) -> None:
     trainee = Trainee(num_steps=1)
     best = {name: tensor.clone() for name, tensor in trainee.model.state_dict().items()}
     digest = save_best(tmp_path, trainee.model)
@@ -469,7 +471,7 @@ def test_the_best_weights_come_back_and_rotation_leaves_them_alone(tmp_path: Pat
     assert all(torch.equal(loaded[name], best[name]) for name in best)
 
 
-def test_best_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -> None:
+def test_best_weights_with_another_digest_are_refused(tmp_path: Path) -> None:
     model = AiT(CONFIG)
     digest = save_best(tmp_path, model)
     save_best(tmp_path, AiT(CONFIG))

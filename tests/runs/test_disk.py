@@ -1,6 +1,6 @@
-"""Real disks that are full or can't be written: the sentence, and what stood still stands.
+"""Real disks that are full or read-only: the error, and the files that were there before.
 
-Where nobody may mount anything, the limit on the size of a file takes the part of the full disk.
+Mounting a disk needs the rights of root; without them only the limit on file sizes is tested.
 """
 
 import resource
@@ -30,12 +30,12 @@ def mount(*arguments: object) -> bool:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    if not mount("-o", "size=4m", "none", place):
-        pytest.skip("mounting a disk takes the rights of root")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    path = tmp_path / "disk"
+    path.mkdir()
+    if not mount("-o", "size=4m", "none", path):
+        pytest.skip("mounting a disk needs the rights of root")
+    yield path
+    subprocess.run(["umount", path], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def whole_checkpoints(folder: Path) -> dict[str, bytes]:
-    held = contents(folder / "checkpoint")
-    return {name: held[name] for name in held if name.split("/")[0] in ("last", "previous")}
+def checkpoints(folder: Path) -> dict[str, bytes]:
+    """Return the files of the two checkpoints, without those of an unfinished one."""
+    files = contents(folder / "checkpoint")
+    return {name: files[name] for name in files if name.split("/")[0] in ("last", "previous")}
 
 
 def stop_at(step: int, folder: Path) -> None:
@@ -61,12 +62,12 @@ def stop_at(step: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kilobytes", range(0, 2_600, 200))
-def test_a_disk_that_fills_up_at_any_moment_ends_a_run_that_can_be_resumed(
+def test_a_run_ended_by_a_disk_that_fills_up_at_any_moment_can_be_resumed(
     kilobytes: int, disk: Path, undisturbed: Path
 ) -> None:
     folder = disk / "run"
     stop_at(2, folder)
-    before = whole_checkpoints(folder)
+    before = checkpoints(folder)
     free = int(subprocess.check_output(["df", "--output=avail", disk]).split()[-1])
     (disk / "other").write_bytes(bytes(1024 * (free - kilobytes)))
     try:
@@ -75,16 +76,16 @@ def test_a_disk_that_fills_up_at_any_moment_ends_a_run_that_can_be_resumed(
         assert "No space left on device" in str(error)
         assert not (folder / "result.json").exists()
     else:
-        assert kilobytes > 800  # there was room for all of it
-    if kilobytes < 600:  # of a checkpoint
-        assert whole_checkpoints(folder) == before
+        assert kilobytes > 800  # enough for the rest of the run
+    if kilobytes < 600:  # less than a checkpoint
+        assert checkpoints(folder) == before
     (disk / "other").unlink()
     train(EXPERIMENT, folder, resume=True)
     assert_same_outcome(folder, undisturbed)
     assert not [path for path in folder.rglob("*") if ".partial" in path.name]
 
 
-def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_is(
+def test_a_folder_on_a_read_only_disk_is_reported_and_left_as_it_is(
     disk: Path, undisturbed: Path
 ) -> None:
     stop_at(2, disk / "run")
@@ -99,21 +100,21 @@ def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_is(
     assert_same_outcome(disk / "run", undisturbed)
 
 
-def test_a_disk_that_becomes_read_only_in_training_ends_a_run_that_can_be_resumed(
+def test_a_run_ended_by_a_disk_that_becomes_read_only_can_be_resumed(
     disk: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = disk / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "hold_folder", nullcontext)  # open, it keeps mount from acting
+        patch.setattr(train_module, "hold_folder", nullcontext)  # mount refuses while it is open
         steps = Steps().install(patch)
         counted = TrainingStep.__call__
 
-        def lock_up(*arguments: object) -> object:
+        def make_read_only(*arguments: object) -> object:
             if steps.count == STEPS + 1:
                 assert mount("-o", "remount,ro", disk)
             return counted(*arguments)
 
-        patch.setattr(TrainingStep, "__call__", lock_up)
+        patch.setattr(TrainingStep, "__call__", make_read_only)
         with pytest.raises(UserError, match="Read-only file system"):
             train(EXPERIMENT, folder)
     assert mount("-o", "remount,rw", disk)
@@ -122,12 +123,12 @@ def test_a_disk_that_becomes_read_only_in_training_ends_a_run_that_can_be_resume
 
 
 @pytest.mark.parametrize("size", [1_000, 100_000, 300_000])
-def test_a_limit_on_the_size_of_files_ends_a_run_that_can_be_resumed(
+def test_a_run_ended_by_a_limit_on_file_sizes_can_be_resumed(
     size: int, tmp_path: Path, undisturbed: Path
 ) -> None:
     folder = tmp_path / "run"
     stop_at(2, folder)
-    before = whole_checkpoints(folder)
+    before = checkpoints(folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -135,6 +136,6 @@ def test_a_limit_on_the_size_of_files_ends_a_run_that_can_be_resumed(
             train(EXPERIMENT, folder, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert whole_checkpoints(folder) == before
+    assert checkpoints(folder) == before
     train(EXPERIMENT, folder, resume=True)
     assert_same_outcome(folder, undisturbed)

@@ -1,4 +1,4 @@
-"""The files of a run: what may start where, and what is read back."""
+"""Run folders: which runs may start or continue in them, and the history of a run."""
 
 import errno
 import json
@@ -8,32 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from associative_transformer.data import TriangleConfig
-from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
+from associative_transformer.experiment import save_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.models.ait import AiTConfig
 from associative_transformer.runs.folder import History, check_folder, prepare_folder
-from associative_transformer.workspace import WorkspaceConfig
 from making.plant import make_complete_run
-
-CPU = torch.device("cpu")
-EXPERIMENT = Experiment(
-    "tiny",
-    TriangleConfig(num_train=256, num_test=64),
-    AiTConfig(
-        image_size=64,
-        patch_size=32,
-        embed_dim=16,
-        depth=1,
-        num_heads=2,
-        head_dim=8,
-        num_classes=2,
-        workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16),
-    ),
-    TrainConfig(epochs=2, batch_size=64, device="cpu"),
-)
+from making.trained import CPU, EXPERIMENT
 
 
 def history_of(num_epochs: int) -> History:
@@ -45,7 +25,7 @@ def history_of(num_epochs: int) -> History:
 # --- history ---
 
 
-def test_a_history_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     history = history_of(3)
     history.write(tmp_path)
     read = History.read(tmp_path, 3)
@@ -54,12 +34,12 @@ def test_a_history_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read.memory[0].dtype == np.float32
 
 
-def test_metrics_are_an_object_a_line_and_the_memory_an_entry_an_epoch(tmp_path: Path) -> None:
+def test_metrics_have_a_line_and_the_memory_an_entry_for_each_epoch(tmp_path: Path) -> None:
     history_of(3).write(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
     with np.load(tmp_path / "memory.npz") as saved:
-        assert saved["priors"].shape == (3, 1, 4, 8)  # epochs, layers, priors, their width
+        assert saved["priors"].shape == (3, 1, 4, 8)  # epochs, layers, priors, width
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "memory.npz"])
@@ -75,7 +55,7 @@ def test_a_history_that_ends_before_the_checkpoint_is_damaged(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])
-def test_a_history_is_cut_where_the_checkpoint_stands(epochs: int, tmp_path: Path) -> None:
+def test_a_history_is_read_up_to_the_epoch_of_the_checkpoint(epochs: int, tmp_path: Path) -> None:
     history_of(3).write(tmp_path)
     read = History.read(tmp_path, epochs)
     assert [row["epoch"] for row in read.metrics] == list(range(1, epochs + 1))
@@ -88,13 +68,13 @@ def test_a_run_stopped_in_its_first_epoch_has_an_empty_history(tmp_path: Path) -
     assert read.memory == []
 
 
-def test_a_model_without_memory_has_a_history_too(tmp_path: Path) -> None:
+def test_a_model_without_memory_has_a_history(tmp_path: Path) -> None:
     history = History([{"epoch": 1}, {"epoch": 2}], [np.array([]), np.array([])])
     history.write(tmp_path)
     assert History.read(tmp_path, 1).metrics == [{"epoch": 1}]
 
 
-# --- may a run start or go on here? ---
+# --- which runs may start or continue ---
 
 
 def test_a_run_starts_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
@@ -103,17 +83,17 @@ def test_a_run_starts_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_exists_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+def test_an_existing_run_is_refused_with_both_flags_that_accept_it(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     with pytest.raises(UserError, match=rf"{folder} exists.*--resume.*--overwrite"):
         check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
 
 
-@pytest.mark.parametrize("left", [[".lock"], [".lock", ".experiment.yaml.partial"]], ids=str)
+@pytest.mark.parametrize("names", [[".lock"], [".lock", ".experiment.yaml.partial"]], ids=str)
 def test_a_run_killed_before_its_first_file_is_started_again_by_the_same_command(
-    left: list[str], tmp_path: Path
+    names: list[str], tmp_path: Path
 ) -> None:
-    for name in left:
+    for name in names:
         (tmp_path / name).touch()
     check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=False)
     prepare_folder(tmp_path, EXPERIMENT, CPU, resume=False)
@@ -131,17 +111,17 @@ def test_a_run_killed_while_it_replaces_an_older_one_is_started_again_by_the_sam
     (folder / "checkpoint" / "last" / "state.json").touch()
     count, unlink = 0, os.unlink
 
-    def crash(*arguments: object, **more: object) -> None:
+    def crash(*args: object, **kwargs: object) -> None:
         nonlocal count
         count += 1
         if count == at:
             raise KeyboardInterrupt
-        unlink(*arguments, **more)
+        unlink(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "unlink", crash)
         prepare_folder(folder, replace(EXPERIMENT, name="other"), CPU, resume=False)
-        pytest.fail(f"it removed {count} files only")
+        pytest.fail(f"only {count} files were removed")
     assert at == 1 or not (folder / "result.json").exists()  # never the result of half a run
     check_folder(folder, EXPERIMENT, resume=False, overwrite=True)
     prepare_folder(folder, EXPERIMENT, CPU, resume=False)
@@ -167,7 +147,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_there_is_nothing_to_resume_where_no_run_is(exists: bool, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_cannot_be_resumed(exists: bool, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     if exists:
         folder.mkdir()
@@ -175,7 +155,7 @@ def test_there_is_nothing_to_resume_where_no_run_is(exists: bool, tmp_path: Path
         check_folder(folder, EXPERIMENT, resume=True, overwrite=False)
 
 
-def test_the_run_of_another_configuration_is_not_resumed_and_the_fields_are_named(
+def test_a_run_is_not_resumed_with_another_configuration_and_the_fields_are_named(
     tmp_path: Path,
 ) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
@@ -187,17 +167,17 @@ def test_the_run_of_another_configuration_is_not_resumed_and_the_fields_are_name
     with pytest.raises(UserError, match="another configuration") as error:
         check_folder(folder, other, resume=True, overwrite=False)
     assert "model.depth (3 here, 1 there)" in str(error.value)
-    assert "train.lr (0.5 here, 0.0001 there)" in str(error.value)
+    assert "train.lr (0.5 here, 0.01 there)" in str(error.value)
     assert "train.seed (3 here, 0 there)" in str(error.value)
 
 
-def test_a_run_goes_on_under_other_circumstances(tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_with_other_settings_that_do_not_define_it(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     other = replace(EXPERIMENT, train=replace(EXPERIMENT.train, log_every=1, device="auto"))
     check_folder(folder, other, resume=True, overwrite=False)
 
 
-def test_overwrite_leaves_a_folder_alone_that_is_no_run(tmp_path: Path) -> None:
+def test_overwrite_does_not_remove_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=rf"{tmp_path} is not a run folder"):
         check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=True)
@@ -210,10 +190,10 @@ def test_a_damaged_experiment_is_not_resumed(tmp_path: Path) -> None:
         check_folder(tmp_path, EXPERIMENT, resume=True, overwrite=False)
 
 
-# --- opening it ---
+# --- preparing the folder ---
 
 
-def test_a_new_run_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_new_run_replaces_the_old_one(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     prepare_folder(folder, EXPERIMENT, CPU, resume=False)
     assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
@@ -226,7 +206,7 @@ def test_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(UserError, match=rf"{tmp_path / 'runs' / 'tiny'}: Not a directory"):
         prepare_folder(tmp_path / "runs" / "tiny", EXPERIMENT, CPU, resume=False)

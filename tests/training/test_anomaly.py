@@ -1,4 +1,4 @@
-"""Numbers gone wrong: what gave them is named."""
+"""Values that are not finite: the error names where they came from."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,20 +13,21 @@ from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import UserError
 from associative_transformer.training.anomaly import find_anomaly
 from associative_transformer.training.loop import train
+from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace import GlobalWorkspace
 from making.steps import everything, make_batch, make_step, same, spoil
-from making.trained import EXPERIMENT, VARIATIONS, assert_same_outcome, vary
+from making.trained import EXPERIMENT, VARIATIONS, Steps, assert_same_outcome, vary
 
 read = GlobalWorkspace.read
 
 
-def with_nan_backward(*given: Any, **more: Any) -> Tensor:  # noqa: ANN401
-    tokens = read(*given, **more)
+def with_nan_backward(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    tokens = read(*args, **kwargs)
     return tokens + (tokens.sum() * 0).sqrt()  # its gradient: 0 * infinity
 
 
-def with_infinity(*given: Any, **more: Any) -> Tensor:  # noqa: ANN401
-    return read(*given, **more) * torch.inf
+def with_infinity(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    return read(*args, **kwargs) * torch.inf
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def with_infinity(*given: Any, **more: Any) -> Tensor:  # noqa: ANN401
     ],
     ids=["backward", "forward"],
 )
-def test_a_run_names_the_operation_and_stops(
+def test_a_run_stops_and_names_the_operation(
     reading: Callable[..., Tensor],
     words: list[str],
     tmp_path: Path,
@@ -49,20 +50,20 @@ def test_a_run_names_the_operation_and_stops(
     assert [word for word in [*words, "--train.lr"] if word not in str(error.value)] == []
 
 
-def test_an_image_that_is_not_finite_is_told_from_an_operation() -> None:
+def test_an_image_that_is_not_finite_is_distinguished_from_an_operation() -> None:
     step = make_step(detect_anomaly=True)
-    with pytest.raises(UserError, match=r"\(.+\) got and gave values .* look at the images"):
+    with pytest.raises(UserError, match=r"\(.+\) got and gave values .* check the images"):
         step(spoil(make_batch()))
 
 
-def test_an_infinite_gradient_is_named_by_its_parameter() -> None:
+def test_an_infinite_gradient_is_reported_with_its_parameter() -> None:
     step = make_step(detect_anomaly=True)
     step.model.head[2].weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(UserError, match=r"gradient of head\.2\.weight is not finite"):
         step(make_batch())
 
 
-def test_without_anomaly_the_step_is_the_same_and_nothing_stays_behind() -> None:
+def test_without_an_anomaly_the_step_is_the_same_and_leaves_no_hooks() -> None:
     ours, theirs = make_step(detect_anomaly=True), make_step()
     theirs.model.load_state_dict(ours.model.state_dict())
     for _ in range(2):
@@ -74,32 +75,30 @@ def test_without_anomaly_the_step_is_the_same_and_nothing_stays_behind() -> None
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
-def test_no_model_is_stopped_without_reason(variation: str, tmp_path: Path) -> None:
+def test_no_model_is_stopped_without_an_anomaly(variation: str, tmp_path: Path) -> None:
     e = VARIATIONS[variation]
-    result = train(
-        replace(e, train=replace(e.train, epochs=1, detect_anomaly=True)), tmp_path / "run"
-    )
+    one_epoch = replace(e.train, epochs=1, detect_anomaly=True)
+    result = train(replace(e, train=one_epoch), tmp_path / "run")
     assert result.skipped_steps == 0
 
 
-def test_another_error_of_the_step_stays_what_it_is() -> None:
+def test_other_errors_of_the_step_are_raised_unchanged() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="out of memory"), find_anomaly(model):
         raise RuntimeError("out of memory")
     assert not model._forward_hooks
 
 
-def test_it_is_a_circumstance_so_that_a_run_can_be_resumed_with_it(
-    tmp_path: Path,
+def test_a_run_can_be_resumed_with_the_detection_which_changes_nothing(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = train(EXPERIMENT, tmp_path / "run")
-    (tmp_path / "run" / "result.json").unlink()
-    resumed = train(vary(detect_anomaly=True), tmp_path / "run", resume=True)
-    assert resumed.test_loss == result.test_loss
-    train(vary(detect_anomaly=True), tmp_path / "other")
-    assert_same_outcome(tmp_path / "other", tmp_path / "run")
+    Steps(interrupts={6}).install(monkeypatch)
+    with pytest.raises(Interrupted):
+        train(EXPERIMENT, tmp_path / "run")
+    train(vary(detect_anomaly=True), tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_a_compiled_model_cannot_be_looked_into() -> None:
-    with pytest.raises(ValueError, match="detect_anomaly can't look into a compiled model"):
+def test_a_compiled_model_cannot_be_inspected() -> None:
+    with pytest.raises(ValueError, match="detect_anomaly cannot inspect a compiled model"):
         TrainConfig(compile=True, detect_anomaly=True)

@@ -1,11 +1,11 @@
-"""Whole runs: what they leave behind, and that stopping and resuming does not show."""
+"""Whole runs: the files they leave behind, and that a resumed run equals an undisturbed one."""
 
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -18,16 +18,13 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load, load_file
 
-from associative_transformer.data import (
-    DataSet,
-    ImagesConfig,
-)
+from associative_transformer.data import DataSet, ImagesConfig
 from associative_transformer.evaluate import Evaluation, evaluate, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.models import load_model
-from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.ait import AiT
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.result import read_result
 from associative_transformer.training import loop as train_module
@@ -36,13 +33,12 @@ from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
 from making.trained import (
-    ASKED,
     CPU,
     EXPERIMENT,
     RELATIONS,
     STEPS,
     VARIATIONS,
-    VIT,
+    WITH_QUESTIONS,
     Crash,
     Steps,
     assert_same_outcome,
@@ -51,14 +47,14 @@ from making.trained import (
     vary,
 )
 
-# --- what a run leaves behind ---
+# --- the files of a run ---
 
 
-def test_a_complete_run_holds_these_files_and_no_others(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    train(EXPERIMENT, folder)
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert found == {
+def test_a_complete_run_has_these_files_and_no_others(undisturbed: Path) -> None:
+    files = {
+        str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*") if path.is_file()
+    }
+    assert files == {
         "README.md",  # the model card
         "config.json",
         "environment.json",
@@ -73,13 +69,12 @@ def test_a_complete_run_holds_these_files_and_no_others(tmp_path: Path) -> None:
             for name in ("model.safetensors", "optimizer.pt", "state.json")
         ),
     }
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in undisturbed.parent.iterdir()] == ["run"]
 
 
-def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
-    result = train(EXPERIMENT, tmp_path / "run")
-    assert read_result(tmp_path / "run") == result
-    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+def test_a_result_has_what_tables_need(undisturbed: Path) -> None:
+    result = read_result(undisturbed)
+    saved = json.loads((undisturbed / "result.json").read_text())
     assert set(saved) == {
         "name",
         "seed",
@@ -107,25 +102,23 @@ def test_a_result_says_what_a_table_needs(tmp_path: Path) -> None:
     assert result.best_validation is None
     assert result.model == "last epoch"
     assert result.classes == ("equilateral", "other")
-    model = load_model(tmp_path / "run")
+    model = load_model(undisturbed)
     assert result.live_parameters == sum(p.numel() for p in model.parameters())
     assert result.total_parameters == model.reference_parameters()
     rate = 3 * STEPS * 16 / result.timing.seconds
     assert result.timing.samples_per_second == pytest.approx(rate)
 
 
-def test_the_saved_model_scores_what_the_result_says(tmp_path: Path) -> None:
-    result = train(EXPERIMENT, tmp_path / "run")
+def test_the_saved_model_has_the_scores_of_the_result(undisturbed: Path) -> None:
+    result = read_result(undisturbed)
     test = EXPERIMENT.data.load(CPU).test
-    scored = evaluate(load_model(tmp_path / "run"), test.eval_batches(7), 2)
-    assert scored.accuracy == result.test_accuracy
-    assert scored.loss == pytest.approx(result.test_loss, rel=1e-6)
+    scores = evaluate(load_model(undisturbed), test.eval_batches(7), 2)
+    assert scores.accuracy == result.test_accuracy
+    assert scores.loss == pytest.approx(result.test_loss, rel=1e-6)
 
 
-def test_metrics_and_memory_have_an_entry_an_epoch(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    train(EXPERIMENT, folder)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_and_memory_have_one_entry_per_epoch(undisturbed: Path) -> None:
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["lr"] for row in rows] == [learning_rate(EXPERIMENT.train, e) for e in range(3)]
     for row in rows:
@@ -140,10 +133,10 @@ def test_metrics_and_memory_have_an_entry_an_epoch(tmp_path: Path) -> None:
         }
         assert 0 <= row["accuracy"] <= 100
         assert row["balance_loss"] > 0
-    with np.load(folder / "memory.npz") as saved:
+    with np.load(undisturbed / "memory.npz") as saved:
         priors = saved["priors"]
     assert priors.shape == (3, 1, 4, 8)
-    last = load_file(folder / "model.safetensors")["blocks.0.workspace.priors"]
+    last = load_file(undisturbed / "model.safetensors")["blocks.0.workspace.priors"]
     assert np.array_equal(priors[-1, 0], last.numpy())
     assert not np.array_equal(priors[0], priors[1])
 
@@ -187,29 +180,29 @@ def test_the_metrics_of_an_epoch_are_means_over_its_images_alone(
         assert row["accuracy"] == pytest.approx(100 * correct / 64, rel=1e-12)
 
 
-def test_the_experiment_is_saved_as_it_was_run(tmp_path: Path) -> None:
-    train(EXPERIMENT, tmp_path / "run")
-    assert load_experiment(tmp_path / "run" / "experiment.yaml") == EXPERIMENT
+def test_a_run_saves_its_experiment(undisturbed: Path) -> None:
+    assert load_experiment(undisturbed / "experiment.yaml") == EXPERIMENT
 
 
-def test_a_run_repeats_itself_and_another_seed_gives_another_one(tmp_path: Path) -> None:
-    train(EXPERIMENT, tmp_path / "a")
-    torch.manual_seed(99)  # what happened in the process before must not matter
-    train(EXPERIMENT, tmp_path / "b")
-    assert_same_outcome(tmp_path / "a", tmp_path / "b")
-    train(vary(seed=1), tmp_path / "c")
-    assert outcome(tmp_path / "c")["model"] != outcome(tmp_path / "a")["model"]
+def test_the_same_seed_repeats_a_run_and_another_seed_does_not(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    torch.manual_seed(99)  # random numbers drawn earlier in the process must not matter
+    train(EXPERIMENT, tmp_path / "same")
+    assert_same_outcome(tmp_path / "same", undisturbed)
+    train(vary(seed=1), tmp_path / "other")
+    assert outcome(tmp_path / "other")["model"] != outcome(undisturbed)["model"]
 
 
-def test_a_model_without_memory_trains_too(tmp_path: Path) -> None:
-    result = train(VIT, tmp_path / "run")
+def test_a_model_without_memory_can_be_trained(tmp_path: Path) -> None:
+    result = train(VARIATIONS["vit"], tmp_path / "run")
     assert result.live_parameters > 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(row)["balance_loss"] for row in rows} == {0.0}
 
 
 def make_image_folder(root: Path) -> Path:
-    """Red images of one class, blue ones of the other, under noise."""
+    """Write noisy images of two classes, one red and one blue."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 64), ("test", 20)):
         for channel, name in ((0, "red"), (2, "blue")):
@@ -230,16 +223,16 @@ def easy_experiment(source: Path, **data: Any) -> Experiment:  # noqa: ANN401
     return Experiment("easy", images, model, replace(EXPERIMENT.train, batch_size=16))
 
 
-def test_a_result_on_questions_states_their_types_and_the_score_of_each_kind(
+def test_a_result_on_questions_has_their_types_and_a_score_for_each_kind(
     tmp_path: Path,
 ) -> None:
-    result = train(ASKED, tmp_path / "run")
+    result = train(WITH_QUESTIONS, tmp_path / "run")
     assert read_result(tmp_path / "run") == result
     assert result.question_types == ("non-relational", "binary")  # together by default
     assert (result.test_images, result.test_questions) == (6, 24)
     assert len(result.classes) == 10
     kinds = {kind.name: kind for kind in result.test_kinds}
-    data, model = ASKED.data.load(CPU), load_model(tmp_path / "run")
+    data, model = WITH_QUESTIONS.data.load(CPU), load_model(tmp_path / "run")
     summary = summarize(evaluate(model, data.test.eval_batches(7), 10), data)
     assert summary.kinds == result.test_kinds
     for name in ("non-relational", "binary"):
@@ -252,9 +245,9 @@ def test_a_result_on_questions_states_their_types_and_the_score_of_each_kind(
     assert result.test_accuracy == pytest.approx(both)
 
 
-def test_a_run_on_one_type_of_questions_says_so(tmp_path: Path) -> None:
-    data = replace(ASKED.data, question_types=("binary",), num_questions=4)
-    result = train(replace(ASKED, data=data), tmp_path / "run")
+def test_a_result_on_one_type_of_questions_has_only_this_type(tmp_path: Path) -> None:
+    data = replace(WITH_QUESTIONS.data, question_types=("binary",), num_questions=4)
+    result = train(replace(WITH_QUESTIONS, data=data), tmp_path / "run")
     assert result.question_types == ("binary",)
     assert {kind.name.split("/")[0] for kind in result.test_kinds} == {"binary", "all"}
     assert result.test_accuracy == pytest.approx(result.test_kinds[0].accuracy)
@@ -270,7 +263,7 @@ def test_an_easy_task_is_learned(tmp_path: Path) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_in_the_result(tmp_path: Path) -> None:
     source = make_image_folder(tmp_path / "data")
     for name in ("train/red/3.png", "test/blue/1.png"):
         (source / name).write_bytes(b"no image")
@@ -285,7 +278,7 @@ def test_images_that_cannot_be_read_are_counted_in_the_result(tmp_path: Path) ->
 # --- stopping and resuming ---
 
 
-def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
+def test_a_run_is_resumed_only_with_its_own_data_precision_and_pools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = replace(EXPERIMENT, train=replace(EXPERIMENT.train, epochs=2))
@@ -299,30 +292,30 @@ def test_a_run_is_not_resumed_on_other_data_or_precision_or_with_other_pools(
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"same --data\.source"):
         patch.setattr(DataSet, "digest", "of another set")
         train(first, tmp_path / "run", resume=True)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="float32 but bfloat16"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in float32.*bfloat16"):
         patch.setattr(Accelerator, "mixed_precision", "bf16")
         train(first, tmp_path / "run", resume=True)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in 1 pools .* in 4"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"with 1 pools .* have 4"):
         patch.setattr(over_ranks, "num_pools", lambda _: 4)
         train(first, tmp_path / "run", resume=True)
     assert train(first, tmp_path / "run", resume=True).epochs == 2
 
 
 @pytest.mark.parametrize("variation", VARIATIONS)
-def test_a_run_stopped_anywhere_and_resumed_is_the_undisturbed_run_bit_for_bit(
+def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run_bit_for_bit(
     variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = VARIATIONS[variation]
     train(experiment, tmp_path / "undisturbed")
-    # within the first epoch, twice in a row, at the end of an epoch, at the very last step
+    # within the first epoch, twice in a row, at the end of an epoch, in the last step of all
     stops = {2, 6, 7, 2 * STEPS, 3 * STEPS}
     steps = Steps(interrupts=stops).install(monkeypatch)
     assert train_to_the_end(experiment, tmp_path / "resumed") == len(stops)
-    assert steps.count == 3 * STEPS  # no step is taken twice
+    assert steps.count == 3 * STEPS  # no step was repeated
     assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
 
 
-def test_a_resumed_run_augments_and_drops_as_the_undisturbed_one(
+def test_a_resumed_run_augments_images_as_the_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_image_folder(tmp_path / "data")
@@ -333,7 +326,7 @@ def test_a_resumed_run_augments_and_drops_as_the_undisturbed_one(
     assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
 
 
-def test_the_other_signal_stops_a_run_too_and_says_which(
+def test_sigterm_stops_a_run_as_well_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Steps(interrupts={2}, signum=signal.SIGTERM).install(monkeypatch)
@@ -345,7 +338,7 @@ def test_the_other_signal_stops_a_run_too_and_says_which(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_after_a_run_signals_act_as_before(
+def test_a_run_restores_the_signal_handlers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -374,41 +367,54 @@ def test_a_second_signal_acts_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("checkpoint_every", [None, 1, 3])
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
-    checkpoint_every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_continues_from_its_last_checkpoint(
+    checkpoint_every: int | None,
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = vary(checkpoint_every=checkpoint_every)
-    train(experiment, tmp_path / "undisturbed")
     steps = Steps(crashes={3, 11}).install(monkeypatch)
     assert train_to_the_end(experiment, tmp_path / "killed") == 2
     repeated = {None: 2 + 3, 1: 0, 3: 2}[checkpoint_every]  # steps since the last checkpoint
     assert steps.count == 3 * STEPS + len(steps.crashes) + repeated
-    assert_same_outcome(tmp_path / "killed", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "killed", undisturbed)
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The complete run of TWO_EPOCHS with validation accuracies of 50 and 60 %."""
+    folder = tmp_path_factory.mktemp("two_epochs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        script_validation(patch, iter([50.0, 60.0]))
+        train(TWO_EPOCHS, folder)
+    return folder
+
+
+TWO_EPOCHS = vary(data={"val_fraction": 0.25}, epochs=2)
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("owner", "name"),
     [
         (train_module, "save_checkpoint"),
         (train_module, "save_best"),
         (train_module, "write_result"),
         (History, "write"),
-        (AiTConfig, None),
+        (AiT, "save_pretrained"),
     ],
     ids=["checkpoint", "best", "result", "history", "model"],
 )
 def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
-    place: Any,  # noqa: ANN401
-    name: str | None,
+    owner: Any,  # noqa: ANN401
+    name: str,
     is_done: bool,
     tmp_path: Path,
+    two_epochs: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    experiment = vary(data={"val_fraction": 0.25}, epochs=2)
-    if name is None:  # where the model is saved
-        place, name = type(train_module.build_model(experiment.model)), "save_pretrained"
-    act, calls = getattr(place, name), []
+    act, calls = getattr(owner, name), []
     in_second_epoch = name not in ("write_result", "save_pretrained")
     is_repeated = in_second_epoch and not (name == "save_checkpoint" and is_done)
 
@@ -420,39 +426,33 @@ def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
             act(*args, **kwargs)
         raise Crash
 
-    with monkeypatch.context() as patch:
-        script_validation(patch, iter([50.0, 60.0]))
-        train(experiment, tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        script_validation(patch, iter([50.0, 60.0, *[60.0] * is_repeated]))
-        patch.setattr(place, name, crashing)
-        assert train_to_the_end(experiment, tmp_path / "crashed") == 1
-    assert_same_outcome(tmp_path / "crashed", tmp_path / "undisturbed")
+    script_validation(monkeypatch, iter([50.0, 60.0, *[60.0] * is_repeated]))
+    monkeypatch.setattr(owner, name, crashing)
+    assert train_to_the_end(TWO_EPOCHS, tmp_path / "crashed") == 1
+    assert_same_outcome(tmp_path / "crashed", two_epochs)
 
 
 def test_a_damaged_last_checkpoint_costs_time_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(EXPERIMENT, tmp_path / "undisturbed")
     Steps(interrupts={10}).install(monkeypatch)
     with pytest.raises(Interrupted):
         train(EXPERIMENT, tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoint" / "last" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     train(EXPERIMENT, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
 def test_a_run_without_any_checkpoint_is_resumed_from_its_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(EXPERIMENT, tmp_path / "undisturbed")
     Steps(crashes={1}).install(monkeypatch)
     assert train_to_the_end(EXPERIMENT, tmp_path / "run") == 1
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_skipped_steps_are_counted_over_stops(
+def test_skipped_steps_are_counted_across_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -472,7 +472,7 @@ def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
     steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
     with pytest.raises(UserError, match="not finite 10 steps in a row"):
         train_to_the_end(EXPERIMENT, tmp_path / "run")
-    assert steps.count == 12  # the count is read at the end of each epoch
+    assert steps.count == 12  # the count is checked at the end of each epoch
 
 
 def test_a_run_that_gives_up_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -490,14 +490,14 @@ def test_a_run_that_gives_up_leaves_the_last_good_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_complete_run_is_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = train(EXPERIMENT, tmp_path / "run")
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     steps = Steps().install(monkeypatch)
-    assert train(EXPERIMENT, tmp_path / "run", resume=True) == result
+    assert train(EXPERIMENT, folder, resume=True) == read_result(undisturbed)
     assert steps.count == 0
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 # --- checkpoints ---
@@ -531,7 +531,7 @@ def test_checkpoints_are_saved_every_epoch_and_every_n_steps(
 
 
 def script_validation(patch: pytest.MonkeyPatch, accuracies: Any) -> list[int]:  # noqa: ANN401
-    """Let validation give these accuracies in turn; return the sizes of the splits scored."""
+    """Replace the validation accuracies, in turn; return the sizes of all splits scored."""
     sizes: list[int] = []
 
     def scripted(*arguments: Any) -> Evaluation:  # noqa: ANN401
@@ -572,7 +572,7 @@ def test_the_first_best_validation_epoch_is_saved_and_reported_and_the_last_one_
     assert result.best_validation.test_accuracy == scored.accuracy
     model.load_state_dict(load_file(folder / "checkpoint" / "last" / "model.safetensors"))
     assert result.test_accuracy == evaluate(model, test.eval_batches(12), 2).accuracy
-    # an epoch scores the validation images; test images are scored when all is decided
+    # each epoch scores the validation images, and only the end of the run the test images
     assert sizes == [16, 16, 16, 60, 60]
 
 
@@ -584,7 +584,7 @@ def load_weights_of(content: bytes) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load(content).items()}
 
 
-def test_validation_images_are_not_trained_on_and_each_epoch_reports_them(
+def test_validation_images_are_not_trained_on_and_are_scored_after_each_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Steps().install(monkeypatch)
@@ -606,10 +606,10 @@ def test_questions_are_validated_on_pictures_that_are_not_trained_on(
         assert accuracy * 16 / 100 == pytest.approx(round(accuracy * 16 / 100))  # 4 x 4 questions
 
 
-# --- what a run may not do ---
+# --- runs that are refused ---
 
 
-def test_a_run_leaves_other_folders_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -619,22 +619,25 @@ def test_a_run_leaves_other_folders_alone(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-def test_overwrite_starts_a_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(vary(lr=0.001), tmp_path / "run")
+def test_overwrite_starts_a_run_again(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = shutil.copytree(undisturbed, tmp_path / "run"), vary(lr=0.001)
     with pytest.raises(UserError, match="exists"):
-        train(EXPERIMENT, tmp_path / "run")
+        train(other, folder)
     steps = Steps().install(monkeypatch)
-    train(EXPERIMENT, tmp_path / "run", overwrite=True)
+    train(other, folder, overwrite=True)
     assert steps.count == 3 * STEPS
-    assert load_experiment(tmp_path / "run" / "experiment.yaml") == EXPERIMENT
+    assert load_experiment(folder / "experiment.yaml") == other
 
 
-def test_overwrite_keeps_the_old_run_where_the_new_one_cannot_start(tmp_path: Path) -> None:
-    train(EXPERIMENT, tmp_path / "run")
-    before = outcome(tmp_path / "run")
+def test_overwrite_keeps_the_old_run_if_the_new_one_cannot_start(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
     with pytest.raises(UserError):
-        train(vary(batch_size=128), tmp_path / "run", overwrite=True)
-    assert outcome(tmp_path / "run") == before
+        train(vary(batch_size=128), folder, overwrite=True)
+    assert_same_outcome(folder, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -642,13 +645,19 @@ def test_overwrite_keeps_the_old_run_where_the_new_one_cannot_start(tmp_path: Pa
     [
         (vary(batch_size=128), ["64", "128"]),
         (replace(EXPERIMENT, model=replace(EXPERIMENT.model, num_classes=3)), ["2 cl", "is 3"]),
-        (vary(data={"val_fraction": 0.001}), ["val_fraction"]),
-        (replace(ASKED, train=replace(ASKED.train, batch_size=65)), ["64 questions", "65"]),
-        (replace(ASKED, model=replace(ASKED.model, num_classes=9)), ["10 cl", "is 9"]),
+        (vary(data={"val_fraction": 0.001}), ["--data.val-fraction"]),
+        (
+            replace(WITH_QUESTIONS, train=replace(EXPERIMENT.train, batch_size=65)),
+            ["64 questions", "65"],
+        ),
+        (
+            replace(WITH_QUESTIONS, model=replace(WITH_QUESTIONS.model, num_classes=9)),
+            ["10 cl", "is 9"],
+        ),
     ],
     ids=["batch", "classes", "validation", "questions", "answers"],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+def test_an_experiment_that_cannot_be_trained_is_refused_before_anything_is_written(
     experiment: Experiment, names: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -657,18 +666,18 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_of_another_configuration_is_not_resumed(tmp_path: Path) -> None:
-    train(EXPERIMENT, tmp_path / "run")
-    before = outcome(tmp_path / "run")
-    with pytest.raises(UserError, match=r"train\.lr \(0\.001 here, 0\.01 there\)"):
-        train(vary(lr=0.001), tmp_path / "run", resume=True)
-    assert outcome(tmp_path / "run") == before
-
-
-def test_a_full_disk_ends_a_run_that_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_not_resumed_with_another_configuration(
+    tmp_path: Path, undisturbed: Path
 ) -> None:
-    train(EXPERIMENT, tmp_path / "undisturbed")
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.lr \(0\.001 here, 0\.01 there\)"):
+        train(vary(lr=0.001), folder, resume=True)
+    assert_same_outcome(folder, undisturbed)
+
+
+def test_a_run_ended_by_a_full_disk_can_be_resumed(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count, fsync = 0, os.fsync
 
     def fill_up(file: int) -> None:
@@ -684,7 +693,7 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(
             train(EXPERIMENT, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.partial"))
     train(EXPERIMENT, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
 def test_a_model_that_cannot_be_saved_is_named_and_leaves_no_result(
@@ -693,9 +702,8 @@ def test_a_model_that_cannot_be_saved_is_named_and_leaves_no_result(
     def fill_up(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    kind = type(train_module.build_model(EXPERIMENT.model))
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "save_pretrained", fill_up)
+        patch.setattr(AiT, "save_pretrained", fill_up)
         with pytest.raises(UserError, match="No space left"):
             train(EXPERIMENT, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
@@ -713,10 +721,10 @@ def test_a_run_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train(EXPERIMENT, tmp_path / "run")
 
 
-# --- what it tells others ---
+# --- progress and trackers ---
 
 
-def test_whoever_asks_is_called_after_each_epoch_with_all_of_it_on_disk(
+def test_on_epoch_end_is_called_when_the_epoch_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -733,9 +741,10 @@ def test_whoever_asks_is_called_after_each_epoch_with_all_of_it_on_disk(
     assert seen == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_tensorboard_gets_the_numbers_and_the_run_is_the_same(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_numbers_and_the_run_stays_the_same(
+    tmp_path: Path, undisturbed: Path
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(EXPERIMENT, tmp_path / "plain")
     train(vary(tracker="tensorboard", log_every=2), tmp_path / "run")
     files = list((tmp_path / "run" / "tracker").rglob("events.out.tfevents.*"))
     assert files
@@ -746,7 +755,7 @@ def test_tensorboard_gets_the_numbers_and_the_run_is_the_same(tmp_path: Path) ->
             scalars[tag] = [event.step for event in events.Scalars(tag)]
     for name in ("loss", "balance_loss", "accuracy", "samples_per_second"):
         assert scalars[f"train/{name}"] == [2, 4, 6, 8, 10, 12]
-    assert_same_outcome(tmp_path / "run", tmp_path / "plain")
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
 def test_a_tracked_run_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -756,37 +765,21 @@ def test_a_tracked_run_can_be_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert train_to_the_end(experiment, tmp_path / "run") == 2
 
 
-def test_a_run_without_terminal_writes_a_plain_line_an_epoch(
+def test_without_a_terminal_a_run_writes_a_plain_line_per_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(vary(data={"val_fraction": 0.25}), tmp_path / "run")
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = said.err.splitlines()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     for line in lines:
         for word in ("loss", "balance", "accuracy", "samples/s", "validation"):
             assert word in line
-    assert "\x1b" not in said.err
+    assert "\x1b" not in captured.err
 
 
-def test_a_signal_while_the_test_images_are_scored_is_heeded_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(EXPERIMENT, tmp_path / "undisturbed")
-    score: Callable[..., Evaluation] = train_module.evaluate_split
-
-    def interrupted(*arguments: Any) -> Evaluation:  # noqa: ANN401
-        os.kill(os.getpid(), signal.SIGINT)
-        return score(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "evaluate_split", interrupted)
-        with pytest.raises((Interrupted, KeyboardInterrupt)) as stopped:
-            train(EXPERIMENT, tmp_path / "run")
-    assert stopped.type is Interrupted
-    train(EXPERIMENT, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+# --- signals during long work ---
 
 
 def interrupt_and_wait(*_: object) -> None:
@@ -794,38 +787,62 @@ def interrupt_and_wait(*_: object) -> None:
     pytest.fail("the signal had to wait")
 
 
+def position(folder: Path) -> tuple[int, int]:
+    state = json.loads((folder / "checkpoint" / "last" / "state.json").read_text())
+    return state["epoch"], state["step"]
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The complete run of VALIDATED with scripted accuracies; its first epoch is the best."""
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        script_validation(patch, iter([60.0, 50.0, 55.0]))
+        train(VALIDATED, folder)
+    return folder
+
+
+VALIDATED = VARIATIONS["validation"]
+
+
 def test_a_signal_does_not_wait_for_the_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, validated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
-    train(experiment, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "evaluate_split", interrupt_and_wait)
         with pytest.raises(Interrupted, match="SIGTERM"):
-            train(experiment, tmp_path / "run")
-    state = json.loads((tmp_path / "run" / "checkpoint" / "last" / "state.json").read_text())
-    assert (state["epoch"], state["step"]) == (0, STEPS)
+            train(VALIDATED, tmp_path / "run")
+    assert position(tmp_path / "run") == (0, STEPS)
+    script_validation(monkeypatch, iter([60.0, 50.0, 55.0]))
     steps = Steps().install(monkeypatch)
-    train(experiment, tmp_path / "run", resume=True)
+    train(VALIDATED, tmp_path / "run", resume=True)
     assert steps.count == 2 * STEPS
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "run", validated)
 
 
-def test_a_signal_does_not_wait_for_a_report(tmp_path: Path) -> None:
-    train(EXPERIMENT, tmp_path / "undisturbed")
+def test_a_signal_does_not_wait_for_a_report(tmp_path: Path, undisturbed: Path) -> None:
     with pytest.raises(Interrupted, match="SIGTERM"):
         train(EXPERIMENT, tmp_path / "run", on_epoch_end=interrupt_and_wait)
+    assert position(tmp_path / "run") == (1, 0)
     train(EXPERIMENT, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_outcome(tmp_path / "run", undisturbed)
+
+
+def test_a_signal_does_not_wait_for_the_test(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_split", interrupt_and_wait)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            train(EXPERIMENT, tmp_path / "run")
+    assert position(tmp_path / "run") == (3, 0)
+    train(EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", undisturbed)
 
 
 def test_a_signal_while_the_best_epoch_is_scored_leaves_the_last_one_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, validated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = vary(data={"val_fraction": 0.25}, batch_size=12)
-    with monkeypatch.context() as patch:
-        script_validation(patch, iter([60.0, 50.0, 55.0]))
-        train(experiment, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         script_validation(patch, iter([60.0, 50.0, 55.0]))
         load = train_module.load_best
@@ -836,6 +853,6 @@ def test_a_signal_while_the_best_epoch_is_scored_leaves_the_last_one_in_its_plac
 
         patch.setattr(train_module, "load_best", interrupted)
         with pytest.raises(Interrupted):
-            train(experiment, tmp_path / "run")
-    train(experiment, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "undisturbed")
+            train(VALIDATED, tmp_path / "run")
+    train(VALIDATED, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", validated)

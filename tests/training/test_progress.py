@@ -1,4 +1,4 @@
-"""What a run shows: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ STANDING = Standing(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ten seconds pass between two looks at the clock."""
+    """Make each reading of the clock ten seconds later than the one before."""
     ticks = itertools.count(0.0, 10.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
 
@@ -30,21 +30,21 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
-def test_a_standing_tells_loss_balance_accuracy_and_speed() -> None:
+def test_a_standing_is_written_with_loss_balance_accuracy_and_speed() -> None:
     assert str(STANDING) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 samples/s")
 
 
-def test_without_a_terminal_lines_come_now_and_then_with_the_time_left(
+def test_without_a_terminal_a_line_is_written_every_30_seconds_with_the_time_left(
     clock: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
         for step in range(1, 9):
             bar.show(STANDING._replace(epoch=1, step=step))
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "\x1b" not in said.err
-    lines = said.err.splitlines()
-    assert len(lines) == 2  # of eight, ten seconds apart
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "\x1b" not in captured.err
+    lines = captured.err.splitlines()
+    assert len(lines) == 2  # in 80 seconds
     for line, step in zip(lines, (4, 8), strict=True):
         assert line.startswith("epoch 1/4  loss 0.693")
         assert f"step {step}/10" in line
@@ -52,7 +52,7 @@ def test_without_a_terminal_lines_come_now_and_then_with_the_time_left(
         assert line.endswith(f"0:{seconds // 60:02}:{seconds % 60:02} left")
 
 
-def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only(
+def test_the_time_left_of_a_resumed_run_is_estimated_from_its_own_steps(
     clock: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=20) as bar:
@@ -61,23 +61,23 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only(
     assert capsys.readouterr().err.rstrip().endswith("0:02:40 left")  # 16 steps of ten seconds
 
 
-def test_a_line_is_written_whole_however_long(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "epoch 1/2  " + "x" * 300 + "  [bold]names[/bold] stay as they are"
+def test_a_long_line_is_written_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "epoch 1/2  " + "x" * 300 + "  [bold]tags[/bold] are plain text"
     with TrainingProgress(epochs=2, steps_per_epoch=5, steps_done=0) as bar:
         bar.write(line)
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_a_terminal_of_eighty_columns_shows_a_bar_with_everything(
+def test_a_terminal_of_80_columns_shows_a_bar_with_all_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_a_terminal(monkeypatch)
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
         bar.show(STANDING)
         bar.write("a line above the bar")
-    said = capsys.readouterr()
-    assert said.out == ""
-    shown = plain(said.err)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    shown = plain(captured.err)
     assert "a line above the bar" in shown
     last = [line for line in shown.splitlines() if "epoch" in line][-1]
     assert "epoch 2/4" in last
@@ -86,7 +86,7 @@ def test_a_terminal_of_eighty_columns_shows_a_bar_with_everything(
     assert re.search(r"\d:\d\d:\d\d", last) or "-:--:--" in last  # the time left
 
 
-def test_a_resumed_run_starts_where_it_stands(
+def test_the_bar_of_a_resumed_run_starts_at_its_position(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_a_terminal(monkeypatch)

@@ -1,10 +1,11 @@
-"""One training step against the same step written by hand, and the steps that must change nothing.
+"""A training step against the same step written by hand, and steps that must change nothing.
 
 Dims     B batch   C channels   H W image side
 """
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from associative_transformer import distributed
 from associative_transformer.distributed import INIT_METHOD
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
+from associative_transformer.models.ait import AiT
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.training import step as step_module
 from associative_transformer.training.step import (
@@ -26,12 +28,12 @@ from associative_transformer.training.step import (
     Sums,
     make_accelerator,
 )
-from making.steps import PROJECT, everything, make_batch, make_step, same, spoil
+from making.steps import CONFIG, PROJECT, everything, make_batch, make_step, same, spoil
 
 
 @pytest.fixture(autouse=True)
 def forget_the_precision() -> Iterator[None]:
-    """Accelerate keeps the precision of a process; tests need several."""
+    """Reset the precision, which accelerate sets once per process, but tests need several."""
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -52,15 +54,15 @@ class HandWritten:
         self.norm = 0.0
 
     def gradients(self, batch: Batch) -> list[Tensor]:
-        """Mean over the micro-batches of the gradient of cross-entropy and auxiliary loss."""
+        """Return the gradient of cross-entropy and auxiliary loss, averaged over micro-batches."""
         parts = self.config.accumulation_steps
         micro = zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True)
         total = [torch.zeros_like(p) for p in self.model.parameters()]
         for images, labels in micro:
             logits, aux_loss = self.model(images)
             loss = cross_entropy(logits, labels) + aux_loss
-            found = torch.autograd.grad(loss, list(self.model.parameters()))
-            total = [a + g / parts for a, g in zip(total, found, strict=True)]
+            gradients = torch.autograd.grad(loss, list(self.model.parameters()))
+            total = [a + g / parts for a, g in zip(total, gradients, strict=True)]
         return total
 
     def __call__(self, batch: Batch) -> None:
@@ -89,7 +91,7 @@ class HandWritten:
     ],
     ids=str,
 )
-def test_steps_are_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None:
+def test_steps_equal_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None:
     step = make_step(**train)
     by_hand = HandWritten(deepcopy(step.model), step.train)
     start = deepcopy(step.model.state_dict())
@@ -102,7 +104,7 @@ def test_steps_are_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None
     theirs = by_hand.model.state_dict()
     for name, ours in step.model.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4, msg=name)
-        assert (ours - start[name]).abs().max() > 5e-4  # so the tolerance is far below a step
+        assert (ours - start[name]).abs().max() > 5e-4  # far above the tolerance
 
 
 def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -> None:
@@ -165,7 +167,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) ->
     assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
 
 
-def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> None:
+def test_an_infinite_gradient_after_a_finite_forward_restores_the_memory() -> None:
     step = make_step()
     step(make_batch())
     before = everything(step)
@@ -177,12 +179,12 @@ def test_a_finite_forward_with_an_infinite_gradient_puts_the_memory_back() -> No
     assert not sums.any()
 
 
-def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped_as_well() -> None:
     step = make_step()
     step(make_batch())
     before = everything(step)
     handle = step.model.register_forward_hook(
-        lambda *given: given[2]._replace(aux_loss=given[2].aux_loss + torch.inf)
+        lambda model, inputs, output: output._replace(aux_loss=output.aux_loss + torch.inf)
     )
     sums = step(make_batch())
     handle.remove()
@@ -192,8 +194,8 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too() -> None:
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3e38])
-def test_the_memory_is_finite_whatever_the_images_and_weights_are(poison: float) -> None:
-    step = make_step()
+def test_the_memory_stays_finite_whatever_the_images_and_weights_are(poison: float) -> None:
+    step = make_step(AiT(replace(CONFIG, depth=1)))
     start = deepcopy(step.model.state_dict())
     for name in ("images", *dict(step.model.named_parameters())):
         step.model.load_state_dict(start)
@@ -202,15 +204,15 @@ def test_the_memory_is_finite_whatever_the_images_and_weights_are(poison: float)
             batch.images[0, 0, 0, 0] = poison
         else:
             step.model.get_parameter(name).data.view(-1)[0] = poison
-        bad = step.skipped.total
+        num_skipped = step.skipped.total
         step(batch)
         assert all(memory.isfinite().all() for memory in memories(step.model)), name
-        if step.skipped.total > bad:
+        if step.skipped.total > num_skipped:
             assert same(memories(step.model), before), name
     assert step.skipped.total > 10
 
 
-def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> None:
+def test_a_step_that_is_not_finite_restores_the_statistics_of_a_batchnorm() -> None:
     config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
     step = make_step(ConvMLP(config))
     step(make_batch())
@@ -220,7 +222,7 @@ def test_a_step_that_is_not_finite_puts_the_statistics_of_batchnorm_back() -> No
     assert step.skipped.total == 1
 
 
-def test_after_a_skipped_step_training_goes_on_as_if_it_had_not_been() -> None:
+def test_training_continues_as_if_a_skipped_step_had_not_happened() -> None:
     ours = make_step()
     theirs = make_step(deepcopy(ours.model))
     first, second = make_batch(), make_batch()
@@ -246,13 +248,13 @@ def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
     step.skipped.check()
     step(spoil(make_batch()))
     assert same(everything(step), before)
-    step(make_batch())  # what came after does not undo it
+    step(make_batch())  # a good step afterwards does not hide them
     for _ in range(2):
         with pytest.raises(UserError, match="not finite 10 steps in a row"):
             step.skipped.check()
 
 
-def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
+def test_skipped_steps_are_counted_across_checks_and_resumptions() -> None:
     step = make_step()
     for _ in range(5):
         step(spoil(make_batch()))
@@ -269,7 +271,7 @@ def test_bad_steps_are_counted_across_checks_and_resumptions() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Count where the host reads a number from the device, and so waits for it."""
+    """Counts how often the host reads a number from the device, and so waits for it."""
 
     count = 0
 
@@ -296,14 +298,14 @@ def test_a_step_never_waits_for_the_device(train: dict[str, Any]) -> None:
     assert reads.count == 1
 
 
-def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
+def test_the_remedy_for_a_diverging_run_is_one_that_works() -> None:
     step = make_step()
     with pytest.raises(UserError) as error:
         for _ in range(10):
             step(spoil(make_batch()))
         step.skipped.check()
     assert "--train.lr" in str(error.value)
-    # a run goes on with its own learning rate only: see check_folder
+    # a run is resumed only with its own learning rate: see check_folder
     assert "--resume" not in str(error.value)
 
 
@@ -312,7 +314,7 @@ def test_the_way_out_of_a_diverging_run_is_one_that_exists() -> None:
 def test_on_a_gpu_a_step_never_waits_for_it() -> None:
     step = make_step(device="auto")
     batch = Batch(*(None if x is None else x.cuda() for x in make_batch()))
-    step(batch)  # makes the moments of AdamW
+    step(batch)  # creates the moments of AdamW
     torch.cuda.set_sync_debug_mode("error")
     try:
         step(batch)
@@ -347,18 +349,18 @@ def test_on_a_cpu_precision_auto_is_float32() -> None:
     assert seen == [torch.float32]
 
 
-def test_runs_of_different_precision_can_follow_each_other_in_one_process() -> None:
+def test_one_process_can_train_in_different_precisions_one_after_the_other() -> None:
     for precision, used in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
         step = make_step(precision=precision)
         step(make_batch())
         assert step.accelerator.mixed_precision == used
 
 
-# --- what is not to be had ---
+# --- trackers, processes and devices ---
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow"])
-def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
+def test_a_missing_tracker_is_refused_with_the_command_that_installs_it(
     tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = [t for t in LoggerType if t.value != tracker]
@@ -367,22 +369,24 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
         make_accelerator(TrainConfig(tracker=tracker, device="cpu"), PROJECT)
 
 
-def test_processes_that_cannot_share_the_batch_are_refused(
+def test_a_batch_that_cannot_be_divided_among_the_processes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size 8 .* 3 processes .* accumulation_steps 2"):
+    with pytest.raises(UserError, match=r"--train\.batch-size 8 .* 3 processes .* multiple of 6"):
         make_step(accumulation_steps=2)
 
 
-def test_several_processes_and_a_batchnorm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_refused_for_a_model_with_a_batchnorm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
     config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
     with pytest.raises(UserError, match="ConvMLP has a BatchNorm"):
         make_step(ConvMLP(config))
 
 
-def test_processes_join_in_a_way_that_outlives_lost_ones() -> None:
+def test_processes_meet_by_the_method_that_replaces_lost_ones() -> None:
     assert make_accelerator(TrainConfig(), PROJECT).init_handler.init_method == INIT_METHOD
 
 

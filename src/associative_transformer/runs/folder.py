@@ -121,7 +121,7 @@ def check_links(folder: Path) -> None:
     for parent, subfolders, _ in os.walk(folder):
         for path in (Path(parent) / name for name in subfolders):
             if path.is_symlink():
-                raise UserError(f"{path} is a link to another folder: replace it with a folder")
+                raise UserError(f"{path} is a link out of the run folder: replace it with a folder")
 
 
 def prepare_folder(
