@@ -369,7 +369,7 @@ def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
     assert (calibration.series[0].x, calibration.series[0].y) == ([0.9], [0.8])  # no empty bin
     assert (list(sure.labels), sure.parts["test questions"]) == (["50 to 100 %"], [9])
     assert (
-        "24 of the 26 analyzed test questions correctly (92.31 %)" in section.note
+        "correct on 24 of the 26 analyzed test questions (92.31 %)" in section.note
         and "10.0 percentage points" in section.note
     )
 
@@ -675,14 +675,14 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
         assert "test questions" in page.words_of(section)
         assert "test images" not in page.words_of(section)
     assert "each of 8 questions" in page.words_of("beta")
-    assert "of 100 test questions of sort-of-clevr are answered correctly." in page.source
+    assert "accuracy on 100 test questions of sort-of-clevr." in page.source
     assert "The first token is the question." in page.words_of("images")
 
 
 def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert any(text.startswith("<b>odd<|b>, seed 0") for text in page.texts["h1"])
-    assert "of 14 test images of cifar10 are answered correctly." in page.source
+    assert "accuracy on 14 test images of cifar10." in page.source
     assert "data set cifar10" in page.words_of("run")
     assert "test questions" not in page.source and page.data["noun"] == "image"
 

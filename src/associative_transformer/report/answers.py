@@ -44,7 +44,7 @@ def answers_section(
     charts += [_draw_calibration(answers), _draw_confidence(answers, items)]
     total, right = answers.confusion.sum(), np.trace(answers.confusion)
     note = (
-        f"The saved model answers {right:,} of the {total:,} analyzed test {items} correctly "
+        f"The saved model is correct on {right:,} of the {total:,} analyzed test {items} "
         f"({100 * right / total:.2f} %). Its expected calibration error is "
         f"{100 * answers.calibration_error:.1f} percentage points."
     )

@@ -26,7 +26,7 @@ def competition_section(competition: Competition | None, items: str) -> Section:
         chart = Boxes(title, f"tokens, out of {num_tokens}", labels, heads, bounds)
         figures.append(Figure(chart, {"layer": i}))
     note = (
-        f"The number of tokens that receive {percent} of the attention of a token, measured on "
+        f"The number of tokens that receive {percent} of a token's attention, measured on "
         f"{competition.num_images:,} test {items}. The smaller the number, the stronger the "
         f"competition; uniform attention needs {competition.uniform} of {num_tokens} tokens. The "
         f"mean over all tokens is {competition.mean.mean():.1f}."

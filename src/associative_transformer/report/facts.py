@@ -55,7 +55,7 @@ class Facts:
             return f"{self.progress.capitalize()}, on {data}."
         accuracy = _percent(self.result.test_accuracy)
         number = self.result.test_questions or self.result.test_images
-        return f"{accuracy} of {number:,} test {self.items} of {data} are answered correctly."
+        return f"{accuracy} accuracy on {number:,} test {self.items} of {data}."
 
     @property
     def epoch(self) -> int:
@@ -79,7 +79,10 @@ def read_facts(folder: Path) -> Facts:
 
 
 def find_recipe_of(experiment: Experiment) -> Experiment | None:
-    """Give the recipe of an experiment, or the one that is most like it; None without any."""
+    """Return the recipe of an experiment, or the most similar one with the same model and data.
+
+    None if no recipe has this kind of model and data.
+    """
     kinds = (experiment.data.kind, experiment.model.kind)
     alike = [r for r in RECIPES.values() if (r.data.kind, r.model.kind) == kinds]
     named = RECIPES.get(experiment.name.partition("+")[0])
@@ -89,7 +92,7 @@ def find_recipe_of(experiment: Experiment) -> Experiment | None:
 
 
 def write_training(experiment: Experiment) -> str | None:
-    """Write the command that repeats a training; None where no recipe is like it."""
+    """Return the command that repeats a training; None if there is no similar recipe."""
     recipe = find_recipe_of(experiment)
     if recipe is None:
         return None

@@ -49,9 +49,8 @@ def memory_section(
     figures += [Figure(chart) for chart in _draw_drift(drift, layers, min(num_priors, prior_dim))]
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
-        f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. The "
-        "effective rank, which is the number of directions that the priors fill, is "
-        f"{ranks}{' from the first layer to the last' if num_layers > 1 else ''}."
+        f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. Effective "
+        f"rank (number of directions in use) by layer: {ranks}."
     )
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
 

@@ -61,7 +61,7 @@
     if (!special) return element;
     const rows = ["class", "position", "content"].map((name, i) =>
       [name, ...["information", "baseline", "p"].map((key) => write(special[key][i][prior], 2))]);
-    const facts = node("div", { class: "facts" }, table(["information about", "bits", "chance", "p"], rows));
+    const facts = node("div", { class: "facts" }, table(["variable", "bits", "chance", "p"], rows));
     if (special.position[prior].length === data.side ** 2) facts.append(position(special.position[prior]));
     element.append(facts, node("p", {}, `most frequent class: ${special.class[prior]}, ${write(100 * special.share[prior])} % of its patches`));
     return element;

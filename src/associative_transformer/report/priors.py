@@ -29,11 +29,11 @@ def priors_section(
     num_dead, num_duplicates = int(selection.is_dead.sum()), int(selection.is_duplicate.sum())
     note = (
         f"Each layer has {num_priors} priors. In each of {num_heads} heads, a prior takes "
-        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens of a pool, here from "
-        f"{selection.num_images:,} test {items}. A card shows the patches that rank highest and "
-        "how much information the patches taken carry about class, position and content "
-        "(brightness), compared with chance. A prior is dead if its usage is below "
-        f"{DEAD:g} of an equal share, and a duplicate if the tokens it takes overlap with those "
+        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens of a pool "
+        f"({selection.num_images:,} test {items} in total). A card shows the highest-ranking "
+        "patches, and how much information being taken carries about the class, the position and "
+        "the content (brightness) of a patch, compared with chance. A prior is dead if its usage "
+        f"is below {DEAD:g} of an equal share, and a duplicate if its tokens overlap with those "
         f"of an earlier prior by more than {DUPLICATE:g}. Of {selection.is_dead.size} priors, "
         f"{num_dead} are dead and {num_duplicates} are duplicates."
     )

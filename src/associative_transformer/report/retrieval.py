@@ -65,7 +65,7 @@ def _introduce(basins: Basins, reconstruction: Reconstruction | None) -> str:
     )
     if reconstruction is not None:
         stored = ", ".join(f"{beta:g}" for beta in reconstruction.betas.tolist())
-        note += f" Tokens in a plane are available for β = {stored}."
+        note += f" Plots of the tokens after retrieval are available for β = {stored}."
     return note
 
 
