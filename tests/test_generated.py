@@ -1,6 +1,6 @@
 """Thousands of generated images, configurations and command lines.
 
-`make check` tries a fifth of them, and the marker `fuzz` selects all. With
+`make check` tries a tenth of them, and the marker `fuzz` selects all. With
 `HYPOTHESIS_PROFILE=thorough` there are twenty times as many, different ones each time.
 """
 
@@ -40,12 +40,12 @@ Record = Callable[[str, object], None]
 
 
 def some_or_all(num_cases: int, row: str) -> pytest.MarkDecorator:
-    """Run a test with a fifth of its cases, and under the marker `fuzz` with all of them.
+    """Run a test with a tenth of its cases, and under the marker `fuzz` with all of them.
 
     `row` is the name in the table of docs/reliability.md, which counts all cases.
     """
     marks = [pytest.mark.fuzz, pytest.mark.hostile(row)]
-    values = [num_cases // 5, pytest.param(num_cases, marks=marks)]
+    values = [num_cases // 10, pytest.param(num_cases, marks=marks)]
     return pytest.mark.parametrize("num_cases", values)
 
 

@@ -58,7 +58,7 @@ class Preparation:
         return (images - self.mean) / self.std
 
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Undo `normalize`, back to pixels in [0, 1]."""
+        """Undo `normalize` and return pixels in [0, 1]."""
         return (images * self.std + self.mean) / 255
 
     def batches(

@@ -142,8 +142,8 @@ class Split:
         if self.questions is not None:
             questions = self.questions[items].to(self.loader.device)  # (S, B, Q)
         for step, images in enumerate(self.loader.load(self.rows[items], seed)):
-            asked = None if questions is None else questions[step]
-            yield Batch(images, asked, labels[step])
+            vectors = None if questions is None else questions[step]
+            yield Batch(images, vectors, labels[step])
 
 
 class DataSet(NamedTuple):

@@ -1,6 +1,6 @@
-"""What the package asks of every data set.
+"""The base class of the configurations of data sets: everything that the package asks of them.
 
-Dims     N items   Q question features   C channels   H height   W width
+Dims     N items   C channels   H height   W width
 """
 
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ from associative_transformer.data.decoding import decode_image
 from associative_transformer.data.questions import QuestionType
 from associative_transformer.interface import UserError
 
-Config = TypeVar("Config", bound="DataSetConfig")  # the checker of shapes does not support Self
+Config = TypeVar("Config", bound="DataSetConfig")  # beartype does not support Self here
 
 
 class InputSize(NamedTuple):
-    """The input that a model must accept."""
+    """The size of the input of a model."""
 
     image_size: int
     num_channels: int
@@ -50,10 +50,10 @@ class DescribedItem(NamedTuple):
 
 
 class DataSetConfig(ABC):
-    """Base class of the configuration of a data set, which also loads it.
+    """The configuration of a data set, with the methods that load and describe it.
 
-    A subclass is a frozen dataclass whose field `kind` names it in a saved experiment. It must
-    define the abstract members; the defaults of the others suit generated images without
+    A subclass is a frozen dataclass with a field `kind` that identifies it in a saved experiment.
+    It must define the abstract members; the defaults of the others suit generated images without
     questions.
     """
 
@@ -69,21 +69,21 @@ class DataSetConfig(ABC):
 
     @abstractmethod
     def load(self, device: torch.device) -> DataSet:
-        """Generate or open all splits; their batches are on `device`.
+        """Generate or open all splits, which yield batches on `device`.
 
         Raises UserError if the data set is missing or cannot be used.
         """
 
     @abstractmethod
     def load_test(self, device: torch.device) -> HeldOut:
-        """Generate or open the test split alone, without decoding a training image.
+        """Generate or open only the test split, without decoding a training image.
 
         Raises UserError if the data set is missing or cannot be used.
         """
 
     @abstractmethod
     def shortened(self: Config, num_images: int) -> Config:
-        """Return the smallest useful version with `num_images` training and test images each."""
+        """Return a version for a quick trial, with `num_images` training and test images each."""
 
     @classmethod
     def examples(cls: type[Config]) -> dict[str, Config]:
@@ -123,8 +123,13 @@ class DataSetConfig(ABC):
 
     @property
     def is_generated(self) -> bool:
-        """False if the images are read from files and `with_storage` works."""
+        """Whether the images are generated instead of read from files."""
         return True
+
+    @property
+    def source(self) -> str | None:
+        """The folder of a local copy; None if the data are generated or come from the hub."""
+        return None
 
     def with_storage(
         self: Config,
@@ -132,14 +137,14 @@ class DataSetConfig(ABC):
         num_workers: int | None = None,
         memory_budget: float | None = None,
     ) -> Config:
-        """Return the same data set read in another way: other folder, workers, memory budget.
+        """Return the same data set with other settings for reading it; None keeps a setting.
 
-        None keeps a setting. Raises UserError if the images are generated.
+        Raises UserError if the images are generated.
         """
         raise UserError(f"{self.kind} is generated and has no source: omit --source")
 
     def load_image(self, path: Path) -> Float[Tensor, "C H W"]:
-        """Read one image file as a model trained on this data set expects it.
+        """Read an image file and prepare it for a model that was trained on this data set.
 
         Raises UserError if it cannot be read.
         """
@@ -147,7 +152,7 @@ class DataSetConfig(ABC):
         return Preparation(self.mean, self.std).normalize(image[None])[0]
 
     def denormalize(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        """Undo the normalization, back to pixels in [0, 1]."""
+        """Undo the normalization and return pixels in [0, 1]."""
         return Preparation(self.mean, self.std, device=images.device).denormalize(images)
 
     def original_image(self, split: Split, item: int) -> UInt8[np.ndarray, "C H W"]:

@@ -114,7 +114,7 @@ class SortOfClevrConfig(DataSetConfig):
         return HeldOut(test, CLASS_NAMES, guesses=guesses)
 
     def shortened(self, num_images: int) -> "SortOfClevrConfig":
-        """Return a version with so many pictures and one question of each type about each."""
+        """Return a version with one question of each type about each of `num_images` pictures."""
         return replace(self, num_train=num_images, num_test=num_images, num_questions=1)
 
     def describe_items(self, data: HeldOut, items: Int[Tensor, " N"]) -> list[DescribedItem]:

@@ -119,7 +119,7 @@ def _open_parquet(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Data
 
 
 def _open_class_folders(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Dataset]":
-    """Read SPLIT/CLASS/**/IMAGE; the library's own image folders fail on names like `[a]`."""
+    """Read SPLIT/CLASS/**/IMAGE; the `imagefolder` of the library fails on names like `[a]`."""
     import datasets
 
     by_split: dict[str, list[Path]] = {}
@@ -154,7 +154,7 @@ def _open_class_folders(root: Path, files: Sequence[Path]) -> "dict[str, dataset
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a message."""
+    """Return the first line of the message, or the type of an error without one."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
