@@ -1,17 +1,75 @@
 """Write the tables that are generated from the code: `make tables`.
 
-`src/associative_transformer/recipes/table.json` holds what `ait list` shows about each recipe.
+These are the tables of models in the README and in `docs/models.md`, between comments that name
+them, and `src/associative_transformer/recipes/table.json`, which `ait list` shows.
 """
 
 import json
+import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from associative_transformer.models import ModelConfig, build_model
+from associative_transformer.models import MODELS, ModelConfig, build_model
 from associative_transformer.recipes import PUBLISHED, RECIPES
 
 ROOT = Path(__file__).parents[1]
+START = "<!-- models: written by make tables -->\n"
+END = "<!-- end of models -->\n"
+
+
+class Size(NamedTuple):
+    """A named size of a model, such as AIT_SMALL."""
+
+    name: str
+    model: str
+    image: str
+    depth: str
+    live: int
+    reference: int  # with what the code of the reference registers and never uses
+    recipe: str | None  # the recipe that trains exactly this configuration
+
+
+def named_sizes() -> list[Size]:
+    """Return the named sizes of all models, in the order of the table of models."""
+    return [
+        _size(name, config)
+        for config_class, model in MODELS.items()
+        for name, config in vars(sys.modules[model.__module__]).items()
+        if name.isupper() and type(config) is config_class
+    ]
+
+
+def models_page() -> str:
+    """Return the table of `docs/models.md`: one row per named size."""
+    lines = [
+        "| model | size | images | layers | live parameters | as the reference counts |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for s in named_sizes():
+        counts = f"{s.live:,} | {s.reference:,}"
+        lines.append(f"| `{s.model}` | `{s.name}` | {s.image} | {s.depth} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """Return the table of the README: one row per model."""
+    by_model: dict[str, list[Size]] = {}
+    for size in named_sizes():
+        by_model.setdefault(size.model, []).append(size)
+    lines = [
+        "| model | layers | live parameters | as the reference counts | recipes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for model, sizes in by_model.items():
+        depths = ", ".join(size.depth for size in sizes)
+        live = ", ".join(_in_millions(size.live) for size in sizes)
+        reference = ", ".join(_in_millions(size.reference) for size in sizes)
+        recipes = ", ".join(f"`{size.recipe}`" for size in sizes if size.recipe)
+        lines.append(f"| `{model}` | {depths} | {live} M | {reference} M | {recipes} |")
+    return "\n".join(lines) + "\n"
 
 
 def recipe_table() -> str:
@@ -22,7 +80,7 @@ def recipe_table() -> str:
             "data": recipe.data.name if recipe.data.kind == "images" else recipe.data.kind,
             "model": _describe(recipe.model),
             "epochs": recipe.train.epochs,
-            "live_parameters": _count_parameters(recipe.model),
+            "live_parameters": _count_parameters(recipe.model)[0],
             "published": PUBLISHED.get(name),
         }
         for name, recipe in RECIPES.items()
@@ -30,22 +88,46 @@ def recipe_table() -> str:
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
+def generated_files(root: Path) -> dict[Path, str]:
+    """Return what the generated files of the repository at `root` should contain."""
+    pages = {root / "README.md": readme(), root / "docs" / "models.md": models_page()}
+    files = {page: _replace_table(page.read_text(), table) for page, table in pages.items()}
+    files[root / "src/associative_transformer/recipes/table.json"] = recipe_table()
+    return files
+
+
+def _size(name: str, config: ModelConfig) -> Size:
+    side, depth = config.image_size, getattr(config, "depth", None)
+    live, reference = _count_parameters(config)
+    recipes = (name for name, recipe in RECIPES.items() if recipe.model == config)
+    recipe = next((name for name in recipes if not name.endswith("-tiny")), None)
+    model = MODELS[type(config)].__name__
+    return Size(name, model, f"{side}x{side}", str(depth or "-"), live, reference, recipe)
+
+
+@cache
+def _count_parameters(config: ModelConfig) -> tuple[int, int]:
+    with torch.device("meta"):
+        model = build_model(config)
+    return sum(parameter.numel() for parameter in model.parameters()), model.reference_parameters()
+
+
 def _describe(model: ModelConfig) -> str:
     depth, width = getattr(model, "depth", None), getattr(model, "embed_dim", None)
     return f"{model.kind}, {depth} layers of {width}" if depth else model.kind
 
 
-def _count_parameters(model: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(model).parameters())
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.1f}" if count >= 1e6 else f"{count / 1e6:.2f}"
 
 
-def generated_files() -> dict[Path, str]:
-    """Return each generated file with its current text."""
-    return {ROOT / "src/associative_transformer/recipes/table.json": recipe_table()}
+def _replace_table(text: str, table: str) -> str:
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    return before + START + table + END + after
 
 
 if __name__ == "__main__":
-    for path, text in generated_files().items():
+    for path, text in generated_files(ROOT).items():
         path.write_text(text)
         print(f"written: {path.relative_to(ROOT)}")

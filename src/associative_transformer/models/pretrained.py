@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import Hashable
+from dataclasses import Field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
@@ -33,6 +34,8 @@ logits, _ = model(images)   # images (batch, channels, height, width), normalize
 
 class ModelConfig(Hashable, Protocol):
     """What the configurations of all models have in common, for type checkers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def kind(self) -> str:
