@@ -203,7 +203,7 @@ def test_a_bad_value_for_questions_is_refused_before_anything_is_written(
 
 def test_an_unknown_recipe_is_refused_with_the_ten_closest_names(ait: Ait) -> None:
     done = ait("train", "cifar10-ait-smal")
-    assert_refused(done, "no recipe 'cifar10-ait-smal'", "ait list shows all of them")
+    assert_refused(done, "no recipe 'cifar10-ait-smal'", "`ait list` shows all recipes")
     suggested = done.err.partition("closest first: ")[2].partition(";")[0].split(", ")
     assert len(set(suggested)) == 10
     assert set(suggested) <= set(RECIPES)
