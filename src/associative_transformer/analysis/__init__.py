@@ -103,11 +103,14 @@ class Analysis(NamedTuple):
     ] = None
 
 
-_TABLE: dict[str, tuple[type, Measured]] = {
-    name: (get_args(result)[0], measured)
-    for name, hint in get_type_hints(Analysis, include_extras=True).items()
-    for result, measured in [get_args(hint)]
-}
+def _read_table(analysis: type[Analysis]) -> dict[str, tuple[type, Measured]]:
+    """Return the type of the result and the measurement of each analysis, by name."""
+    hints = get_type_hints(analysis, include_extras=True)
+    columns = {name: get_args(hint) for name, hint in hints.items()}
+    return {name: (get_args(result)[0], measured) for name, (result, measured) in columns.items()}
+
+
+_TABLE = _read_table(Analysis)
 
 
 def sample(split: Split, num_images: int | None = None) -> Split:

@@ -41,12 +41,12 @@ POINTS_PER_PRIOR = 4
 
 @dataclass(frozen=True)
 class Basins:
-    """Where the tokens of a split come to rest, for several inverse temperatures.
+    """States of rest of the tokens of a split, for several inverse temperatures.
 
     Recall: Gaussian noise of a given length (root mean square) is added to each attractor, 16
-    times. A noisy attractor is recalled if it comes to rest within 0.01 mean norms of where the
-    attractor without noise does, and the attractor alone makes up 90 % of the softmax there. So
-    neither equal attractors nor one that rests in an average are ever recalled.
+    times. A noisy attractor is recalled if it comes to rest within 0.01 mean norms of the state
+    of rest of the attractor without noise, and the attractor alone makes up 90 % of the softmax
+    there. So equal attractors are never recalled, nor is one that rests in an average.
     """
 
     betas: Float[np.ndarray, " R"]

@@ -109,7 +109,7 @@ def _coverage(chosen: Int[Tensor, "S M K"], pool_size: int) -> float:
 
 
 def _share_recalled(memory: GlobalWorkspace, count: int) -> float:
-    """Return the share of the first `count` attractors that retrieval leaves where they are."""
+    """Return the share of the first `count` attractors that are their own fixed points."""
     if memory.reader is not None:
         return float("nan")
     attractors = memory.to_attractor(memory.priors[:count])  # (M, E)

@@ -149,7 +149,7 @@ def _draw_maps(figure: Figure | SubFigure, excess: Float[np.ndarray, "V L M"]) -
             vmin=0,
             vmax=max(finite.max(initial=0), 1e-3),
         )
-        ax.set_facecolor("0.85")  # shows where a value is nan
+        ax.set_facecolor("0.85")  # the color of nan
         ax.set(title=f"information about {variable}", ylabel="layer")
         ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         bar = figure.colorbar(image, ax=ax, pad=0.01, aspect=8, label="mbit")
