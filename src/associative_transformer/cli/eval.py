@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     if not distributed.is_first():
         return
     summary = summarize(scores, data)
-    source = options.source or getattr(saved.experiment.data, "source", None)
+    source = options.source or saved.experiment.data.source
     context = {"source": source, "skipped_images": data.num_skipped}
     save_evaluation(scores, {**summary.to_dict(), **context}, saved.classes, options.run)
     if summary.kinds is not None:
