@@ -69,8 +69,8 @@ class Table:
         full = [max(map(len, cells)) for cells in columns]
         least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
         full[0] = min(full[0], max(MAX_NAME_WIDTH, least[0]))
-        lines = 3 * len(columns) + 1
-        widths = full if sum(full) + lines <= width else [full[0], *least[1:]]
+        borders = 3 * len(columns) + 1
+        widths = full if sum(full) + borders <= width else [full[0], *least[1:]]
         drawn = RichTable(title=self.title)
         for name, chars in zip(self.columns, widths, strict=True):
             drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
@@ -81,7 +81,7 @@ class Table:
                 drawn.add_row(*row)
         buffer = io.StringIO()
         console = Console(file=buffer, width=width, markup=False, highlight=False)
-        console.width = max(width, sum(widths) + lines)
+        console.width = max(width, sum(widths) + borders)
         console.print(drawn, *self.notes, sep="\n")
         return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""Runs and results whose page is known."""
+"""Small runs with reports, and results with planted numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +10,15 @@ from PIL import Image
 from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.reconstruction import Reconstruction
 from associative_transformer.data import ImagesConfig
-from associative_transformer.experiment import (
-    Experiment,
-    TrainConfig,
-)
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.report import write_report
 from associative_transformer.training.loop import train
 from associative_transformer.workspace import WorkspaceConfig
 
-CLASSES = ("<img src=x onerror=hacked=1>", "<script>")  # names of folders, in their order
-
-
+CLASSES = ("<img src=x onerror=hacked=1>", "<script>")  # names of folders, sorted
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=8)
-
-
 MODEL = AiTConfig(
     image_size=16,
     patch_size=8,
@@ -36,13 +29,11 @@ MODEL = AiTConfig(
     head_dim=8,
     workspace=WORKSPACE,
 )
-
-
 TRAIN = TrainConfig(epochs=2, batch_size=8, device="cpu")
 
 
 def write_images(root: Path) -> Path:
-    """Write images whose color is that of their class, under names that look like markup."""
+    """Write images colored by class into folders whose names look like markup."""
     noise = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 7)):
         for color, name in enumerate(CLASSES):
@@ -91,7 +82,7 @@ def planted_tokens() -> Reconstruction:
 
 
 def make_reported_runs(root: Path) -> Path:
-    """Put `images` and the complete runs `ait` and `vit`, both with reports, into a folder."""
+    """Write `images` and the complete runs `ait` and `vit`, both with reports, to a folder."""
     images = write_images(root / "images")
     ait = experiment_of(images)
     vit = ViTConfig(

@@ -1,6 +1,6 @@
-"""The page about a run in a real browser: nothing fails, nothing is fetched, and choices work.
+"""The page about a run in a real browser: nothing fails or is fetched, and the controls work.
 
-Screenshots are kept in tests/artifacts, for the eye.
+Screenshots are kept in tests/artifacts, to be looked at.
 """
 
 import shutil
@@ -42,14 +42,14 @@ def browser() -> Iterator[Browser]:
 def pages(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report of planted numbers, and a comparison."""
     runs = shutil.copytree(root, tmp_path_factory.mktemp("browser") / "runs")
-    found = load_analysis(runs / "ait")
-    assert found is not None and found.selection is not None
+    analysis = load_analysis(runs / "ait")
+    assert analysis is not None and analysis.selection is not None
     same = np.tile(np.eye(4), (2, 2, 1, 1))
     same[:, :, 0, 1] = same[:, :, 1, 0] = 0.95
     selection = replace(
-        found.selection,
+        analysis.selection,
         usage=np.array([[0.2, 0.5, 0.01, 0.29]] * 2),  # the third is dead
-        overlap=same,  # the second takes what the first takes
+        overlap=same,  # the second is a duplicate of the first
         entropy=np.array([[[3.0, 2.0, 1.0, 2.5]] * 2] * 2),
     )
     for name, planted in (
@@ -67,7 +67,7 @@ def pages(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 @dataclass
 class Opened:
-    """A page, and what it did that it should not."""
+    """An open page and the problems that it caused."""
 
     page: Page
     problems: list[str] = field(default_factory=list)
@@ -75,30 +75,30 @@ class Opened:
 
 @pytest.fixture
 def visit(browser: Browser, pages: dict[str, Path]) -> Iterator[Visit]:
-    """Open a page and check at the end that nothing failed and nothing was fetched."""
+    """Return a function that opens a page; check at the end that nothing failed or was fetched."""
     opened: list[Opened] = []
 
     def visit(name: str, viewport: dict[str, int] | None = None, **settings: Any) -> Page:  # noqa: ANN401
         address = pages[name].as_uri()
         page = browser.new_context(viewport=viewport or DESKTOP, **settings).new_page()
-        page.set_default_timeout(120_000)  # of a machine that does much else
-        here = Opened(page)
-        page.on("console", lambda said: here.problems.append(f"{said.type}: {said.text}"))
-        page.on("pageerror", lambda error: here.problems.append(str(error)))
+        page.set_default_timeout(120_000)  # for a busy machine
+        visited = Opened(page)
+        page.on("console", lambda m: visited.problems.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda error: visited.problems.append(str(error)))
 
         def note(request: Any) -> None:  # noqa: ANN401
             if request.url.partition("#")[0] != address and not request.url.startswith("data:"):
-                here.problems.append(request.url)
+                visited.problems.append(request.url)
 
         page.on("request", note)
         page.goto(address)
-        opened.append(here)
+        opened.append(visited)
         return page
 
     yield visit
-    for here in opened:
-        here.page.context.close()
-    assert [problem for here in opened for problem in here.problems] == []
+    for each in opened:
+        each.page.context.close()
+    assert [problem for each in opened for problem in each.problems] == []
 
 
 def visible(page: Page, selector: str) -> list[str]:
@@ -108,7 +108,7 @@ def visible(page: Page, selector: str) -> list[str]:
 
 
 def check_sizes(page: Page, width: int) -> int:
-    """Check that every chart that shows has its size inside the viewport; count them."""
+    """Check that every visible chart lies within the viewport; return the number of charts."""
     boxes = page.evaluate(
         "[...document.querySelectorAll('.plot > svg')].filter((e) => e.clientWidth)"
         ".map((e) => [e.getBoundingClientRect(), e.viewBox.baseVal.width, e.ariaLabel])"
@@ -117,7 +117,7 @@ def check_sizes(page: Page, width: int) -> int:
     figures = page.locator("figure:not([hidden])").count()
     assert len(boxes) == figures
     for left, right, height, drawn, label in boxes:
-        assert 0.8 < (right - left) / drawn < 1.1  # so its letters are as large as they should be
+        assert 0.8 < (right - left) / drawn < 1.1  # so that texts have their intended size
         assert len(label) > 3
         assert 0 <= left < right - 100 and right <= width and height > 40
     return len(boxes)
@@ -125,7 +125,7 @@ def check_sizes(page: Page, width: int) -> int:
 
 @pytest.mark.parametrize("name", ["report", "vit", "comparison"])
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_every_chart_has_its_size_and_no_page_scrolls_sideways(
+def test_charts_fit_the_viewport_and_no_page_scrolls_sideways(
     name: str, viewport: dict[str, int], visit: Visit
 ) -> None:
     page = visit(name, viewport)
@@ -134,7 +134,7 @@ def test_every_chart_has_its_size_and_no_page_scrolls_sideways(
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
-def test_every_choice_shows_charts_of_its_own(visit: Visit) -> None:
+def test_every_option_shows_its_own_charts(visit: Visit) -> None:
     page = visit("report")
     seen = set()
     for layer in ("0", "1"):
@@ -145,7 +145,7 @@ def test_every_choice_shows_charts_of_its_own(visit: Visit) -> None:
             titles = visible(page, "#beta figcaption")
             assert all(f"layer {int(layer) + 1}" in title for title in titles)
             chosen = [title for title in titles if "β = " in title]
-            assert len(chosen) == (3 if beta == "1" else 4)  # two of three have tokens stored
+            assert len(chosen) == (3 if beta == "1" else 4)  # tokens are stored for two of three
             assert seen.isdisjoint(chosen)
             seen |= set(chosen)
     before = visible(page, "#memory figcaption")
@@ -182,11 +182,11 @@ def test_cards_are_sorted_and_filtered(visit: Visit) -> None:
 
 
 def test_a_card_shows_the_winners_of_the_chosen_head(visit: Visit, pages: dict[str, Path]) -> None:
-    found = load_analysis(pages["report"].parent).selection
+    selection = load_analysis(pages["report"].parent).selection
     page = visit("report")
     page.select_option("#priors-layer", "1")
     page.select_option("#priors-head", "1")
-    item, patch = found.winners[1, 1, 3, 0]
+    item, patch = selection.winners[1, 1, 3, 0]
     label = page.locator(".card").nth(3).locator("svg").first.get_attribute("aria-label")
     assert label.startswith(f"Test image {item + 1}: ")
     assert label.endswith(f"patch in row {patch // 2 + 1}, column {patch % 2 + 1}")
@@ -197,10 +197,10 @@ def test_a_card_shows_the_winners_of_the_chosen_head(visit: Visit, pages: dict[s
 
 def test_a_click_on_an_image_shows_it_and_its_energies(visit: Visit) -> None:
     page = visit("report")
-    said = visible(page, "#images .view p")
+    before = visible(page, "#images .view p")
     line = page.locator("#images .view figure path[fill=none]").last.get_attribute("d")
     page.locator("#images .picker label").nth(6).click()
-    assert visible(page, "#images .view p") != said
+    assert visible(page, "#images .view p") != before
     assert visible(page, "#images .view p")[0].startswith("Test image 7: ")
     assert visible(page, "#images .picker legend") == ["Test image"]
     assert page.locator("#images .view figure path[fill=none]").last.get_attribute("d") != line
@@ -222,7 +222,7 @@ def test_the_page_works_without_a_mouse(visit: Visit) -> None:
         if page.evaluate("document.activeElement.id") == "beta-beta":
             break
     else:
-        pytest.fail("the slider can't be reached")
+        pytest.fail("the slider cannot be reached")
     assert all(outline in ("solid1", "solid0") for outline in outlines)
     for key, word in {"ArrowRight": "16", "Home": "0.05", "ArrowUp": "1"}.items():
         page.keyboard.press(key)
@@ -269,7 +269,7 @@ def test_both_color_schemes_have_contrast(scheme: str, visit: Visit) -> None:
         assert contrast >= (3.5 if selector == ".badge" else 4.5), selector
 
 
-def test_print_opens_all_tables_and_leaves_the_controls_out(visit: Visit) -> None:
+def test_print_opens_all_tables_and_omits_the_controls(visit: Visit) -> None:
     page = visit("report", color_scheme="dark")
     tables = page.locator("figure:not([hidden]) > details table")
     assert not any(table.is_visible() for table in tables.all())
@@ -301,7 +301,7 @@ def test_without_scripts_texts_tables_and_mistakes_are_shown(visit: Visit) -> No
     assert page.locator("#beta figure details").count() > 10
 
 
-def test_a_comparison_has_two_columns_with_choices_of_their_own(visit: Visit) -> None:
+def test_a_comparison_has_two_columns_with_their_own_controls(visit: Visit) -> None:
     page = visit("comparison")
     a, b = page.locator("#competition .side").all()
     assert a.bounding_box()["x"] + a.bounding_box()["width"] <= b.bounding_box()["x"]
@@ -314,7 +314,7 @@ def test_a_comparison_has_two_columns_with_choices_of_their_own(visit: Visit) ->
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
-def test_screenshots_are_kept_for_the_eye(name: str, visit: Visit) -> None:
+def test_screenshots_are_kept_to_be_looked_at(name: str, visit: Visit) -> None:
     ARTIFACTS.mkdir(exist_ok=True)
     for kind, viewport, scheme in (
         ("desktop", DESKTOP, "light"),
