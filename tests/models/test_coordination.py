@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -424,18 +423,6 @@ def test_the_answer_depends_on_the_question() -> None:
         shaken(SMALL)(images, questions)
 
 
-@pytest.mark.parametrize("config", [SMALL, CASES["question-unshared-soft"]], ids=["hard", "soft"])
-def test_in_evaluation_an_image_is_answered_alike_in_any_company(
-    config: CoordinationConfig,
-) -> None:
-    model = shaken(config).eval()
-    images, questions = inputs_of(config, 5)
-    together = model(images, questions).logits
-    for rows in ([0], [4], [3, 1], [2, 2, 3]):
-        asked = None if questions is None else questions[rows]
-        torch.testing.assert_close(model(images[rows], asked).logits, together[rows])
-
-
 SIZES = [  # hidden width, slots; 4 shared, 8 shared, 4 unshared, 8 unshared
     (512, 8, (1_958_412, 1_958_412, 7_326_738, 14_484_506)),
     (512, 10, (2_221_580, 2_221_580, 8_379_410, 16_589_850)),
@@ -554,17 +541,6 @@ def test_a_configuration_is_read_back_strictly() -> None:
         adapter.validate_python(saved | {"slots": saved["slots"] | {"scope": "batch"}})
 
 
-@pytest.mark.parametrize("name", ["shared-model-hard", "question-unshared-soft"])
-def test_saving_and_loading_restores_configuration_and_answers(name: str, tmp_path: Path) -> None:
-    config = CASES[name]
-    model = shaken(config).float().eval()
-    images, questions = inputs_of(config, dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    loaded = Coordination.from_pretrained(tmp_path)
-    assert loaded.config == config and not loaded.training
-    assert torch.equal(loaded(images, questions).logits, model(images, questions).logits)
-
-
 @pytest.mark.parametrize("name", ["shared-model-hard", "unshared-layer-hard"])
 def test_activation_checkpointing_recomputes_each_layer_and_changes_no_number(name: str) -> None:
     config = replace(CASES[name], dropout=0.3)
@@ -608,36 +584,16 @@ each_variety = pytest.mark.parametrize("config", VARIETY.values(), ids=VARIETY)
 
 
 @each_variety
-def test_a_model_learns_one_small_batch_by_heart(config: CoordinationConfig) -> None:
+def test_under_autocast_tokens_and_slots_stay_in_float32(config: CoordinationConfig) -> None:
     model = Coordination(config)
     images, _ = inputs_of(config, 8, torch.float32)
-    labels = torch.randint(5, (8,))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss_of(model, images, labels).backward()
-        optimizer.step()
-    assert loss_of(model, images, labels) < 0.05
-    assert (model(images).logits.argmax(dim=-1) == labels).all()
-
-
-@each_variety
-def test_bfloat16_autocast_stays_close_and_trains_in_float32(config: CoordinationConfig) -> None:
-    model = Coordination(config)
-    images, _ = inputs_of(config, 8, torch.float32)
-    labels = torch.randint(5, (8,))
-    left: list[BlockOutput] = []
-    model.blocks[0].register_forward_hook(lambda _, __, output: left.append(output))
-    exact = loss_of(model, images, labels)
+    outputs: list[BlockOutput] = []
+    model.blocks[0].register_forward_hook(lambda _, __, output: outputs.append(output))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(model, images, labels)
-    torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
-    loss.backward()
-    for output in left:  # what the layers add up stays exact
+        model(images)
+    assert outputs
+    for output in outputs:
         assert output.tokens.dtype == output.slots.dtype == torch.float32
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
-        assert parameter.grad.isfinite().all(), name
 
 
 def test_under_autocast_the_competition_is_held_in_float32() -> None:

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from associative_transformer.interface import ModelOutput
 from associative_transformer.models import luna
 from associative_transformer.models.luna import (
     LUNA_BASE,
@@ -472,41 +470,6 @@ def test_other_sizes_and_questions_are_an_error(config: LunaConfig) -> None:
         model(torch.rand(2, config.num_channels, size, size), torch.rand(2, 3))
 
 
-@every_config
-def test_in_evaluation_an_image_is_answered_alike_in_any_company(config: LunaConfig) -> None:
-    model, images = Luna(config).double().eval(), images_for(config, 6)
-    together = model(images)
-    assert isinstance(together, ModelOutput) and together.aux_loss == 0
-    for rows in ([0], [5], [4, 1], [2, 2, 3]):
-        torch.testing.assert_close(model(images[rows]).logits, together.logits[rows])
-
-
-@every_config
-def test_saving_and_loading_restores_configuration_and_answers(
-    config: LunaConfig, tmp_path: Path
-) -> None:
-    model, images = Luna(config).eval(), images_for(config, 2).float()
-    model.save_pretrained(tmp_path)
-    loaded = Luna.from_pretrained(tmp_path)
-    assert loaded.config == config
-    assert torch.equal(loaded(images).logits, model(images).logits)
-
-
-@every_config
-def test_recomputing_layers_changes_no_number(config: LunaConfig) -> None:
-    plain, images = Luna(config), images_for(config, 3).float()
-    saving = copy.deepcopy(plain)
-    saving.set_grad_checkpointing()
-    losses = []
-    for model in (plain, saving):
-        torch.manual_seed(1)
-        losses.append(loss_of(model, images))
-        losses[-1].backward()
-    assert torch.equal(*losses)
-    for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None and torch.equal(ours.grad, theirs.grad)
-
-
 def test_layers_are_recomputed_in_training_only_and_where_asked() -> None:
     model, images, calls = Luna(PATCHES), images_for(PATCHES, 2).float(), []
     model.blocks[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
@@ -519,35 +482,6 @@ def test_layers_are_recomputed_in_training_only_and_where_asked() -> None:
     with torch.no_grad():
         loss_of(model, images)
     assert len(calls) == 1
-
-
-@every_config
-def test_bfloat16_autocast_trains_in_float32(config: LunaConfig) -> None:
-    model, images = Luna(config), images_for(config, 4).float()
-    torch.manual_seed(1)
-    exact = loss_of(model, images)
-    torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(model, images)
-    loss.backward()
-    if not config.dropout:  # masks differ between the two types
-        torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
-        assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("name", ["patches", "patches-tied", "pixels", "pixels-set"])
-def test_it_learns_one_small_batch_by_heart(name: str) -> None:
-    config = replace(CONFIGS[name], embed_dim=24)
-    model, images = Luna(config), images_for(config, 8).float()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    before = loss_of(model, images)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss_of(model, images).backward()
-        optimizer.step()
-    assert loss_of(model, images) < 0.05 < before
 
 
 @pytest.mark.compiled

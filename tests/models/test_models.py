@@ -75,14 +75,23 @@ CONFIGS: dict[str, ModelConfig] = {
     "vit-class-token": replace(VIT, head="cls", pos="learned"),
     "vit-class-token-question": replace(VIT, head="cls", question_dim=QUESTION_DIM),
     "coordination-unshared": replace(COORDINATION, share_layers=False),
+    "coordination-layer": replace(COORDINATION, slots=replace(COORDINATION.slots, scope="layer")),
     "coordination-soft": replace(COORDINATION, slots=replace(COORDINATION.slots, bottleneck=None)),
     "perceiver-tied": replace(PERCEIVER, tie="after_first"),
+    "perceiver-paper-form": replace(PERCEIVER, form="paper"),
+    "perceiver-paper-tie": replace(PERCEIVER, tie="paper", depth=3),
+    "perceiver-tied-paper-form": replace(PERCEIVER, tie="after_first", form="paper", depth=3),
     "perceiver-of-the-paper": replace(PERCEIVER, tie="paper", form="paper", num_selfs=2),
     "set-transformer-pooled": replace(SET_TRANSFORMER, pool="pma", pos="none"),
+    "set-transformer-decoder": replace(SET_TRANSFORMER, pool="pma", decoder_depth=1),
+    "set-transformer-without-norms": replace(SET_TRANSFORMER, use_norm=False),
     "brims-three-layers": replace(BRIMS, depth=3),
     "brims-both-dropouts": replace(BRIMS, dropout=0.5, attention_dropout=0.1),
     "luna-tied": replace(LUNA, is_tied=True),
     "luna-pixels": replace(LUNA, vocabulary=16, patch_size=1),
+    "luna-gray-pixels": replace(LUNA, vocabulary=16, patch_size=1, num_channels=1),
+    "luna-set": replace(LUNA, pos="none"),
+    "luna-pixel-set": replace(LUNA, vocabulary=16, patch_size=1, pos="none"),
     "luna-both-dropouts": replace(LUNA, dropout=0.3, attention_dropout=0.1),
     "dense-positions": replace(DENSE, pos="learned"),
     "relation-network-triples": replace(RELATIONS, num_objects=3),
@@ -95,6 +104,11 @@ WITHOUT_GRADIENT = {  # parameters of `workspace` that get no gradient, and why
     "ait-detached-unbalanced": DETACHED | {"to_q.weight", "to_k.weight"},
 }
 
+WITHOUT_EFFECT = {  # parameters whose gradient is zero
+    # a single seed has no choice of keys
+    "set-transformer-decoder": {"pool.1.mab.to_k.weight", "pool.1.mab.to_k.bias"},
+}
+
 every_config = pytest.mark.parametrize("name", CONFIGS)
 every_model = pytest.mark.parametrize("name", TINY)
 every_transformer = pytest.mark.parametrize(  # the others have no blocks to recompute
@@ -104,15 +118,30 @@ MORE_IN_BFLOAT16 = (
     "ait-without-hopfield",
     "vit-class-token",
     "coordination-unshared",
+    "coordination-soft",
+    "perceiver-tied",
+    "perceiver-paper-tie",
     "perceiver-of-the-paper",
+    "set-transformer-pooled",
+    "luna-tied",
+    "luna-pixels",
+    "luna-both-dropouts",
     "relation-network-question",
     "conv-mlp-question",
 )
 MORE_THAT_LEARN = (
     "ait-detached",
     "vit-class-token",
+    "coordination-unshared",
+    "coordination-soft",
+    "perceiver-tied",
+    "perceiver-of-the-paper",
     "set-transformer-pooled",
+    "set-transformer-question",
+    "set-transformer-without-norms",
+    "luna-tied",
     "luna-pixels",
+    "luna-pixel-set",
     "relation-network-triples",
 )
 
@@ -169,7 +198,7 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
             missing.add(key)
         else:
             assert gradient.isfinite().all(), key
-            assert gradient.any(), key
+            assert gradient.any() or key in WITHOUT_EFFECT.get(name, ()), key
     leaves = WITHOUT_GRADIENT.get(name, set())
     assert missing == {
         f"blocks.{i}.workspace.{leaf}" for leaf in leaves for i in range(config.depth)
@@ -273,7 +302,8 @@ def test_bfloat16_autocast_trains_in_float32(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of(model, data)
     loss.backward()
-    torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
+    if not getattr(config, "dropout", 0.0):  # its masks differ between the two precisions
+        torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
     for key, memory in memories(model).items():
         if not key.endswith("num_batches_tracked"):  # BatchNorm counts in integers
             assert memory.dtype == torch.float32, key

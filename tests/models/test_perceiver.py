@@ -1,17 +1,14 @@
 """The Perceiver: against slow loops, what tying shares, and what makes its cost linear."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from associative_transformer.models.perceiver import (
@@ -364,32 +361,6 @@ def test_dropout_acts_on_attention_and_feed_forward_in_training_only(tie: str) -
         assert torch.equal(model(images).logits, model(images).logits), silent
 
 
-@every_tie
-@every_form
-def test_in_evaluation_an_image_is_answered_alike_in_any_company(tie: str, form: str) -> None:
-    config = replace(SMALL, tie=tie, form=form, dropout=0.3)
-    model, images = Perceiver(config).eval(), images_of(SMALL, 5, torch.float32)
-    together = model(images)
-    assert together.logits.shape == (5, 4) and together.aux_loss == 0
-    for rows in ([0], [4], [3, 1], [2, 2]):
-        alone = model(images[rows]).logits
-        torch.testing.assert_close(alone, together.logits[rows], rtol=1e-5, atol=1e-5)
-
-
-@every_tie
-@every_form
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_changes_no_number(tie: str, form: str, dropout: float) -> None:
-    plain = Perceiver(replace(SMALL, tie=tie, form=form, dropout=dropout))
-    saving, images = copy.deepcopy(plain), images_of(SMALL, 2, torch.float32)
-    saving.set_grad_checkpointing()
-    for model in (plain, saving):
-        torch.manual_seed(0)
-        model(images).logits.square().sum().backward()
-    for a, b in zip(plain.parameters(), saving.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
-
-
 def test_activation_checkpointing_recomputes_whole_repeats_in_training_only() -> None:
     model, images = Perceiver(SMALL), images_of(SMALL, 1, torch.float32)
     calls: list[int] = []
@@ -414,6 +385,13 @@ def test_activation_checkpointing_recomputes_whole_repeats_in_training_only() ->
     assert calls_of_a_step(backward=True) == once
 
 
+@every_tie
+def test_a_model_with_shared_weights_can_be_saved(tie: str) -> None:
+    fourier = FourierConfig(num_bands=2, max_freq=7.0)
+    model = Perceiver(replace(SMALL, tie=tie, fourier=fourier))
+    assert save(model.state_dict())  # safetensors refuses weights that share their memory
+
+
 def kept_for_backward(model: Perceiver, images: Tensor) -> int:
     """Count the numbers that a training step keeps from the forward, weights aside."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -436,50 +414,6 @@ def test_activation_checkpointing_keeps_less() -> None:
     plain = kept_for_backward(model, images)
     model.set_grad_checkpointing()
     assert kept_for_backward(model, images) < plain / 3
-
-
-@every_tie
-@every_form
-def test_saving_and_loading_restores_configuration_and_answers(
-    tie: str, form: str, tmp_path: Path
-) -> None:
-    fourier = FourierConfig(num_bands=2, max_freq=7.0)
-    model = Perceiver(replace(SMALL, tie=tie, form=form, fourier=fourier)).eval()
-    images = images_of(SMALL, 2, torch.float32)
-    assert save(model.state_dict())  # safetensors refuses weights that share their memory
-    model.save_pretrained(tmp_path)
-    loaded = Perceiver.from_pretrained(tmp_path)
-    assert loaded.config == model.config and not loaded.training
-    assert torch.equal(loaded(images).logits, model(images).logits)
-
-
-@pytest.mark.parametrize(
-    ("tie", "form"), [("none", "package"), ("after_first", "package"), ("paper", "paper")]
-)
-def test_a_perceiver_learns_one_small_batch_by_heart(tie: str, form: str) -> None:
-    model = Perceiver(replace(LEARNER, tie=tie, form=form))
-    images, labels = images_of(LEARNER, 8, torch.float32), torch.arange(8) % 4
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(50):
-        optimizer.zero_grad()
-        cross_entropy(model(images).logits, labels).backward()
-        optimizer.step()
-    assert cross_entropy(model(images).logits, labels) < 0.1
-
-
-@every_tie
-@every_form
-def test_bfloat16_autocast_trains_in_float32_and_stays_close(tie: str, form: str) -> None:
-    model = Perceiver(replace(LEARNER, tie=tie, form=form))
-    images, labels = images_of(LEARNER, 4, torch.float32), torch.arange(4)
-    exact = cross_entropy(model(images).logits, labels)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = cross_entropy(model(images).logits, labels)
-    loss.backward()
-    torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
-        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from associative_transformer.models.set_transformer import (
@@ -343,26 +341,6 @@ def test_the_question_changes_the_answer(name: str) -> None:
         model(images)
 
 
-@every_config
-def test_an_image_is_answered_alike_in_any_company(config: Config) -> None:
-    model = SetTransformer(config).double().eval()
-    images, questions = inputs_of(config, 5)
-    together = model(images, questions).logits
-    for rows in ([0], [4], [3, 1], [2, 2, 0]):
-        alone = model(images[rows], None if questions is None else questions[rows]).logits
-        torch.testing.assert_close(alone, together[rows])
-
-
-@each_pool
-def test_saving_and_loading_restores_the_answers(config: Config, tmp_path: Path) -> None:
-    model = shaken(SetTransformer(config)).float().eval()
-    images = inputs_of(config)[0].float()
-    model.save_pretrained(tmp_path)
-    loaded = SetTransformer.from_pretrained(tmp_path)
-    assert loaded.config == config and not loaded.training
-    assert torch.equal(loaded(images).logits, model(images).logits)
-
-
 @each_pool
 def test_checkpointing_recomputes_the_blocks_in_training_and_changes_no_number(
     config: Config,
@@ -391,34 +369,6 @@ def test_checkpointing_recomputes_the_blocks_in_training_and_changes_no_number(
     model.set_grad_checkpointing(False)
     step()
     assert len(calls) == config.depth
-
-
-@each_pool
-def test_bfloat16_autocast_stays_close_and_trains_in_float32(config: Config) -> None:
-    model = SetTransformer(replace(config, embed_dim=32, hidden_dim=32))
-    images = inputs_of(config, 4)[0].float()
-    exact = model(images).logits
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(images).logits
-    torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.05)
-    logits.float().square().sum().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, key
-        assert parameter.grad.isfinite().all(), key
-
-
-@pytest.mark.parametrize("name", ["cls", "cls-without-norms", "pma", "pma-question"])
-def test_a_model_learns_one_small_batch_by_heart(name: str) -> None:
-    config = replace(CONFIGS[name], embed_dim=24, hidden_dim=24)
-    model, labels = SetTransformer(config), torch.randint(5, (8,))
-    images, questions = (None if x is None else x.float() for x in inputs_of(config, 8))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss = cross_entropy(model(images, questions).logits, labels)
-        loss.backward()
-        optimizer.step()
-    assert cross_entropy(model(images, questions).logits, labels) < 0.05
 
 
 @pytest.mark.compiled

@@ -102,7 +102,7 @@ class Block(nn.Module):
 
         Step 1:  x <- x + Attention(LN(x))
         Step 2:  u = LN(FFN(LN(x)))
-        Step 7:  x <- x + u + r, where the workspace computes r from u (steps 3 to 6)
+        Step 7:  x <- x + u + r, with r read from the workspace (steps 3 to 6)
         """
 
         def before_workspace(
