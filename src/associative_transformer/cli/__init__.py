@@ -21,7 +21,7 @@ COMMANDS = {  # each is a file in this folder
     "predict": "classify image files with a trained model, or ask questions about them",
     "analyze": "measure what a trained model has learned, and draw figures",
     "report": "write a web page about a run, or about two runs side by side",
-    "bench": "measure speed and memory, side by side",
+    "bench": "measure speed and memory of models and kernels, side by side",
     "show": "draw images of a data set with their classes, or their questions and answers",
     "run-table": "train all missing runs of a table",
     "table": "compare finished runs with the published results",
@@ -33,7 +33,7 @@ def main() -> int:
     """Run the command named by the arguments and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="ait",
-        description="Train, evaluate and use Associative Transformers.",
+        description="Train, evaluate and use the Associative Transformer and its rivals.",
         epilog="commands:\n"
         + "\n".join(f"  {name:9} {summary}" for name, summary in COMMANDS.items())
         + "\n\nRun `ait COMMAND --help` for the arguments of a command.",

@@ -41,7 +41,6 @@ def run(arguments: list[str]) -> None:
         return
     recipe = find_recipe(name)
     options = parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
-    from associative_transformer.report import AnalysisOptions, write_report
     from associative_transformer.training.loop import train
 
     experiment = options.experiment
@@ -61,8 +60,7 @@ def run(arguments: list[str]) -> None:
         return
     report = None
     if options.report_every is not None:
-        analysis = AnalysisOptions(device=str(choose_device(experiment.train.device)))
-        report = write_report(folder, None, analysis)
+        report = _write_final_report(folder, experiment.train.device)
     _print_result(result, folder, report)
 
 
@@ -78,6 +76,12 @@ def _report_every(epochs: int | None) -> Callable[[Path], None] | None:
             write_report(folder)
 
     return report
+
+
+def _write_final_report(folder: Path, device: str) -> Path:
+    from associative_transformer.report import AnalysisOptions, write_report
+
+    return write_report(folder, None, AnalysisOptions(device=str(choose_device(device))))
 
 
 def _print_result(result: RunResult, folder: Path, report: Path | None) -> None:
