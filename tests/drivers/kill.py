@@ -1,12 +1,12 @@
-"""Kill runs at random moments, resume them, and look for anything that they have lost.
+"""Kill runs at random moments, resume them, and report anything that they have lost.
 
-    python tests/kill.py --kills 100 --real 10 --seed 0
+    PYTHONPATH=tests python tests/drivers/kill.py --kills 100 --real 10 --seed 0
 
-Each run is killed (SIGKILL) several times and resumed each time; at its end weights, memory,
-moments, metrics and result have to be those of an undisturbed run, bit for bit. What depends on
-the clock stands under `timing` and is left out. Most processes of a run are forked from this one,
-which has imported everything and goes on with `ait`'s own `main`; the others, `--real` kills, are
-started as users do. At the end a run is stopped by SIGINT and by SIGTERM.
+Each run is killed (SIGKILL) several times and resumed each time. At its end weights, memory,
+moments, metrics and result have to equal those of an undisturbed run, bit for bit, except for what
+depends on the clock (`timing`). Most processes are forked from this one, which has imported
+everything, and call the `main` of `ait`; `--real` kills are of processes started as users start
+them. Finally one run is stopped by SIGINT and one by SIGTERM.
 """
 
 import argparse
@@ -40,28 +40,28 @@ COMMAND = (
     "--model.workspace.prior-dim 8 --model.workspace.num-heads 2 --model.workspace.bottleneck 16 "
     "--model.workspace.dropout 0.1"
 ).split()
-KILLS_OF_A_RUN = 8
-PATIENCE = 120.0  # seconds after which a process hangs
-STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143}  # and the exit codes
+KILLS_PER_RUN = 8
+TIMEOUT = 120.0  # seconds after which a process is taken to hang
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @dataclass
 class Tally:
-    """What was tried and what came of it."""
+    """What was tried and what happened."""
 
-    places: Counter[str] = field(default_factory=Counter)  # where kills landed
+    moments: Counter[str] = field(default_factory=Counter)  # what each kill interrupted
     real_kills: int = 0
     runs: int = 0
-    lost: list[str] = field(default_factory=list)  # what differs, by run
+    lost: list[str] = field(default_factory=list)  # differences, by run
     stops: list[str] = field(default_factory=list)
 
     @property
     def kills(self) -> int:
-        return self.places.total()
+        return self.moments.total()
 
 
 class Child:
-    """A process of `ait` in a folder of its own, forked or started anew."""
+    """A process of `ait` in its own folder, forked or started anew."""
 
     def __init__(self, root: Path, arguments: list[str], is_real: bool) -> None:
         self.log = root / "log"
@@ -78,10 +78,10 @@ class Child:
         else:
             self.pid = os.fork()
             if self.pid == 0:
-                self._become(root, arguments)
-        self.code: int | None = None  # below 0: the signal that ended it
+                self._run_ait(root, arguments)
+        self.code: int | None = None  # negative: the signal that ended the process
 
-    def _become(self, root: Path, arguments: list[str]) -> None:
+    def _run_ait(self, root: Path, arguments: list[str]) -> None:
         code = 1
         try:
             os.chdir(root)
@@ -104,30 +104,30 @@ class Child:
         return self.code is not None
 
     def wait(self) -> int:
-        until = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not self.is_over():
-            if time.monotonic() > until:
+            if time.monotonic() > end:
                 os.kill(self.pid, signal.SIGKILL)
                 raise TimeoutError(f"{self.pid} hangs: {self.log.read_text()}")
             time.sleep(0.002)
         assert self.code is not None
         return self.code
 
-    def watch(self, happens: Callable[[], bool], seconds: float = PATIENCE) -> None:
-        """Look without a pause until something happens, or the process or the time is over."""
-        until = time.monotonic() + seconds
-        while not happens() and not self.is_over() and time.monotonic() < until:
+    def watch(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
+        """Poll without a pause until the condition holds, the process ends or time is up."""
+        end = time.monotonic() + seconds
+        while not condition() and not self.is_over() and time.monotonic() < end:
             pass
 
-    def step_to(self, happens: Callable[[], bool], seconds: float) -> None:
-        """Halt the process again and again until something is so while it stands."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self.is_over():
+    def halt_when(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Halt the process again and again until the condition holds while it is halted."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.is_over():
             os.kill(self.pid, signal.SIGSTOP)
             _, status = os.waitpid(self.pid, os.WUNTRACED)
             if not os.WIFSTOPPED(status):
                 self.code = os.waitstatus_to_exitcode(status)
-            elif happens():
+            elif condition():
                 return
             else:
                 os.kill(self.pid, signal.SIGCONT)
@@ -138,39 +138,39 @@ class Child:
 
 
 class Killer:
-    """Kills runs and compares what becomes of them with an undisturbed one."""
+    """Kills runs and compares their outcome with that of an undisturbed one."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         child = self._start("undisturbed", is_real=True)
         assert child.wait() == 0, child.log.read_text()
-        started = time.monotonic()  # and a forked one, to know how long it takes
+        started = time.monotonic()  # how long does a forked run take?
         child = self._start("forked", is_real=False)
         assert child.wait() == 0, child.log.read_text()
         self.seconds = time.monotonic() - started
         self._compare("forked")
 
     def kill_a_run(self, name: str, kills: int, is_real: bool) -> int:
-        """Kill a run so often, let it come to its end, and give the number of kills."""
-        done = 0
+        """Kill a run up to `kills` times, let it end, and return the number of kills."""
+        num_killed = 0
         while True:
             child = self._start(name, is_real)
-            if done < kills:
+            if num_killed < kills:
                 self._aim(child, self._folder(name), is_real)
                 child.kill()
             code = child.wait()
-            said = child.log.read_text()
-            if "Traceback" in said or code not in (0, -signal.SIGKILL):
-                self.tally.lost.append(f"{name}: exit code {code}: {said}")
-                return done
+            log = child.log.read_text()
+            if "Traceback" in log or code not in (0, -signal.SIGKILL):
+                self.tally.lost.append(f"{name}: exit code {code}: {log}")
+                return num_killed
             if code == 0:
                 self._compare(name)
-                return done
-            self.tally.places[self._place(self._folder(name))] += 1
-            done += 1
+                return num_killed
+            self.tally.moments[self._moment(self._folder(name))] += 1
+            num_killed += 1
 
     def stop_a_run(self, signum: signal.Signals) -> None:
-        """Send a signal to a run in training, time its end, and resume it."""
+        """Send a signal to a run in training, measure how long it takes to end, and resume it."""
         name = signum.name
         child = self._start(name, is_real=True)
         child.watch((self._folder(name) / "checkpoint" / "previous").exists)
@@ -179,26 +179,27 @@ class Killer:
         child.kill(signum)
         code = child.wait()
         seconds = time.monotonic() - started
-        said = child.log.read_text()
-        self.tally.stops.append(f"{name}: exit code {code} after {seconds:.2f} s")
-        if code != STOPS[signum] or seconds > 10 or "saved; go on with" not in said:
-            self.tally.lost.append(f"{name}: exit code {code} after {seconds:.1f} s: {said}")
+        log = child.log.read_text()
+        outcome = f"{name}: exit code {code} after {seconds:.2f} s"
+        self.tally.stops.append(outcome)
+        if code != EXIT_CODES[signum] or seconds > 10 or "saved; continue with" not in log:
+            self.tally.lost.append(f"{outcome}: {log}")
         elif self._start(name, is_real=True).wait() == 0:
             self._compare(name)
         else:
-            self.tally.lost.append(f"{name}: it can't be resumed")
+            self.tally.lost.append(f"{name}: it cannot be resumed")
 
     def _start(self, name: str, is_real: bool) -> Child:
         root = self.root / name
         root.mkdir(exist_ok=True)
-        is_begun = (self._folder(name) / "experiment.yaml").exists()
-        return Child(root, [*COMMAND, *["--resume"] * is_begun], is_real)
+        has_begun = (self._folder(name) / "experiment.yaml").exists()
+        return Child(root, [*COMMAND, *["--resume"] * has_begun], is_real)
 
     def _folder(self, name: str) -> Path:
         return self.root / name / "runs" / NAME / "0"
 
     def _aim(self, child: Child, folder: Path, is_real: bool) -> None:
-        """Wait for a moment to kill: any, or one in which a file is being written."""
+        """Wait for the moment to kill: a random one, or one in which a file is written."""
         checkpoint = folder / "checkpoint"
         last, partial = checkpoint / "last", checkpoint / ".partial"
         others = [folder / f".{name}.partial" for name in ("metrics.jsonl", "memory.npz")]
@@ -216,16 +217,16 @@ class Killer:
             for _ in range(self.random.randint(1, 6)):
                 child.watch(lambda: not partial.exists())
                 child.watch(partial.exists)
-            until = time.monotonic() + self.random.uniform(0, 0.01)  # as long as it takes
-            child.watch(lambda: time.monotonic() > until)
+            end = time.monotonic() + self.random.uniform(0, 0.01)  # writing takes this long
+            child.watch(lambda: time.monotonic() > end)
         elif kind == "renaming":
             child.watch((partial / "state.json").exists)
-            child.step_to(lambda: partial.exists() and not last.exists(), seconds=1.0)
+            child.halt_when(lambda: partial.exists() and not last.exists(), seconds=1.0)
         else:
             child.watch(lambda: any(path.exists() for path in others))
 
-    def _place(self, folder: Path) -> str:
-        """Say where a kill has landed, from what lies about."""
+    def _moment(self, folder: Path) -> str:
+        """Describe what a kill has interrupted, judged by the files that it left."""
         checkpoint = folder / "checkpoint"
         if not (folder / "experiment.yaml").exists():
             return "before anything was written"
@@ -236,10 +237,10 @@ class Killer:
                 (checkpoint / name).exists() for name in ("last", "previous")
             )
             if has_previous and not has_last:
-                return "checkpoint writing, between its two renames"
-            return "checkpoint writing"
+                return "writing a checkpoint, between its two renames"
+            return "writing a checkpoint"
         if list(folder.rglob(".*.partial")):
-            return "writing of another file"
+            return "writing another file"
         if not (checkpoint / "last").exists():
             return "before the first checkpoint"
         return "between checkpoints"
@@ -255,39 +256,39 @@ class Killer:
 
 
 def kill_runs(root: Path, kills: int, real_kills: int, seed: int, is_stopped: bool) -> Tally:
-    """Kill runs until there were so many kills, then stop one by each signal where asked to."""
+    """Kill runs until there were `kills` kills; if `is_stopped`, stop one by each signal."""
     killer = Killer(root, seed)
     tally = killer.tally
     while tally.kills < real_kills and not tally.lost:
-        name, wanted = f"real {tally.runs}", min(KILLS_OF_A_RUN, real_kills - tally.kills)
-        tally.real_kills += killer.kill_a_run(name, wanted, is_real=True)
+        name, num_wanted = f"real {tally.runs}", min(KILLS_PER_RUN, real_kills - tally.kills)
+        tally.real_kills += killer.kill_a_run(name, num_wanted, is_real=True)
     while tally.kills < kills and not tally.lost:
-        wanted = min(KILLS_OF_A_RUN, kills - tally.kills)
-        killer.kill_a_run(f"run {tally.runs}", wanted, is_real=False)
-    for signum in STOPS if is_stopped else ():
+        num_wanted = min(KILLS_PER_RUN, kills - tally.kills)
+        killer.kill_a_run(f"run {tally.runs}", num_wanted, is_real=False)
+    for signum in EXIT_CODES if is_stopped else ():
         killer.stop_a_run(signum)
     return tally
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="all kills")
-    parser.add_argument("--real", type=int, default=10, help="those of them that start anew")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills")
+    parser.add_argument("--real", type=int, default=10, help="those of processes started anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stops", action=argparse.BooleanOptionalAction, default=True)
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # no threads that a fork would lose
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # a fork would lose the other threads
     import_module("associative_transformer.cli.train")  # once, for all children
     root = Path(tempfile.mkdtemp())
-    started = time.monotonic()
+    started, num_real = time.monotonic(), min(options.real, options.kills)
     try:
-        tally = kill_runs(root, given.kills, min(given.real, given.kills), given.seed, given.stops)
+        tally = kill_runs(root, options.kills, num_real, options.seed, options.stops)
     finally:
         with suppress(OSError):
             shutil.rmtree(root)
     print(f"{tally.kills} kills ({tally.real_kills} of processes started anew)")
-    for place, count in tally.places.most_common():
-        print(f"  {count:3} {place}")
+    for moment, count in tally.moments.most_common():
+        print(f"  {count:3} {moment}")
     print(*tally.stops, sep="\n")
     print(f"{tally.runs} runs compared, in {time.monotonic() - started:.0f} s")
     print(*(tally.lost or ["nothing was lost"]), sep="\n")

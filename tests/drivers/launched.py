@@ -1,4 +1,4 @@
-"""`ait` as a launcher starts it; slower, failing or telling more where the environment says so."""
+"""`ait` as a launcher starts it; environment variables make its steps slower or let them fail."""
 
 import os
 import sys
@@ -11,30 +11,30 @@ from associative_transformer.cli import main
 from associative_transformer.data import Split
 from associative_transformer.evaluate import Evaluation, evaluate_split
 from associative_transformer.interface import Batch
-from associative_transformer.training import loop as train
+from associative_transformer.training import loop
 from associative_transformer.training.step import TrainingStep
 
-SECONDS = float(os.environ.get("SECONDS_A_STEP", "0"))
-FAILING = os.environ.get("FAILING_RANK")
+SECONDS_PER_STEP = float(os.environ.get("SECONDS_PER_STEP", "0"))
+FAILING_RANK = os.environ.get("FAILING_RANK")
 
 
 class SlowStep(TrainingStep):
-    """A step that takes its time."""
+    """A step that takes longer, or fails."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        time.sleep(SECONDS)
-        if str(distributed.rank()) == FAILING:
-            raise RuntimeError(f"rank {FAILING} has had enough")
+        time.sleep(SECONDS_PER_STEP)
+        if str(distributed.rank()) == FAILING_RANK:
+            raise RuntimeError(f"rank {FAILING_RANK} fails on purpose")
         return super().__call__(batch)
 
 
-def evaluate_and_tell(model: nn.Module, split: Split, *sizes: int) -> Evaluation:
-    """Say how many processes share an evaluation."""
+def evaluate_and_print(model: nn.Module, split: Split, *sizes: int) -> Evaluation:
+    """Print how many processes share an evaluation."""
     print(f"shared by {distributed.num_ranks()}", file=sys.stderr)
     return evaluate_split(model, split, *sizes)
 
 
 if __name__ == "__main__":
-    train.TrainingStep = SlowStep
-    evaluate.evaluate_split = evaluate_and_tell
+    loop.TrainingStep = SlowStep
+    evaluate.evaluate_split = evaluate_and_print
     sys.exit(main())

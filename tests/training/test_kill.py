@@ -1,24 +1,24 @@
-"""tests/drivers/kill.py in short: it runs, and it notices a run that has lost something."""
+"""A short run of tests/drivers/kill.py, which must also notice a run that loses something."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-KILL = Path(__file__).parents[1] / "drivers" / "kill.py"
+TESTS = Path(__file__).parents[1]
 
 FORGETFUL = """
 import sys
-sys.path.insert(0, {tests!r})
 from drivers import kill
-from associative_transformer import train
-restore = train.restore_checkpoint
+from associative_transformer.training import loop
+restore = loop.restore_checkpoint
 def forget(folder, model, optimizer):
     saved = restore(folder, model, optimizer)
-    {what}
+    {loss}
     return saved
-train.restore_checkpoint = forget
+loop.restore_checkpoint = forget
 sys.argv = ["kill.py", "--kills", "2", "--real", "0", "--no-stops"]
 sys.exit(kill.main())
 """
@@ -26,22 +26,27 @@ sys.exit(kill.main())
 
 def run(*command: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
     )
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_runs_killed_at_random_moments_lose_nothing() -> None:
-    code, said = run(str(KILL), "--kills", "8", "--real", "1", "--no-stops")
-    assert code == 0, said
-    assert "8 kills (1 of processes started anew)" in said
-    assert said.endswith("nothing was lost\n")
+    code, output = run(str(TESTS / "drivers/kill.py"), "--kills", "8", "--real", "1", "--no-stops")
+    assert code == 0, output
+    assert "8 kills (1 of processes started anew)" in output
+    assert output.endswith("nothing was lost\n")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what",
+    "loss",
     [
         "optimizer.state.clear()",
         "if saved: saved['sums'][0] += 1e-9",
@@ -49,7 +54,7 @@ def test_runs_killed_at_random_moments_lose_nothing() -> None:
     ],
     ids=["moments", "sums", "memory"],
 )
-def test_the_driver_notices_a_run_that_loses(what: str) -> None:
-    code, said = run("-c", FORGETFUL.format(tests=str(KILL.parent), what=what))
-    assert code == 1, said
-    assert "differs" in said
+def test_the_driver_notices_a_run_that_loses_something(loss: str) -> None:
+    code, output = run("-c", FORGETFUL.format(loss=loss))
+    assert code == 1, output
+    assert "differs" in output

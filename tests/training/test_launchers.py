@@ -1,4 +1,4 @@
-"""`ait train` under torchrun and accelerate: the run of one process, however many there are."""
+"""`ait train` under torchrun and accelerate gives the run of one process on any number of them."""
 
 import json
 import os
@@ -20,19 +20,18 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-SLOWLY = str(Path(__file__).parents[1] / "drivers" / "launched.py")
+LAUNCHED = str(Path(__file__).parents[1] / "drivers" / "launched.py")
 RUN = [
     *("train", "triangle-ait-tiny", "--train.epochs", "2", "--train.batch-size", "24"),
     *("--data.num-train", "400", "--data.num-test", "103", "--data.val-fraction", "0.1"),
     *("--train.device", "cpu", "--train.log-every", "2", "--train.checkpoint-every", "4"),
 ]
-STEPS = 15  # an epoch
-SECONDS = 150  # a launcher waits 30 for workers that it has asked to end
+TIMEOUT = 150  # seconds; a launcher gives workers 30 to end
 
 
 @contextmanager
 def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a launcher; what it has left is killed."""
+    """Start a launcher, and kill it and its workers if they are still alive at the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     pipe = subprocess.PIPE
     process = subprocess.Popen(
@@ -48,7 +47,7 @@ def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
 
@@ -64,9 +63,9 @@ def environment_of(process: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def torchrun(ranks: int, *options: str) -> list[str]:
@@ -81,10 +80,10 @@ def torchrun(ranks: int, *options: str) -> list[str]:
 
 
 def node_of_two(port: int) -> list[str]:
-    """Start one of two launchers with a worker each; the other one needs the same command."""
+    """Return the command of each of two launchers that have one worker each."""
     command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
-    return [*command, "--rdzv-id", "two", SLOWLY, *RUN, "--resume"]
+    return [*command, "--rdzv-id", "two", LAUNCHED, *RUN, "--resume"]
 
 
 def folder_in(runs: Path) -> Path:
@@ -93,8 +92,8 @@ def folder_in(runs: Path) -> Path:
 
 
 def wait_for_checkpoint(runs: Path, *launchers: subprocess.Popen[str]) -> None:
-    """Wait until a run has saved itself within an epoch."""
-    end = time.monotonic() + SECONDS
+    """Wait until a run has saved a checkpoint within an epoch."""
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         for path in runs.glob("*/0/checkpoint/last/state.json"):
             if json.loads(path.read_text())["step"] > 0:
@@ -106,19 +105,19 @@ def wait_for_checkpoint(runs: Path, *launchers: subprocess.Popen[str]) -> None:
 
 
 def wait_for_listener(port: int) -> None:
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
         with socket.socket() as caller:
             if caller.connect_ex(("localhost", port)) == 0:
                 return
         time.sleep(0.02)
-    raise TimeoutError(f"nobody listens on port {port}")
+    raise TimeoutError(f"no process listens on port {port}")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in one process."""
-    runs = tmp_path_factory.mktemp("alone")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained in one process."""
+    runs = tmp_path_factory.mktemp("single")
     with started("ait", *RUN, "--runs", str(runs)) as process:
         code, _, err = finish(process)
     assert code == 0, err
@@ -154,45 +153,45 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def test_three_processes_train_the_run_of_one_and_one_of_them_tells(
-    alone: Path, tmp_path: Path
+def test_three_processes_train_the_run_of_one_and_one_of_them_prints(
+    single: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     command = torchrun(3, "-m", "associative_transformer", *RUN, "--runs", str(runs))
     with started(*command) as launcher:
         code, out, err = finish(launcher)
     assert code == 0, err
-    assert_same_run(folder_in(runs), alone)
+    assert_same_run(folder_in(runs), single)
     assert out.count("test accuracy") == out.count("next ") == 1
     assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1
 
 
-def test_three_processes_share_the_images_of_an_evaluation(alone: Path, tmp_path: Path) -> None:
-    commands = ["ait"], torchrun(3, SLOWLY)
-    said, losses, files = [], [], []
+def test_three_processes_share_the_images_of_an_evaluation(single: Path, tmp_path: Path) -> None:
+    commands = ["ait"], torchrun(3, LAUNCHED)
+    outputs, losses, files = [], [], []
     for command in commands:
         folder = tmp_path / command[0]
-        shutil.copytree(alone, folder)
+        shutil.copytree(single, folder)
         with started(*command, "eval", str(folder), "--batch-size", "10") as process:
             code, out, err = finish(process)
         assert code == 0, err
         assert err.count("shared by 3") == (3 if command[0] == "torchrun" else 0)
-        said.append(out.replace(str(folder), "RUN"))
+        outputs.append(out.replace(str(folder), "RUN"))
         scores = json.loads((folder / "evaluation.json").read_text())
         losses.append(scores.pop("loss"))
         files.append((scores, (folder / "confusion.csv").read_text()))
-    assert said[0] == said[1]
-    assert "of all 103 test images" in said[0]
+    assert outputs[0] == outputs[1]
+    assert "of all 103 test images" in outputs[0]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert files[0] == files[1]
 
 
-def test_a_stopped_run_goes_on_with_another_number_of_processes(
-    alone: Path, tmp_path: Path
+def test_a_stopped_run_can_be_resumed_with_another_number_of_processes(
+    single: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(runs)]
-    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+    command = [*torchrun(2), LAUNCHED, *RUN, "--runs", str(runs)]
+    with started(*command, SECONDS_PER_STEP="0.1") as launcher:
         wait_for_checkpoint(runs, launcher)
         launcher.send_signal(signal.SIGTERM)
         code, _, err = finish(launcher)
@@ -205,68 +204,75 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
         code, out, err = finish(launcher)
     assert code == 0, err
     assert out.count("test accuracy") == 1
-    assert_same_run(folder_in(runs), alone)
+    assert_same_run(folder_in(runs), single)
 
 
 def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    command = [*torchrun(2), SLOWLY, *RUN, "--runs", str(tmp_path / "runs")]
+    started_at = time.monotonic()
+    command = [*torchrun(2), LAUNCHED, *RUN, "--runs", str(tmp_path / "runs")]
     with started(*command, FAILING_RANK="1") as launcher:
         code, _, err = finish(launcher)
     assert code != 0
-    assert "RuntimeError: rank 1 has had enough" in err
-    assert time.monotonic() - begun < 60
+    assert "RuntimeError: rank 1 fails on purpose" in err
+    assert time.monotonic() - started_at < 60
 
 
-def test_two_launchers_joined_as_two_nodes_are_one_run(alone: Path, tmp_path: Path) -> None:
+def test_two_launchers_joined_as_two_nodes_train_one_run(single: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = [*node_of_two(free_port()), "--runs", str(runs)]
     with started(*command) as first, started(*command) as second:
-        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+        codes, outputs, errors = zip(*map(finish, (first, second)), strict=True)
     assert codes == (0, 0), "".join(errors)
-    assert "".join(said).count("test accuracy") == 1
-    assert_same_run(folder_in(runs), alone)
+    assert "".join(outputs).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), single)
 
 
-def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_last_checkpoint(
-    alone: Path, tmp_path: Path
+def test_a_lost_worker_is_replaced_and_the_run_continues_from_its_last_checkpoint(
+    single: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    command = [*torchrun(2, "--max-restarts", "1"), SLOWLY, *RUN, "--runs", str(runs), "--resume"]
-    with started(*command, SECONDS_A_STEP="0.1") as launcher:
+    command = [
+        *torchrun(2, "--max-restarts", "1"),
+        LAUNCHED,
+        *RUN,
+        "--runs",
+        str(runs),
+        "--resume",
+    ]
+    with started(*command, SECONDS_PER_STEP="0.1") as launcher:
         wait_for_checkpoint(runs, launcher)
         lost = children(launcher.pid)[1]
         os.kill(lost, signal.SIGKILL)
-        code, said, errors = finish(launcher)
+        code, out, errors = finish(launcher)
     assert code == 0, errors
-    assert str(lost) in errors  # so it was one that worked
-    assert said.count("test accuracy") == 1
-    assert_same_run(folder_in(runs), alone)
+    assert str(lost) in errors  # it was a worker, not a helper of the launcher
+    assert out.count("test accuracy") == 1
+    assert_same_run(folder_in(runs), single)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
-    alone: Path, tmp_path: Path, rank: int
+    single: Path, tmp_path: Path, rank: int
 ) -> None:
     runs = tmp_path / "runs"
-    command, slow = [*node_of_two(free_port()), "--runs", str(runs)], {"SECONDS_A_STEP": "0.1"}
+    command, slow = [*node_of_two(free_port()), "--runs", str(runs)], {"SECONDS_PER_STEP": "0.1"}
     with started(*command, **slow) as first, started(*command, **slow) as second:
         wait_for_checkpoint(runs, first, second)
         workers = [*children(first.pid), *children(second.pid)]
         (lost,) = (worker for worker in workers if f"RANK={rank}" in environment_of(worker))
         os.kill(lost, signal.SIGKILL)
-        codes, said, errors = zip(*map(finish, (first, second)), strict=True)
+        codes, outputs, errors = zip(*map(finish, (first, second)), strict=True)
     assert codes == (0, 0), "".join(errors)
     assert str(lost) in "".join(errors)
-    assert "".join(said).count("test accuracy") == 1
-    assert_same_run(folder_in(runs), alone)
+    assert "".join(outputs).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), single)
 
 
-def test_a_lost_node_is_replaced_by_another_launcher(alone: Path, tmp_path: Path) -> None:
+def test_a_lost_node_is_replaced_by_another_launcher(single: Path, tmp_path: Path) -> None:
     runs, port = tmp_path / "runs", free_port()
     command = [*node_of_two(port), "--runs", str(runs)]
-    # else torch's launcher keeps the address of a store from the others
-    slow = {"SECONDS_A_STEP": "0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    # otherwise torch's launcher does not pass the address of a store on to a new one
+    slow = {"SECONDS_PER_STEP": "0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with started(*command, **slow) as first:
         wait_for_listener(port)  # where the launchers meet
         with started(*command, **slow) as second:
@@ -275,7 +281,7 @@ def test_a_lost_node_is_replaced_by_another_launcher(alone: Path, tmp_path: Path
             second.kill()
             os.kill(worker, signal.SIGKILL)
         with started(*command, **slow) as third:
-            codes, said, errors = zip(*map(finish, (first, third)), strict=True)
+            codes, outputs, errors = zip(*map(finish, (first, third)), strict=True)
     assert codes == (0, 0), "".join(errors)
-    assert "".join(said).count("test accuracy") == 1
-    assert_same_run(folder_in(runs), alone)
+    assert "".join(outputs).count("test accuracy") == 1
+    assert_same_run(folder_in(runs), single)
