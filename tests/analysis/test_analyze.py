@@ -43,7 +43,7 @@ CLEVR = SortOfClevrConfig(num_train=8, num_test=4, num_questions=3)
 SIZES: dict[str, Any] = {"embed_dim": 16, "depth": 1, "mlp_ratio": 1.0}
 HEADS: dict[str, Any] = {"num_heads": 2, "head_dim": 8}
 IMAGES: dict[str, Any] = {"image_size": 64, "patch_size": 32, "num_classes": 2}
-ASKED: dict[str, Any] = {"image_size": 75, "patch_size": 25, "num_classes": 10}
+QUESTIONS: dict[str, Any] = {"image_size": 75, "patch_size": 25, "num_classes": 10}
 AIT = AiTConfig(
     **SIZES,
     **HEADS,
@@ -94,6 +94,11 @@ def draw_text(monkeypatch: pytest.MonkeyPatch) -> None:
         return "\n".join(text.get_text() for text in figure.findobj(Text)).encode()
 
     monkeypatch.setattr(figures, "_encode", encode)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "DRAWINGS", {})
 
 
 @pytest.fixture
@@ -176,9 +181,9 @@ def test_all_that_applies_to_a_model_is_measured_saved_and_read_back(
 @pytest.mark.parametrize(
     "model",
     [
-        replace(AIT, question_dim=18, **ASKED),
-        ViTConfig(**SIZES, **HEADS, **ASKED, question_dim=18, head="cls"),
-        DenseConfig(**SIZES, **ASKED),
+        replace(AIT, question_dim=18, **QUESTIONS),
+        ViTConfig(**SIZES, **HEADS, **QUESTIONS, question_dim=18, head="cls"),
+        DenseConfig(**SIZES, **QUESTIONS),
     ],
     ids=lambda model: model.kind,
 )
@@ -387,7 +392,7 @@ def test_the_command_writes_results_and_figures_and_prints_the_main_numbers(
     [
         (AIT, TRIANGLE, "tiny, triangle, seed 3, test images. "),
         (
-            replace(AIT, question_dim=18, **ASKED),
+            replace(AIT, question_dim=18, **QUESTIONS),
             CLEVR,
             "tiny, sort-of-clevr, seed 3, test questions. ",
         ),
@@ -415,7 +420,7 @@ def test_every_caption_names_model_data_and_seed(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_results_that_a_model_does_not_have_are_listed_in_one_line(
-    name: str, tmp_path: Path, ait: Ait, draw_text: None
+    name: str, tmp_path: Path, ait: Ait, no_figures: None
 ) -> None:
     model, measured = MODELS[name]
     output = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
@@ -466,12 +471,12 @@ def test_the_description_of_selection_has_a_line_per_layer() -> None:
 
 
 def test_the_overlap_of_a_single_prior_is_left_out(
-    tmp_path: Path, ait: Ait, draw_text: None
+    tmp_path: Path, ait: Ait, no_figures: None
 ) -> None:
     model = replace(AIT, workspace=replace(AIT.workspace, num_priors=1))
     output = ait("analyze", make_run(tmp_path / "made", model), "--images", 6)
     assert output.code == 0
-    assert "1 priors" in output.out
+    assert "memory of 1 prior," in output.out
     assert "mean overlap" not in output.out
 
 
@@ -500,7 +505,9 @@ def test_the_description_of_basins_lists_the_shares_for_each_beta() -> None:
     ]
 
 
-def test_the_batch_size_option_sets_the_pool_size(folder: Path, ait: Ait, draw_text: None) -> None:
+def test_the_batch_size_option_sets_the_pool_size(
+    folder: Path, ait: Ait, no_figures: None
+) -> None:
     assert ait("analyze", folder, "--images", 12, "--batch-size", 3).code == 0
     read = load_analysis(folder)
     assert read is not None

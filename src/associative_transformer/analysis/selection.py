@@ -66,8 +66,8 @@ class SelectionStatistics:
         """Yield the main numbers as lines of text."""
         num_priors = self.usage.shape[1]
         yield (
-            f"memory of {num_priors} priors, each of which takes {self.bottleneck:,} of "
-            f"{self.pool_size:,} tokens:"
+            f"memory of {num_priors} {'prior' if num_priors == 1 else 'priors'}, each of which "
+            f"takes {self.bottleneck:,} of {self.pool_size:,} tokens:"
         )
         pairs = np.triu_indices(num_priors, k=1)
         for layer, overlap in enumerate(self.overlap):
