@@ -65,8 +65,8 @@ def _has_self_attention(model: PretrainedModel) -> bool:
 class Analysis(NamedTuple):
     """The results of all analyses of a run; None for those that do not apply to its model.
 
-    These fields are the table of analyses: the name, which is also that of the files, the type
-    of the result, how it is measured and for which models.
+    The fields are the table of analyses. The name of a field is also that of its files; its
+    annotation holds the type of the result, how it is measured, and the models it applies to.
     """
 
     answers: Annotated[
