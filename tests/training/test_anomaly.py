@@ -34,7 +34,10 @@ def with_infinity(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
     ("reading", "words"),
     [
         (with_nan_backward, ["operation MulBackward0", "test_anomaly.py", "with_nan_backward"]),
-        (with_infinity, ["blocks.0.workspace (GlobalWorkspace) gave values that are not finite"]),
+        (
+            with_infinity,
+            ["blocks.0.workspace (GlobalWorkspace) returned values that are not finite"],
+        ),
     ],
     ids=["backward", "forward"],
 )
@@ -52,7 +55,9 @@ def test_a_run_stops_and_names_the_operation(
 
 def test_an_image_that_is_not_finite_is_distinguished_from_an_operation() -> None:
     step = make_step(detect_anomaly=True)
-    with pytest.raises(UserError, match=r"\(.+\) got and gave values .* check the images"):
+    with pytest.raises(
+        UserError, match=r"\(.+\) received and returned values .* check the images"
+    ):
         step(spoil(make_batch()))
 
 

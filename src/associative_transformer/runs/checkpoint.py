@@ -29,7 +29,7 @@ class TrainingState:
 
     epoch: int = 0  # the epoch under way, from 0
     step: int = 0  # optimizer steps done in this epoch
-    sums: list[float] = field(default_factory=list)  # the step's `Sums` over them; empty: none yet
+    sums: list[float] = field(default_factory=list)  # `Sums` of these steps; empty: none yet
     skipped_steps: int = 0
     bad_steps: int = 0  # skipped in a row
     best_epoch: int | None = None  # from 1

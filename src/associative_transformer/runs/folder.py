@@ -109,7 +109,7 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
 
 
 def _is_empty(folder: Path) -> bool:
-    """Return whether a folder holds at most what a run leaves that is killed at its start."""
+    """Return whether a folder is empty, apart from what a run killed at its start leaves."""
     return {path.name for path in folder.iterdir()} <= {LOCK, ".experiment.yaml.partial"}
 
 
@@ -121,13 +121,15 @@ def check_links(folder: Path) -> None:
     for parent, subfolders, _ in os.walk(folder):
         for path in (Path(parent) / name for name in subfolders):
             if path.is_symlink():
-                raise UserError(f"{path} is a link out of the run folder: replace it with a folder")
+                raise UserError(
+                    f"{path} is a link out of the run folder: replace it with a folder"
+                )
 
 
 def prepare_folder(
     folder: Path, experiment: Experiment, device: torch.device, resume: bool
 ) -> None:
-    """Create the run folder, or remove the run that it holds unless that is resumed."""
+    """Create the run folder and its first files; remove an earlier run unless it is resumed."""
     make_folder(folder)
     if not resume:
         _clear(folder)
@@ -142,7 +144,7 @@ def prepare_folder(
 def _clear(folder: Path) -> None:
     """Remove the files of a run, its result first; its experiment stays, to be replaced.
 
-    So a kill in the middle leaves a folder that is still a run and can be overwritten again.
+    A kill in the middle therefore leaves a folder that can still be overwritten as a run.
     """
     try:
         if folder.is_symlink():

@@ -1,4 +1,4 @@
-"""Find the operation that gave a number that is not finite."""
+"""Find the operation that returned a value that is not finite."""
 
 import re
 import warnings
@@ -39,7 +39,7 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
             raise
         call = _last_call("".join(str(warning.message) for warning in caught))
         raise UserError(
-            f"the operation {match[1]}{call} gave a gradient that is not a number: {REMEDY}"
+            f"the operation {match[1]}{call} returned a gradient that is not a number: {REMEDY}"
         ) from error
     finally:
         for hook in hooks:
@@ -55,9 +55,10 @@ def _check_output(name: str, module: nn.Module, inputs: object, output: object) 
         return
     module_name = f"{name} ({type(module).__name__})"
     if _is_finite(inputs):
-        raise UserError(f"{module_name} gave values that are not finite: {REMEDY}")
+        raise UserError(f"{module_name} returned values that are not finite: {REMEDY}")
     raise UserError(
-        f"{module_name} got and gave values that are not finite: check the images, or {REMEDY}"
+        f"{module_name} received and returned values that are not finite: check the images, or "
+        + REMEDY
     )
 
 
@@ -74,7 +75,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _last_call(trace: str) -> str:
-    """Return where the trace of a warning leaves the caller's code for torch, or nothing."""
+    """Describe the last call in a trace that is not in torch itself; empty if there is none."""
     calls = [call for call in CALL.findall(trace) if not call[0].startswith(LIBRARY)]
     if not calls:
         return ""

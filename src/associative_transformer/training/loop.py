@@ -58,7 +58,7 @@ def train(
     """Train in `folder` and return the content of its `result.json`.
 
     `on_epoch_end` is called with the folder after each epoch. Raises UserError for what the user
-    can fix, and Interrupted if a signal stopped the run, which has saved itself then.
+    can fix, and Interrupted if a signal stopped the run, after saving it.
     """
     check_free(folder)
     check_folder(folder, experiment, resume, overwrite)
@@ -74,7 +74,7 @@ def train(
 
 
 class TrainingRun:
-    """The data, the model and its training step, and the state that checkpoints hold."""
+    """A run: its data, model and training step, and the state that its checkpoints hold."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment, self.folder, self.config = experiment, folder, experiment.train
@@ -101,10 +101,11 @@ class TrainingRun:
         """Train to the end and write the result."""
         self._restore()
         start_tracker(self.accelerator, self.experiment)
-        size, done = (self.config.epochs, self.steps_per_epoch), self._steps_done()
-        agree = None if self.share.num_ranks == 1 else _agree
+        c, done = self.config, self._steps_done()
+        bar = TrainingProgress(c.epochs, self.steps_per_epoch, done, self.is_main)
+        stop = StopSignals(_agree if self.share.num_ranks > 1 else None)
         try:
-            with StopSignals(agree) as stop, TrainingProgress(*size, done, self.is_main) as bar:
+            with stop, bar:
                 self._train_epochs(stop, bar, on_epoch_end)
                 with stop.interruptible():
                     last = self._evaluate(self.data.test)
@@ -116,7 +117,7 @@ class TrainingRun:
     def _restore(self) -> None:
         """Load the last checkpoint, if there is one."""
         step = self.take_step
-        with distributed.first_alone():  # it created the folder, and sets aside what is damaged
+        with distributed.first_alone():  # it may rename a damaged checkpoint
             saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
         distributed.check_same((saved, self.state.data))
         if saved is not None:
@@ -132,7 +133,7 @@ class TrainingRun:
         bar: TrainingProgress,
         on_epoch_end: Callable[[Path], None] | None,
     ) -> None:
-        """Train the epochs that are left; the only place where a stopped run saves itself."""
+        """Train the remaining epochs; save the run if a signal stops it."""
         try:
             while self.state.epoch < self.config.epochs:
                 self._train_epoch(stop, bar)
@@ -147,7 +148,7 @@ class TrainingRun:
             raise
 
     def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
-        """Take the steps that are left of the epoch."""
+        """Take the remaining steps of the epoch."""
         c, state = self.config, self.state
         for group in self.take_step.optimizer.param_groups:
             group["lr"] = learning_rate(c, state.epoch)
@@ -160,8 +161,8 @@ class TrainingRun:
         )
         for batch in batches:
             if self.share.num_ranks == 1 or state.step % c.log_every == 0:
-                stop.check()  # several processes wait for each other here
-            self.take_step.seed(state.epoch, state.step + 1)  # of dropout: the same when resumed
+                stop.check()  # here several processes wait for each other
+            self.take_step.seed(state.epoch, state.step + 1)  # for dropout
             self.meter.add(self.take_step(batch))
             is_last = state.step == self.steps_per_epoch
             if is_last or state.step % c.log_every == 0:  # both calls wait for the device

@@ -1,4 +1,4 @@
-"""What is measured in the epoch under way: position, sums and time.
+"""Position, sums and time of the epoch under way.
 
 Dims     S fields of `Sums`
 """
@@ -16,30 +16,30 @@ from associative_transformer.training.step import Sums
 
 
 class EpochMeter:
-    """Measures loss, accuracy and speed of the epoch under way, and advances the position.
+    """The position in the epoch under way, with its loss, accuracy and speed so far.
 
-    `state` holds the position, and what a checkpoint needs to go on within an epoch. The sums are
-    on the device, and each process holds those of its own images. Reading the standing or storing
-    the sums adds them up, which waits for the device and for the other processes.
+    The position is in `state`, which checkpoints hold. The sums are on the device, and each
+    process has those of its own images: `standing` and `store` add them up, which waits for the
+    device and for the other processes.
     """
 
     def __init__(self, state: TrainingState, batch_size: int, device: torch.device) -> None:
         self.state, self.batch_size = state, batch_size
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
-        self.started: float | None = None  # None: the clock stands
+        self.started: float | None = None  # None: the clock is stopped
 
     def resume(self, state: TrainingState) -> None:
-        """Go on from a state that was saved."""
+        """Continue from a saved state."""
         self.state = state
-        if state.sums and distributed.rank() == 0:  # they are the sums of all processes
+        if state.sums and distributed.rank() == 0:  # the sums are those of all processes
             self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64))
 
     def start_clock(self) -> None:
-        """Start to count the seconds of the epoch, in addition to those before a resumption."""
+        """Start measuring the time of the epoch, in addition to that before a resumption."""
         self.started = time.perf_counter() - self.state.timing["epoch"]
 
     def stop_clock(self) -> None:
-        """Stop to count: what follows is not training."""
+        """Stop measuring: what follows is not training."""
         self.state.timing["epoch"], self.started = self.seconds, None
 
     @property
@@ -50,7 +50,7 @@ class EpochMeter:
         return time.perf_counter() - self.started
 
     def add(self, sums: Float[Tensor, " S"]) -> None:
-        """Count a step and add its `Sums`."""
+        """Count one more step and add its `Sums`."""
         self.sums += sums
         self.state.step += 1
 
@@ -68,12 +68,12 @@ class EpochMeter:
         )
 
     def store(self) -> None:
-        """Write the sums and the clock to the state, before it is saved."""
+        """Write the sums and the time to the state, before it is saved."""
         self.state.sums = distributed.add(self.sums).tolist()
         self.state.timing["epoch"] = self.seconds
 
     def start_next_epoch(self) -> None:
-        """Move to the start of the next epoch; its clock stands."""
+        """Move to the start of the next epoch, with the clock stopped."""
         self.sums.zero_()
         self.state.epoch, self.state.step = self.state.epoch + 1, 0
         run = self.state.timing["run"] + self.state.timing["epoch"]

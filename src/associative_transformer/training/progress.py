@@ -36,7 +36,7 @@ class Standing(NamedTuple):
 
 
 class TrainingProgress:
-    """Shows epoch, loss, balance loss, accuracy, images per second and time left on stderr."""
+    """Epoch, loss, balance loss, accuracy, images per second and time left, shown on stderr."""
 
     def __init__(
         self, epochs: int, steps_per_epoch: int, steps_done: int, is_shown: bool = True

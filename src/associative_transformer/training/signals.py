@@ -1,4 +1,4 @@
-"""Stop a run at a point where it can save itself, not in the middle of a step."""
+"""Stop a run when a signal arrives, but not in the middle of a step."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """Raised when a signal stops a run; not an error, so no `except Exception` catches it."""
+    """A signal stops the run. Not an Exception, so that nothing handles it as an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -18,14 +18,14 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Catch SIGINT and SIGTERM, and stop the run at the next point that allows it.
+    """Handlers of SIGINT and SIGTERM that stop a run at the next point that allows it.
 
-    Such a point is a call of `check` or a block of `interruptible`; both raise Interrupted, and
-    whoever catches it saves the run. A second signal acts at once, as if none had been caught.
+    Such a point is a call of `check` or a block of `interruptible`; both raise Interrupted. A
+    second signal acts at once, as if the handlers had not been set.
 
-    If several processes train together, `agree` has to return the same signal on all of them,
-    given the signal of this process (0: none). They must then reach the same points together,
-    and a signal within an `interruptible` block waits for the next point.
+    If several processes train together, `agree` must return the same signal on all of them, given
+    the signal of this process (0: none). All of them must then reach the same points, and a
+    signal within an `interruptible` block waits for the next point.
     """
 
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
@@ -60,9 +60,9 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise Interrupted before the block, or at any moment of it.
+        """Raise Interrupted if a signal has arrived, or arrives at any moment of the block.
 
-        For what takes long and leaves the run as it is, such as scoring.
+        Meant for work that takes long and does not change the run, such as scoring.
         """
         try:
             self.acts_at_once = self.agree is None
@@ -74,7 +74,7 @@ class StopSignals:
     def _catch(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         self._restore_handlers()
-        # data workers inherit this handler, but only the process that trains raises
+        # data workers inherit the handler but must not raise
         if self.acts_at_once and os.getpid() == self.process:
             raise Interrupted(signum)
 

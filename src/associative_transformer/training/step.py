@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
 from associative_transformer.distributed import INIT_METHOD
-from associative_transformer.experiment import Experiment, TrainConfig, fields_of
+from associative_transformer.experiment import Experiment, TrainConfig, identifying_fields
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
@@ -38,15 +38,14 @@ class Sums(NamedTuple):
 
 
 class SkippedSteps:
-    """Counts the steps without a finite gradient, on the device; reading a count waits for it."""
+    """Counts of the steps without a finite gradient, on the device; reading one waits for it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._total, self._in_a_row, self._longest = torch.zeros(
-            3, dtype=torch.int64, device=device
-        )  # `_longest` in a row since the last check
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        self._total, self._in_a_row, self._longest = counts  # longest row since the last check
 
     def count(self, is_bad: Bool[Tensor, ""]) -> None:
-        """Count a step."""
+        """Count a step, which was skipped if `is_bad`."""
         self._total += is_bad
         self._in_a_row.add_(1).mul_(is_bad)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
@@ -78,7 +77,7 @@ class SkippedSteps:
 
 
 class TrainingStep:
-    """Update a model with AdamW, accumulating the gradient over the micro-batches of a batch.
+    """A step of AdamW, with the gradient averaged over the micro-batches of a batch.
 
     A step whose gradient is not finite changes neither weights nor memory nor the statistics of a
     BatchNorm; `skipped` counts it.
@@ -130,7 +129,8 @@ class TrainingStep:
     def seed(self, *position: int) -> None:
         """Seed torch from the position in the run, so that a resumed run draws the same numbers.
 
-        Several processes draw the same numbers if they share a workspace, otherwise their own.
+        Several processes draw the same numbers if the model has a workspace, which they share;
+        otherwise each draws its own.
         """
         rank = 0 if self.workspaces else distributed.rank()
         own = [rank] if rank else []  # one process draws what rank 0 draws
@@ -138,18 +138,19 @@ class TrainingStep:
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
     def reset_memories(self, epoch: int) -> None:
-        """Draw the memories anew that are to be reset at the start of each epoch."""
+        """Draw new memories for the workspaces that are reset at the start of each epoch."""
         self.seed(epoch, 0)
         for workspace in self.workspaces:
             if workspace.config.reset_each_epoch:
                 workspace.reset()
 
     def _accumulate(self, batch: Batch) -> Sums:
+        """Add the gradient of a micro-batch and return the sums over its images."""
         with self.accelerator.autocast():
             logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
         total = loss + aux_loss
-        # if the loss is not finite, neither is the gradient, on this rank and all others
+        # if the loss is not finite, make the gradient so as well, which reaches all ranks
         total = total * torch.where(total.isfinite(), 1.0, torch.nan)
         self.accelerator.backward(total / self.train.accumulation_steps)
         correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()
@@ -216,6 +217,6 @@ def start_tracker(accelerator: Accelerator, experiment: Experiment) -> None:
     if experiment.train.tracker != "none":
         fields = {  # TensorBoard accepts neither lists nor None
             name: value if isinstance(value, int | float | str) else str(value)
-            for name, value in fields_of(experiment).items()
+            for name, value in identifying_fields(experiment).items()
         }
         accelerator.init_trackers("associative_transformer", fields)
