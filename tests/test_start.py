@@ -1,4 +1,4 @@
-"""What is imported before any work starts: counted in modules, since seconds vary.
+"""What is imported before any work starts, counted in modules, since seconds vary.
 
 A step may import what its allowance names, and no other slow module. Steps run one after another
 in one process, from the smallest allowance to the largest, so that a module is charged to the
