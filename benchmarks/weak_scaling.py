@@ -1,4 +1,4 @@
-"""Time a training step of one and of two processes, with one batch and one thread each.
+"""Time a training step with one and with two processes, with one batch and one thread each.
 
 `python benchmarks/weak_scaling.py` prints the table of docs/scaling.md.
 """
@@ -25,7 +25,7 @@ class StepTime(NamedTuple):
     """Median duration of a step, in seconds."""
 
     total: float
-    exchange: float  # in all_gather, including the wait for the other processes
+    exchange: float  # in all_gather, including waiting for the other processes
 
 
 def train(rank: int, world: int, options: argparse.Namespace, results: Queue) -> None:

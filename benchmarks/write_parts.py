@@ -17,7 +17,7 @@ POOLS = (4_096, 32_768)
 
 
 def variants(num_tokens: int) -> dict[str, Callable[[], object]]:
-    """Return the alternatives by name."""
+    """Return the operations to compare, by name."""
     tokens = torch.randn(num_tokens, WIDTH)
     queries, gradient = torch.randn(2, ROWS, WIDTH)
     similarity = queries @ tokens.mT

@@ -29,7 +29,7 @@ slow = pytest.mark.slow
 
 @slow
 @pytest.mark.parametrize("world", WORLDS)
-def test_training_ends_with_the_numbers_of_one_process(world: int) -> None:
+def test_training_gives_the_same_numbers_as_one_process(world: int) -> None:
     too_far = {
         f"{name}: {key}": difference
         for name, group in ranks.trained(world).items()
@@ -59,7 +59,7 @@ def test_twenty_steps_move_everything_by_more_than_the_tolerance() -> None:
 
 
 @slow
-def test_local_pools_give_another_result_than_the_global_one() -> None:
+def test_local_pools_give_a_different_result_from_a_global_one() -> None:
     local, whole = (
         ranks.trained(2)[name] for name in ("local pools", "fewer winners than tokens")
     )
@@ -72,7 +72,7 @@ def test_local_pools_give_another_result_than_the_global_one() -> None:
 
 @slow
 @pytest.mark.parametrize(("world", "size"), [(2, 1), (3, 1), (4, 2)], ids=str)
-def test_pools_of_a_rank_or_a_node_move_one_memory_by_the_mean_of_what_they_write(
+def test_pools_of_a_rank_or_a_node_move_one_memory_towards_the_mean_of_their_writes(
     world: int, size: int
 ) -> None:
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_pools_of_a_rank_or_a_node_move_one_memory_by_the_mean_of_what_they_writ
 
 @slow
 def test_a_destroyed_group_is_gone_with_its_threads() -> None:
-    # a group that still exists when Python exits sometimes crashes: its threads release tensors
+    # if a group still exists at exit, Python sometimes crashes: its threads release tensors
     assert all(ranks.in_ranks(4, ranks.leave))
 
 
@@ -130,7 +130,7 @@ def test_accelerate_trains_an_ait_with_fsdp2() -> None:
 
 
 @slow
-@pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer and more than a rank has, and all
+@pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer than a rank has, more, and all
 @pytest.mark.parametrize("world", WORLDS)
 def test_exactly_k_of_equal_tokens_win_and_all_ranks_agree_on_them(
     bottleneck: int, world: int
@@ -181,7 +181,7 @@ def test_a_rank_sends_as_many_numbers_as_documented(changes: dict[str, Any], ima
 
 
 @slow
-def test_how_much_is_sent_does_not_depend_on_the_number_of_tokens() -> None:
+def test_the_amount_sent_does_not_depend_on_the_number_of_tokens() -> None:
     few, many = (ranks.in_ranks(2, ranks.count_sent, ranks.CONFIG, n)[0] for n in (6, 60))
     assert few == many
 
@@ -212,7 +212,7 @@ def test_the_benchmark_of_weak_scaling_measures_one_and_two_processes() -> None:
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Return a function that makes this process look like a rank among several."""
+    """Return a function that makes this process look like one rank of several."""
 
     def become(rank: int, world: int) -> None:
         monkeypatch.setattr(distributed, "rank", lambda: rank)
@@ -237,7 +237,7 @@ def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("rank", "first"), [("0", True), ("1", False)])
-def test_the_environment_of_a_launcher_tells_the_first_rank(
+def test_the_environment_of_a_launcher_identifies_the_first_rank(
     rank: str, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
@@ -271,7 +271,7 @@ def test_with_one_rank_the_exchange_equals_attention_without_it(bottleneck: int 
 
 
 @pytest.mark.parametrize("pool", ["global", "node", "local"])
-def test_an_implementation_is_used_only_if_a_pool_lies_in_one_process(
+def test_an_implementation_is_used_only_for_a_pool_in_one_process(
     pool: over_ranks.Pool, pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchanged: list[int] = []
@@ -346,7 +346,9 @@ def test_ranks_draw_the_same_numbers_only_if_they_share_a_workspace(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_micro_batches_of_all_ranks_form_those_of_one_process(world: int, parts: int) -> None:
+def test_micro_batches_of_all_ranks_together_equal_those_of_one_process(
+    world: int, parts: int
+) -> None:
     items = torch.arange(24).view(2, 12)
     micro = [Share(rank, world, parts).of(items).chunk(parts, dim=1) for rank in range(world)]
     for part, whole in enumerate(items.chunk(parts, dim=1)):
@@ -357,7 +359,7 @@ def test_the_pool_is_global_by_default() -> None:
     assert WorkspaceConfig().pool == "global"
 
 
-def test_a_pool_has_all_ranks_those_of_a_node_or_one(
+def test_a_pool_contains_all_ranks_those_of_a_node_or_only_one(
     pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

@@ -1,4 +1,4 @@
-"""The equations against slow loops, forward and gradient, and their properties in the paper."""
+"""The equations against slow loops, forward and backward, and the properties in the paper."""
 
 import math
 
@@ -88,9 +88,7 @@ def test_bottleneck_attention_equals_the_loops(
 
 
 @pytest.mark.parametrize("bottleneck", [1, 4, 16, 17, 100, None])
-def test_each_prior_selects_as_many_tokens_as_its_bottleneck_or_all(
-    bottleneck: int | None,
-) -> None:
+def test_each_prior_selects_bottleneck_tokens_or_all(bottleneck: int | None) -> None:
     q, k, v = torch.randn(3, 5, 8), torch.randn(3, 17, 8), torch.randn(3, 17, 8)
     selection = bottleneck_attention(q, k, v, bottleneck)
     winners = min(bottleneck or 17, 17)
@@ -196,7 +194,7 @@ def test_the_load_counts_in_the_value_but_not_in_the_gradient() -> None:
 
 
 def test_equal_use_has_zero_balance_loss() -> None:
-    # five priors choose two tokens each: each of the ten tokens once, with the same score
+    # five priors choose two tokens each, so each of the ten tokens is chosen once
     chosen = torch.stack([torch.randperm(10).reshape(5, 2) for _ in range(3)])
     loss = balance_loss(torch.full((3, 5, 2), 0.5), chosen, 10)
     torch.testing.assert_close(loss, torch.zeros(()))

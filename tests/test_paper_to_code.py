@@ -21,7 +21,7 @@ PATHS = sorted({name for name in CODE if re.match(r"(tests|docs|src|results)/", 
 
 
 def rows(heading: str) -> Iterator[list[str]]:
-    """Return the cells of each row of the first table under a heading."""
+    """Yield the cells of each row of the first table under a heading."""
     section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
     table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
     assert table is not None
@@ -30,7 +30,7 @@ def rows(heading: str) -> Iterator[list[str]]:
 
 
 def definitions(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Return the full name and the docstring of each function and class in a module."""
+    """Yield the full name and the docstring of each function and class in a module."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
             yield f"{name}.{child.name}", ast.get_docstring(child) or ""

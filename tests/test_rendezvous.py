@@ -1,4 +1,4 @@
-"""Ranks find each other in a store that holds keys of earlier groups."""
+"""Ranks find each other in a store that contains keys of earlier groups."""
 
 import random
 import threading
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from associative_transformer.distributed import agree_on_name
 
-SOON = timedelta(seconds=5)
+TIMEOUT = timedelta(seconds=5)
 
 
 class KilledError(Exception):
@@ -19,7 +19,7 @@ class KilledError(Exception):
 
 
 class MortalStore(dist.Store):
-    """The store of a rank that is killed at its n-th call, or when another rank is."""
+    """The store of a rank that is killed after some calls, or when another rank is killed."""
 
     def __init__(self, store: dist.Store, calls: int, killed: threading.Event) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class MortalStore(dist.Store):
     def _count_call(self) -> None:
         self.calls -= 1
         if self.calls < 0:
-            self.killed.set()  # the launcher ends the others
+            self.killed.set()  # the launcher kills the others
         if self.killed.is_set():
             raise KilledError
 
@@ -56,13 +56,15 @@ class MortalStore(dist.Store):
 
 
 def start_group(store: dist.Store, calls: list[int], order: list[int]) -> list[str | None]:
-    """Return the name each rank got, or None if it was killed after its number of calls."""
+    """Return the name that each rank got, or None if it was killed after its number of calls."""
     killed = threading.Event()
 
     def run(rank: int) -> str | None:
         time.sleep(order[rank] * 0.01)
         try:
-            return agree_on_name(MortalStore(store, calls[rank], killed), rank, len(calls), SOON)
+            return agree_on_name(
+                MortalStore(store, calls[rank], killed), rank, len(calls), TIMEOUT
+            )
         except KilledError:
             return None
 
@@ -71,7 +73,7 @@ def start_group(store: dist.Store, calls: list[int], order: list[int]) -> list[s
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_group_agrees_on_a_new_name_whenever_earlier_ranks_were_killed(seed: int) -> None:
+def test_a_group_agrees_on_a_new_name_no_matter_when_earlier_ranks_were_killed(seed: int) -> None:
     rng = random.Random(seed)
     store, earlier = dist.HashStore(), set()
     for _ in range(4):
@@ -85,12 +87,12 @@ def test_a_group_agrees_on_a_new_name_whenever_earlier_ranks_were_killed(seed: i
     assert not names & (earlier | {None})
 
 
-@pytest.mark.parametrize("left", [{}, {"nonce/1": "of a killed rank"}], ids=["new", "old"])
+@pytest.mark.parametrize("leftovers", [{}, {"nonce/1": "of a killed rank"}], ids=["new", "old"])
 @pytest.mark.parametrize(("rank", "missing"), [(0, 1), (1, 0)])
-def test_a_missing_rank_is_named(left: dict[str, str], rank: int, missing: int) -> None:
+def test_a_missing_rank_is_named(leftovers: dict[str, str], rank: int, missing: int) -> None:
     store = dist.HashStore()
-    for key, value in left.items():
+    for key, value in leftovers.items():
         store.set(key, value)
-    late = rf"rank {missing} of 2 did not join within 0:00:00\.2"
-    with pytest.raises(TimeoutError, match=late):
+    message = rf"rank {missing} of 2 did not join within 0:00:00\.2"
+    with pytest.raises(TimeoutError, match=message):
         agree_on_name(store, rank, 2, timedelta(seconds=0.2))

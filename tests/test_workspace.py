@@ -21,6 +21,16 @@ from twins import naive
 
 SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
 EMBED_DIM = 6
+WEIGHTS = (  # in the order of naive.WorkspaceWeights
+    "to_q.weight",
+    "to_k.weight",
+    "to_v.weight",
+    "to_prior.weight",
+    "norm.weight",
+    "norm.bias",
+    "to_attractor.weight",
+    "to_attractor.bias",
+)
 WRITE_ONLY = {"to_v.weight", "to_prior.weight", "norm.weight", "norm.bias"}
 
 TWINS = [
@@ -35,7 +45,7 @@ TWINS = [
 
 def workspace(config: WorkspaceConfig = SMALL, **kwargs: Any) -> GlobalWorkspace:  # noqa: ANN401
     built = GlobalWorkspace(EMBED_DIM, config, **kwargs).double()
-    with torch.no_grad():  # the initial identity of an affine map would hide a missing weight
+    with torch.no_grad():  # the norm starts as the identity, which would hide an error
         built.norm.weight.normal_()
         built.norm.bias.normal_()
     return built
@@ -46,17 +56,8 @@ def tokens(batch: int = 3, count: int = 4) -> Tensor:
 
 
 def weights_of(module: GlobalWorkspace) -> naive.WorkspaceWeights:
-    own = (
-        module.to_q.weight,
-        module.to_k.weight,
-        module.to_v.weight,
-        module.to_prior.weight,
-        module.norm.weight,
-        module.norm.bias,
-        module.to_attractor.weight,
-        module.to_attractor.bias,
-    )
-    return naive.WorkspaceWeights(*(w.detach().clone().requires_grad_() for w in own))
+    weights = (module.get_parameter(name) for name in WEIGHTS)
+    return naive.WorkspaceWeights(*(w.detach().clone().requires_grad_() for w in weights))
 
 
 def twin_step(
@@ -76,17 +77,7 @@ def twin_step(
 
 
 def by_name(weights: naive.WorkspaceWeights) -> dict[str, Tensor]:
-    names = (
-        "to_q.weight",
-        "to_k.weight",
-        "to_v.weight",
-        "to_prior.weight",
-        "norm.weight",
-        "norm.bias",
-        "to_attractor.weight",
-        "to_attractor.bias",
-    )
-    return dict(zip(names, weights, strict=True))
+    return dict(zip(WEIGHTS, weights, strict=True))
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
@@ -123,7 +114,7 @@ def test_two_training_steps_equal_the_naive_twin(config: WorkspaceConfig) -> Non
         assert_close(mine, theirs)
 
 
-def test_write_equals_that_of_the_twin_and_leaves_the_memory_unchanged() -> None:
+def test_the_write_equals_that_of_the_twin_and_leaves_the_memory_unchanged() -> None:
     module, u = workspace(), tokens()
     before = module.priors.clone()
     written = module.write(u.flatten(0, 1))
@@ -184,7 +175,7 @@ def test_in_evaluation_the_output_for_an_image_does_not_depend_on_its_neighbors(
         assert_close(module(u[i : i + 1]).read, together[i : i + 1])
 
 
-def test_evaluation_reads_the_memory_by_the_formula() -> None:
+def test_evaluation_reads_the_memory_with_the_formula() -> None:
     module, u = workspace(replace(SMALL, beta=2.0, num_steps=2)).eval(), tokens()
     w = weights_of(module)
     attractors = naive.linear(module.priors, w.attractor_weight, w.attractor_bias)
@@ -349,7 +340,7 @@ def test_a_reader_replaces_the_hopfield_retrieval() -> None:
 
 
 @pytest.mark.parametrize("pool", ["global", "node", "local"])
-def test_another_attention_is_called_with_the_pool_and_replaces_the_default(pool: Pool) -> None:
+def test_a_custom_attention_replaces_the_default_and_gets_the_pool(pool: Pool) -> None:
     calls = []
 
     def attend(*arguments: Tensor | int | str | None) -> AttendOutput:
@@ -363,7 +354,7 @@ def test_another_attention_is_called_with_the_pool_and_replaces_the_default(pool
     assert float(written.balance_loss) == pytest.approx(0.03)
 
 
-def test_what_is_written_is_merged_before_it_is_remembered() -> None:
+def test_the_write_is_merged_before_it_is_remembered() -> None:
     plain, u = workspace(), tokens().flatten(0, 1)
     calls = []
 
@@ -379,7 +370,7 @@ def test_what_is_written_is_merged_before_it_is_remembered() -> None:
     assert calls[0][1] == "local"
 
 
-def test_merging_is_up_to_the_attention_unless_another_merge_is_passed() -> None:
+def test_the_attention_decides_how_to_merge_unless_a_merge_is_passed() -> None:
     class Doubling(PoolAttention):
         def merge(self, written: Tensor, pool: Pool) -> Tensor:
             return 2 * written
@@ -395,7 +386,7 @@ def test_merging_is_up_to_the_attention_unless_another_merge_is_passed() -> None
         assert_close(doubled, 2 * other)
 
 
-def test_another_retrieval_replaces_the_plain_one() -> None:
+def test_a_custom_retrieval_replaces_the_default() -> None:
     calls = []
 
     def retrieve(u: Tensor, attractors: Tensor, beta: float, num_steps: int) -> Tensor:
@@ -442,13 +433,13 @@ def test_bfloat16_autocast_keeps_memory_scores_and_balance_loss_in_float32() -> 
         assert parameter.grad.isfinite().all()
 
 
-def test_double_precision_extends_to_memory_and_output() -> None:
+def test_double_precision_applies_to_memory_and_output() -> None:
     module = GlobalWorkspace(EMBED_DIM, SMALL).double()
     output = module(tokens())
     assert {x.dtype for x in (*output, module.priors)} == {torch.float64}
 
 
-def test_a_batch_smaller_than_the_bottleneck_is_written_whole() -> None:
+def test_all_tokens_of_a_batch_smaller_than_the_bottleneck_are_written() -> None:
     module = workspace(replace(SMALL, bottleneck=512))
     written = module.write(tokens(1, 1).flatten(0, 1))
     assert written.selection.score.shape == (3, 5, 1)
@@ -456,7 +447,7 @@ def test_a_batch_smaller_than_the_bottleneck_is_written_whole() -> None:
     assert module(tokens(1, 1)).read.isfinite().all()
 
 
-def test_the_example_in_the_docstring_is_right() -> None:
+def test_the_example_in_the_docstring_works() -> None:
     results = doctest.testmod(workspace_module)
     assert results.attempted > 2
     assert not results.failed

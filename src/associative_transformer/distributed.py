@@ -1,8 +1,8 @@
 """Process groups and collectives; the only file that uses torch.distributed.
 
 A collective is a function that every rank has to call. The gradient of a sum over ranks is the
-sum of the gradients of its copies. Together with the mean over ranks that DistributedDataParallel
-takes, each weight gets the gradient that one process with the whole batch would compute.
+sum of the gradients of its copies. Since DistributedDataParallel averages the gradients over the
+ranks, each weight gets the gradient that one process with the whole batch would compute.
 
 Dims     W ranks of a group
 """
@@ -31,7 +31,7 @@ from associative_transformer.interface import UserError
 
 T = TypeVar("T")
 
-# --- this process among the others ---
+# --- this process and its group ---
 
 
 def num_ranks() -> int:
@@ -45,18 +45,18 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this is rank 0; works even if the process group does not exist."""
+    """Return whether this is rank 0; works even without a process group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def is_launched() -> bool:
-    """Return whether this process was started by a launcher, which restarts it after a failure."""
+    """Return whether this process was started by a launcher that restarts it after a failure."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes of a launcher for the length of a block; yields this one's device."""
+    """Join the processes of a launcher for the duration of a block; yield the device to use."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield device
         return
@@ -78,9 +78,9 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     schema="(Tensor x, int? ranks=None) -> Tensor",
 )
 def gather(x: Float[Tensor, "..."], ranks: int | None = None) -> Float[Tensor, "W ..."]:
-    """Stack the tensors of all ranks in their order; a collective.
+    """Stack the tensors of all ranks in the order of the ranks; a collective.
 
-    With `ranks`, only those of a group of that many neighboring ranks.
+    With `ranks`, stack only those of this rank's group of that many neighbors.
     """
     ranks = ranks or num_ranks()
     gathered = x.new_empty(ranks, *x.shape)
@@ -95,12 +95,12 @@ def _(x: Tensor, ranks: int | None = None) -> Tensor:
     return x.new_empty(ranks or num_ranks(), *x.shape)
 
 
-# by process group, whose threads would outlive it if this held a reference to it
+# by process group; a strong reference would keep a destroyed group and its threads alive
 _subgroups: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
 
 
 def _neighbors(ranks: int) -> Any:  # noqa: ANN401
-    """Return the group of this rank if groups of that many ranks are formed, once each."""
+    """Return this rank's group of `ranks` neighbors; the first call creates it."""
     world = dist.group.WORLD
     if ranks == num_ranks():
         return world
@@ -164,7 +164,7 @@ def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Mo
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
-    """Keep the gradients of a replicated model on their ranks, if more of them will follow."""
+    """Accumulate the gradients of a replicated model without averaging them over the ranks."""
     if not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return cast(AbstractContextManager[None], model.no_sync())
@@ -174,7 +174,7 @@ def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return the values of all ranks in their order; a collective.
+    """Return the values of all ranks in the order of the ranks; a collective.
 
     Values are pickled, so the ranks have to trust each other.
     """
@@ -196,7 +196,7 @@ def check_same(value: object) -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Run a block on rank 0, and then on the other ranks."""
+    """Run a block on rank 0 first, and then on the other ranks."""
     if rank():
         gather_objects(None)
     yield
@@ -213,24 +213,24 @@ POLL_INTERVAL = 0.05  # seconds
 
 
 def agree_on_name(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
-    """Return a name that all ranks agree on and that no earlier group of this store has had.
+    """Return a name that all ranks agree on and that no earlier group of this store has used.
 
     A launcher keeps its store when it restarts a group, so the store may hold keys of ranks that
-    have ended. Each rank therefore leaves a random nonce. Rank 0 answers every nonce that it reads
-    with the name, until all ranks have confirmed the answer to theirs. Nonces of ranks that have
-    ended are answered too, but nobody reads these answers.
+    have ended. Each rank therefore stores a random nonce. Rank 0 answers every nonce that it reads
+    with the name, until all ranks have confirmed its answer. It also answers nonces of ranks that
+    have ended, but nobody reads these answers.
 
     Raises TimeoutError if a rank is missing.
     """
+    message = f"rank {{}} of {num_ranks} did not join within {timeout}"
 
     def read(key: str, sender: int) -> str:
         try:
             store.wait([key], timeout)
         except DistStoreError as error:
-            raise TimeoutError(late.format(sender)) from error
+            raise TimeoutError(message.format(sender)) from error
         return store.get(key).decode()
 
-    late = f"rank {{}} of {num_ranks} did not join within {timeout}"
     own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
     store.set(f"nonce/{rank}", own)
     if rank:
@@ -240,7 +240,7 @@ def agree_on_name(store: Store, rank: int, num_ranks: int, timeout: timedelta) -
     missing = list(range(1, num_ranks))
     while missing:
         if time.monotonic() > end:
-            raise TimeoutError(late.format(missing[0]))
+            raise TimeoutError(message.format(missing[0]))
         nonces = {other: read(f"nonce/{other}", other) for other in missing}
         for nonce in nonces.values():
             store.set(f"answer/{nonce}", own)

@@ -23,13 +23,13 @@ class Selection(NamedTuple):
 
     value: Float[Tensor, "S M D"]  # weighted sum of the values of the chosen tokens
     score: Float[Tensor, "S M K"]  # attention to the chosen tokens, sums to 1
-    chosen: Int[Tensor, "S M K"]  # positions of these tokens in the pool
+    chosen: Int[Tensor, "S M K"]  # positions of the chosen tokens in the pool
 
 
 class AttendOutput(NamedTuple):
-    """The output of an attention to a pool, which may lie on several ranks."""
+    """The output of attention to a pool, which several ranks may share."""
 
-    selection: Selection  # the tokens of this rank, with a score of 0 if others beat them
+    selection: Selection  # the best tokens of this rank; the score is 0 if those of others win
     unevenness: Float[Tensor, ""]  # the balance loss of the whole pool, unweighted
 
 
@@ -39,7 +39,7 @@ def bottleneck_attention(
     v: Float[Tensor, "S T D"],
     bottleneck: int | None,
 ) -> Selection:
-    """Let each prior attend to its `bottleneck` most similar tokens of the whole pool.
+    """Let each prior attend to its `bottleneck` most similar tokens in the whole pool.
 
     Step 3:  A = softmax(topk(q kᵀ / sqrt(D))),  h = A v
 
@@ -66,7 +66,7 @@ def pooled_attention(
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
 ) -> Selection:
-    """Map the pooled tokens to keys and values of each head, then let the priors attend to them.
+    """Map the pooled tokens to keys and values for each head, then let the priors attend to them.
 
     k = u W^K,  v = u W^V
     """
@@ -141,12 +141,12 @@ def hopfield_energy(
 
 
 def effective_rank(priors: Float[Tensor, "M D"]) -> float:
-    """Compute the effective rank of a memory: how many directions its priors span in effect.
+    """Compute the effective rank of a memory: the effective number of directions in its priors.
 
     exp(entropy of the normalized squared singular values)
 
-    It is M for orthogonal priors of equal length, 1 for identical priors and 0 for zeros. After
-    Roy and Vetterli 2007, who do not square the singular values.
+    It is M for orthogonal priors of equal length, 1 for identical priors and 0 if all are zero.
+    After Roy and Vetterli 2007, who do not square the singular values.
     """
     energy = torch.linalg.svdvals(priors.double()).square()
     if not energy.any():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # UserError is needed by commands that do not wait for torch
+if TYPE_CHECKING:  # some commands need UserError but do not import torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
@@ -18,8 +18,8 @@ ADDED_LATER = {"added_later": True}
 """Metadata of a configuration field that version 0.1 did not have.
 
 `field(default=..., metadata=ADDED_LATER)` leaves the fingerprints of older experiments unchanged:
-the field is omitted from the fingerprint if it equals its default. The default must be what
-earlier versions did, and must never change.
+the field is omitted from the fingerprint if it equals its default. The default must reproduce
+what earlier versions did, and must never change.
 """
 
 

@@ -29,10 +29,10 @@ from associative_transformer.kernels.protected_copy import protected_copy
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
 and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
-of keys and values (S, D, E), and the two fields of `WorkspaceConfig`."""
+of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`."""
 Merge = Callable[[Tensor, Pool], Tensor]
-"""A combination of writes: `merge(written, pool)` gets what one pool writes (M, D) and returns
-what all pools together write to the memory that they share."""
+"""A function that combines writes: `merge(written, pool)` gets what one pool writes (M, D) and
+returns what all pools together write to the memory that they share."""
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
 
@@ -101,8 +101,9 @@ class WorkspaceOutput(NamedTuple):
 class GlobalWorkspace(nn.Module):
     """Write the batch into a few priors through a bottleneck, then read the priors back.
 
-    In training, the tokens of all images form one pool and the memory moves once per forward. In
-    evaluation, the memory is frozen and the output for an image does not depend on the others.
+    In training, the tokens of all images form one pool and the memory moves once per forward
+    pass. In evaluation, the memory is frozen and the output for an image does not depend on the
+    others.
 
     >>> from associative_transformer import GlobalWorkspace, WorkspaceConfig
     >>> workspace = GlobalWorkspace(192, WorkspaceConfig(num_priors=16))
@@ -111,20 +112,20 @@ class GlobalWorkspace(nn.Module):
 
     `attend` is the bottleneck attention. The default uses the fastest implementation for the
     device, which can be differentiated once. With several processes (an initialized process
-    group), it also lets the tokens of all of them form one pool, or those that `config.pool`
-    selects, and keeps the memory the same on all. `kernels.PoolAttention` makes an `attend` of
-    another implementation, such as `functional.pooled_attention`, which can be differentiated
-    twice. An `attend` is called with the weights of `to_k` and `to_v`, not with their outputs.
+    group), it pools the tokens of all of them, or of those that `config.pool` selects, and keeps
+    the memory the same on all. `kernels.PoolAttention` makes an `attend` from another
+    implementation, such as `functional.pooled_attention`, which can be differentiated twice. An
+    `attend` is called with the weights of `to_k` and `to_v`, not with their outputs.
 
     `merge` combines what several pools write. It defaults to the method `merge` of `attend`, and
-    to the identity if there is none. Another `attend` and `merge` together have to ensure that all
-    processes write the same.
+    to the identity if there is none. A custom `attend` and `merge` together have to ensure that
+    all processes write the same values.
 
     `retrieve` is the Hopfield retrieval. A `reader`, called with the tokens and the attractors of
     each image, replaces it.
 
     With activation checkpointing, keep this module outside the recomputed region, because a
-    second forward would move the memory twice.
+    second forward pass would move the memory again.
     """
 
     priors: Tensor
@@ -162,7 +163,7 @@ class GlobalWorkspace(nn.Module):
         return WorkspaceOutput(self.read(u, priors), written.balance_loss)
 
     def write(self, tokens: Float[Tensor, "T E"]) -> WriteOutput:
-        """Let the tokens of the pool compete to write the memory, which does not move yet.
+        """Let the tokens of the pool compete to write; the memory does not move yet.
 
         Step 3:  gamma-hat = LN(gamma^t + Dropout([h_1 .. h_S] W^O))
         """
@@ -178,7 +179,7 @@ class GlobalWorkspace(nn.Module):
         return WriteOutput(written, balance_loss, selection)
 
     def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """Move the memory towards the write, or leave it unchanged if the write is not finite.
+        """Move the memory towards the write, or leave it unchanged if the result is not finite.
 
         Step 4:  gamma^{t+1} = normalize((1 - alpha) gamma^t + alpha gamma-hat)
         """
@@ -210,7 +211,7 @@ class GlobalWorkspace(nn.Module):
 
     def _weights_by_head(self) -> tuple[Float[Tensor, "S D E"], Float[Tensor, "S D E"]]:
         """Return W^K and W^V of each head."""
-        # not by einops: torch.compile would guard on the type of a parameter and compile again
+        # not with einops: torch.compile would guard on the type of a parameter and recompile
         w_k, w_v = (
             torch.unflatten(m.weight, 0, (self.config.num_heads, -1))
             for m in (self.to_k, self.to_v)

@@ -1,9 +1,10 @@
-"""Functions that the tests of several processes run in each of them, and how to start them.
+"""What the tests with several processes run in each process, and how to start the processes.
 
-`python tests/drivers/ranks.py` prints the figures of docs/scaling.md: how far ranks differ, and
-how much they send. The processes are forks of a server that has already imported everything.
+`python tests/drivers/ranks.py` prints the figures of docs/scaling.md: how far the results differ
+from those of one process, and how much each rank sends. The processes are forks of a server that
+has already imported everything.
 
-Dims     A steps   B batch   C channels   H W image side   S heads   M priors   K winners
+Dims     S heads   M priors
 """
 
 import multiprocessing
@@ -37,8 +38,9 @@ from associative_transformer.training.step import Sums, TrainingStep, make_accel
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 T = TypeVar("T")
-SECONDS = 60
-STEPS, BATCH, TOKENS = 20, 12, 16  # of an image
+TIMEOUT = 60  # seconds
+STEPS, BATCH = 20, 12
+TOKENS = 16  # per image
 MEMORY = WorkspaceConfig(num_priors=3, prior_dim=6, num_heads=2, bottleneck=20)
 SEPARATE = replace(MEMORY, bottleneck=7)  # fewer than the tokens of a rank
 CONFIG = AiTConfig(
@@ -54,16 +56,16 @@ CONFIG = AiTConfig(
 
 
 def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
-    """Return `CONFIG` with another memory."""
+    """Return `CONFIG` with changes to the memory."""
     return replace(CONFIG, workspace=replace(MEMORY, **changes))
 
 
 class Case(NamedTuple):
-    """What to train and how, and how far ranks may differ."""
+    """What to train and how, and how far the results may differ."""
 
     model: AiTConfig = CONFIG
     train: dict[str, Any] = {}  # noqa: RUF012
-    dtype: torch.dtype = torch.float64  # in which rounding does not decide between two tokens
+    dtype: torch.dtype = torch.float64  # so that rounding does not decide which tokens win
     tolerance: float = 1e-5
     steps: int = 8
 
@@ -71,7 +73,7 @@ class Case(NamedTuple):
 CASES = {
     "float32": Case(dtype=torch.float32, steps=STEPS),
     "fewer winners than tokens": Case(),
-    # the score is 1, so the gradients of queries and keys are rounding errors, which AdamW scales
+    # the score is 1, so queries and keys get rounding errors as gradients, which AdamW scales up
     "one winner": Case(with_memory(bottleneck=1), {"lr": 1e-7}),
     "more winners than a rank has": Case(with_memory(bottleneck=120)),
     "all tokens win": Case(with_memory(bottleneck=None)),
@@ -104,7 +106,7 @@ def in_ranks(world: int, function: Callable[..., T], *arguments: object) -> list
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(SECONDS)
+            process.join(TIMEOUT)
         hung = [process for process in ranks if process.is_alive()]
         for process in hung:
             process.kill()
@@ -142,12 +144,12 @@ def _join(
 class Trained(NamedTuple):
     """The outcome of training; everything but the logits should be the same on all ranks."""
 
-    logits: list[Tensor]  # of the micro-batches of the first step, images of this rank
+    logits: list[Tensor]  # of the images of this rank in the first step, by micro-batch
     state: dict[str, Tensor]
 
 
 class EagerlyCompiled(AiT):
-    """An AiT that is traced and differentiated by the compiler, without slow code generation."""
+    """An AiT that the compiler traces and differentiates, without the slow code generation."""
 
     def compile(self, **options: Any) -> None:  # noqa: ANN401
         super().compile(backend="aot_eager", **options)
@@ -199,7 +201,7 @@ def train(rank: int, world: int, name: str) -> Trained:
 
 
 def train_all(rank: int, world: int) -> dict[str, Trained]:
-    # tracing is slow, so compile with two ranks only
+    # tracing is slow, so do not compile with three ranks
     names = [name for name, case in CASES.items() if world < 3 or not case.train.get("compile")]
     return {name: train(rank, world, name) for name in names}
 
@@ -274,7 +276,7 @@ class Tied(NamedTuple):
 
 
 def tie(rank: int, world: int, bottleneck: int) -> Tied:
-    """Let 36 equal tokens, divided among the ranks, compete."""
+    """Let 36 equal tokens compete, divided among the ranks."""
     torch.manual_seed(0)
     workspace = GlobalWorkspace(8, replace(MEMORY, bottleneck=bottleneck))
     token = torch.randn(8)
@@ -298,7 +300,7 @@ def write_separately(rank: int, world: int, size: int) -> dict[str, Tensor]:
 
 
 def leave(rank: int, world: int) -> bool:
-    """Exchange among all and among few ranks, leave the group; return whether it is gone."""
+    """Exchange among all ranks and among half, leave the group; return whether it is gone."""
     for size in (world, world // 2):
         distributed.gather(torch.ones(1), size)
     group = weakref.ref(dist.group.WORLD)
@@ -329,7 +331,7 @@ def count_sent(rank: int, world: int, config: AiTConfig, batch: int) -> Sent:
 
 @contextmanager
 def counting() -> Iterator[list[Tensor]]:
-    """Record the tensors that are gathered."""
+    """Record the tensors that this rank passes to `all_gather`."""
     sent: list[Tensor] = []
     gather = dist.all_gather
 
@@ -343,7 +345,7 @@ def counting() -> Iterator[list[Tensor]]:
 
 
 def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
-    """Return how many numbers all layers send by docs/scaling.md, forward and backward."""
+    """Return how many numbers docs/scaling.md says all layers send, forward and backward."""
     c = config.workspace
     if c.pool == "local":  # the mean of what the pools write
         return (config.depth * c.num_priors * c.prior_dim,) * 2

@@ -1,6 +1,6 @@
 """Train an AiT under accelerate and FSDP2, started by `accelerate launch` on GPUs.
 
-Fails if loss or memory differ from those of one process with the whole batch.
+Fails if the loss or the memory differs from that of one process with the whole batch.
 """
 
 from copy import deepcopy

@@ -35,7 +35,7 @@ def inputs(
 
 
 def loss_of(selection: Selection, num_tokens: int) -> Tensor:
-    """Return a loss that depends on values and scores, with another slope for each value."""
+    """Return a loss that depends on values and scores, with a different slope for each value."""
     slopes = torch.linspace(-1, 2, selection.value.numel()).view_as(selection.value)
     unevenness = balance_loss(selection.score, selection.chosen, num_tokens)
     return (slopes * selection.value).sum() + 0.1 * unevenness
@@ -53,7 +53,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 @pytest.mark.parametrize(("num_priors", "width"), [(2, 4), (5, 2), (1, 1)])
 @pytest.mark.parametrize("bottleneck", [1, 4, 12])
-def test_it_equals_the_slow_loops_forward_and_backward(
+def test_the_sparse_attention_equals_the_slow_loops_forward_and_backward(
     num_priors: int, width: int, bottleneck: int, chunk: int
 ) -> None:
     given = inputs(num_priors, width, num_tokens=13)
@@ -144,7 +144,7 @@ def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     torch.library.opcheck(sparse.weigh_and_sum_backward, tensors)
 
 
-def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_near_float32() -> None:
+def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_close_to_float32() -> None:
     given = inputs(2, 4, num_tokens=60, dtype=torch.float32)
     exact = sparse.pooled_attention(*given, 50)
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,7 +180,7 @@ def test_only_the_gradient_of_the_tokens_grows_with_the_pool(
         given = inputs(num_priors, width, num_tokens)
         q, tokens, w_k, _ = given
         queries = (q @ w_k).flatten(0, 1)
-        # a mode does not look into an operator, so call the functions that implement them
+        # the mode does not see inside operators, so call the functions that implement them
         with Largest() as forward:
             similarity, chosen = sparse.find_most_similar._init_fn(q, w_k, tokens, bottleneck)
             shift = similarity.amax(dim=-1)

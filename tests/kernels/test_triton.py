@@ -1,7 +1,8 @@
 """The Triton kernels against the plain implementation, on a CUDA device or in the interpreter.
 
 Triton reads TRITON_INTERPRET when it is imported, so its interpreter needs a separate process. The
-first test starts one; by hand: `TRITON_INTERPRET=1 pytest -m gpu tests/kernels/test_triton.py`.
+first test starts one. To start it by hand:
+`TRITON_INTERPRET=1 pytest -m gpu tests/kernels/test_triton.py`
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
 """
@@ -108,7 +109,7 @@ def whole_numbers(device: torch.device, num_priors: int, num_tokens: int) -> Inp
 
 
 def loss_of(selection: Selection, num_tokens: int) -> Tensor:
-    """Return a loss that depends on values and scores, with another slope for each value."""
+    """Return a loss that depends on values and scores, with a different slope for each value."""
     slopes = torch.linspace(-1, 2, selection.value.numel()).to(selection.value)
     unevenness = balance_loss(selection.score, selection.chosen, num_tokens)
     return (slopes.view_as(selection.value) * selection.value).sum() + 0.1 * unevenness
@@ -127,7 +128,7 @@ def assert_near(ours: Tensor, theirs: Tensor, share: float) -> None:
 
 
 def assert_same_winners(ours: Selection, theirs: Selection) -> None:
-    """Compare in the order of the pool, in which ours are."""
+    """Compare winners and scores in the order of the pool, which ours already have."""
     chosen, order = theirs.chosen.sort(dim=-1)
     assert torch.equal(ours.chosen, chosen)
     assert_close(ours.score, theirs.score.gather(-1, order))
@@ -140,7 +141,7 @@ def assert_same_winners(ours: Selection, theirs: Selection) -> None:
         (5, 16, 300, 40),  # the third tile is not full
         (1, 32, 2, 1),
         (32, 16, 128, 127),  # a full group, a full tile, all but one win
-        (33, 16, 129, 128),  # one more prior and token than that
+        (33, 16, 129, 128),  # one prior and one token more than that
         (3, 64, 257, 256),
         (70, 128, 20, 7),
     ],
@@ -188,7 +189,7 @@ def test_of_equal_tokens_the_first_in_the_pool_win(
 
 @gpu
 def test_if_all_are_equal_the_first_k_win_with_equal_scores(device: torch.device) -> None:
-    given = whole_numbers(device, num_priors=5, num_tokens=300)  # free of rounding
+    given = whole_numbers(device, num_priors=5, num_tokens=300)  # so that nothing is rounded
     given = given._replace(tokens=torch.ones_like(given.tokens))
     ours = write.pooled_attention(*given, 140)
     assert torch.equal(ours.chosen, torch.arange(140, device=device).expand_as(ours.chosen))
@@ -288,7 +289,7 @@ def test_no_tensor_has_a_score_for_each_prior_and_token(device: torch.device) ->
         torch.randn(shape, device=device)
         for shape in ((S, num_priors, width), (num_tokens, S, width), (num_tokens, S, width))
     )
-    with Largest() as mode:  # does not look into operators, so call what implements them
+    with Largest() as mode:  # does not see inside operators, so call what implements them
         value, *others = write._attend._init_fn(q, k, v, 6)
         write._attend_backward._init_fn([value, others[0]], [q, k, v, *others])
     assert mode.num_bytes == 4 * num_tokens * S * width  # the gradients of keys and values
@@ -334,7 +335,7 @@ def memory(
 
 
 def retrieve(module: ModuleType, given: Memory, beta: float, num_steps: int) -> tuple[Tensor, ...]:
-    """Return what is retrieved, and the gradients."""
+    """Return the result of the retrieval, and its gradients."""
     retrieved = module.hopfield_retrieve(*given, beta, num_steps)
     slopes = torch.linspace(-1, 2, retrieved.numel()).to(retrieved).view_as(retrieved)
     return retrieved, *torch.autograd.grad((slopes * retrieved).sum(), given)
@@ -375,7 +376,7 @@ def test_large_associations_retrieve_one_attractor(device: torch.device) -> None
 
 
 @gpu
-def test_a_read_of_transposed_tokens_is_right(device: torch.device) -> None:
+def test_a_read_of_transposed_tokens_equals_the_plain_implementation(device: torch.device) -> None:
     given = memory(device, (70, 50))
     given = Memory(given.state.mT, memory(device, (1, 70)).attractors)
     results = (retrieve(module, given, 1.0, 1) for module in (read, functional))

@@ -1,9 +1,9 @@
-"""The equations as slow loops, written from the paper without looking at the package.
+"""The equations as slow loops, written from the paper independently of the package.
 
-The loops run over heads, priors and tokens. Only sums along a vector are left to torch, so that
+The loops run over heads, priors and tokens. Only operations within a vector are vectorized, and
 autograd gives an independent gradient. For float64 and small sizes.
 
-Dims     S heads   M priors   T tokens   D prior width   E token width   K tokens of a prior
+Dims     S heads   M priors   T tokens   D prior width   E token width   K winners of a prior
 """
 
 import math
@@ -124,7 +124,7 @@ def update_priors(priors: Tensor, written: Tensor, smoothing: float) -> Tensor:
 def hopfield_retrieve(
     state: Tensor, attractors: Tensor, beta: float, num_steps: int = 1
 ) -> Tensor:
-    """Compute step 6: r = softmax(beta x Y^T) Y, fed back `num_steps` times."""
+    """Compute step 6: r = softmax(beta x Y^T) Y, repeated `num_steps` times."""
     rows = []
     for token in state.reshape(-1, state.shape[-1]):
         for _ in range(num_steps):
@@ -217,7 +217,7 @@ def workspace_step(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute softmax attention in one image: (S, N, D), (S, T, D), (S, T, D) to (S, N, D)."""
+    """Compute softmax attention within one image: (S, N, D), (S, T, D), (S, T, D) to (S, N, D)."""
     scale = 1 / math.sqrt(q.shape[-1])
     heads = []
     for head in range(len(q)):

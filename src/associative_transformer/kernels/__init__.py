@@ -17,8 +17,8 @@ from associative_transformer.kernels import over_ranks, sparse
 from associative_transformer.kernels.over_ranks import Pool
 
 FASTEST = {"cpu": sparse}
-"""The module with the fastest implementation on each type of device (`docs/performance.md`); on
-all other devices it is `functional`."""
+"""The module with the fastest implementation on each type of device (`docs/performance.md`);
+`functional` is used on all others."""
 
 
 def pooled_attention(
@@ -28,22 +28,22 @@ def pooled_attention(
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
 ) -> Selection:
-    """Compute `functional.pooled_attention` by the fastest implementation for the device."""
+    """Compute `functional.pooled_attention` with the fastest implementation for the device."""
     fastest = FASTEST.get(tokens.device.type, functional)
     return fastest.pooled_attention(q, tokens, w_k, w_v, bottleneck)
 
 
 @dataclass(frozen=True)
 class PoolAttention:
-    """Attention of the priors to a pool of tokens that lies in one process or in several.
+    """Attention of the priors to a pool of tokens in one process or in several.
 
     `GlobalWorkspace(192, attend=PoolAttention(functional.pooled_attention))` uses the plain
     implementation.
     """
 
     implementation: Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
-    """Computes the selection of a pool that lies in one process: any `pooled_attention` of this
-    signature. If several ranks share a pool, `over_ranks.pooled_attention` does so instead."""
+    """Any `pooled_attention` of this signature, for pools within one process. If several ranks
+    share a pool, `over_ranks.pooled_attention` is used instead."""
 
     def __call__(
         self,

@@ -1,16 +1,16 @@
 """The bottleneck attention over a pool of tokens that several ranks share.
 
-The ranks of a pool compute what one process with all tokens would. Each rank finds the winners
-among its own tokens; comparing their similarities shows which of them win in the whole pool. Each
-rank then sums over its own winners, and these sums are added in the order of the ranks, so that
+The ranks of a pool compute what one process with all tokens would. Each rank finds the best of
+its own tokens; comparing their similarities shows which of them win in the whole pool. Each rank
+then sums over its own winners, and these sums are added in the order of the ranks, so that
 the write, and with it the memory, is the same bit for bit on all of them. Tokens and values are
-not sent: for each layer, a rank sends S M (K + D + 1) + 2 numbers in the forward pass and
+not sent. For each layer, a rank sends S M (K + D + 1) + 2 numbers in the forward pass and
 S M (D + 1) + 2 in the backward pass.
 
-All ranks must hold equally many tokens.
+All ranks must have the same number of tokens.
 
 Dims     T tokens of this rank   E token width   S heads   M priors   D head width
-         K winners kept on this rank   R = S * M rows of queries   W ranks of a pool
+         K candidates on this rank   R = S * M rows of queries   W ranks of a pool
 Source   Sun et al., CVPR 2025, section 3; the exchange is ours.
 """
 
@@ -29,7 +29,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.kernels import sparse
 
 Pool = Literal["global", "node", "local"]
-"""The tokens that compete with each other: those of all ranks, of a machine, or of a rank."""
+"""Which tokens compete with each other: those of all ranks, of one machine, or of one rank."""
 
 
 def ranks_of(pool: Pool) -> int:
@@ -54,7 +54,7 @@ def ranks_of(pool: Pool) -> int:
 def num_pools(pool: Pool) -> int:
     """Return how many pools the ranks form; a collective, so every rank has to call it.
 
-    Raises UserError on all ranks if `ranks_of` does or if the nodes differ in size.
+    Raises UserError on all ranks if `ranks_of` does, or if the nodes differ in size.
     """
     if pool == "node":
         sizes = distributed.gather_objects(os.environ.get("LOCAL_WORLD_SIZE"))
@@ -109,7 +109,7 @@ def _find_winners(
 ) -> tuple[Bool[Tensor, "R K"], Float[Tensor, " R"]]:
     """Return which similarities are among the `limit` largest of the pool, and the largest one.
 
-    Of equal ones, those of the lower rank win.
+    If similarities are equal, those of the lower rank win.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     gathered = distributed.gather(similarity.to(dtype), num_ranks)

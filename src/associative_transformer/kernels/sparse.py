@@ -1,10 +1,10 @@
 """Pooled attention that works on the winners only: no keys, no values, no dense attention matrix.
 
 The key map is absorbed into the queries, q W^K, and the value map is applied after the weighted
-sum, W^V (score u), so that priors and tokens meet at the width of the tokens. Similarities are
-computed for `CHUNK` tokens at a time, and only those of the winners are kept; the other tokens
-are not touched again. Apart from the gradient of the tokens, this takes O(S M (CHUNK + K + E))
-memory, whatever T.
+sum, W^V (score u), so that keys and values of the pool are never stored. Similarities are computed
+for `CHUNK` tokens at a time, and only those of the winners are kept; the other tokens are not read
+again. Apart from the gradient of the tokens, this takes O(S M (CHUNK + K + E)) memory, regardless
+of T.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
          R = S * M rows of queries
@@ -22,7 +22,7 @@ from associative_transformer import functional
 from associative_transformer.functional import Selection
 
 CHUNK = 16_384
-"""Tokens whose similarities are held at once."""
+"""Number of tokens whose similarities are in memory at the same time."""
 
 
 def pooled_attention(
@@ -51,7 +51,7 @@ def pooled_attention(
 
 
 def cast_for_autocast(*tensors: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], ...]:
-    """Cast tensors to the precision of autocast if it is on: it does not look into operators."""
+    """Cast tensors to the precision of autocast if it is on: it has no effect inside operators."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -69,7 +69,7 @@ def find_most_similar(
     tokens: Float[Tensor, "T E"],
     bottleneck: int,
 ) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """Return similarities and positions of the tokens that are most similar to each query.
+    """Return similarities and positions of the `bottleneck` tokens most similar to each query.
 
     If several tokens are equally similar, any of them may win, but the same ones every time.
     """
@@ -81,7 +81,7 @@ def find_most_similar(
         chunk = tokens[start : start + CHUNK]
         if queries is not None:
             similarity = queries @ chunk.mT
-        else:  # with keys, this takes fewer operations
+        else:  # for more priors than D, computing the keys takes fewer operations
             similarity = (q @ (w_k @ chunk.mT)).flatten(0, 1)
         top, index = similarity.topk(min(bottleneck, similarity.shape[1]), dim=-1)
         best, chosen = torch.cat([best, top], dim=-1), torch.cat([chosen, index + start], dim=-1)
@@ -112,9 +112,10 @@ def weigh_and_sum(
 ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R E"]]:
     """Return the weights exp(similarity - shift) of the chosen tokens, and their weighted sums.
 
-    The caller has to divide both by the sum of the weights. `similarity` is that of `queries` to
-    the chosen rows of `tokens`; it is not computed again, and its gradient goes to these two.
-    `shift` is a constant that keeps the weights small. A similarity of -inf excludes a token.
+    The caller has to divide both by the sum of the weights. `similarity` must be that of `queries`
+    to the chosen rows of `tokens`; it is not recomputed, and its gradient flows to these two.
+    `shift` is a constant that keeps the exponential from overflowing. A similarity of -inf
+    excludes a token.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     weight = (similarity.to(dtype) - shift[:, None].to(dtype)).exp()
@@ -143,16 +144,16 @@ def weigh_and_sum_backward(
     weight: Float[Tensor, "R K"],
     chosen: Int[Tensor, "R K"],
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "T E"]]:
-    """Return the gradients of `queries` and `tokens`, given those of weights and sums."""
+    """Return the gradients of `queries` and `tokens`, given those of the weights and the sums."""
     num_rows, bottleneck = chosen.shape
     starts = torch.arange(0, chosen.numel(), bottleneck, device=chosen.device)
     rows = torch.arange(num_rows, device=chosen.device).repeat_interleave(bottleneck)
     agreement = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         mixed_grad.contiguous(), tokens, chosen.flatten(), starts, rows, 0
-    )  # dot products of each chosen token with the gradient of the sum that it is in
+    )  # dot product of each chosen token and the gradient of the sum that contains it
     slope = weight * (weight_grad + agreement.view_as(weight))  # gradient of the similarity
     queries_grad = _weighted_sum(slope, chosen, tokens)
-    # a token gathers twice from each row that chose it: for its similarity and for its value
+    # each row contributes twice to the gradient of a token: through its similarity and its value
     token, order = chosen.flatten().sort(stable=True)
     starts = torch.searchsorted(token, torch.arange(len(tokens), device=token.device))
     rows = torch.stack([rows[order], rows[order] + num_rows], dim=-1)

@@ -1,9 +1,9 @@
-"""The Hopfield retrieval in Triton: one pass over the tokens, and no scores stored.
+"""The Hopfield retrieval in Triton, in one pass over the tokens and without storing scores.
 
 A tile of tokens is compared with all attractors at once, so that the softmax never leaves the
-registers. Tokens and attractors are read in blocks of columns. Backward computes the scores
-again. The gradient of the attractors is stored for each tile of tokens and summed at the end, so
-that no sum depends on timing.
+registers. Tokens and attractors are read in blocks of columns. The backward pass recomputes
+the scores. The gradient of the attractors is stored for each tile of tokens and summed at the end,
+so that no sum depends on timing.
 
 Dims     T tokens, of all images   E token width   M attractors   N tiles of tokens
 """
@@ -57,7 +57,7 @@ def _retrieve(state: Tensor, attractors: Tensor, beta: float) -> Tensor:
     """Pull each state towards the attractors once."""
     state, attractors = state.contiguous(), attractors.contiguous()
     retrieved = torch.empty_like(state)
-    with torch.cuda.device(state.get_device()):  # -1, which means a CPU, changes nothing
+    with torch.cuda.device(state.get_device()):  # -1, for a CPU, has no effect
         _forward[_grid(state)](state, attractors, retrieved, beta, *_sizes(state, attractors))
     return retrieved
 
@@ -106,7 +106,7 @@ def _grid(state: Tensor) -> tuple[int]:
 
 
 def _sizes(state: Tensor, attractors: Tensor) -> tuple[int, int, int, int]:
-    """Return T, M and E, and the padded number of attractors: a power of two, as `dot` needs."""
+    """Return T, M and E, and the number of attractors padded to a power of two for `dot`."""
     num_attractors, width = attractors.shape
     padded = max(16, triton.next_power_of_2(num_attractors))
     return state.numel() // width, num_attractors, width, padded
@@ -124,7 +124,7 @@ def _forward(
     width: tensor,
     ATTRACTORS: constexpr,
 ) -> None:
-    """Retrieve a tile of tokens."""
+    """Do one retrieval step for a tile of tokens."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     attractor = tl.arange(0, ATTRACTORS)
     similarity = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)
@@ -157,7 +157,7 @@ def _backward(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     attractor = tl.arange(0, ATTRACTORS)
     similarity = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)
-    agreement = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)  # of gradients with attractors
+    agreement = tl.zeros((TOKENS, ATTRACTORS), dtype=tl.float32)  # of gradients and attractors
     for first in range(0, width, COLUMNS):
         y = _load(attractors, attractor, num_attractors, first, width)
         x = _load(state, token, num_tokens, first, width).to(y.dtype)

@@ -1,10 +1,10 @@
 """Pooled attention in Triton: similarities stay on the chip, and only winners are stored.
 
 The winners of a prior are the tokens above a threshold, which is found four bits at a time in the
-bit patterns of the similarities. Each round computes these again, tile by tile as in flash
-attention, and only counts how many reach each of 15 limits. At the end, a token has one bit for
-each prior, set if it won. One compiled kernel makes all comparisons, and what follows uses these
-bits, so exactly K tokens win, and of equal ones the first in the pool. No sum depends on timing.
+bit patterns of the similarities. Each round recomputes these, tile by tile as in flash attention,
+and only counts how many reach each of 15 limits. At the end, each token has one bit per prior,
+set if the token won. One compiled kernel makes all comparisons, and all later steps use these
+bits, so exactly K tokens win; of equal tokens, the first in the pool. No sum depends on timing.
 
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
          N tiles of tokens   G groups of priors, with one word of bits per token
@@ -39,7 +39,7 @@ def pooled_attention(
     """Compute `functional.pooled_attention`; can be differentiated once.
 
     The winners of a prior are in the order of the pool, and similarities are float32. If all
-    tokens win, or if `WIDTHS` lacks D or `DTYPES` the dtype, this calls `functional`.
+    tokens win, or if D is not in `WIDTHS` or the dtype not in `DTYPES`, this calls `functional`.
     """
     num_heads, _, width = q.shape
     autocast = torch.is_autocast_enabled(tokens.device.type)
@@ -61,12 +61,12 @@ def pooled_attention(
 def _attend(q: Tensor, k: Tensor, v: Tensor, bottleneck: int) -> tuple[Tensor, ...]:
     """Return values (S, M, D), scores and positions (S, M, K), and two tensors for backward.
 
-    marks[0] (S, G, T) holds the bits of the winners; start (S, N, M) counts them before each tile.
+    marks[0] (S, G, T) has the bits of the winners, start (S, N, M) their number before each tile.
     """
     q, k = q.contiguous(), k.contiguous()
     logits = q.new_empty(*q.shape[:2], bottleneck, dtype=torch.float32)
     chosen = torch.empty_like(logits, dtype=torch.long)
-    with torch.cuda.device(q.get_device()):  # -1, which means a CPU, changes nothing
+    with torch.cuda.device(q.get_device()):  # -1, for a CPU, has no effect
         marks, start, spare = _mark_candidates(q, k, bottleneck)
         tensors, sizes = (marks, start, spare, logits, chosen), (len(k), q.shape[1], bottleneck)
         _store_winners[_grid(q, k)](q, k, *tensors, *sizes, q.shape[2])
@@ -122,7 +122,7 @@ _attend.register_autograd(_differentiate, setup_context=_save_for_backward)
 def _mark_candidates(q: Tensor, k: Tensor, bottleneck: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mark the tokens above the K-th largest similarity, and those equal to it.
 
-    Also return how many tokens win before each tile, and how many equal ones may win after that.
+    Also return how many tokens win before each tile, and how many equal ones may still win.
     """
     tiles, num_heads, groups = grid = _grid(q, k)
     floor = q.new_zeros(q.shape[:2], dtype=torch.int32)
@@ -147,7 +147,7 @@ def _rows(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _sum_by_token(weight: Tensor, a: Tensor, marks: Tensor, start: Tensor) -> Tensor:
-    """Sum for each token the weighted rows (S, M, D) of the priors that chose it."""
+    """For each token, sum the weighted rows of `a` (S, M, D) of the priors that chose it."""
     num_tokens, (num_heads, num_priors, width) = marks.shape[-1], a.shape
     x = a.new_empty(num_tokens, num_heads, width)
     tensors, sizes = (weight, a.contiguous(), marks, start, x), (num_tokens, num_priors)
@@ -164,7 +164,7 @@ def _grid(q: Tensor, k: Tensor) -> tuple[int, int, int]:
 def _similarity(
     q: tensor, k: tensor, num_tokens: tensor, num_priors: tensor, WIDTH: constexpr
 ) -> tensor:
-    """Compute the similarity of the queries of a group to the keys of a tile."""
+    """Compute the similarities of the queries of a group to the keys of a tile."""
     prior = tl.program_id(2) * PRIORS + tl.arange(0, PRIORS)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, WIDTH)
@@ -267,7 +267,7 @@ def _sum_priors(
     bottleneck: tensor,
     WIDTH: constexpr,
 ) -> None:
-    """Sum for each token of a tile the weighted rows of the priors that chose it."""
+    """For each token of a tile, sum the weighted rows of the priors that chose it."""
     head, tile, num_groups = tl.program_id(1), tl.program_id(0), tl.cdiv(num_priors, PRIORS)
     token, column = tile * TOKENS + tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     total = tl.zeros((TOKENS, WIDTH), dtype=tl.float32)
