@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source: who imports whom, how long, under what name."""
+"""Rules for the source of the package: order of imports, lengths and names."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ PACKAGE = "associative_transformer"
 ROOT = Path(associative_transformer.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
-ORDER = {  # from the ground up: a file imports only from what stands before it
+ORDER = {  # from the ground up: a file imports only from what comes before it
     "functional": "the paper's equations as pure functions",
     "interface": "Batch, ModelOutput, UserError: what passes between the parts",
     "files": "atomic writes, new folders, the first error of a validation",
@@ -38,11 +38,11 @@ ORDER = {  # from the ground up: a file imports only from what stands before it
     "report": "one run, or two, as a web page",
     "bench": "speed and memory, compared with a rival in the same run",
     "cli": "the command `ait`, one file per subcommand",
-    "__main__": "the same as `python -m associative_transformer`",
+    "__main__": "the entry point of `python -m associative_transformer`",
 }
 """The parts of the package; the README shows this list."""
 
-INSIDE = {  # the same inside the folders: files not named import no sibling, __init__ comes last
+INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
     "kernels": ("sparse", "over_ranks"),
     "models": ("layers", "pretrained"),
     "data": (
@@ -66,16 +66,16 @@ INSIDE = {  # the same inside the folders: files not named import no sibling, __
     "recipes": ("classification", "ablations"),
     "cli": ("options",),
 }
-PUBLIC_NAMES = "__init__.py"  # loads every public name on first use: after all parts
+PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts
 MAY_IMPORT_INSIDE_FUNCTIONS = {
     "cli/": "a command and its --help wait only for what they need",
     "evaluate.py": "accelerate is slow to import, and only a GPU needs it",
     "models/__init__.py": "the counter of operations imports Triton, and few commands need it",
-    "data/sources.py": "datasets is slow to import, and generated data do not need it",
+    "data/sources.py": "datasets is slow to import, and generated data does not need it",
     "data/image_table.py": "the same",
     "data/images.py": "torchvision is slow to import, and only random crops need it",
 }
-"""Files, and folders, with the reason."""
+"""Files and folders, each with the reason."""
 FORBIDDEN_NAMES = {"utils", "common", "misc", "helpers"}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS, MAX_FIELDS = 300, 45, 12, 15
 
@@ -93,12 +93,12 @@ def functions(file: str) -> Iterator[Function]:
 
 
 def dotted(path: str) -> str:
-    """Turn models/ait.py into models.ait, and models/__init__.py into models."""
+    """Return models.ait for models/ait.py, and models for models/__init__.py."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def imports(file: str) -> Iterator[tuple[str, ast.stmt]]:
-    """Give the full name of all that a file imports, `package.module.name` for a from-import."""
+    """Yield the full name of each import of a file: `package.module.name` for a from-import."""
     package = [PACKAGE, *file.split("/")[:-1]]  # where relative imports start
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
@@ -110,7 +110,7 @@ def imports(file: str) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def own_imports(file: str) -> Iterator[str]:
-    """Give the modules of this package that a file imports, as models.ait; "" for the package."""
+    """Yield the modules of this package that a file imports: models.ait; "" for the package."""
     modules = {dotted(other) for other in FILES}
     for name, _ in imports(file):
         if name.split(".")[0] != PACKAGE or name == f"{PACKAGE}.__version__":
@@ -122,7 +122,7 @@ def own_imports(file: str) -> Iterator[str]:
 
 
 def position(module: str) -> tuple[int, int]:
-    """Return where a module stands in the written order."""
+    """Return the position of a module in the written order."""
     part, _, inner = module.partition(".")
     parts, siblings = list(ORDER), INSIDE.get(part, ())
     if not inner:
@@ -133,14 +133,14 @@ def position(module: str) -> tuple[int, int]:
 
 
 def breaches(file: str) -> list[str]:
-    """Return the imports of a file that do not stand before it in the written order."""
+    """Return the imports of a file that do not come before it in the written order."""
     if file == PUBLIC_NAMES:
         return []
     home = position(dotted(file))
     return [
         module or PACKAGE
         for module in own_imports(file)
-        if not module or position(module) >= home  # the public names are for users
+        if not module or position(module) >= home  # the package itself is for users only
     ]
 
 
@@ -163,12 +163,12 @@ def test_the_readme_shows_the_parts_in_the_written_order() -> None:
 
 
 @every_file
-def test_a_file_imports_only_from_what_stands_before_it(file: str) -> None:
+def test_a_file_imports_only_from_what_comes_before_it(file: str) -> None:
     assert not breaches(file)
 
 
 @every_file
-def test_imports_stand_at_the_top(file: str) -> None:
+def test_imports_are_at_the_top(file: str) -> None:
     inside = {
         f"{file}:{node.lineno}"
         for function in functions(file)
@@ -179,7 +179,7 @@ def test_imports_stand_at_the_top(file: str) -> None:
 
 
 @every_file
-def test_no_star_is_imported(file: str) -> None:
+def test_there_are_no_star_imports(file: str) -> None:
     assert not [name for name, _ in imports(file) if name.endswith(".*")]
 
 
@@ -238,7 +238,7 @@ def test_every_signature_is_annotated(file: str) -> None:
 
 
 def is_bare_tensor(annotation: ast.expr | None) -> bool:
-    """Say whether a shape is missing: Tensor, Tensor | None, tuple[Tensor, Tensor]."""
+    """Return whether a shape is missing: Tensor, Tensor | None, tuple[Tensor, Tensor]."""
     match annotation:
         case ast.Name(id="Tensor") | ast.Attribute(attr="Tensor"):
             return True
@@ -251,7 +251,7 @@ def is_bare_tensor(annotation: ast.expr | None) -> bool:
 
 
 @every_file
-def test_public_functions_and_forwards_say_the_shapes_of_their_tensors(file: str) -> None:
+def test_public_functions_and_forwards_annotate_the_shapes_of_their_tensors(file: str) -> None:
     shapeless = [
         function.name
         for function in functions(file)
@@ -264,7 +264,7 @@ def test_public_functions_and_forwards_say_the_shapes_of_their_tensors(file: str
 
 
 def users_of(library: str) -> set[str]:
-    """Name the files that import a library or reach it as an attribute, like torch.distributed."""
+    """Return the files that import a library or access it as an attribute: torch.distributed."""
     users = set()
     for file in FILES:
         named = {name for name, _ in imports(file)}

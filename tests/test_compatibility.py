@@ -1,7 +1,7 @@
-"""Runs of version 0.1 resume, evaluate and report as they did when they were made.
+"""Runs of version 0.1 can still be resumed, evaluated and reported, with the same results.
 
-`fixtures/runs` holds two of them, each stopped in its last epoch and complete: `plain`, a recipe
-without changes, and `overrides`, a recipe with fields of all kinds changed.
+`fixtures/runs` contains two of them, each once stopped in its last epoch and once complete:
+`plain`, a recipe without overrides, and `overrides`, a recipe with overrides of all kinds.
 """
 
 import json
@@ -15,7 +15,7 @@ from making.commands import Ait
 
 RUNS = Path(__file__).parent / "fixtures" / "runs"
 CLOSE = {"rel": 1e-3, "abs": 0.5}
-"""Another CPU rounds in another way: a few of some hundred test images may change sides."""
+"""Another CPU rounds differently: a few of several hundred test images may change their class."""
 
 pytestmark = pytest.mark.slow
 every_run = pytest.mark.parametrize("name", ["plain", "overrides"])
@@ -39,7 +39,9 @@ def train(ait: Ait, name: str) -> None:
 
 
 @every_run
-def test_a_stopped_run_resumes_and_ends_as_it_did(name: str, ait: Ait, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_and_ends_with_the_same_result(
+    name: str, ait: Ait, tmp_path: Path
+) -> None:
     run = put(name, "stopped", tmp_path / "runs")
     train(ait, name)
     ours, theirs = load(run / "result.json"), load(RUNS / name / "complete" / "result.json")
@@ -62,7 +64,9 @@ def test_a_complete_run_is_not_trained_again(name: str, ait: Ait, tmp_path: Path
 
 
 @every_run
-def test_a_complete_run_is_evaluated_as_it_was(name: str, ait: Ait, tmp_path: Path) -> None:
+def test_a_complete_run_is_evaluated_with_the_same_scores(
+    name: str, ait: Ait, tmp_path: Path
+) -> None:
     run = put(name, "complete", tmp_path / "runs")
     theirs = load(run / "evaluation.json")
     (run / "evaluation.json").unlink()
@@ -85,9 +89,7 @@ def test_a_complete_run_is_reported(name: str, ait: Ait, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "table"), [("plain", "relational"), ("overrides", "classification")]
 )
-def test_a_complete_run_stands_in_its_table(
-    name: str, table: str, ait: Ait, tmp_path: Path
-) -> None:
+def test_a_complete_run_is_in_its_table(name: str, table: str, ait: Ait, tmp_path: Path) -> None:
     put(name, "complete", tmp_path / "runs")
     done = ait("table", table, "--runs", tmp_path / "runs")
     assert done.code == 0

@@ -67,7 +67,7 @@ def make_split(num_items: int, num_classes: int = 3) -> Split:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 23, 24, 100])
-def test_every_image_is_scored_once_whatever_the_batch_size(batch_size: int) -> None:
+def test_every_image_is_scored_once_for_any_batch_size(batch_size: int) -> None:
     split, model = make_split(23), AiT(CONFIG).eval()
     confusion, loss, predicted = [[0] * 3 for _ in range(3)], 0.0, []
     with torch.no_grad():
@@ -100,7 +100,7 @@ def batch_of(predicted: list[int], labels: list[int]) -> Batch:
 
 
 class OnGpu(Split):
-    """A split that claims to be on a GPU whose memory holds `room` images."""
+    """A split that pretends to be on a GPU with memory for `room` images."""
 
     room = 5
 
@@ -141,7 +141,7 @@ def test_a_gpu_without_room_for_one_image_raises_an_error(
         evaluate_split(AiT(CONFIG), on_gpu, 4, 3)
 
 
-def test_a_model_that_fails_is_back_in_its_previous_mode() -> None:
+def test_a_model_that_fails_returns_to_its_previous_mode() -> None:
     model, split = AiT(CONFIG), make_split(3)
     with pytest.raises(ValueError, match="images are"):
         evaluate(model, [Batch(torch.zeros(1, 3, 8, 8), None, split.labels[:1])], 3)
@@ -181,7 +181,7 @@ def test_evaluation_changes_neither_mode_nor_weights_nor_memory(is_training: boo
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Return the interval in percent by the formula of Wilson (1927)."""
+    """Return the interval in percent by Wilson's formula (1927)."""
     z = 1.959964
     center, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
     low, high = ((center + side * z * math.sqrt(spread)) / (1 + z * z / n) for side in (-1, 1))
@@ -189,13 +189,13 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def interval(answers: list[list[bool]]) -> Interval:
-    """Return the interval of answers that are given picture by picture."""
+    """Return the interval of answers that are grouped by image."""
     images = [image for image, of_image in enumerate(answers) for _ in of_image]
     is_right = [right for of_image in answers for right in of_image]
     return interval_by_image(torch.tensor(is_right), torch.tensor(images))
 
 
-def test_the_formula_of_this_file_gives_published_numbers() -> None:
+def test_wilson_in_this_file_gives_published_numbers() -> None:
     assert wilson(8 / 10, 10) == pytest.approx((49.02, 94.33), abs=0.01)
     assert wilson(1.0, 10) == pytest.approx((72.25, 100.0), abs=0.01)
 
@@ -269,29 +269,29 @@ def test_an_interval_contains_the_accuracy_and_is_never_narrower_than_wilsons() 
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.75, 0.92), (0.99, 0.92)])
-def test_the_interval_covers_the_true_accuracy_when_that_of_independent_answers_does_not(
+def test_the_interval_covers_the_true_accuracy_even_if_that_of_independent_answers_does_not(
     share: float, least: float
 ) -> None:
     random = np.random.default_rng(0)
-    num_images, each, times = 200, 10, 1500
-    covered, naively = 0, 0
+    num_images, each, num_trials = 200, 10, 1500
+    covered, covered_by_wilson = 0, 0
     images = torch.arange(num_images).repeat_interleave(each)
-    for _ in range(times):
+    for _ in range(num_trials):
         of_image = random.beta(2 * share, 2 * (1 - share), size=(num_images, 1))
         is_right = random.random((num_images, each)) < of_image
         low, high = interval_by_image(torch.from_numpy(is_right.ravel()), images)
         covered += low <= 100 * share <= high
         low, high = wilson(float(is_right.mean()), num_images * each)
-        naively += low <= 100 * share <= high
-    assert least <= covered / times <= 0.99
-    assert naively / times < 0.8
+        covered_by_wilson += low <= 100 * share <= high
+    assert least <= covered / num_trials <= 0.99
+    assert covered_by_wilson / num_trials < 0.8
 
 
 # --- kinds of questions ---
 
 
 def ask(kinds: list[int], each: int) -> Split:
-    """Return random questions of these kinds with random answers, `each` about a picture."""
+    """Return random questions of these kinds with random answers, `each` of them per image."""
     n = len(kinds)
     kind, first = np.array(kinds), np.random.randint(6, size=n)
     second = np.where(kind >= 6, (first + 1) % 5, NO_COLOR)
@@ -305,17 +305,17 @@ def test_scores_by_kind_are_those_of_a_loop(kinds: range) -> None:
     asked = np.random.choice(list(kinds), 300).tolist()
     split, guesses = ask(asked, each=4), torch.randint(10, (9,))
     predicted = torch.where(torch.rand(300) < 0.6, split.labels, torch.randint(10, (300,)))
-    right, guessed, pictures = defaultdict(list), defaultdict(list), defaultdict(list)
+    right, guessed, image_rows = defaultdict(list), defaultdict(list), defaultdict(list)
     for i, kind in enumerate(asked):
         label = int(split.labels[i])
         for name in (KINDS[kind].type, KINDS[kind].name, "all"):
             right[name].append(int(predicted[i]) == label)
             guessed[name].append(int(guesses[kind]) == label)
-            pictures[name].append(int(split.rows[i]))
+            image_rows[name].append(int(split.rows[i]))
     scores = score_kinds(predicted, split, guesses)
     assert {score.name for score in scores} == set(right)
     for score in scores:
-        is_right, images = right[score.name], pictures[score.name]
+        is_right, images = right[score.name], image_rows[score.name]
         assert score.accuracy == pytest.approx(100 * sum(is_right) / len(is_right))
         is_guessed = guessed[score.name]
         assert score.guess == pytest.approx(100 * sum(is_guessed) / len(is_guessed))
@@ -355,7 +355,7 @@ def test_the_summary_of_images_counts_them() -> None:
     assert summary.to_dict() == expected
 
 
-def test_the_summary_of_questions_counts_pictures_once_and_is_ready_for_json() -> None:
+def test_the_summary_of_questions_counts_images_once_and_is_ready_for_json() -> None:
     split, guesses = ask([0, 1, 3, 4] * 5, each=4), torch.zeros(9).long()
     evaluation = Evaluation(25.0, 1.5, torch.zeros(10, 10).long(), split.labels)
     summary = summarize(evaluation, HeldOut(split, CLASS_NAMES, guesses=guesses))

@@ -17,8 +17,8 @@ from associative_transformer.experiment import (
     Schedule,
     TrainConfig,
     differences,
-    fields_of,
     fingerprint,
+    identifying_fields,
     load_experiment,
     save_experiment,
 )
@@ -57,7 +57,7 @@ VERSION_0_1 = json.loads((Path(__file__).parent / "fixtures/experiments-0.1.json
 
 
 def write_yaml(path: Path, experiment: Experiment, values: dict[str, Any]) -> Path:
-    """Save an experiment with some entries replaced or added, however wrong they are."""
+    """Save an experiment with some entries replaced or added, valid or not."""
 
     def put(tree: dict[str, Any], new: dict[str, Any]) -> None:
         for key, value in new.items():
@@ -104,7 +104,7 @@ def test_every_field_is_saved_and_loaded(
 
 def test_a_number_that_yaml_reads_as_text_is_converted(tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "experiment.yaml", TRIANGLE, {})
-    path.write_text(path.read_text().replace("lr: 0.0001", "lr: 1e-4"))  # a string for YAML
+    path.write_text(path.read_text().replace("lr: 0.0001", "lr: 1e-4"))  # YAML reads a string
     assert "lr: 1e-4" in path.read_text()
     assert load_experiment(path) == TRIANGLE
 
@@ -241,7 +241,7 @@ def test_every_field_except_circumstances_changes_the_fingerprint_and_is_a_diffe
 ) -> None:
     other = changed(experiment, values)
     assert fingerprint(other) != fingerprint(experiment)
-    before, after = fields_of(experiment), fields_of(other)
+    before, after = identifying_fields(experiment), identifying_fields(other)
     pairs = differences(experiment, other)
     assert pairs == {name: (before[name], after[name]) for name in values}
     assert list(pairs) == sorted(values)
@@ -266,9 +266,9 @@ def test_differences_include_fields_that_only_one_of_two_models_has() -> None:
 
 
 def test_fingerprints_have_eight_characters_and_all_recipes_have_different_ones() -> None:
-    prints = {fingerprint(recipe) for recipe in RECIPES.values()}
-    assert len(prints) == len(RECIPES)
-    assert all(len(p) == 8 and set(p) <= set("0123456789abcdef") for p in prints)
+    fingerprints = {fingerprint(recipe) for recipe in RECIPES.values()}
+    assert len(fingerprints) == len(RECIPES)
+    assert all(len(p) == 8 and set(p) <= set("0123456789abcdef") for p in fingerprints)
 
 
 # --- compatibility between versions ---
@@ -288,13 +288,13 @@ def test_an_experiment_saved_by_version_0_1_is_loaded(name: str, tmp_path: Path)
 
 
 LONG_WARMUP = changed(TRIANGLE, {"train.schedule.warmup_epochs": 50})
-PRINTS = {e: fingerprint(e) for e in (TRIANGLE, LONG_WARMUP)}  # by this version
-FIELDS = fields_of(TRIANGLE)
+FINGERPRINTS = {e: fingerprint(e) for e in (TRIANGLE, LONG_WARMUP)}  # of this version
+FIELDS = identifying_fields(TRIANGLE)
 
 
 @dataclass(frozen=True)
 class Averaging:
-    """Options that a later version adds as a whole."""
+    """A group of options that a later version adds."""
 
     decay: float = 0.99
     every: int = 1
@@ -320,7 +320,7 @@ class LaterTrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class LaterExperiment(Experiment):
-    """The experiment of a later version, which reads those of this one."""
+    """The experiment of a later version, which can read those of this version."""
 
     train: LaterTrainConfig
 
@@ -344,18 +344,18 @@ def test_a_later_version_loads_old_experiments_with_the_defaults_of_new_fields(
 def test_fields_added_later_do_not_change_a_fingerprint_at_their_defaults(
     later: LaterExperiment,
 ) -> None:
-    assert fingerprint(later) == PRINTS[TRIANGLE]
-    assert fields_of(later) == FIELDS
+    assert fingerprint(later) == FINGERPRINTS[TRIANGLE]
+    assert identifying_fields(later) == FIELDS
 
 
 def test_a_default_that_changes_later_does_not_change_a_fingerprint(
     later: LaterExperiment,
 ) -> None:
     assert LaterSchedule().warmup_epochs == 50
-    assert fields_of(later)["train.schedule.warmup_epochs"] == 5
-    assert fingerprint(later) == PRINTS[TRIANGLE]
+    assert identifying_fields(later)["train.schedule.warmup_epochs"] == 5
+    assert fingerprint(later) == FINGERPRINTS[TRIANGLE]
     at_new_default = replace(later, train=replace(later.train, schedule=LaterSchedule()))
-    assert fingerprint(at_new_default) == PRINTS[LONG_WARMUP]
+    assert fingerprint(at_new_default) == FINGERPRINTS[LONG_WARMUP]
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_a_default_that_changes_later_does_not_change_a_fingerprint(
         ({"train.label_smoothing": 0.1}, {"train.label_smoothing"}),
         ({"train.schedule.num_cycles": 2}, {"train.schedule.num_cycles"}),
         (
-            {"train.averaging.every": 5},  # fields of a new group belong together
+            {"train.averaging.every": 5},  # one value adds all fields of a new group
             {"train.averaging.decay", "train.averaging.every"},
         ),
         (
@@ -379,7 +379,7 @@ def test_fields_added_later_change_the_fingerprint_at_other_values(
 ) -> None:
     other = changed(later, values)
     assert fingerprint(other) != fingerprint(later)
-    assert fields_of(other).keys() - fields_of(later).keys() == new_fields
+    assert identifying_fields(other).keys() - identifying_fields(later).keys() == new_fields
     ((name, value),) = values.items()
     default = {"every": 1, "num_cycles": 1}.get(name.split(".")[-1], 0)
     assert differences(other, later) == {name: (value, default)}
@@ -435,7 +435,7 @@ def test_a_training_value_out_of_range_is_refused_with_field_and_value(
     ("field", "value"),
     [("warmup_epochs", -1), ("warmup_lr", -1.0), ("min_lr", -1e-6), ("min_lr", math.nan)],
 )
-def test_a_value_of_the_schedule_out_of_range_is_refused_with_field_and_value(
+def test_a_schedule_value_out_of_range_is_refused_with_field_and_value(
     field: str, value: object
 ) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be .* not {value}"):
@@ -532,14 +532,14 @@ def test_a_model_that_looks_up_pixels_refuses_normalized_ones(
     ):
         with pytest.raises(ValueError, match="expects pixels from 0 to 1, not normalized ones"):
             replace(IMAGES, data=data, model=model)
-        assert replace(IMAGES, data=data).data == data  # other models take them
+        assert replace(IMAGES, data=data).data == data  # other models accept them
     triangles = replace(model, image_size=64)
     assert replace(TRIANGLE, model=triangles).model == triangles
     with pytest.raises(ValueError, match="expects pixels from 0 to 1"):
         replace(TRIANGLE, data=TriangleConfig(raw=True), model=triangles)  # 0 and 255
 
 
-def test_yaml_keeps_the_order_of_the_types_of_questions(tmp_path: Path) -> None:
+def test_yaml_keeps_the_order_of_the_question_types(tmp_path: Path) -> None:
     other = changed(QUESTIONS, {"data.question_types": ("ternary", "non-relational")})
     save_experiment(other, tmp_path / "experiment.yaml")
     assert load_experiment(tmp_path / "experiment.yaml") == other

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, folders, and errors in files."""
+"""Atomic file writes, new folders, and the first error in the content of a file."""
 
 import errno
 import os
@@ -83,7 +83,7 @@ def test_a_path_that_cannot_be_written_is_named_and_nothing_changes(
 # --- folders ---
 
 
-def test_a_folder_is_created_with_its_parents_and_left_as_it_is_if_it_exists(
+def test_a_folder_is_created_with_its_parents_and_left_unchanged_if_it_exists(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path / "a" / "b")

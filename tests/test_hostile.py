@@ -569,7 +569,7 @@ def test_an_invalid_result_is_named(name: str, tmp_path: Path) -> None:
     if isinstance(change, dict):
         change = json.dumps(result_of(EXPERIMENT, **change)).encode()
     (run / "result.json").write_bytes(change)
-    message = rf"{run}/result\.json is damaged \(.+\): remove it, and --resume writes it again"
+    message = rf"{run}/result\.json is damaged \(.+\): remove it and pass --resume to rewrite it"
     with pytest.raises(UserError, match=message) as error:
         load_run(run)
     one_sentence(error)

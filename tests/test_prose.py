@@ -1,4 +1,4 @@
-"""The mechanical part of the style guide's English: patterns that do not occur in code or docs."""
+"""Patterns that the style guide rules out in the English of code and docs."""
 
 import io
 import re
@@ -29,20 +29,20 @@ PATTERNS = {
     "use American spelling": rf"\b{BRITISH}\b",
 }
 EXCEPTIONS: dict[str, tuple[str, ...]] = {
-    "src/associative_transformer/data/questions.py": ('"grey"',),  # which users may write
+    "src/associative_transformer/data/questions.py": ('"grey"',),  # users may write it
 }
-"""By file: sentences in which a pattern is right."""
+"""By file: text in which a pattern is allowed."""
 
 
 def prose_of_code(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the strings and comments of a file with their first lines."""
+    """Yield the strings and comments of a file, each with its first line number."""
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
         if token.type in (tokenize.STRING, tokenize.COMMENT):
             yield token.start[0], token.string
 
 
 def prose_of_page(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the paragraphs of a page outside of code blocks with their first lines."""
+    """Yield the parts of a page outside code blocks, each with its first line number."""
     line = 1
     for i, part in enumerate(re.split(r"^```.*$", path.read_text(), flags=re.MULTILINE)):
         if i % 2 == 0:
@@ -50,8 +50,8 @@ def prose_of_page(path: Path) -> Iterator[tuple[int, str]]:
         line += part.count("\n")
 
 
-def marks(path: Path, prose: Iterator[tuple[int, str]]) -> list[str]:
-    """Return what a native speaker would change, with its line and how to write it instead."""
+def find_matches(path: Path, prose: Iterator[tuple[int, str]]) -> list[str]:
+    """Return each sentence that matches a pattern, with its line and how to rewrite it."""
     name = path.relative_to(ROOT).as_posix()
     found = []
     for start, text in prose:
@@ -65,13 +65,13 @@ def marks(path: Path, prose: Iterator[tuple[int, str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_code_speaks_plain_english(path: Path) -> None:
-    assert marks(path, prose_of_code(path)) == []
+def test_code_is_in_plain_english(path: Path) -> None:
+    assert find_matches(path, prose_of_code(path)) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_page_speaks_plain_english(path: Path) -> None:
-    assert marks(path, prose_of_page(path)) == []
+def test_a_page_is_in_plain_english(path: Path) -> None:
+    assert find_matches(path, prose_of_page(path)) == []
 
 
 PLANTED = {
@@ -86,5 +86,5 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("text", PLANTED)
-def test_a_planted_sentence_is_marked(text: str) -> None:
-    assert PLANTED[text] in "".join(marks(ROOT / "README.md", iter([(1, text)])))
+def test_a_planted_sentence_is_found(text: str) -> None:
+    assert PLANTED[text] in "".join(find_matches(ROOT / "README.md", iter([(1, text)])))

@@ -26,7 +26,7 @@ from associative_transformer.files import write_file
 from associative_transformer.interface import PADDING, Batch
 
 MAX_GPU_BATCH = 16_384
-"""Images in the first batch tried on a GPU; halved until a batch fits its memory."""
+"""Size of the first batch tried on a GPU; it is halved until a batch fits in memory."""
 Z = NormalDist().inv_cdf(0.975)  # quantile for a two-sided 95 % interval
 
 
@@ -35,8 +35,8 @@ class Evaluation(NamedTuple):
 
     accuracy: float  # percent
     loss: float  # mean cross-entropy in nats
-    confusion: Int[Tensor, "O O"]  # items by (true class, predicted class)
-    predicted: Int[Tensor, " N"]  # predicted class of each item, in order
+    confusion: Int[Tensor, "O O"]  # number of items by (true class, predicted class)
+    predicted: Int[Tensor, " N"]  # class predicted for each item of the split
 
     @property
     def class_accuracy(self) -> list[float]:
@@ -49,7 +49,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluate a model on a split in batches of `batch_size`.
 
-    A single process on a GPU uses the largest batches that fit its memory instead. Several
+    A single process on a GPU uses the largest batches that fit in memory instead. Several
     processes share the batches, and each of them returns the evaluation of the whole split.
     """
     share = Share(distributed.rank(), distributed.num_ranks())
@@ -76,8 +76,8 @@ def evaluate_split(
 def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Evaluation:
     """Evaluate a model on every item of the batches; rows labeled PADDING are ignored.
 
-    The model is in evaluation mode during the call, which freezes its memory, and in its previous
-    mode afterwards. The device is synchronized only once, at the end.
+    The model is in evaluation mode during the call, which freezes its memory, and returns to its
+    previous mode afterwards. The device is synchronized only once, at the end.
     """
     was_training = model.training
     model.eval()
@@ -92,13 +92,13 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
             predicted.append(logits.argmax(dim=-1))
     finally:
         model.train(was_training)
-    true, guess = (_gather_items(column).cpu() for column in (labels, predicted))
-    true, guess = true[true != PADDING], guess[true != PADDING]
-    pairs = (true * num_classes + guess).bincount(minlength=num_classes**2)
+    true, chosen = (_gather_items(column).cpu() for column in (labels, predicted))
+    true, chosen = true[true != PADDING], chosen[true != PADDING]
+    pairs = (true * num_classes + chosen).bincount(minlength=num_classes**2)
     confusion = pairs.view(num_classes, num_classes)
     loss = float(distributed.add(torch.stack(losses).double().sum())) / len(true)
     accuracy = 100 * int(confusion.diag().sum()) / len(true)
-    return Evaluation(accuracy, loss, confusion, guess)
+    return Evaluation(accuracy, loss, confusion, chosen)
 
 
 def _gather_items(batches: list[Int[Tensor, " B"]]) -> Int[Tensor, " N"]:
@@ -116,26 +116,26 @@ class Interval(NamedTuple):
 
 
 def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -> Interval:
-    """Return the confidence interval of the accuracy of N questions about the given images.
+    """Return the confidence interval of the accuracy on N questions about the given images.
 
-    Answers about the same image are correlated, so the unit is the image: this is Wilson's
+    Answers about the same image are correlated, so the unit is the image. This is Wilson's
     interval (1927) for the effective number of questions, which is N divided by Kish's design
-    effect: the variance between images relative to that of independent questions, limited to the
-    range from 1 to the number of questions per image. Because a few errors cannot show how
-    correlated they are, the variance includes one imaginary image whose answers are all wrong, or
-    all right if most answers are wrong.
+    effect. The design effect is the variance between images relative to that of independent
+    answers, limited to the range from 1 to the number of questions per image. A few errors cannot
+    show how correlated they are, so the variance includes one imaginary image whose answers are
+    all wrong, or all right if most answers are wrong.
     """
     n, share = len(is_right), is_right.double().mean().item()
     _, image, sizes = torch.unique(images, return_inverse=True, return_counts=True)
-    size = sizes.square().sum().item() / n  # questions per image
+    size = sizes.square().sum().item() / n  # questions per image, averaged over questions
     excess = torch.zeros(len(sizes) + 1, dtype=torch.float64)
     excess.index_add_(0, image, is_right.double() - share)
     excess[-1] = size * max(share, 1 - share)
     variance, independent = excess.square().sum().item() / n**2, share * (1 - share) / n
     n_effective = n / min(max(variance / independent, 1.0) if independent else size, size)
     center = share + Z**2 / (2 * n_effective)
-    reach = Z * sqrt(share * (1 - share) / n_effective + Z**2 / (4 * n_effective**2))
-    low, high = ((center + side * reach) / (1 + Z**2 / n_effective) for side in (-1, 1))
+    half_width = Z * sqrt(share * (1 - share) / n_effective + Z**2 / (4 * n_effective**2))
+    low, high = ((center + side * half_width) / (1 + Z**2 / n_effective) for side in (-1, 1))
     return Interval(100 * max(low, 0.0), 100 * min(high, 1.0))
 
 
@@ -143,10 +143,10 @@ def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -
 class KindScore:
     """Accuracy on the questions of one type or subtype, or on all questions."""
 
-    name: str  # such as "binary", "binary/closest" and "all"
+    name: str  # such as "binary", "binary/closest" or "all"
     accuracy: float  # percent
     interval: Interval
-    guess: float  # percent: accuracy of the best guess that ignores the image
+    guess: float  # percent; accuracy of the best guess that ignores the image
     questions: int
     images: int
 
@@ -156,7 +156,7 @@ def score_kinds(
 ) -> list[KindScore]:
     """Score each type and subtype of question that occurs in the split, and all questions.
 
-    `guesses` holds the best answer to each kind of question if the image is ignored.
+    `guesses[k]` is the best answer to all questions of kind k without seeing the image.
     """
     if split.questions is None:
         raise ValueError("the split has no questions to score")
@@ -170,29 +170,29 @@ def score_kinds(
     return [
         KindScore(
             name,
-            100 * is_right[asked].double().mean().item(),
-            interval_by_image(is_right[asked], split.rows[asked]),
-            100 * is_guessed[asked].double().mean().item(),
-            int(asked.sum()),
-            len(torch.unique(split.rows[asked])),
+            100 * is_right[in_group].double().mean().item(),
+            interval_by_image(is_right[in_group], split.rows[in_group]),
+            100 * is_guessed[in_group].double().mean().item(),
+            int(in_group.sum()),
+            len(torch.unique(split.rows[in_group])),
         )
-        for name, asked in groups
-        if asked.any()
+        for name, in_group in groups
+        if in_group.any()
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Scores on a test split, without the single predictions."""
+    """Scores on a test split, without the individual predictions."""
 
     accuracy: float  # percent
     loss: float
     images: int
-    questions: int | None = None  # this and the next: None if the data set has no questions
+    questions: int | None = None  # this and `kinds`: None if the data set has no questions
     kinds: tuple[KindScore, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores for JSON, without those that are None."""
+        """Return the scores that are not None, ready for JSON."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -209,7 +209,7 @@ def summarize(evaluation: Evaluation, data: DataSet | HeldOut) -> Summary:
 
 
 def describe_kinds(kinds: Iterable[KindScore]) -> str:
-    """Write one line for each kind of question, its best guess next to its accuracy."""
+    """Return a line for each kind of question, with its accuracy next to its best guess."""
     lines = ["accuracy   95 % interval       guess  questions  images"]
     for kind in kinds:
         low, high = kind.interval
@@ -228,8 +228,8 @@ def save_evaluation(
 ) -> None:
     """Write `evaluation.json` and `confusion.csv`.
 
-    `evaluation.json` holds `summary` and the accuracy of each class. The rows of `confusion.csv`
-    are true classes, its columns predicted classes.
+    `evaluation.json` contains `summary` and the accuracy of each class. In `confusion.csv`, rows
+    are true classes and columns are predicted classes.
     """
     shares = dict(zip(classes, evaluation.class_accuracy, strict=True))
     class_accuracy = {name: None if isnan(share) else share for name, share in shares.items()}

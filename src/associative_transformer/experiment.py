@@ -1,7 +1,7 @@
-"""An experiment: the configuration of data, model and training, saved as YAML with its results.
+"""An experiment: the configuration of data, model and training, saved as YAML next to its results.
 
 The fingerprint of an experiment identifies its configuration: a recipe with overrides is named
-after the recipe and the fingerprint.
+RECIPE+FINGERPRINT.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ class Schedule:
     warmup_lr: float = 1e-5
     """Learning rate of the first warm-up epoch."""
     min_lr: float = 1e-6
-    """Lowest learning rate of a cosine."""
+    """Lowest learning rate of cosine and one_cycle."""
     shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
-    """cosine: linear warm-up, then a cosine whose length is the number of all epochs, as in the
-    official code; inverse_sqrt: linear warm-up, then proportional to 1 / sqrt(epoch); one_cycle: a
-    rising cosine, then a falling one until the last epoch."""
+    """cosine: linear warm-up, then a cosine as long as the whole training (so its end is cut off),
+    as in the official code; inverse_sqrt: linear warm-up, then proportional to 1 / sqrt(epoch);
+    one_cycle: a rising cosine, then a falling one that ends with the last epoch."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
@@ -63,7 +63,7 @@ class Optimization:
     clip_norm: float | None = None
     """Maximum norm of the gradient of all parameters; None: no clipping."""
     accumulation_steps: int = 1
-    """Micro-batches per optimizer step; each is a token pool and updates the memory once."""
+    """Micro-batches per optimizer step; each forms a token pool and updates the memory once."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TrainConfig(Optimization):
     device: Literal["auto", "cpu"] = "auto"
     """auto uses a GPU if there is one."""
     detect_anomaly: bool = False
-    """Stop at the first value that is not finite and name the operation it came from; slow."""
+    """Stop at the first value that is not finite and name the operation that produced it; slow."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
@@ -101,12 +101,12 @@ class TrainConfig(Optimization):
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
         if self.compile and self.detect_anomaly:
             raise ValueError(
-                "detect_anomaly cannot inspect a compiled model: set one of the two to False"
+                "detect_anomaly cannot inspect a compiled model: set one of them to False"
             )
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into accumulation_steps "
-                f"{self.accumulation_steps} equal micro-batches: make one a multiple of the other"
+                f"{self.accumulation_steps} equal micro-batches: change one of them"
             )
 
 
@@ -125,7 +125,7 @@ class Experiment:
     """How to train."""
 
     def __post_init__(self) -> None:
-        if not _names_a_folder(self.name):
+        if not _is_folder_name(self.name):
             raise ValueError(f"name must be a valid folder name, not {self.name!r}")
         model = self.model
         size, channels, question_dim = self.data.input_size
@@ -141,9 +141,9 @@ class Experiment:
                 f"a model of kind {model.kind} cannot answer questions: choose another model"
             )
         if question_dim != (expected or 0):
-            has = f"questions of {question_dim} features" if question_dim else "no questions"
+            actual = f"questions of {question_dim} features" if question_dim else "no questions"
             raise ValueError(
-                f"model.question_dim is {expected}, but the data has {has}: set it to "
+                f"model.question_dim is {expected}, but the data has {actual}: set it to "
                 f"{question_dim}"
             )
         if getattr(model, "takes_pixels", False) and (
@@ -155,7 +155,7 @@ class Experiment:
             )
 
 
-# Fields that do not change what is trained: storage of the data and use of the machine.
+# Fields that do not identify the configuration: the seed, data storage, and machine settings.
 _CIRCUMSTANCES = {
     "data.source",
     "data.num_workers",
@@ -177,11 +177,11 @@ def list_fields(experiment: Experiment) -> dict[str, object]:
     return dict(_flatten(experiment, saved, omit_added=False))
 
 
-def fields_of(experiment: Experiment) -> dict[str, object]:
+def identifying_fields(experiment: Experiment) -> dict[str, object]:
     """Return the fields that identify the configuration, by dotted name.
 
-    These are all fields except circumstances, such as the seed or the device, and except fields
-    that were added after version 0.1 (see `ADDED_LATER`) and equal their defaults.
+    These are all fields except circumstances, such as the seed or the device, and fields that
+    were added after version 0.1 (see `ADDED_LATER`) and have their default values.
     """
     saved = _ADAPTER.dump_python(experiment, mode="json")
     leaves = _flatten(experiment, saved, omit_added=True)
@@ -194,14 +194,14 @@ def differences(mine: Experiment, other: Experiment) -> dict[str, tuple[object, 
     Circumstances are ignored. The value of a field that an experiment does not have is None.
     """
     a, b = list_fields(mine), list_fields(other)
-    names = sorted(fields_of(mine).keys() | fields_of(other).keys())
+    names = sorted(identifying_fields(mine).keys() | identifying_fields(other).keys())
     pairs = {name: (a.get(name), b.get(name)) for name in names}
     return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Return eight characters that identify the configuration."""
-    values = json.dumps(fields_of(experiment), sort_keys=True)
+    """Return eight hexadecimal digits that identify the configuration."""
+    values = json.dumps(identifying_fields(experiment), sort_keys=True)
     return hashlib.sha256(values.encode()).hexdigest()[:8]
 
 
@@ -212,9 +212,10 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment from YAML; fields that are missing take their defaults.
+    """Read an experiment from YAML; missing fields get their default values.
 
-    Raises UserError if the file is missing, or has an unknown field or an invalid value.
+    Raises UserError if the file is missing or not valid YAML, or has an unknown field, an invalid
+    value, or no value for a field without a default.
     """
     try:
         text = path.read_text()
@@ -226,7 +227,7 @@ def load_experiment(path: Path) -> Experiment:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
         saved = yaml.safe_load(text)
-    except Exception as error:  # odd dates, numbers and nesting make yaml raise nearly anything
+    except Exception as error:  # odd dates, numbers or nesting can raise nearly anything
         raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
         return _ADAPTER.validate_python(saved)
@@ -234,15 +235,15 @@ def load_experiment(path: Path) -> Experiment:
         raise UserError(f"{path}: {first_error(error)}") from None
 
 
-def _names_a_folder(name: str) -> bool:
-    """Return whether the name is a valid folder name on this and other systems."""
+def _is_folder_name(name: str) -> bool:
+    """Return whether the name is printable, short enough, and a single part of a path."""
     if not name.isprintable() or name.strip() in {"", ".", ".."} or {"/", "\\"} & set(name):
         return False
     return len(name.encode()) <= MAX_NAME
 
 
-def _require(holds: bool, name: str, wanted: str, value: object) -> None:
-    if not holds:
+def _require(is_valid: bool, name: str, wanted: str, value: object) -> None:
+    if not is_valid:
         raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
@@ -252,7 +253,7 @@ def _flatten(
     omit_added: bool,
     prefix: str = "",
 ) -> Iterator[tuple[str, object]]:
-    """Yield the dotted name and the saved value of each field, those of nested configs too."""
+    """Yield the dotted name and saved value of each field, including those of nested configs."""
     for item in fields(config):
         name, value = f"{prefix}{item.name}", getattr(config, item.name)
         if omit_added and item.metadata == ADDED_LATER and value == _default_of(item):

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, folders, and errors in what files contain."""
+"""Atomic file writes, new folders, and the first error in the content of a file."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ from associative_transformer.interface import UserError
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all: an interrupted write leaves the old file.
+    """Write a file completely or not at all: an interrupted write leaves the old file unchanged.
 
     Raises UserError if the disk is full or the folder is not writable.
     """
     partial = path.parent / f".{path.name}.partial"
     try:
-        partial.unlink(missing_ok=True)  # from an interrupted write; a link is not followed
+        partial.unlink(missing_ok=True)  # left by an interrupted write; links are not followed
         with partial.open("xb") as file:
             file.write(content)
             file.flush()
@@ -33,23 +33,23 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents; a folder that exists is left as it is.
+    """Create a folder and its parents; an existing folder is left unchanged.
 
-    Raises UserError if that is not possible.
+    Raises UserError if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"cannot create the folder {folder}: {reason}; choose another path or make it writable"
+            f"cannot create the folder {folder}: {reason}; check the path and its permissions"
         ) from error
 
 
 def first_error(error: ValidationError, *prefix: str) -> str:
-    """Return the first error of a validation after its dotted location: `train.lr: ...`.
+    """Return the first error of a validation, preceded by its dotted location: `train.lr: ...`.
 
-    `prefix` comes before the location, such as the name of the file.
+    `prefix`, such as the name of a file, comes before the location.
     """
     first = error.errors()[0]
     location = ".".join([*prefix, *map(str, first["loc"])])

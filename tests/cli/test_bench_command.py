@@ -13,8 +13,8 @@ import torch
 from associative_transformer import bench
 from associative_transformer.bench import (
     Benchmark,
+    BenchmarkResult,
     Entry,
-    Measured,
     PoolSizes,
     Ratios,
     measure_again,
@@ -56,11 +56,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         train: TrainConfig,
         rounds: int,
         use_memory: bool = True,
-    ) -> list[Measured]:
+    ) -> list[BenchmarkResult]:
         calls.append(Call(benchmarks, rival, train, rounds, use_memory))
         rival_index = [benchmark.name for benchmark in benchmarks].index(rival)
         return [
-            Measured(
+            BenchmarkResult(
                 benchmark.name,
                 12.34 * 2**i,
                 5_186.4 / 2**i,

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, written without training."""
+"""Run folders like those that training writes, made without training."""
 
 import json
 from dataclasses import replace
@@ -72,7 +72,7 @@ def kind_of(name: str, accuracy: float, guess: float) -> dict[str, Any]:
 
 
 def put_result(folder: Path, result: dict[str, Any]) -> RunResult:
-    """Write a result to a run folder and return it as the package reads it."""
+    """Write a result to a run folder and return it as read by the package."""
     (folder / "result.json").write_text(json.dumps(result))
     read = read_result(folder)
     assert read is not None
@@ -87,7 +87,7 @@ def put_run(
     folder: str | None = None,
     device: str = DEVICE,
 ) -> Path:
-    """Write the folder of a run; it is complete if there is a result."""
+    """Write the folder of a run; the run is complete if `result` is given."""
     experiment = replace(experiment, train=replace(experiment.train, seed=seed))
     path = root / (folder or experiment.name) / str(seed)
     path.mkdir(parents=True)
@@ -100,7 +100,7 @@ def put_run(
 
 
 def make_complete_run(folder: Path, experiment: Experiment) -> Path:
-    """Write a complete run on triangles whose model has random weights."""
+    """Write a complete run on Triangle, whose model has random weights."""
     prepare_folder(folder, experiment, torch.device("cpu"), resume=False)
     build_model(experiment.model).save_pretrained(folder)
     put_result(folder, result_of(experiment, classes=["equilateral", "other"]))

@@ -830,7 +830,7 @@ def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:
         ("{runs}/ait --images 0", ["images must be at least 1"]),
         ("{runs}/ait --output missing/x.html", ["no folder missing"]),
         ("{runs}/ait --device nope", ["nope"]),
-        ("{runs}", ["holds the runs ait, vit"]),
+        ("{runs}", ["contains the runs ait, vit"]),
     ],
 )
 def test_the_command_refuses_bad_input(

@@ -36,14 +36,14 @@ def test_an_environment_is_the_same_after_writing_and_reading(tmp_path: Path) ->
     assert list(json.loads((tmp_path / "environment.json").read_text())) == keys
 
 
-def test_what_an_older_version_did_not_write_is_unknown(tmp_path: Path) -> None:
+def test_values_that_an_older_version_did_not_write_are_none(tmp_path: Path) -> None:
     assert read_environment(tmp_path) is None
     (tmp_path / "environment.json").write_text('{"device": "NVIDIA H100", "later": 1}')
     assert read_environment(tmp_path) == Environment(device="NVIDIA H100")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"device": 3}', b'{"threads": "1"}'])
-def test_a_damaged_environment_is_refused_with_how_to_fix_it(
+def test_the_error_for_a_damaged_environment_says_how_to_fix_it(
     content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "environment.json").write_bytes(content)
@@ -56,7 +56,7 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
 
 
 def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commit a file in a new repository and use it in place of the source file."""
+    """Commit a file in a new repository and make the module use it as its own file."""
     file = root / "environment.py"
     file.write_text("committed")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -66,7 +66,7 @@ def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_the_commit_is_marked_if_files_were_edited_since(
+def test_the_commit_is_marked_if_files_were_edited_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = make_repository(tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""The result of a run: what is written is what is read, strictly."""
+"""The result of a run, written and read back with strict types."""
 
 import json
 from pathlib import Path
@@ -16,21 +16,21 @@ SCORES = {"test_accuracy": 60.0, "test_loss": 0.75, "test_images": 200}
 BEST = {"epoch": 3, "validation_accuracy": 61.5, **SCORES}
 ANSWERS = answers_of(QUESTIONS)
 ASKED = {key: ANSWERS[key] for key in ("test_questions", "test_kinds")}
-OF_IMAGES = [
+IMAGE_KEYS = [
     *("name", "seed", "question_types", "test_accuracy", "test_loss", "test_images"),
     *("best_validation", "model", "epochs", "skipped_steps", "skipped_images", "data"),
     *("precision", "live_parameters", "total_parameters", "classes", "timing"),
 ]
-OF_QUESTIONS = [*OF_IMAGES[:6], "test_questions", "test_kinds", *OF_IMAGES[6:]]
+QUESTION_KEYS = [*IMAGE_KEYS[:6], "test_questions", "test_kinds", *IMAGE_KEYS[6:]]
 
 
 @pytest.mark.parametrize(
     ("content", "keys"),
     [
-        (result_of(IMAGES), OF_IMAGES),
-        (result_of(IMAGES, best_validation=BEST), OF_IMAGES),
-        (ANSWERS, OF_QUESTIONS),
-        (answers_of(QUESTIONS, best_validation=BEST | ASKED), OF_QUESTIONS),
+        (result_of(IMAGES), IMAGE_KEYS),
+        (result_of(IMAGES, best_validation=BEST), IMAGE_KEYS),
+        (ANSWERS, QUESTION_KEYS),
+        (answers_of(QUESTIONS, best_validation=BEST | ASKED), QUESTION_KEYS),
     ],
     ids=["images", "images and validation", "questions", "questions and validation"],
 )
@@ -46,7 +46,7 @@ def test_a_result_is_written_as_it_was_read_with_its_keys_in_order(
     assert read_result(tmp_path) == result
 
 
-def test_keys_of_questions_follow_the_scores_of_the_best_epoch_too(tmp_path: Path) -> None:
+def test_keys_about_questions_also_follow_the_scores_of_the_best_epoch(tmp_path: Path) -> None:
     result = put_result(tmp_path, answers_of(QUESTIONS, best_validation=BEST | ASKED))
     write_result(tmp_path, result)
     best = json.loads((tmp_path / "result.json").read_text())["best_validation"]
@@ -72,10 +72,10 @@ def test_unknown_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000])
-def test_a_damaged_result_is_refused_with_how_to_fix_it(content: bytes, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_result_says_how_to_fix_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"result\.json is damaged \(.+\): remove it, and --resume"
+        UserError, match=r"result\.json is damaged \(.+\): remove it and pass --resume"
     ):
         read_result(tmp_path)
 
@@ -87,7 +87,7 @@ def test_a_folder_in_place_of_the_result_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in OF_IMAGES if key not in ("best_validation", "timing")]
+    "key", [key for key in IMAGE_KEYS if key not in ("best_validation", "timing")]
 )
 def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
     content = result_of(IMAGES)

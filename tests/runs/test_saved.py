@@ -1,4 +1,4 @@
-"""Runs read back from their folders, with and without their models."""
+"""Reading runs back from their folders, with and without their models."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import History
-from associative_transformer.runs.saved import load_run, load_test_of, read_run
+from associative_transformer.runs.saved import load_run, load_test_split, read_run
 from associative_transformer.workspace import WorkspaceConfig
 from making.plant import make_complete_run, put_result, result_of
 
@@ -76,13 +76,13 @@ def test_a_folder_that_is_not_a_run_folder_is_refused(
 
 
 @pytest.mark.parametrize("read", [read_run, load_run])
-def test_a_folder_of_several_seeds_is_refused_with_their_paths(
+def test_the_error_for_a_folder_of_several_seeds_lists_them(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:
     for seed in ("0", "1"):
         (tmp_path / seed).mkdir()
         save_experiment(AIT, tmp_path / seed / "experiment.yaml")
-    with pytest.raises(UserError, match=rf"holds the runs 0, 1: pass one, .* {tmp_path}/0"):
+    with pytest.raises(UserError, match=rf"contains the runs 0, 1: pass one .* {tmp_path}/0"):
         read(tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_a_complete_run_is_loaded_in_evaluation_mode(
     assert run.model.config == experiment.model
 
 
-def test_an_unfinished_run_is_refused_with_how_to_finish_it(tmp_path: Path) -> None:
+def test_the_error_for_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", AIT)
     (folder / "result.json").unlink()
     with pytest.raises(UserError, match=rf"{folder} is not complete: finish it with --resume"):
@@ -169,19 +169,21 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path) -> None:
 # --- the test split ---
 
 
-def test_the_test_split_of_a_run_is_that_of_its_data(tmp_path: Path) -> None:
+def test_the_test_split_of_a_run_comes_from_its_data(tmp_path: Path) -> None:
     run = load_run(make_complete_run(tmp_path / "run", AIT))
-    assert torch.equal(load_test_of(run, None, CPU).test.labels, DATA.load_test(CPU).test.labels)
+    assert torch.equal(
+        load_test_split(run, None, CPU).test.labels, DATA.load_test(CPU).test.labels
+    )
 
 
 def test_generated_data_has_no_source(tmp_path: Path) -> None:
     run = load_run(make_complete_run(tmp_path / "run", AIT))
     with pytest.raises(UserError, match=r"triangle is generated .*--source"):
-        load_test_of(run, "folder", CPU)
+        load_test_split(run, "folder", CPU)
 
 
-def test_data_with_other_classes_is_refused_with_both(tmp_path: Path) -> None:
+def test_the_error_for_data_with_other_classes_lists_both(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", AIT)
     put_result(folder, result_of(AIT, classes=["cat", "dog"]))
     with pytest.raises(UserError, match=r"classes cat, dog, but .* equilateral, other: pass"):
-        load_test_of(load_run(folder), None, CPU)
+        load_test_split(load_run(folder), None, CPU)

@@ -1,4 +1,4 @@
-"""Collecting runs: how they are grouped, how far they got, and which are left out and why."""
+"""Collecting runs: how they are grouped, their progress, and which are left out and why."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from making.plant import answers_of, put_run, result_of
 
 VIT = RECIPES["cifar10-vit-small"]
 AIT = RECIPES["sort-of-clevr-ait-small"]
-RECIPES_READ = {recipe.name: recipe for recipe in (VIT, AIT)}
+TABLE_RECIPES = {recipe.name: recipe for recipe in (VIT, AIT)}
 
 
 def changed(recipe: Experiment = VIT, epochs: int = 2, name: str = "") -> Experiment:
@@ -34,7 +34,7 @@ def changed(recipe: Experiment = VIT, epochs: int = 2, name: str = "") -> Experi
 
 def test_a_complete_run_is_read_with_its_device(tmp_path: Path) -> None:
     folder = put_run(tmp_path, VIT, 3, result_of(VIT, 81.25), device="NVIDIA H100")
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert collected.left_out == []
     (run,) = collected.take(VIT).complete.items()
     assert run == (3, CompleteRun(read_result(folder), "NVIDIA H100"))
@@ -44,7 +44,7 @@ def test_a_complete_run_is_read_with_its_device(tmp_path: Path) -> None:
 
 def test_a_run_with_questions_is_read_with_the_score_of_each_kind(tmp_path: Path) -> None:
     put_run(tmp_path, AIT, 0, answers_of(AIT, 70.0, 90.0))
-    (result,) = collect_runs(tmp_path, RECIPES_READ).take(AIT).results
+    (result,) = collect_runs(tmp_path, TABLE_RECIPES).take(AIT).results
     assert result.question_types == ("non-relational", "binary")
     assert (result.score("binary").accuracy, result.score("binary").guess) == (70.0, 42.7)
     assert result.score("binary/shape").accuracy == 64.0
@@ -56,11 +56,11 @@ def test_a_run_of_an_older_version_without_device_and_date_is_complete(tmp_path:
     result["timing"] = {"seconds": 9.0}
     path = put_run(tmp_path, VIT, 0, result)
     (path / "environment.json").write_text("{}")
-    (run,) = collect_runs(tmp_path, RECIPES_READ).take(VIT).complete.values()
+    (run,) = collect_runs(tmp_path, TABLE_RECIPES).take(VIT).complete.values()
     assert (run.result.timing.finished, run.device) == (None, "-")
     del result["timing"]
     (path / "result.json").write_text(json.dumps(result))
-    (run,) = collect_runs(tmp_path, RECIPES_READ).take(VIT).complete.values()
+    (run,) = collect_runs(tmp_path, TABLE_RECIPES).take(VIT).complete.values()
     assert run.result.timing is None
 
 
@@ -70,7 +70,7 @@ def test_runs_are_grouped_by_recipe_and_fingerprint(tmp_path: Path) -> None:
     for seed, epochs in ((0, 2), (1, 2), (0, 3)):
         put_run(tmp_path, changed(epochs=epochs), seed, result_of(VIT), folder=f"{epochs}")
     put_run(tmp_path, AIT, 0, answers_of(AIT))
-    runs = collect_runs(tmp_path, RECIPES_READ).runs
+    runs = collect_runs(tmp_path, TABLE_RECIPES).runs
     plain = [VIT, changed(epochs=2, name=VIT.name), changed(epochs=3, name=VIT.name), AIT]
     assert set(runs) == {(recipe.name, fingerprint(recipe)) for recipe in plain}
     seeds = [sorted(runs[recipe.name, fingerprint(recipe)].complete) for recipe in plain]
@@ -79,18 +79,18 @@ def test_runs_are_grouped_by_recipe_and_fingerprint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [f"{VIT.name}+1a2b3c4d", VIT.name], ids=["hash", "recipe"])
 @pytest.mark.parametrize("folder", [None, VIT.name, "mine"])
-def test_a_run_with_overrides_is_never_one_of_its_recipe(
+def test_a_run_with_overrides_never_counts_as_a_run_of_its_recipe(
     name: str, folder: str | None, tmp_path: Path
 ) -> None:
     put_run(tmp_path, changed(name=name), 0, result_of(VIT), folder=folder)
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert collected.take(VIT) == RunsOfExperiment(VIT)
     assert list(collected.take(changed(name=name)).complete) == [0]
 
 
 def test_runs_are_taken_only_once(tmp_path: Path) -> None:
     put_run(tmp_path, VIT, 0, result_of(VIT))
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert list(collected.take(VIT).complete) == [0]
     assert collected.runs == {}
     assert collected.take(VIT) == RunsOfExperiment(VIT)
@@ -99,7 +99,7 @@ def test_runs_are_taken_only_once(tmp_path: Path) -> None:
 def test_runs_of_a_budget_are_taken_by_the_shortened_recipe(tmp_path: Path) -> None:
     smoke = shorten(VIT, "smoke")
     put_run(tmp_path, smoke, 0, result_of(smoke, 11.0))
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert [result.test_accuracy for result in collected.take(smoke).results] == [11.0]
     assert not collected.take(VIT).complete
     assert not collected.take(shorten(VIT, "short")).complete
@@ -109,13 +109,13 @@ def test_folder_and_circumstances_of_a_run_do_not_matter(tmp_path: Path) -> None
     train = replace(VIT.train, device="cpu", log_every=1)
     elsewhere = replace(VIT, train=train, data=replace(VIT.data, source="x", num_workers=0))
     put_run(tmp_path, elsewhere, 0, result_of(VIT), folder="copied from elsewhere")
-    assert list(collect_runs(tmp_path, RECIPES_READ).take(VIT).complete) == [0]
+    assert list(collect_runs(tmp_path, TABLE_RECIPES).take(VIT).complete) == [0]
 
 
 def test_a_copy_of_a_run_is_not_counted_again(tmp_path: Path) -> None:
     put_run(tmp_path, VIT, 0, result_of(VIT))
     put_run(tmp_path, VIT, 0, result_of(VIT), folder="copy")
-    assert collect_runs(tmp_path, RECIPES_READ).take(VIT).seeds == "1"
+    assert collect_runs(tmp_path, TABLE_RECIPES).take(VIT).seeds == "1"
 
 
 # --- progress ---
@@ -125,7 +125,7 @@ def test_an_unfinished_run_is_listed_with_its_progress(tmp_path: Path) -> None:
     put_run(tmp_path, VIT, 0, result_of(VIT))
     (put_run(tmp_path, VIT, 1) / "metrics.jsonl").write_text("{}\n" * 3)
     put_run(tmp_path, AIT, 2)
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert collected.left_out == []
     assert collected.take(VIT).seeds == "1, seed 1 unfinished after 3 of 100 epochs"
     assert collected.take(AIT).seeds == "seed 2 unfinished after 0 of 100 epochs"
@@ -136,7 +136,7 @@ def test_runs_with_different_precisions_are_marked(tmp_path: Path) -> None:
     put_run(tmp_path, VIT, 0, result_of(VIT))
     put_run(tmp_path, VIT, 1, result_of(VIT, precision="bfloat16"))
     put_run(tmp_path, VIT, 2, result_of(VIT))
-    assert collect_runs(tmp_path, RECIPES_READ).take(VIT).seeds == "3 in bfloat16 and float32"
+    assert collect_runs(tmp_path, TABLE_RECIPES).take(VIT).seeds == "3 in bfloat16 and float32"
 
 
 # --- runs that are left out ---
@@ -144,7 +144,7 @@ def test_runs_with_different_precisions_are_marked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing here", "."])
 def test_a_folder_without_runs_gets_a_note(name: str, tmp_path: Path) -> None:
-    collected = collect_runs(tmp_path / name, RECIPES_READ)
+    collected = collect_runs(tmp_path / name, TABLE_RECIPES)
     assert collected == ({}, [f"There are no runs of these recipes in {tmp_path / name}."])
 
 
@@ -154,7 +154,7 @@ def test_runs_of_other_recipes_are_ignored(tmp_path: Path) -> None:
     put_run(tmp_path, RECIPES["triangle-ait-tiny"], 0)
     (tmp_path / "notes" / "0").mkdir(parents=True)
     (tmp_path / "notes.txt").touch()
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert [name for name, _ in collected.runs] == [VIT.name]
     assert collected.left_out == []
 
@@ -164,7 +164,7 @@ def test_a_run_with_an_unknown_name_gets_a_note_if_its_data_set_is_in_the_table(
 ) -> None:
     thesis = put_run(tmp_path, replace(VIT, name="thesis"), 0, result_of(VIT))
     put_run(tmp_path, replace(RECIPES["triangle-ait-tiny"], name="shapes"), 0, result_of(VIT))
-    notes = collect_runs(tmp_path, RECIPES_READ).left_out
+    notes = collect_runs(tmp_path, TABLE_RECIPES).left_out
     assert notes == [f"Left out: {thesis}: thesis is not a recipe."]
 
 
@@ -177,7 +177,7 @@ def damaged_by(**values: object) -> bytes:
 
 
 SCORE_IS_TEXT = {"name": "binary", "accuracy": "70", "guess": 42.0}
-DAMAGES: dict[str, tuple[str, bytes | None, str]] = {  # file, content, words of the note
+DAMAGES: dict[str, tuple[str, bytes | None, str]] = {  # file, content, words in the note
     "broken yaml": ("experiment.yaml", b"a: [1", "is not valid YAML"),
     "binary yaml": ("experiment.yaml", b"\xff\xfe\x00", "is not valid YAML"),
     "no experiment": ("experiment.yaml", b"name: x", "experiment.yaml: data: "),
@@ -192,12 +192,12 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {  # file, content, words of
     "no types": ("result.json", without("question_types"), "(question_types: "),
     "no accuracy": ("result.json", without("test_accuracy"), "(test_accuracy: "),
     "epochs are text": ("result.json", damaged_by(epochs="100"), "(epochs: "),
-    "a time": (
+    "date is a number": (
         "result.json",
         damaged_by(timing={"seconds": 1.0, "finished": 3}),
         "(timing.finished: ",
     ),
-    "kinds are no list": ("result.json", damaged_by(test_kinds=None), "(test_kinds is missing"),
+    "kinds are null": ("result.json", damaged_by(test_kinds=None), "(test_kinds is missing"),
     "kinds without scores": (
         "result.json",
         damaged_by(test_kinds=[{"name": "binary"}]),
@@ -208,10 +208,10 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {  # file, content, words of
         damaged_by(test_kinds=[SCORE_IS_TEXT]),
         "(test_kinds.0.accuracy: ",
     ),
-    "folder": ("result.json", None, "Is a directory"),
-    "no environment": ("environment.json", None, "Is a directory"),
+    "result is a folder": ("result.json", None, "Is a directory"),
+    "environment is a folder": ("environment.json", None, "Is a directory"),
     "environment cut off": ("environment.json", b'{"device": ', "Invalid JSON"),
-    "device": ("environment.json", b'{"device": 3}', "(device: "),
+    "device is a number": ("environment.json", b'{"device": 3}', "(device: "),
 }
 
 
@@ -226,17 +226,17 @@ def test_a_damaged_run_gets_a_note_and_the_others_are_read(damage: str, tmp_path
         damaged.mkdir()
     else:
         damaged.write_bytes(content)
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert sorted(collected.take(AIT).complete) == [0, 2]
     (note,) = collected.left_out
     assert note.startswith(f"Left out: {damaged}")
     assert words in note
 
 
-def test_damaged_runs_alone_leave_nothing_but_their_notes(tmp_path: Path) -> None:
+def test_if_all_runs_are_damaged_there_are_only_notes(tmp_path: Path) -> None:
     complete, unfinished = put_run(tmp_path, changed(), 0, {}), put_run(tmp_path, changed(), 1)
     (unfinished / "metrics.jsonl").mkdir()
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert collected.runs == {}
     for folder, note in zip((complete, unfinished), collected.left_out, strict=True):
         assert f"{folder}/" in note
@@ -245,7 +245,7 @@ def test_damaged_runs_alone_leave_nothing_but_their_notes(tmp_path: Path) -> Non
 def test_a_complete_run_without_its_environment_gets_a_note(tmp_path: Path) -> None:
     path = put_run(tmp_path, VIT, 0, result_of(VIT))
     (path / "environment.json").unlink()
-    collected = collect_runs(tmp_path, RECIPES_READ)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
     assert not collected.take(VIT).complete
     assert f"{path / 'environment.json'} is missing" in collected.left_out[0]
 

@@ -1,4 +1,4 @@
-"""Training the runs of a table: the plan, one process each, failures and signals."""
+"""Training the runs of a table: the plan, one process per run, failures and signals."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_complete_runs_are_skipped_and_unfinished_runs_are_resumed(
     assert train_and_record(runs) == ([], [])
 
 
-def test_a_run_that_fails_or_is_killed_does_not_affect_the_others_and_is_tried_again(
+def test_a_run_that_fails_or_is_killed_does_not_affect_the_others_and_is_retried(
     child: Child, tmp_path: Path
 ) -> None:
     log = child(f"case $name in {A}) exit 3;; {B}) kill -9 $$;; esac")
@@ -187,7 +187,7 @@ def test_a_run_that_fails_or_is_killed_does_not_affect_the_others_and_is_tried_a
 
 
 @contextmanager
-def signals_once_exists(path: Path, *signals: signal.Signals) -> Iterator[None]:
+def send_signals_once_created(path: Path, *signals: signal.Signals) -> Iterator[None]:
     """Send signals to this process as soon as a file exists."""
 
     def send() -> None:
@@ -214,10 +214,13 @@ def test_a_signal_is_passed_on_once_and_training_stops_when_the_run_has_saved_it
         f"while [ ! -s {received} ]; do sleep 0.02; done\nsleep 0.3\ntouch {saved}\nexit 130"
     )
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with signals_once_exists(tmp_path / "trap", signum), pytest.raises(Interrupted) as stopped:
+    with (
+        send_signals_once_created(tmp_path / "trap", signum),
+        pytest.raises(Interrupted) as stopped,
+    ):
         train_and_record(plan(A, B, root=tmp_path))
     assert stopped.value.signum == signum
-    assert saved.exists()  # its end was awaited
+    assert saved.exists()  # it was not killed before that
     assert received.read_text() == f"{signum.name}\n"
     assert len(log.read_text().splitlines()) == 1  # B was not started
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -229,7 +232,7 @@ def test_a_second_interrupt_does_not_wait_for_the_run(child: Child, tmp_path: Pa
         f"for i in $(seq 100); do sleep 0.05; touch {tmp_path}/alive; done"
     )
     with (
-        signals_once_exists(tmp_path / "trap", signal.SIGINT, signal.SIGINT),
+        send_signals_once_created(tmp_path / "trap", signal.SIGINT, signal.SIGINT),
         pytest.raises(KeyboardInterrupt),
     ):
         train_and_record(plan(A, B, root=tmp_path))
@@ -251,7 +254,7 @@ def test_a_run_gets_the_signals_of_a_terminal_only_from_its_parent(
 
 
 def tiny(root: Path, epochs: int) -> PlannedRun:
-    """Return a run of a few seconds, as `plan_runs` would for such a budget."""
+    """Return a run that takes a few seconds, as `plan_runs` would for a budget."""
     recipe = RECIPES["triangle-ait-tiny"]
     workspace = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
     sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "head_dim": 8}
@@ -302,7 +305,7 @@ def test_when_stopped_the_current_run_saves_itself_and_a_second_call_completes_i
     while not list(tmp_path.glob("runs/*/0/checkpoint/previous")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)  # as a terminal does
+    os.killpg(process.pid, signal.SIGTERM)  # to its whole group, as a terminal does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 100 + signal.SIGTERM, err
     assert out == "1\n"

@@ -1,4 +1,4 @@
-"""The paper's tables: which runs enter a row, next to the published figures."""
+"""The paper's tables: which runs a row includes, and the published figures next to them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,8 @@ relational_table = TABLES["relational"]
 Cells = dict[str, str]
 
 
-def named(columns: tuple[str, ...], cells: tuple[str, ...]) -> Cells:
-    """Return the cells of a row by column; a repeated column is named after its left neighbor."""
+def by_column(columns: tuple[str, ...], cells: tuple[str, ...]) -> Cells:
+    """Return the cells by column; the key of a repeated column includes its left neighbor."""
     names: list[str] = []
     for column in columns:
         repeats = columns.count(column) > 1
@@ -32,7 +32,7 @@ def named(columns: tuple[str, ...], cells: tuple[str, ...]) -> Cells:
 def sections_of(table: Table) -> dict[str, dict[str, Cells]]:
     """Return the rows of each group by their first cell, and the groups by their short title."""
     return {
-        group.title.split(":")[0]: {row[0]: named(table.columns, row) for row in group.rows}
+        group.title.split(":")[0]: {row[0]: by_column(table.columns, row) for row in group.rows}
         for group in table.groups
     }
 
@@ -63,7 +63,7 @@ def test_every_row_has_a_cell_for_each_column(name: str, tmp_path: Path) -> None
 # --- image classification ---
 
 VIT, COORDINATION = RECIPES["cifar10-vit-small"], RECIPES["triangle-coordination"]
-PUBLISHED = {  # slides, ViT-Medium CVPR: CIFAR-10, CIFAR-100, Triangle, average, size in millions
+PUBLISHED = {  # CIFAR-10, CIFAR-100, Triangle, average, size in millions
     "AiT-Base": ("85.44", "60.78", "99.59", "81.94", "91.0"),
     "AiT-Medium": ("84.59", "60.58", "99.57", "81.58", "45.9"),
     "AiT-Small": ("83.34", "56.30", "99.47", "79.70", "15.8"),
@@ -80,7 +80,7 @@ PUBLISHED = {  # slides, ViT-Medium CVPR: CIFAR-10, CIFAR-100, Triangle, average
     "Luna [1]": ("47.86", "23.38", "-", "35.62", "77.6"),
     "Luna, 2 layers": ("-", "-", "-", "-", "-"),
 }
-SIZES = {  # live, and as the paper counts
+SIZES = {  # live parameters, and all as the paper counts them, in millions
     "AiT-Base": "90.9 (91.0)",
     "AiT-Medium": "45.8 (45.9)",
     "AiT-Small": "15.7 (15.8)",
@@ -111,7 +111,7 @@ OURS = (*SETS, "average", "epochs", "device", "finished")
 
 
 def put_on(root: Path, row: str, *accuracies: float, seed: int = 0) -> None:
-    """Write a complete run of a row for the first data set, the second, the third."""
+    """Write a complete run of a row for each accuracy: on CIFAR-10, CIFAR-100 and Triangle."""
     names = ("cifar10", "cifar100", "triangle")
     for name, accuracy in zip(names, accuracies, strict=False):
         recipe = RECIPES[f"{name}-{row}"]
@@ -203,7 +203,7 @@ def test_our_average_needs_runs_for_all_data_sets(tmp_path: Path) -> None:
     assert (row["average"], row["average, published"]) == ("60.00", "45.93")
 
 
-def test_the_average_weights_all_data_sets_equally_whatever_their_number_of_seeds(
+def test_the_average_weights_all_data_sets_equally_regardless_of_their_number_of_seeds(
     tmp_path: Path,
 ) -> None:
     put_on(tmp_path, "ait-small", 80.0, 50.0, 100.0)
@@ -251,7 +251,7 @@ def test_a_recipe_for_one_data_set_has_one_accuracy_and_no_average(tmp_path: Pat
     assert {row["seeds"] for name, row in rows.items() if name not in accuracies} == {"not run"}
 
 
-def test_shortened_runs_have_their_own_groups_and_never_enter_a_row_of_full_runs(
+def test_shortened_runs_have_their_own_groups_and_are_never_in_a_row_of_full_runs(
     tmp_path: Path,
 ) -> None:
     put_on(tmp_path, "ait-small", 80.0, seed=1)
@@ -277,7 +277,9 @@ def test_shortened_runs_have_their_own_groups_and_never_enter_a_row_of_full_runs
     assert "runs with overrides" not in sections_of(table)
 
 
-def test_a_budget_that_does_not_shorten_a_recipe_enters_its_row(tmp_path: Path) -> None:
+def test_runs_of_a_budget_that_does_not_shorten_a_recipe_are_in_its_row(
+    tmp_path: Path,
+) -> None:
     tiny = RECIPES["triangle-ait-tiny"]
     short = shorten(tiny, "short")
     put_run(tmp_path, short, 0, result_of(short, 77.0))
@@ -318,7 +320,7 @@ def test_a_damaged_run_gets_a_note_below_the_table(tmp_path: Path) -> None:
         assert "result.json is damaged" in text
 
 
-def test_relational_runs_are_not_in_this_table(tmp_path: Path) -> None:
+def test_relational_runs_are_not_in_the_classification_table(tmp_path: Path) -> None:
     put_run(tmp_path, AIT, 0, answers_of(AIT))
     put_run(tmp_path, replace(AIT, name="thesis"), 0, answers_of(AIT))
     empty = classification_table(tmp_path / "nothing here")
@@ -341,7 +343,9 @@ def test_without_runs_every_ablation_is_listed_with_its_published_average(tmp_pa
         assert {row[cell] for cell in (*OURS, *others)} == {"-"}
     assert rows["w/o self-attention"]["parameters, M"] == "11.0 (11.1)"
     assert rows["w/o memory"]["parameters, M"] == "14.8 (14.9)"
-    note = "Without memory and workspace, AiT-Small is ViT-Small; that row uses its recipe."
+    note = (
+        "AiT-Small without memory and workspace is ViT-Small; its row uses the ViT-Small recipe."
+    )
     assert note in table.notes
 
 
@@ -413,7 +417,7 @@ def test_without_runs_every_relational_recipe_is_listed_with_its_published_figur
     assert (list(sources), list(tiny)) == (RELATIONAL_SOURCES, TINY)
     for row in (full | sources | tiny).values():
         assert row["seeds"] == "not run"
-        cells = ("relational", "non-relational", *GUESSES, "average", "epoch", "trained on")
+        cells = ("relational", "non-relational", *GUESSES, "average", "epochs", "trained on")
         assert {row[cell] for cell in cells} == {"-"}
     assert {row[cell] for row in (sources | tiny).values() for cell in published} == {"-"}
     assert f"There are no runs of these recipes in {tmp_path / name}." in table.notes
@@ -429,7 +433,7 @@ def test_a_relational_row_has_mean_and_deviation_over_the_seeds(tmp_path: Path) 
     assert row["non-relational"] == "98.50 ± 0.50"
     assert row["average"] == f"84.92 ± {stdev([84, 86, 84.75]):.2f}"
     assert tuple(row[guess] for guess in GUESSES) == ("42.70", "49.60")
-    assert (row["seeds"], row["epoch"]) == ("3", "100")
+    assert (row["seeds"], row["epochs"]) == ("3", "100")
     assert row["trained on"] == "non-relational + binary"
     assert row["published relational"] == "76.82"
     assert rows["ait-base"]["seeds"] == "not run"
@@ -442,10 +446,10 @@ def test_a_single_seed_has_no_deviation_and_accuracies_are_those_of_the_last_epo
     best = {"epoch": 3, "validation_accuracy": 99.0, **scores}
     put_run(tmp_path, RN, 5, answers_of(RN, 81.066, 99.0, best_validation=best))
     row = rows_of(relational_table(tmp_path))["cnn-rn"]
-    assert (row["relational"], row["seeds"], row["epoch"]) == ("81.07", "1", "100")
+    assert (row["relational"], row["seeds"], row["epochs"]) == ("81.07", "1", "100")
 
 
-def test_an_unfinished_relational_run_does_not_enter_the_mean(tmp_path: Path) -> None:
+def test_the_mean_excludes_an_unfinished_relational_run(tmp_path: Path) -> None:
     put_run(tmp_path, AIT, 0, answers_of(AIT, 70.0))
     (put_run(tmp_path, AIT, 1) / "metrics.jsonl").write_text("{}\n" * 3)
     rows = rows_of(relational_table(tmp_path))
@@ -470,7 +474,7 @@ def test_other_recipes_are_not_next_to_published_figures(
 
 
 @pytest.mark.parametrize("name", [f"{AIT.name}+1a2b3c4d", AIT.name], ids=["hash", "recipe"])
-def test_a_relational_run_with_overrides_never_enters_the_row_of_its_recipe(
+def test_a_relational_run_with_overrides_is_never_in_the_row_of_its_recipe(
     name: str, tmp_path: Path
 ) -> None:
     other = with_epochs(AIT, name=name)
@@ -481,7 +485,7 @@ def test_a_relational_run_with_overrides_never_enters_the_row_of_its_recipe(
     assert (row["relational"], row["seeds"]) == ("70.00", "1")
     ((label, below),) = rows_of(table, "runs with overrides").items()
     assert label == "ait-small with train.epochs 2 instead of 100"
-    assert (below["relational"], below["epoch"]) == ("12.00", "2")
+    assert (below["relational"], below["epochs"]) == ("12.00", "2")
     assert below["published relational"] == "-"
 
 
@@ -490,7 +494,7 @@ def test_only_runs_with_the_same_overrides_are_averaged(tmp_path: Path) -> None:
         put_run(tmp_path, with_epochs(AIT), seed, answers_of(AIT, 10.0 + seed, epochs=2), "two")
     put_run(tmp_path, with_epochs(AIT, 3), 0, answers_of(AIT, 30.0, epochs=3), "three")
     rows = rows_of(relational_table(tmp_path), "runs with overrides")
-    by_epochs = {row["epoch"]: (row["relational"], row["seeds"]) for row in rows.values()}
+    by_epochs = {row["epochs"]: (row["relational"], row["seeds"]) for row in rows.values()}
     assert by_epochs == {"2": ("10.50 ± 0.71", "2"), "3": ("30.00", "1")}
 
 
@@ -502,7 +506,7 @@ def test_shortened_relational_runs_have_their_own_groups(tmp_path: Path) -> None
     assert rows_of(table)["cnn-rn"]["seeds"] == "not run"
     for budget, accuracy, epochs in (("short", "45.00", "10"), ("smoke", "40.00", "1")):
         ((name, row),) = rows_of(table, f"budget {budget}").items()
-        assert (name, row["relational"], row["epoch"]) == ("cnn-rn", accuracy, epochs)
+        assert (name, row["relational"], row["epochs"]) == ("cnn-rn", accuracy, epochs)
         assert (row["seeds"], row["published relational"]) == ("1", "-")
     assert "runs with overrides" not in sections_of(table)
 
@@ -511,7 +515,7 @@ def test_shortened_relational_runs_have_their_own_groups(tmp_path: Path) -> None
     ("type_", "cells"),
     [("binary", ("60.00", "-", "42.70", "-")), ("non-relational", ("-", "95.00", "-", "49.60"))],
 )
-def test_a_run_on_one_type_of_questions_has_no_average(
+def test_a_run_on_one_type_of_question_has_no_average(
     type_: str, cells: tuple[str, ...], tmp_path: Path
 ) -> None:
     data: Any = replace(AIT.data, question_types=(type_,))

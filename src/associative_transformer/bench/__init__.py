@@ -46,8 +46,8 @@ from associative_transformer.training.step import make_accelerator
 
 __all__ = [
     "Benchmark",
+    "BenchmarkResult",
     "Entry",
-    "Measured",
     "Plan",
     "PoolSizes",
     "Ratios",
@@ -64,7 +64,7 @@ __all__ = [
     "plan_models",
     "plan_write",
     "read_ratios",
-    "tabulate_measured",
+    "tabulate_results",
     "tabulate_verdicts",
     "write_benchmarks",
     "write_ratios",
@@ -74,7 +74,7 @@ PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchmarkResult:
     """The figures of one benchmark."""
 
     name: str
@@ -92,7 +92,7 @@ def measure(
     train: TrainConfig,
     rounds: int,
     use_memory: bool = True,
-) -> list[Measured]:
+) -> list[BenchmarkResult]:
     """Time benchmarks in turn and compare them with the one named `rival`.
 
     The matrix product has the device and the precision of `train`. Measuring the memory starts a
@@ -111,7 +111,7 @@ def measure(
         for statistic in (median, min)
     )
     return [
-        Measured(
+        BenchmarkResult(
             each.name,
             1e3 * seconds[each.name],
             each.samples / seconds[each.name],
@@ -126,8 +126,8 @@ def measure(
     ]
 
 
-def tabulate_measured(
-    plan: Plan, measured: Sequence[Measured], device: str, precision: str, rounds: int
+def tabulate_results(
+    plan: Plan, results: Sequence[BenchmarkResult], device: str, precision: str, rounds: int
 ) -> Table:
     """Return a table with one row for each benchmark of a plan."""
     columns = ("variant", "ms", f"{plan.unit}/s", f"times {plan.rival}", "peak memory, GiB")
@@ -140,7 +140,7 @@ def tabulate_measured(
             "-" if each.peak_memory is None else f"{each.peak_memory:#.3g}",
             "-" if each.peak_share is None else f"{100 * each.peak_share:.0f} %",
         )
-        for each in measured
+        for each in results
     ]
     group = RowGroup(f"{plan.sizes}, {precision}", rows)
     notes = [f"Medians of {rounds} rounds in which the rows take turns.", plan.note]

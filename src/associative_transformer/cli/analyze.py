@@ -33,11 +33,11 @@ def run(arguments: list[str]) -> None:
     options = parse(AnalyzeOptions, arguments, "analyze")
     from associative_transformer.analysis import analyze, sample
     from associative_transformer.figures import draw_analysis
-    from associative_transformer.runs.saved import load_run, load_test_of
+    from associative_transformer.runs.saved import load_run, load_test_split
 
     device = choose_device(options.device)
     saved = load_run(options.run)
-    data = load_test_of(saved, options.source, device)
+    data = load_test_split(saved, options.source, device)
     saved.model.to(device)
     analysis = analyze(saved, options.run, data, options.images, options.batch_size)
     for result in (analysis.answers, analysis.competition, analysis.selection, analysis.basins):

@@ -145,7 +145,7 @@ def run(arguments: list[str]) -> None:
         return
     options = _parse(arguments)
     check_output(options.output)
-    from associative_transformer.bench import measure, tabulate_measured
+    from associative_transformer.bench import measure, tabulate_results
     from associative_transformer.runs.environment import describe_environment
 
     plan = _plan(options)
@@ -158,7 +158,7 @@ def run(arguments: list[str]) -> None:
     else:
         precision = options.precision + ", compiled" * options.compile
         device = _describe(environment)
-        table = tabulate_measured(plan, measured, device, precision, options.rounds)
+        table = tabulate_results(plan, measured, device, precision, options.rounds)
         text = table.to_markdown() if options.format == "markdown" else table.to_terminal(100)
     with open_output(options.output) as file:
         file.write(text)

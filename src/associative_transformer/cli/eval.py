@@ -39,11 +39,11 @@ def run(arguments: list[str]) -> None:
         summarize,
     )
     from associative_transformer.runs.checkpoint import WEIGHTS
-    from associative_transformer.runs.saved import load_run, load_test_of
+    from associative_transformer.runs.saved import load_run, load_test_split
 
     with distributed.joined(choose_device(options.device)) as device:
         saved = load_run(options.run)
-        data = load_test_of(saved, options.source, device)
+        data = load_test_split(saved, options.source, device)
         weights, labels = (options.run / WEIGHTS).read_bytes(), data.test.labels.numpy().tobytes()
         distributed.check_same([hashlib.sha256(x).hexdigest() for x in (weights, labels)])
         ranks = distributed.num_ranks()

@@ -1,4 +1,4 @@
-"""Budgets: shorter trainings of a recipe. A table never shows them in the row of the recipe."""
+"""Budgets: shortened recipes, which a table shows in rows of their own."""
 
 from dataclasses import replace
 from typing import Literal
@@ -9,16 +9,16 @@ Budget = Literal["paper", "short", "smoke"]
 BUDGETS: tuple[Budget, ...] = ("paper", "short", "smoke")
 
 SHORT_EPOCHS = 10
-SMOKE_IMAGES = 40  # for training and again for testing; one per class if there are more classes
+SMOKE_IMAGES = 40  # for training, and as many for testing; one per class if there are more classes
 SMOKE_BATCH = 20
 
 
 def shorten(recipe: Experiment, budget: Budget) -> Experiment:
-    """Shorten a recipe to a budget, under the name that `ait train` gives to such overrides.
+    """Shorten a recipe to a budget and name it as `ait train` names a recipe with overrides.
 
-    paper: the recipe itself. short: 10 epochs with at most one epoch of warm-up, or the recipe
-    itself if it is not longer. smoke: one epoch of 40 images (at least one per class) in batches
-    of 20, tested on as many other images, as a quick check that everything runs.
+    paper: the recipe itself. short: at most 10 epochs, of which at most one is warm-up.
+    smoke: one epoch of 40 images (at least one per class) in batches of 20, tested on as many
+    other images, as a quick check that everything runs.
     """
     train = recipe.train
     if budget == "paper":

@@ -6,11 +6,11 @@ from associative_transformer.experiment import Experiment, list_fields
 
 
 def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
-    """Return the arguments of `ait` that train an experiment as a recipe with overrides.
+    """Return the arguments for `ait` to train an experiment as a recipe with overrides.
 
-    The options are all fields in which the two differ. A name of the form RECIPE+FINGERPRINT is
-    not one of them, because `ait train` derives it. Raises ValueError if the recipe has another
-    kind of data or model, which options cannot change.
+    The options set all fields in which the two differ, except a name of the form
+    RECIPE+FINGERPRINT, which `ait train` derives. Raises ValueError if the recipe has another kind
+    of data or model, which options cannot change.
     """
     for part in ("data", "model"):
         kind, other = getattr(experiment, part).kind, getattr(recipe, part).kind
@@ -24,7 +24,7 @@ def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
 
 
 def format_options(values: Mapping[str, object]) -> list[str]:
-    """Return the options that set each field, by dotted name, to its value.
+    """Return the options that set fields, given by dotted name, to their values.
 
     For example, {"train.clip_norm": None, "model.workspace.dropout": 0.5, "train.compile": False}
     becomes --train.clip-norm None --model.workspace.dropout 0.5 --train.no-compile.
@@ -41,7 +41,7 @@ def _format(name: str, value: object) -> Iterator[str]:
         yield from (prefix + last, *map(str, value))
     elif isinstance(value, Mapping):
         yield from (prefix + last, *(str(word) for pair in value.items() for word in pair))
-    elif str(value).startswith("-"):  # would be taken for an option
+    elif str(value).startswith("-"):  # would look like an option
         yield f"{prefix}{last}={value}"
     else:
         yield from (prefix + last, str(value))

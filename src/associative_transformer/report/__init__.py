@@ -26,7 +26,7 @@ from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
 from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
-from associative_transformer.runs.saved import SavedRun, load_run, load_test_of
+from associative_transformer.runs.saved import SavedRun, load_run, load_test_split
 
 __all__ = ["AnalysisOptions", "list_sections", "write_comparison", "write_report"]
 
@@ -62,7 +62,7 @@ def write_report(
     """Write the page of a run to `output`, by default its report.html, and return the path.
 
     If the run is not complete, the page shows how far it got, without its model. Raises UserError
-    if the folder holds no run, and whenever `load_run` or `load_test_of` does.
+    if the folder holds no run, and whenever `load_run` or `load_test_split` does.
     """
     analyzed = _analyze_run(folder, options or AnalysisOptions())
     rows = [[section] for section in list_sections(analyzed)]
@@ -124,7 +124,7 @@ def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
         return AnalyzedRun(facts, Analysis(), Gallery())
     run = load_run(folder)
     run.model.to(options.device)
-    data = load_test_of(run, options.source, torch.device(options.device))
+    data = load_test_split(run, options.source, torch.device(options.device))
     analysis = None if options.again else load_analysis(folder)
     if analysis is None:
         analysis = analyze(run, folder, data, options.num_images)

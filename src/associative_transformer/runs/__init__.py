@@ -1,1 +1,1 @@
-"""Run folders: what a run writes, and how it is read back."""
+"""Run folders: writing them and reading them back."""

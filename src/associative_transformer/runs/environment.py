@@ -1,4 +1,4 @@
-"""The environment of a run: versions, device and commit, so that it can be repeated."""
+"""The environment of a run: versions, device and commit, so that the run can be repeated."""
 
 import json
 import os
@@ -20,13 +20,13 @@ PACKAGES = ("associative-transformer", "torch", "torchvision", "numpy", "acceler
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The content of `environment.json`; None for what is not known."""
+    """The content of `environment.json`; unknown values are None."""
 
     python: str | None = None
     platform: str | None = None
     packages: dict[str, str | None] = field(default_factory=dict)  # versions by name
     device: str | None = None  # name of the GPU, or architecture of the CPU
-    cuda: str | None = None  # version that torch was built for
+    cuda: str | None = None  # version that torch was built with
     threads: int | None = None
     commit: str | None = None
 
@@ -82,9 +82,9 @@ def find_version(package: str) -> str | None:
 
 
 def find_commit() -> str | None:
-    """Return the commit of the source tree, with `+changes` if files were edited since.
+    """Return the commit of the source tree, followed by `+changes` if files were edited since.
 
-    Returns None without git and for an installed copy, which git does not track.
+    Returns None if git is not available or does not track this file, as in an installed copy.
     """
     file = Path(__file__)
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}

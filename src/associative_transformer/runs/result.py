@@ -1,4 +1,4 @@
-"""The result of a complete run, as training writes it and tables and reports read it."""
+"""The result of a complete run: written by training, read by tables and reports."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -33,12 +33,12 @@ class RunTiming:
 
     seconds: float  # of training
     samples_per_second: float | None = None  # not in the earliest runs
-    finished: str | None = None  # date, as 2026-11-24; not in the earliest runs
+    finished: str | None = None  # date, such as 2026-11-24; not in the earliest runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The result of a complete run: its fields are the keys of `result.json`, in their order.
+    """The result of a complete run; its fields are the keys of `result.json`, in the same order.
 
     The `test_` fields hold the scores of the last epoch. `test_questions` and `test_kinds` are
     None, and absent from the file, if the data set has no questions.
@@ -46,14 +46,14 @@ class RunResult:
 
     name: str
     seed: int
-    question_types: tuple[str, ...]  # that the model was trained on; empty without questions
+    question_types: tuple[str, ...]  # seen in training; empty if there are no questions
     test_accuracy: float  # percent
     test_loss: float
     test_images: int
     test_questions: int | None = None
     test_kinds: tuple[KindScore, ...] | None = None
     best_validation: BestValidation | None = None  # None without a validation split
-    model: str  # which one was saved: "last epoch" or "best validation epoch"
+    model: str  # the saved one: "last epoch" or "best validation epoch"
     epochs: int
     skipped_steps: int
     skipped_images: int
@@ -75,7 +75,7 @@ class RunResult:
 
 
 def score_fields(summary: Summary) -> dict[str, Any]:
-    """Return the `test_` fields of a result."""
+    """Return a summary as the `test_` fields of a result."""
     return {f"test_{field.name}": getattr(summary, field.name) for field in fields(summary)}
 
 
@@ -92,7 +92,7 @@ def write_result(folder: Path, result: RunResult) -> None:
 
 
 def _drop_questions(values: dict[str, Any]) -> None:
-    """Remove the keys of questions if there were none."""
+    """Remove the keys about questions if the data set has no questions."""
     for key in ("test_questions", "test_kinds"):
         if values[key] is None:
             del values[key]
@@ -117,4 +117,4 @@ def read_result(folder: Path) -> RunResult | None:
 def damaged_result(folder: Path, reason: str) -> UserError:
     """Return the error for a `result.json` that cannot be used."""
     path = folder / RESULT
-    return UserError(f"{path} is damaged ({reason}): remove it, and --resume writes it again")
+    return UserError(f"{path} is damaged ({reason}): remove it and pass --resume to rewrite it")

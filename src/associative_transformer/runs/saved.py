@@ -1,4 +1,4 @@
-"""Runs read back from their folders."""
+"""Read runs back from their folders."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,9 @@ from associative_transformer.runs.result import RunResult, damaged_result, read_
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder without its model; the run may be complete or not.
+    """The content of a run folder except the model; the run may be incomplete.
 
-    The files are read on first use; damaged files raise UserError.
+    Files are read on first use; a damaged file raises UserError.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class RunRecord:
 
     @cached_property
     def environment(self) -> Environment | None:
-        """The environment of the training; None if the file is missing."""
+        """The environment of the run; None if the file is missing."""
         return read_environment(self.folder)
 
     @cached_property
@@ -63,14 +63,15 @@ class SavedRun(NamedTuple):
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Return the record of a run, complete or not.
+    """Return the record of a run, which may be incomplete.
 
     Raises UserError if the folder is not a run folder or its `experiment.yaml` is damaged.
     """
     seeds = sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
     if seeds:
         raise UserError(
-            f"{folder} holds the runs {', '.join(seeds)}: pass one, such as {folder / seeds[0]}"
+            f"{folder} contains the runs {', '.join(seeds)}: pass one of them, such as "
+            f"{folder / seeds[0]}"
         )
     return RunRecord(folder, load_experiment(folder / "experiment.yaml"))
 
@@ -78,8 +79,8 @@ def read_run(folder: Path) -> RunRecord:
 def load_run(folder: Path) -> SavedRun:
     """Load a complete run with its model in evaluation mode.
 
-    Raises UserError if the folder is not a run folder, or if the run is incomplete, damaged, or
-    has a link in place of a folder.
+    Raises UserError if the folder is not a run folder, if the run is incomplete or damaged, or if
+    a folder in it is a link.
     """
     run = read_run(folder)
     if run.result is None:
@@ -93,7 +94,7 @@ def load_run(folder: Path) -> SavedRun:
         model = load_model(folder)
         if model.config != config:
             raise ValueError("config.json and experiment.yaml describe different models")
-    except Exception as error:  # damaged files make their readers raise nearly anything
+    except Exception as error:  # reading a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
@@ -101,11 +102,11 @@ def load_run(folder: Path) -> SavedRun:
     return SavedRun(run.experiment, model, classes)
 
 
-def load_test_of(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:
+def load_test_split(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:
     """Load the test split of a run, from the folder `source` if its images have moved.
 
-    Raises UserError if `source` is given for generated data, or if the data has other classes
-    than the run.
+    Raises UserError if `source` is given for generated data, or if the classes of the
+    data differ from those of the run.
     """
     config = run.experiment.data
     if source is not None:

@@ -1,4 +1,4 @@
-"""The paper's tables: the runs in a folder next to the published results."""
+"""The paper's tables, with the runs in a folder next to the published results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,4 +14,4 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "ablations": ablation_table,
     "relational": relational_table,
 }
-"""Functions that build each table from a folder of runs, by the name of the table."""
+"""The function that builds each table from a folder of runs, by the name of the table."""

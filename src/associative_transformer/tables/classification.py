@@ -1,4 +1,4 @@
-"""Table 1 of the paper, image classification, and its ablations of AiT-Small."""
+"""Table 1 of the paper (image classification), and the ablations of AiT-Small."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,15 +37,15 @@ COLUMNS = (
 )
 NOTE = (
     "Test accuracy after the last epoch on all test images: mean and standard deviation over the "
-    "seeds. Averages: ours once there are runs for all data sets, the published one over the data "
-    "sets with a published figure. Parameters are those for CIFAR-10; numbers in brackets include "
-    "those that the reference code registers but never uses."
+    "seeds. Our average needs runs for all data sets; the published average is over the data sets "
+    "with a published figure. Parameters are counted for the first data set of a row; numbers in "
+    "brackets include those that the reference code registers but never uses."
 )
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """The recipes of a row and its published figures."""
+    """The recipes and the published figures of a row."""
 
     title: str
     recipes: Sequence[str | None]  # one for each data set
@@ -86,7 +86,7 @@ def ablation_table(folder: Path) -> Table:
     rows = [TableRow(row.title, row.recipes, average=row.average) for row in ablations.ROWS]
     notes = [
         NOTE,
-        "Without memory and workspace, AiT-Small is ViT-Small; that row uses its recipe.",
+        "AiT-Small without memory and workspace is ViT-Small; its row uses the ViT-Small recipe.",
     ]
     return _table("Ablations of AiT-Small", folder, rows, [], notes)
 
@@ -115,14 +115,14 @@ def _table(
     for (name, _), runs in sorted(collected.runs.items()):
         row = TableRow(describe_overrides(runs.experiment, recipes[name]), _by_set(name))
         changed.append(_cells(row, [runs if recipe else None for recipe in row.recipes]))
-    row_groups.append(RowGroup("runs with overrides: they belong to no row above", changed))
+    row_groups.append(RowGroup("runs with overrides: not part of any row above", changed))
     title = f"{title}, test accuracy in percent"
     filled = [group for group in row_groups if group.rows]
     return Table(title, COLUMNS, filled, [*notes, *collected.left_out])
 
 
 def _row_for_one_set(recipe: Experiment) -> TableRow:
-    """Return the row of a recipe that exists for one data set only."""
+    """Return the row of a recipe that exists for only one data set."""
     return TableRow(recipe.name, _by_set(recipe.name))
 
 
@@ -132,13 +132,15 @@ def _by_set(recipe: str) -> list[str | None]:
 
 
 def _recipe_cells(row: TableRow, collected: CollectedRuns, budget: Budget) -> tuple[str, ...]:
-    """Return the cells of a row with the runs of its recipes, shortened to a budget."""
-    runs = [name and collected.take(shorten(RECIPES[name], budget)) for name in row.recipes]
-    return _cells(row, [each or None for each in runs])
+    """Return the cells of a row for the runs of its recipes at a budget."""
+    runs = [
+        collected.take(shorten(RECIPES[name], budget)) if name else None for name in row.recipes
+    ]
+    return _cells(row, runs)
 
 
 def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str, ...]:
-    """Return the cells of a row from the runs for each data set; None: it has no recipe."""
+    """Return the cells of a row from its runs on each data set; None if it has no recipe."""
     with_recipe = [each for each in runs if each]
     accuracies = [[r.test_accuracy for r in each.results] if each else [] for each in runs]
     published = [accuracy for accuracy in row.published if accuracy is not None]
@@ -178,7 +180,7 @@ def _size(model: ModelConfig) -> str:
 
 
 def _seeds(runs: Sequence[RunsOfExperiment | None]) -> str:
-    """Return the seeds once if they are the same for all data sets, else for each data set."""
+    """Return the seeds, listed by data set unless they are the same for all."""
     seeds = {title: each.seeds for title, each in zip(SETS.values(), runs, strict=True) if each}
     if len(set(seeds.values())) == 1:
         return next(iter(seeds.values()))
@@ -186,7 +188,7 @@ def _seeds(runs: Sequence[RunsOfExperiment | None]) -> str:
 
 
 def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value + 1e-9:.{digits}f}"  # a half is rounded up
+    return "-" if value is None else f"{value + 1e-9:.{digits}f}"  # rounds a half up
 
 
 def _join(values: set[str]) -> str:

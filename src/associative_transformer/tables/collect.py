@@ -1,7 +1,7 @@
-"""The runs of recipes, collected from a folder for a table.
+"""Collect the runs of recipes from a folder for a table.
 
-Runs are grouped by experiment: a table only uses complete runs of exactly the experiment that a
-row asks for, and never averages over different experiments.
+Runs are grouped by experiment: a row only uses complete runs of exactly its own experiment, so a
+table never averages over different experiments.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class CollectedRuns(NamedTuple):
     """All runs of some recipes in a folder."""
 
     runs: dict[tuple[str, str], RunsOfExperiment]  # by recipe and fingerprint
-    left_out: list[str]  # notes on runs that were not used, with the reason
+    left_out: list[str]  # a note on each run that was not used, with the reason
 
     def take(self, experiment: Experiment) -> RunsOfExperiment:
         """Remove and return the runs of exactly this experiment; there may be none."""
@@ -61,8 +61,8 @@ class CollectedRuns(NamedTuple):
 def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
     """Read all runs of the recipes in `folder/NAME/SEED`, with or without overrides.
 
-    Damaged runs are left out with a note, and so are runs of unknown names whose data set occurs
-    in the recipes.
+    Damaged runs are left out with a note, and so are runs with unknown names on a data set of the
+    recipes.
     """
     collected = CollectedRuns({}, [])
     data_kinds = {recipe.data.kind for recipe in recipes.values()}
@@ -82,19 +82,15 @@ def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
 
 
 def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
-    """Add a run to those of its experiment, once per seed even if it was copied."""
+    """Add a run to those of its experiment; copies of a complete run count once."""
     experiment, train = replace(run.experiment, name=name), run.experiment.train
-    complete, progress = None, ""
+    key, new_group = (name, fingerprint(experiment)), RunsOfExperiment(experiment)
     if run.result is not None:
         complete = CompleteRun(run.result, _device_of(run))
+        collected.runs.setdefault(key, new_group).complete.setdefault(train.seed, complete)
     else:
         progress = f"seed {train.seed} unfinished after {run.num_epochs} of {train.epochs} epochs"
-    key = name, fingerprint(experiment)
-    runs = collected.runs.setdefault(key, RunsOfExperiment(experiment))
-    if complete is not None:
-        runs.complete.setdefault(train.seed, complete)
-    else:
-        runs.unfinished.append(progress)
+        collected.runs.setdefault(key, new_group).unfinished.append(progress)
 
 
 def _device_of(run: RunRecord) -> str:
@@ -106,7 +102,7 @@ def _device_of(run: RunRecord) -> str:
 
 
 def _recipe_of(experiment: Experiment) -> str:
-    """Return the name without the fingerprint of overrides."""
+    """Return the name of an experiment without the fingerprint of its overrides."""
     return experiment.name.partition("+")[0]
 
 

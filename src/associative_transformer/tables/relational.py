@@ -22,7 +22,7 @@ COLUMNS = (
     "guess",
     "average",
     "seeds",
-    "epoch",
+    "epochs",
     "trained on",
     "published relational",
     "published non-relational",
@@ -30,13 +30,13 @@ COLUMNS = (
 NOTE = (
     "Test accuracy after the last epoch on all test questions: mean and standard deviation over "
     "the seeds. Relational: binary questions. Guess: accuracy of the best answer that ignores the "
-    "picture. The paper's table has no ternary questions, and the paper does not describe Dense: "
-    "ours is a ViT without attention."
+    "picture. The paper's table has no ternary questions. The paper does not describe Dense; ours "
+    "is a ViT without attention."
 )
 
 
 def relational_table(folder: Path) -> Table:
-    """Build the table of Sort-of-CLEVR from a folder of runs."""
+    """Build Table 2 from a folder of runs."""
     groups = {
         "recipes of the paper": relational.EXPERIMENTS,
         "recipes of the sources": relational.SOURCES,
@@ -59,7 +59,7 @@ def relational_table(folder: Path) -> Table:
         _row(describe_overrides(runs.experiment, recipes[name]), runs, NOT_PUBLISHED)
         for (name, _), runs in sorted(collected.runs.items())
     ]
-    row_groups.append(RowGroup("runs with overrides: they belong to no row above", changed))
+    row_groups.append(RowGroup("runs with overrides: not part of any row above", changed))
     title = "Relational reasoning on Sort-of-CLEVR, test accuracy in percent"
     filled = [group for group in row_groups if group.rows]
     return Table(title, COLUMNS, filled, [NOTE, *collected.left_out])

@@ -1,4 +1,4 @@
-"""Train the runs of a table one after another, each by `ait train` in its own process.
+"""Train the runs of a table one after another, each with `ait train` in its own process.
 
 A run that fails or is killed does not affect the others. Complete runs are skipped and unfinished
 runs are resumed, so the same list of runs can be started again at any time.
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.2  # between checks for a signal while a run is training
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a table, complete or still to be trained."""
+    """A run of a table, which may be complete already."""
 
     recipe: str
     experiment: Experiment  # the recipe, shortened to the budget
@@ -45,7 +45,7 @@ class PlannedRun:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of `ait` that train or resume this run."""
+        """Arguments for `ait` to train or resume this run."""
         words = train_arguments(self.experiment, RECIPES[self.recipe])
         words += ["--runs", str(self.runs)]
         return words + ["--resume"] * (self.folder / "experiment.yaml").exists()
@@ -70,7 +70,7 @@ def plan_runs(
     runs: Path,
     sources: dict[str, Path],
 ) -> list[PlannedRun]:
-    """List the runs of the recipes, all recipes with the first seed before those with the next.
+    """List the runs of all recipes with the first seed, then those with the next seed.
 
     `sources` maps names of data sets to local copies of their images.
     """
@@ -90,8 +90,8 @@ def train_runs(
 ) -> list[FailedRun]:
     """Train the runs that are not complete and return those that failed.
 
-    `on_start` is called with the position, from 1, of each run and the run before it starts.
-    Raises Interrupted if a signal stopped the current run, which has saved itself by then.
+    Before a run starts, `on_start` is called with its position (from 1) and the run. Raises
+    Interrupted after a signal, once the current run has stopped and saved itself.
     """
     failed = []
     for position, run in enumerate(runs, start=1):
@@ -105,10 +105,10 @@ def train_runs(
 
 
 def _train(run: PlannedRun) -> int:
-    """Run `ait train` and return its exit code; a signal is passed on to it once."""
+    """Run `ait train` and return its exit code; the first signal is passed on to it."""
     command = [sys.executable, "-m", "associative_transformer", *run.arguments]
     with StopSignals() as stop:
-        # in a session of its own, the process gets the signals of a terminal only through us
+        # a new session: signals from the terminal reach the process only through this one
         process = subprocess.Popen(command, start_new_session=True)
         is_stopping = False
         try:
