@@ -1,4 +1,4 @@
-"""BRIMs: against slow loops, and the rules by which its modules compete, learn and are read."""
+"""BRIMs against slow loops, and the rules by which its modules compete and learn."""
 
 import copy
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ DROPPING = replace(TINY, dropout=0.5, attention_dropout=0.1)
 
 
 def shaken(config: BRIMsConfig) -> BRIMs:
-    """In float64 and off the start, where a forgotten bias would not show."""
+    """Return the model in float64 with random weights, so that a forgotten bias would show."""
     model = BRIMs(config).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,8 +43,8 @@ def pictures(config: BRIMsConfig, batch: int) -> Tensor:
     return torch.rand(batch, config.num_channels, config.image_size, config.image_size)
 
 
-def slow_layer(model: BRIMs, place: int) -> slow_brims.Layer:
-    c, layer, kv = model.config, model.recurrence.layers[place], model.recurrence.to_kv[place]
+def slow_layer(model: BRIMs, index: int) -> slow_brims.Layer:
+    c, layer, kv = model.config, model.recurrence.layers[index], model.recurrence.to_kv[index]
     q, lstm_h = layer.h_to_q_gates[..., : c.key_dim], layer.h_to_q_gates[..., c.key_dim :]
     comm_q, comm_k, comm_v = layer.to_qkv.chunk(3, dim=-1)
     (gate, out), (gate_bias, out_bias) = (
@@ -72,7 +72,7 @@ def slow(model: BRIMs, images: Tensor) -> tuple[Tensor, list]:
         images.double(),
         c.resolution,
         list(model.embed.weight.chunk(c.num_channels)),
-        [slow_layer(model, place) for place in range(c.depth)],
+        [slow_layer(model, index) for index in range(c.depth)],
         naive.Affine(model.head.weight, model.head.bias),
         c.num_active,
     )
@@ -89,7 +89,7 @@ def slow(model: BRIMs, images: Tensor) -> tuple[Tensor, list]:
     ],
     ids=["two-layers", "three-layers", "one-layer", "gray", "all-active"],
 )
-def test_answers_and_gradients_equal_the_loops(config: BRIMsConfig) -> None:
+def test_logits_and_gradients_equal_the_loops(config: BRIMsConfig) -> None:
     model, images = shaken(config), pictures(config, 2)
     (expected, _), logits = slow(model, images), model(images).logits
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
@@ -102,30 +102,30 @@ def test_answers_and_gradients_equal_the_loops(config: BRIMsConfig) -> None:
 
 
 def one_step(
-    model: BRIMs, batch: int, place: int = 0, kept: Tensor | None = None
+    model: BRIMs, batch: int, index: int = 0, kept: Tensor | None = None
 ) -> tuple[Tensor, LSTMState, LSTMState]:
-    """Take a step of one layer: vectors of its sources, state before, state after."""
-    c, layer = model.config, model.recurrence.layers[place]
-    vectors = torch.randn(len(model.recurrence.to_kv[place]) - 1, batch, c.embed_dim).double()
+    """Take one step of a layer; return its sources, the state before and the state after."""
+    c, layer = model.config, model.recurrence.layers[index]
+    vectors = torch.randn(len(model.recurrence.to_kv[index]) - 1, batch, c.embed_dim).double()
     before = LSTMState(*torch.randn(2, c.num_modules, batch, c.module_dim).double())
     before.h.requires_grad_()
-    return vectors, before, layer(vectors @ model.recurrence.to_kv[place][1:], before, kept)
+    return vectors, before, layer(vectors @ model.recurrence.to_kv[index][1:], before, kept)
 
 
 def slow_steps(
     model: BRIMs,
     vectors: Tensor,
     before: LSTMState,
-    place: int = 0,
+    index: int = 0,
     dropout: list[slow_brims.Dropout] | None = None,
 ) -> list[slow_brims.Step]:
-    """Take the same step, one image at a time."""
+    """Take the same step with the loops, one image at a time."""
     return [
         slow_brims.step(
             [torch.zeros_like(vectors[0, image]), *vectors[:, image]],
             list(before.h[:, image]),
             list(before.c[:, image]),
-            slow_layer(model, place),
+            slow_layer(model, index),
             model.config.num_active,
             dropout and dropout[image],
         )
@@ -134,30 +134,30 @@ def slow_steps(
 
 
 def changed(before: LSTMState, after: LSTMState) -> Tensor:
-    """Tell which modules of which images have another state, (n, B), in h and c alike."""
+    """Return which modules of which images changed their state, (n, B); h and c must agree."""
     in_h, in_c = ((a != b).any(dim=-1) for a, b in zip(before, after, strict=True))
     assert torch.equal(in_h, in_c)
     return in_h
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("num_active", [1, 2, 3])
-def test_the_modules_that_attend_most_to_nothing_keep_their_state(
-    place: int, num_active: int
+def test_the_modules_that_attend_most_to_the_null_source_keep_their_state(
+    index: int, num_active: int
 ) -> None:
     model = shaken(replace(TINY, num_active=num_active))
-    vectors, before, after = one_step(model, 8, place)
+    vectors, before, after = one_step(model, 8, index)
     is_active = changed(before, after)
     assert (is_active.sum(dim=0) == num_active).all()
-    seen = slow_steps(model, vectors, before, place)
-    for image, happened in enumerate(seen):
-        scores = torch.tensor(happened.null_score)
+    expected = slow_steps(model, vectors, before, index)
+    for image, step in enumerate(expected):
+        scores = torch.tensor(step.null_score)
         assert scores[is_active[:, image]].max() < scores[~is_active[:, image]].min()
-    assert len({tuple(column) for column in is_active.T.tolist()}) > 1  # a contest
+    assert len({tuple(column) for column in is_active.T.tolist()}) > 1
 
 
-def test_of_modules_that_tie_the_first_are_active() -> None:
-    model = shaken(replace(TINY, resolution=1))  # before the only step every query is zero
+def test_if_modules_tie_the_first_ones_are_active() -> None:
+    model = shaken(replace(TINY, resolution=1))  # in the first step every query is zero
     states: list[LSTMState] = []
     model.recurrence.register_forward_hook(lambda _, __, output: states.extend(output))
     model(pictures(TINY, 3))
@@ -166,20 +166,21 @@ def test_of_modules_that_tie_the_first_are_active() -> None:
             assert x[:2].all() and not x[2:].any()
 
 
-def test_dropout_acts_on_what_is_seen_and_on_what_is_heard() -> None:
+def test_dropout_acts_on_the_input_and_on_the_communication() -> None:
     model = shaken(replace(TINY, attention_dropout=0.3))
-    seen, heard = torch.rand(4, 3, 12) < 0.5, torch.rand(4, 3, 3) < 0.5
-    vectors, before, after = one_step(model, 3, kept=torch.cat([seen, heard], dim=-1))
+    read, communicated = torch.rand(4, 3, 12) < 0.5, torch.rand(4, 3, 3) < 0.5
+    vectors, before, after = one_step(model, 3, kept=torch.cat([read, communicated], dim=-1))
     factors = [
-        slow_brims.Dropout(seen[:, image] / 0.7, heard[:, image] / 0.7) for image in range(3)
+        slow_brims.Dropout(read[:, image] / 0.7, communicated[:, image] / 0.7)
+        for image in range(3)
     ]
     expected = slow_steps(model, vectors, before, dropout=factors)
-    for image, happened in enumerate(expected):
-        torch.testing.assert_close(after.h[:, image], torch.stack(happened.h))
-        torch.testing.assert_close(after.c[:, image], torch.stack(happened.c))
+    for image, step in enumerate(expected):
+        torch.testing.assert_close(after.h[:, image], torch.stack(step.h))
+        torch.testing.assert_close(after.c[:, image], torch.stack(step.c))
 
 
-def test_dropout_of_the_attentions_is_drawn_for_each_step_layer_and_module() -> None:
+def test_attention_dropout_is_drawn_for_each_step_layer_and_module() -> None:
     model = BRIMs(replace(TINY, attention_dropout=0.25))
     kept = model.draw(7, 100)
     assert kept.shape == (7, 2, 4, 100, 12 + 3)
@@ -192,21 +193,23 @@ def test_dropout_acts_on_the_embeddings_and_on_the_last_state() -> None:
     config = replace(TINY, embed_dim=24, num_modules=8, module_dim=3, key_dim=12, dropout=0.5)
     model, images = shaken(config), pictures(config, 16)
     with torch.no_grad():
-        model.recurrence.to_kv[0][1] = torch.eye(24)  # keys and values are then the embeddings
-    seen: dict[str, list[Tensor]] = {"pixel": [], "h": [], "last": []}
-    model.recurrence.register_forward_pre_hook(lambda _, args: seen["pixel"].append(args[0]))
-    model.recurrence.register_forward_hook(lambda _, __, new: seen["h"].append(flat(new[-1].h)))
-    model.head.register_forward_pre_hook(lambda _, args: seen["last"].append(args[0]))
+        model.recurrence.to_kv[0][1] = torch.eye(24)  # so that keys and values are the embeddings
+    captured: dict[str, list[Tensor]] = {"pixel": [], "h": [], "last": []}
+    model.recurrence.register_forward_pre_hook(lambda _, args: captured["pixel"].append(args[0]))
+    model.recurrence.register_forward_hook(
+        lambda _, __, new: captured["h"].append(flat(new[-1].h))
+    )
+    model.head.register_forward_pre_hook(lambda _, args: captured["last"].append(args[0]))
     model(images)
     embedded = model.embed(model.read(images)).flatten(2)
-    pairs = [(torch.cat(seen["pixel"]), embedded), (seen["last"][0], seen["h"][-1])]
+    pairs = [(torch.cat(captured["pixel"]), embedded), (captured["last"][0], captured["h"][-1])]
     for dropped, whole in pairs:
         is_kept = dropped != 0
         assert 0.4 < is_kept[whole != 0].double().mean() < 0.6
         torch.testing.assert_close(dropped[is_kept], 2 * whole[is_kept])
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_acts_only_in_training() -> None:
     model, images = BRIMs(DROPPING), pictures(TINY, 4)
     first, second = (model(images).logits for _ in range(2))
     assert not torch.equal(first, second)
@@ -214,7 +217,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(first, second)
 
 
-def test_active_modules_hear_inactive_ones_but_do_not_teach_them() -> None:
+def test_active_modules_read_inactive_ones_without_a_gradient_to_them() -> None:
     model = shaken(TINY)
     layer = model.recurrence.layers[0]
     vectors, before, after = one_step(model, 1)
@@ -224,14 +227,14 @@ def test_active_modules_hear_inactive_ones_but_do_not_teach_them() -> None:
     of_modules = [gradients[0], gradients[1].transpose(0, 1), gradients[2]]
     for gradient in of_modules:
         assert [bool(module.any()) for module in gradient] == is_active.tolist()
-    with torch.no_grad():  # other thoughts of the inactive modules
+    with torch.no_grad():  # change the inactive modules
         layer.biases[:, ~is_active] += 1
     again = layer(vectors @ model.recurrence.to_kv[0][1:], before, None)
     assert torch.equal(changed(before, again)[:, 0], is_active)
     assert (again.h != after.h).any(dim=-1)[is_active].all()
 
 
-def test_active_modules_teach_each_other() -> None:
+def test_active_modules_send_gradients_to_each_other() -> None:
     model = shaken(TINY)
     _, before, after = one_step(model, 1)
     one, other = changed(before, after)[:, 0].nonzero().flatten()
@@ -243,7 +246,7 @@ def test_no_gradient_flows_through_the_competition() -> None:
     model = shaken(TINY)
     with torch.no_grad():
         for weight in model.recurrence.to_kv:
-            weight[..., TINY.key_dim :] = 0  # so that queries and keys only choose who is active
+            weight[..., TINY.key_dim :] = 0  # queries and keys only select the active modules
     model(pictures(TINY, 4)).logits.square().sum().backward()
     for layer, weight in zip(model.recurrence.layers, model.recurrence.to_kv, strict=True):
         assert not layer.h_to_q_gates.grad[..., : TINY.key_dim].any()
@@ -251,23 +254,23 @@ def test_no_gradient_flows_through_the_competition() -> None:
     assert layer.h_to_q_gates.grad[..., TINY.key_dim :].any()
 
 
-def test_a_layer_sees_the_inactive_modules_of_the_one_below_too() -> None:
+def test_a_layer_also_reads_the_inactive_modules_of_the_layer_below() -> None:
     model = shaken(TINY)
-    seen: list[Tensor] = []
-    model.recurrence.layers[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    captured: list[Tensor] = []
+    model.recurrence.layers[1].register_forward_pre_hook(lambda _, args: captured.append(args[0]))
     states = [LSTMState(*torch.randn(2, 4, 1, 3).double()) for _ in range(2)]
     states[0].h.requires_grad_()
     after = model.recurrence(torch.randn(1, 1, 5 + 12).double(), states, None)
     is_active = changed(states[0], after[0])[:, 0]
     assert is_active.sum() == 2
     below = torch.cat(list(after[0].h), dim=-1)
-    torch.testing.assert_close(seen[0][0], below @ model.recurrence.to_kv[1][1])
-    # a module that kept its state is seen through it
-    gradient = torch.autograd.grad(seen[0].sum(), states[0].h)[0]
+    torch.testing.assert_close(captured[0][0], below @ model.recurrence.to_kv[1][1])
+    # an inactive module shows the state that it kept
+    gradient = torch.autograd.grad(captured[0].sum(), states[0].h)[0]
     assert gradient[~is_active].all()
 
 
-def test_the_null_source_has_weights_without_effect() -> None:
+def test_the_weights_of_the_null_source_have_no_effect() -> None:
     model, images = shaken(TINY), pictures(TINY, 2)
     logits = model(images).logits
     logits.sum().backward()
@@ -279,7 +282,7 @@ def test_the_null_source_has_weights_without_effect() -> None:
     assert torch.equal(model(images).logits, logits)
 
 
-def test_pixels_are_read_in_raster_order_from_the_nearest_as_integers() -> None:
+def test_pixels_are_nearest_neighbors_in_raster_order_as_integers() -> None:
     config = replace(TINY, image_size=7, resolution=3)
     images = 1.4 * pictures(config, 2) - 0.2  # some out of range
     rows = BRIMs(config).read(images)
@@ -289,7 +292,7 @@ def test_pixels_are_read_in_raster_order_from_the_nearest_as_integers() -> None:
     assert 0 in shades and 255 in shades
 
 
-def test_every_shade_has_an_embedding_of_its_own_in_each_channel() -> None:
+def test_every_shade_of_each_channel_has_its_own_embedding() -> None:
     config = replace(TINY, image_size=16, resolution=16)
     image = (torch.arange(256.0) / 255).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     rows = BRIMs(config).read(image)[:, 0]
@@ -315,7 +318,7 @@ def loss_of(model: nn.Module, images: Tensor) -> Tensor:
     return cross_entropy(model(images).logits, torch.arange(len(images)) % 5)
 
 
-def test_activation_checkpointing_recomputes_in_training_only() -> None:
+def test_activation_checkpointing_recomputes_only_in_training() -> None:
     model, images, calls = BRIMs(TINY), pictures(TINY, 2), []
     model.recurrence.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
 
@@ -335,7 +338,7 @@ def test_activation_checkpointing_recomputes_in_training_only() -> None:
     assert steps() == 9
 
 
-def test_a_model_learns_one_small_batch_by_heart() -> None:
+def test_a_model_overfits_one_small_batch() -> None:
     config = replace(TINY, resolution=2, embed_dim=96, module_dim=24, num_active=3)
     model, images, losses = BRIMs(config), pictures(config, 6), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -348,7 +351,7 @@ def test_a_model_learns_one_small_batch_by_heart() -> None:
     assert losses[0] > 1 and min(losses) < 0.05
 
 
-def test_bfloat16_autocast_ranks_the_modules_in_float32() -> None:
+def test_under_bfloat16_autocast_the_competition_is_decided_in_float32() -> None:
     model, images = shaken(TINY).float(), pictures(TINY, 4)
     scores: list[Tensor] = []
     for layer in model.recurrence.layers:
@@ -412,12 +415,12 @@ def test_the_weights_start_on_the_scales_of_the_reference() -> None:
         ({"key_dim": 0}, "key_dim .* 0"),
     ],
 )
-def test_a_wrong_field_is_named(changes: dict[str, float], words: str) -> None:
+def test_an_invalid_field_is_an_error_that_names_it(changes: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         replace(BRIMS, **changes)
 
 
-def test_questions_and_images_of_another_size_are_refused() -> None:
+def test_questions_and_images_of_another_size_are_errors() -> None:
     model = BRIMs(TINY)
     with pytest.raises(ValueError, match="no questions"):
         model(pictures(TINY, 2), torch.randn(2, 3))
@@ -434,7 +437,7 @@ def two_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BRIMsConfig]:
 
 
 @pytest.mark.compiled
-def test_compiled_chunks_give_the_same_numbers_dropout_included(two_chunks: BRIMsConfig) -> None:
+def test_compiled_chunks_give_the_same_numbers_including_dropout(two_chunks: BRIMsConfig) -> None:
     eager, images = BRIMs(two_chunks), pictures(two_chunks, 4)
     fast = copy.deepcopy(eager)
     fast.compile(fullgraph=True, backend="aot_eager")

@@ -1,6 +1,6 @@
 """The models under torch.compile: one graph, the same numbers, compiled once.
 
-These tests run without the shape checks of the other ones, which torch.compile can't trace.
+These tests run without shape checks, which torch.compile cannot trace.
 """
 
 import copy
@@ -66,7 +66,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "ait-detached": replace(AIT, workspace=replace(MEMORY, differentiable_write=False)),
     "vit": VIT,
     "dense": DENSE,
-    "relation-network": RELATIONS,  # several turns over the batch, the last one shorter
+    "relation-network": RELATIONS,  # several chunks of the batch, the last one smaller
     "relation-network-triples": replace(RELATIONS, image_size=33, num_objects=3),
     "conv-mlp": CONV_MLP,
 }
@@ -84,7 +84,7 @@ def compiled(model: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tens
 
 
 def batch(config: ModelConfig, size: int = 4) -> tuple[list[Tensor], Tensor]:
-    """Give images, and questions where the model takes them, and the labels."""
+    """Draw images, questions if the model takes them, and labels."""
     inputs = [torch.randn(size, config.num_channels, config.image_size, config.image_size)]
     if config.question_dim:
         inputs.append(torch.randn(size, config.question_dim))
@@ -92,7 +92,7 @@ def batch(config: ModelConfig, size: int = 4) -> tuple[list[Tensor], Tensor]:
 
 
 def memories(model: nn.Module) -> dict[str, Tensor]:
-    """Give the buffers that move in training."""
+    """Return the buffers that change in training."""
     saved = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
@@ -109,7 +109,7 @@ def assert_same_training(
     fast: Callable[..., tuple[Tensor, Tensor]],
     batch_size: int = 4,
 ) -> None:
-    """Take two optimizer steps; the second one must reuse the graph of the first."""
+    """Take two optimizer steps; the second must reuse the graph of the first."""
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (eager, other)]
     for step in range(2):
         inputs, labels = batch(eager.config, batch_size)
@@ -136,7 +136,7 @@ def assert_same_training(
     [
         pytest.param(
             "ait",
-            "inductor",  # 40 s of C++ compiler where nothing is cached
+            "inductor",  # 40 s of C++ compilation without a cache
             marks=pytest.mark.skipif(not which("g++"), reason="inductor needs a C++ compiler"),
         ),
         ("ait-cross-attention", "aot_eager"),
@@ -160,7 +160,7 @@ def test_two_compiled_training_steps_equal_eager_ones(name: str, backend: str) -
 @pytest.mark.parametrize(
     "name", ["ait-two-blocks", "vit", "dense", "relation-network", "conv-mlp"]
 )
-def test_compiled_evaluation_equals_eager_and_leaves_the_memory(name: str) -> None:
+def test_compiled_evaluation_equals_eager_and_does_not_change_the_memory(name: str) -> None:
     model = build_model(CONFIGS[name]).eval()
     fast, before = compiled(model, "aot_eager"), [buffer.clone() for buffer in model.buffers()]
     for repetition in range(2):
@@ -174,14 +174,14 @@ def test_compiled_evaluation_equals_eager_and_leaves_the_memory(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["ait-two-blocks", "vit", "dense"])
-def test_activation_checkpointing_survives_compilation(name: str) -> None:
+def test_activation_checkpointing_works_in_a_compiled_model(name: str) -> None:
     eager = build_model(CONFIGS[name])
     other = copy.deepcopy(eager)
     other.set_grad_checkpointing()
     assert_same_training(eager, other, compiled(other, "aot_eager"))
 
 
-def test_a_compiled_model_goes_from_training_to_evaluation_and_back() -> None:
+def test_a_compiled_model_switches_between_training_and_evaluation() -> None:
     eager = build_model(AIT)
     other = copy.deepcopy(eager)
     fast = compiled(other, "aot_eager")
@@ -205,6 +205,6 @@ def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: 
     )
     counters.clear()
     with patch.object(nn.Module, "compile", by_aot_eager):
-        train(experiment, tmp_path / "run")  # the last batch of 53 is filled up
+        train(experiment, tmp_path / "run")  # the last batch of 53 is padded
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]

@@ -1,4 +1,4 @@
-"""Coordination: against slow loops, and what a shared workspace promises."""
+"""Coordination against slow loops, and the properties of a shared workspace."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ each_scope = pytest.mark.parametrize("scope", ["model", "layer"])
 
 
 def shaken(config: CoordinationConfig) -> Coordination:
-    """In float64 and off the start, where a forgotten weight or bias would not show."""
+    """Return the module in float64 with random weights, so that a forgotten one would show."""
     model = Coordination(config).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -133,7 +133,7 @@ def settings_of(config: CoordinationConfig) -> slow.Settings:
 
 
 def slow_logits(model: Coordination, images: Tensor, questions: Tensor | None) -> Tensor:
-    """Compute the logits by the loops."""
+    """Compute the logits with the loops."""
     c, embed = model.config, model.embed
     assert embed.class_token is not None
     blocks = [model.blocks[0 if c.share_layers else layer] for layer in range(c.depth)]
@@ -149,7 +149,7 @@ def slow_logits(model: Coordination, images: Tensor, questions: Tensor | None) -
 
 
 def tokens_and_slots(model: Coordination) -> tuple[Tensor, Tensor]:
-    """Draw what enters a layer in the midst of the model."""
+    """Draw random input of a layer in the middle of the model."""
     c = model.config
     x = torch.randn(BATCH, model.embed.num_tokens, c.embed_dim, dtype=torch.float64)
     return x, torch.randn(BATCH, c.slots.num_slots, c.embed_dim, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_a_layer_returns_tokens_and_slots_of_the_loops() -> None:
 
 
 @pytest.mark.parametrize("bottleneck", [1, 2, 5, None])
-def test_the_acts_of_the_workspace_equal_the_loops(bottleneck: int | None) -> None:
+def test_the_operations_of_the_workspace_equal_the_loops(bottleneck: int | None) -> None:
     config = with_slots(bottleneck=bottleneck)
     model = shaken(config)
     workspace, weights = model.blocks[0].workspace, layer_weights(model.blocks[0])
@@ -244,7 +244,7 @@ def test_a_token_that_wins_no_slot_of_a_head_sends_no_value() -> None:
     assert wins.any(dim=-1).all() and not wins.all(dim=-1).any()
 
 
-def test_a_token_that_lost_still_matters_through_the_softmax() -> None:
+def test_a_losing_token_still_affects_the_softmax() -> None:
     similarity = torch.randn(1, 1, 1, 6, dtype=torch.float64, requires_grad=True)
     kept = compete(similarity, 2)
     (gradient,) = torch.autograd.grad(kept.sum(), similarity)
@@ -254,7 +254,7 @@ def test_a_token_that_lost_still_matters_through_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("bottleneck", [NUM_TOKENS, NUM_TOKENS + 7])
-def test_with_room_for_all_tokens_hard_and_soft_competition_agree(bottleneck: int) -> None:
+def test_with_a_bottleneck_of_all_tokens_hard_and_soft_competition_agree(bottleneck: int) -> None:
     images, _ = inputs_of(SMALL)
     hard, soft, narrow = (
         shaken(with_slots(bottleneck=k)) for k in (bottleneck, None, NUM_TOKENS - 1)
@@ -266,7 +266,7 @@ def test_with_room_for_all_tokens_hard_and_soft_competition_agree(bottleneck: in
 
 
 @each_scope
-def test_every_forward_starts_from_the_identity_beside_zeros(scope: str) -> None:
+def test_every_forward_starts_from_the_identity_padded_with_zeros(scope: str) -> None:
     model = shaken(with_slots(scope=scope)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     entered: list[Tensor] = []
@@ -275,15 +275,15 @@ def test_every_forward_starts_from_the_identity_beside_zeros(scope: str) -> None
     first, second = model(images).logits, model(images).logits
     assert torch.equal(first, second)
     identity = torch.cat([torch.eye(3), torch.zeros(3, 5)], dim=1).double()
-    for place, slots in enumerate(entered):
+    for index, slots in enumerate(entered):
         is_start = torch.equal(slots, identity.expand(BATCH, -1, -1))
-        assert is_start == (scope == "layer" or place in (0, 2))
+        assert is_start == (scope == "layer" or index in (0, 2))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 @each_scope
-def test_slots_reach_the_next_layer_only_in_a_workspace_of_the_model(scope: str) -> None:
+def test_slots_reach_the_next_layer_only_if_the_scope_is_the_model(scope: str) -> None:
     model = shaken(with_slots(replace(SMALL, share_layers=False), scope=scope))
     images, _ = inputs_of(SMALL)
     left: list[Tensor] = []
@@ -325,14 +325,14 @@ def test_tokens_exchange_information_only_through_the_broadcast(
     assert torch.equal(reached, expected.expand(BATCH, -1))
 
 
-def test_a_token_reads_the_slots_by_itself() -> None:
+def test_a_token_reads_the_slots_independently_of_other_tokens() -> None:
     workspace = workspace_of(SMALL)
     u, slots = tokens_and_slots(shaken(SMALL))
     alone = [workspace.broadcast(u[:, n : n + 1], slots) for n in range(NUM_TOKENS)]
     torch.testing.assert_close(workspace.broadcast(u, slots), torch.cat(alone, dim=1))
 
 
-def test_the_order_of_the_tokens_does_not_matter_to_the_slots() -> None:
+def test_the_slots_do_not_depend_on_the_order_of_the_tokens() -> None:
     block = shaken(SMALL).blocks[0]
     x, slots = tokens_and_slots(shaken(SMALL))
     order = torch.randperm(NUM_TOKENS)
@@ -376,7 +376,7 @@ def test_positions_are_a_fixed_code_added_to_every_token() -> None:
     assert torch.equal(entered[0], model.embed(images, questions) + model.positions)
 
 
-def test_a_new_workspace_keeps_more_than_it_lets_in() -> None:
+def test_an_untrained_workspace_keeps_more_than_it_admits() -> None:
     workspace = SharedWorkspace(64, SlotsConfig())
     assert workspace.enter_bias == 0 and workspace.stay_bias == 1
     bound = 128**-0.5
@@ -391,7 +391,7 @@ def test_a_new_workspace_keeps_more_than_it_lets_in() -> None:
     torch.testing.assert_close(stay, torch.full((2, 8, 64), 0.7310586))
 
 
-def test_dropout_falls_on_the_broadcast_and_on_the_feed_forward() -> None:
+def test_dropout_acts_on_the_broadcast_and_on_the_feed_forward() -> None:
     block = shaken(replace(SMALL, dropout=0.5)).blocks[0]
     x, slots = tokens_and_slots(shaken(SMALL))
     given: list[Tensor] = []
@@ -408,10 +408,10 @@ def test_dropout_falls_on_the_broadcast_and_on_the_feed_forward() -> None:
         assert 0.25 < (output == 0).double().mean() < 0.75
     block.eval()
     assert torch.equal(block(x, slots).tokens, block(x, slots).tokens)
-    assert torch.equal(block(x, slots).slots, moved)  # nothing is dropped on the way to the slots
+    assert torch.equal(block(x, slots).slots, moved)  # what is written has no dropout
 
 
-def test_the_answer_depends_on_the_question() -> None:
+def test_the_logits_depend_on_the_question() -> None:
     config = replace(SMALL, question_dim=3)
     model = shaken(config)
     images, questions = inputs_of(config)
@@ -435,14 +435,14 @@ VARIANTS = (COORDINATION, COORDINATION_D, COORDINATION_H, COORDINATION_DH)
 
 
 def counts(config: CoordinationConfig) -> tuple[int, int]:
-    """Count the parameters that live, and all that the reference registers."""
+    """Count the live parameters and all that the reference registers."""
     with torch.device("meta"):
         model = Coordination(config)
     return sum(p.numel() for p in model.parameters()), model.reference_parameters()
 
 
 @pytest.mark.parametrize(("hidden_dim", "num_slots", "expected"), SIZES)
-def test_the_reference_counts_as_many_parameters_as_the_specification(
+def test_the_reference_counts_are_the_known_ones(
     hidden_dim: int, num_slots: int, expected: tuple[int, ...]
 ) -> None:
     configs = [
@@ -452,7 +452,7 @@ def test_the_reference_counts_as_many_parameters_as_the_specification(
     assert tuple(counts(config)[1] for config in configs) == expected
 
 
-def test_the_presets_have_the_published_sizes_and_no_dead_parameters() -> None:
+def test_the_named_sizes_have_the_published_counts_and_no_unused_parameters() -> None:
     live, table = zip(*map(counts, VARIANTS), strict=True)
     assert live == (1_990_668, 1_990_668, 7_916_562, 15_817_754)
     assert table == (2_221_068, 2_221_068, 8_377_362, 16_585_754)
@@ -462,7 +462,7 @@ def test_the_presets_have_the_published_sizes_and_no_dead_parameters() -> None:
         assert variant.slots.scale == 1.0 and variant.dropout == 0.1
 
 
-def test_the_flags_of_the_reference_give_its_counts_on_the_other_tasks() -> None:
+def test_the_settings_of_the_reference_give_its_counts_for_the_other_tasks() -> None:
     triangle = CoordinationConfig(image_size=64, num_channels=1, num_classes=4, mlp_ratio=2.0)
     clevr = CoordinationConfig(
         image_size=75,
@@ -503,7 +503,7 @@ def test_every_parameter_receives_a_gradient() -> None:
         ({"num_heads": 3}, "num_heads 3 does not divide embed_dim 8"),
     ],
 )
-def test_a_workspace_that_can_not_be_is_an_error(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_workspace_is_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_slots(**changes)
 
@@ -519,7 +519,7 @@ def test_a_workspace_that_can_not_be_is_an_error(changes: dict[str, Any], messag
         ({"embed_dim": 2}, "num_slots 3 must be at most embed_dim 2"),
     ],
 )
-def test_sizes_that_can_not_be_are_an_error(changes: dict[str, Any], message: str) -> None:
+def test_invalid_sizes_are_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
 
@@ -596,7 +596,7 @@ def test_under_autocast_tokens_and_slots_stay_in_float32(config: CoordinationCon
         assert output.tokens.dtype == output.slots.dtype == torch.float32
 
 
-def test_under_autocast_the_competition_is_held_in_float32() -> None:
+def test_under_autocast_the_competition_is_decided_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         weights = compete(torch.randn(1, 2, 3, 300).bfloat16(), 5)
     assert weights.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Token order, attention and heads against slow loops; the checks of the sizes."""
+"""Token order, attention and heads against slow loops; checks of sizes."""
 
 import math
 from dataclasses import fields
@@ -26,7 +26,7 @@ def double(*shape: int) -> Tensor:
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """In float64 and off the start, where a forgotten weight or bias would not show."""
+    """Return the module in float64 with random weights, so that a forgotten one would show."""
     with torch.no_grad():
         for parameter in module.double().parameters():
             parameter.normal_()
@@ -43,7 +43,7 @@ def assert_same(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
 
 
 def normalized_linear(layers: nn.Module, rows: Tensor) -> Tensor:
-    """LN(Linear(LN(x))), with eps 1e-5."""
+    """Return LN(Linear(LN(x))) with eps 1e-5."""
     assert isinstance(layers, nn.Sequential)
     first, linear, last = layers
     x = naive.layer_norm(rows, first.weight, first.bias, 1e-5)
@@ -53,7 +53,7 @@ def normalized_linear(layers: nn.Module, rows: Tensor) -> Tensor:
 
 
 def cut(image: Tensor, patch: int) -> Tensor:
-    """Patches in raster order, inside a patch (row, column, channel), channel fastest."""
+    """Return patches in raster order; inside a patch the channel varies fastest."""
     channels, height, width = image.shape
     rows = []
     for top in range(0, height, patch):
@@ -71,7 +71,7 @@ def cut(image: Tensor, patch: int) -> Tensor:
 @pytest.mark.parametrize(
     ("size", "patch", "channels"), [(4, 2, 3), (6, 3, 1), (9, 3, 2), (5, 5, 3)]
 )
-def test_patches_are_cut_in_raster_order_with_the_channel_fastest(
+def test_patches_are_in_raster_order_with_the_channel_fastest(
     size: int, patch: int, channels: int
 ) -> None:
     embed = TokenEmbed(size, patch, channels, 8)
@@ -82,7 +82,7 @@ def test_patches_are_cut_in_raster_order_with_the_channel_fastest(
     assert torch.equal(patches, torch.stack([cut(image, patch) for image in images]))
 
 
-def test_a_planted_pixel_lands_where_the_order_says() -> None:
+def test_a_single_pixel_is_found_in_its_patch_and_column() -> None:
     embed = TokenEmbed(6, 2, 3, 8)
     embed.patches = nn.Identity()
     image = torch.zeros(1, 3, 6, 6)
@@ -98,9 +98,9 @@ def test_embedding_equals_the_loops() -> None:
     expected = []
     for image, question in zip(images, questions, strict=True):
         assert embed.question is not None
-        asked = normalized_linear(embed.question, question[None])
-        seen = normalized_linear(embed.patches, cut(image, 2))
-        expected.append(torch.cat([embed.class_token, asked, seen]) + embed.positions)
+        question_token = normalized_linear(embed.question, question[None])
+        patches = normalized_linear(embed.patches, cut(image, 2))
+        expected.append(torch.cat([embed.class_token, question_token, patches]) + embed.positions)
     inputs = [images, questions, *embed.parameters()]
     assert_same(embed(images, questions), torch.stack(expected), inputs)
 
@@ -117,7 +117,7 @@ def test_class_token_comes_first_then_the_question_then_the_patches() -> None:
     assert torch.equal(x[:, 2:], torch.stack([cut(image, 2) for image in images]))
 
 
-def test_the_question_comes_first_where_there_is_no_class_token() -> None:
+def test_without_a_class_token_the_question_comes_first() -> None:
     embed = TokenEmbed(4, 2, 1, 4, question_dim=4)
     embed.question = nn.Identity()
     questions = torch.randn(3, 4)
@@ -141,7 +141,7 @@ def test_without_positions_equal_patches_give_equal_tokens() -> None:
     torch.testing.assert_close(x, x[:, :1].expand_as(x))
 
 
-def test_nothing_is_registered_that_is_not_used() -> None:
+def test_no_unused_parameters_are_registered() -> None:
     names = {name.split(".")[0] for name, _ in TokenEmbed(4, 2, 3, 8).named_parameters()}
     assert names == {"patches"}
 
@@ -190,7 +190,7 @@ def test_only_the_output_projection_of_attention_has_a_bias() -> None:
         assert biases == {"to_out.bias"}
 
 
-def test_feed_forward_has_the_exact_gelu_between_two_maps() -> None:
+def test_feed_forward_is_two_linear_maps_with_an_exact_gelu() -> None:
     layers, x = shaken(FeedForward(3, 7)), double(4, 3)
     assert isinstance(layers, FeedForward)
     hidden = naive.linear(x, layers[0].weight, layers[0].bias)
@@ -238,7 +238,7 @@ OUT_OF_RANGE = [
         if name in {field.name for field in fields(config)}
     ],
 )
-def test_a_size_out_of_range_is_named_with_its_value(
+def test_a_size_out_of_range_is_an_error_with_its_name_and_value(
     config: type, name: str, value: float
 ) -> None:
     with pytest.raises(ValueError) as caught:

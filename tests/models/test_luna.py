@@ -1,4 +1,4 @@
-"""Luna: against slow loops, the two steps of its attention, and its sizes."""
+"""Luna against slow loops, the two steps of its attention, and its sizes."""
 
 import copy
 import math
@@ -50,7 +50,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def shaken(model: Luna) -> Luna:
-    """In float64 and off the start, where a forgotten weight or bias would not show."""
+    """Return the module in float64 with random weights, so that a forgotten one would show."""
     with torch.no_grad():
         for parameter in model.double().parameters():
             parameter.normal_()
@@ -65,7 +65,7 @@ def images_for(config: LunaConfig, batch: int) -> Tensor:
 
 
 def affine(module: nn.Module) -> Affine:
-    """Give a layer's weights; keys without a bias get any one, which must not matter."""
+    """Return a layer's weights; keys without a bias get an arbitrary one, which has no effect."""
     bias = torch.randn_like(module.weight[:, 0]) if module.bias is None else module.bias
     return Affine(module.weight, bias)
 
@@ -75,7 +75,7 @@ def layer_weights(block: nn.Module) -> slow_luna.LayerWeights:
     for attention in (block.pack, block.unpack):
         keys = attention.to_v if attention.to_k is None else attention.to_k
         projections += [affine(attention.to_q), affine(keys), affine(attention.to_v)]
-    unread = nn.LayerNorm(block.to_out.in_features).double()  # the last one, read by nobody
+    unread = nn.LayerNorm(block.to_out.in_features).double()  # nothing reads it
     norm_packed = unread if block.norm_packed is None else block.norm_packed
     widen, _, narrow = block.feed_forward
     rest = (block.to_out, norm_packed, block.norm1, widen, narrow, block.norm2)
@@ -83,7 +83,7 @@ def layer_weights(block: nn.Module) -> slow_luna.LayerWeights:
 
 
 def slow(model: Luna, images: Tensor) -> Tensor:
-    """Compute the logits by the loops."""
+    """Compute the logits with the loops."""
     c, embed = model.config, model.embed
     embed_tokens = (
         slow_luna.gray_embedding(embed.tokens.weight)
@@ -108,7 +108,7 @@ def slow(model: Luna, images: Tensor) -> Tensor:
 
 
 def count(config: LunaConfig) -> tuple[int, int]:
-    """Give the parameters that the model has, and those that the reference counts."""
+    """Return the live parameters and those that the reference counts."""
     with torch.device("meta"):
         model = Luna(config)
     return sum(parameter.numel() for parameter in model.parameters()), model.reference_parameters()
@@ -123,7 +123,7 @@ def loss_of(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("pos", ["none", "sinusoidal"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_answers_and_gradients_equal_the_loops(
+def test_logits_and_gradients_equal_the_loops(
     inputs: str, is_tied: bool, pos: str, depth: int
 ) -> None:
     config = replace(INPUTS[inputs], is_tied=is_tied, pos=pos, depth=depth)
@@ -140,12 +140,12 @@ def test_answers_and_gradients_equal_the_loops(
 
 
 @every_config
-def test_every_parameter_moves_the_loss(config: LunaConfig) -> None:
+def test_every_parameter_affects_the_loss(config: LunaConfig) -> None:
     model = shaken(Luna(config))
     loss_of(model, images_for(config, 4)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 1e-6, name  # a bias that cancels has 1e-17
+        assert parameter.grad.abs().max() > 1e-6, name  # a bias that the softmax cancels has 1e-17
 
 
 @pytest.mark.parametrize("num_packed", [4, 16])
@@ -182,7 +182,7 @@ def test_without_positions_the_tokens_are_a_set() -> None:
             assert torch.allclose(model(others).logits, model(images).logits) == same
 
 
-def test_the_packed_sequence_is_a_set_too_where_there_are_no_positions() -> None:
+def test_without_positions_the_packed_sequence_is_a_set_too() -> None:
     for pos, same in (("none", True), ("sinusoidal", False)):
         model, images = shaken(Luna(replace(PATCHES, pos=pos))), images_for(PATCHES, 2)
         before = model(images).logits
@@ -193,7 +193,7 @@ def test_the_packed_sequence_is_a_set_too_where_there_are_no_positions() -> None
 
 def test_positions_are_sines_then_cosines() -> None:
     table = sinusoidal_positions(300, 12)
-    expected = torch.tensor([slow_luna.sinusoid(place, 12) for place in range(300)])
+    expected = torch.tensor([slow_luna.sinusoid(position, 12) for position in range(300)])
     assert table.dtype == torch.float32
     torch.testing.assert_close(table, expected)
     assert table[0].tolist() == [0.0] * 6 + [1.0] * 6
@@ -218,7 +218,7 @@ def test_positions_are_not_saved() -> None:
     assert "embed.positions" not in model.state_dict()
 
 
-def test_embeddings_start_as_large_as_positions_whatever_they_embed() -> None:
+def test_initial_embeddings_of_patches_and_pixels_are_as_large_as_positions() -> None:
     images = torch.randn(64, 3, 32, 32)
     pixels = torch.rand(4, 1, 32, 32)
     for config, inputs in ((LUNA_SMALL, images), (LUNA_LRA, pixels)):
@@ -227,7 +227,7 @@ def test_embeddings_start_as_large_as_positions_whatever_they_embed() -> None:
         assert sizes == pytest.approx([1.0, 1.0], abs=0.1)
 
 
-def test_projections_start_by_the_rule_of_xavier_in_two_sizes() -> None:
+def test_projections_are_initialized_with_xavier_bounds_of_two_gains() -> None:
     block = Luna(LUNA_LRA).blocks[0]
     bound = math.sqrt(6 / (64 + 64))
     for attention in (block.pack, block.unpack):
@@ -237,7 +237,7 @@ def test_projections_start_by_the_rule_of_xavier_in_two_sizes() -> None:
     assert not block.to_out.bias.any()
 
 
-def test_unpack_reads_what_pack_gives_as_it_is() -> None:
+def test_unpack_reads_the_output_of_pack_directly() -> None:
     model, given, read = shaken(Luna(PATCHES)), [], []
     for block in model.blocks:
         block.pack.register_forward_hook(lambda _, args, output: given.append(output))
@@ -250,7 +250,7 @@ def test_unpack_reads_what_pack_gives_as_it_is() -> None:
 def test_pack_averages_values_without_an_output_projection() -> None:
     pack = Luna(PATCHES).blocks[0].pack
     with torch.no_grad():
-        pack.to_q.weight.zero_()  # all tokens weigh the same
+        pack.to_q.weight.zero_()  # all tokens get the same weight
         pack.to_q.bias.zero_()
     x, p = torch.randn(2, 7, 8), torch.randn(2, 5, 8)
     values = linear(x, pack.to_v.weight, pack.to_v.bias)
@@ -259,7 +259,7 @@ def test_pack_averages_values_without_an_output_projection() -> None:
 
 
 @pytest.mark.parametrize(("is_tied", "matrices"), [(False, 7), (True, 5)])
-def test_a_layer_has_seven_matrices_of_attention_or_five_where_they_are_tied(
+def test_a_layer_has_seven_attention_matrices_or_five_if_they_are_tied(
     is_tied: bool, matrices: int
 ) -> None:
     block = Block(replace(PATCHES, is_tied=is_tied), is_last=False)
@@ -268,20 +268,20 @@ def test_a_layer_has_seven_matrices_of_attention_or_five_where_they_are_tied(
 
 
 def test_the_keys_of_a_tied_attention_are_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
+    captured: list[bool] = []
 
     def spy(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        seen.append(k is v)
+        captured.append(k is v)
         return q
 
     monkeypatch.setattr(luna, "scaled_dot_product_attention", spy)
     for is_tied in (False, True):
         Luna(replace(PATCHES, is_tied=is_tied))(images_for(PATCHES, 2).float())
-    assert seen == [False] * 4 + [True] * 4
+    assert captured == [False] * 4 + [True] * 4
 
 
 def reach(model: Luna, x: Tensor, p: Tensor) -> Tensor:
-    """Tell which tokens of the last layer depend on which of the first one: (T, T)."""
+    """Return which tokens of the last layer depend on which of the first: (T, T)."""
 
     def run(tokens: Tensor) -> Tensor:
         packed = p
@@ -293,7 +293,7 @@ def reach(model: Luna, x: Tensor, p: Tensor) -> Tensor:
     return jacobian.abs().amax(dim=(1, 3)) > 0
 
 
-def test_tokens_meet_in_the_packed_values_only() -> None:
+def test_tokens_meet_only_in_the_packed_values() -> None:
     model = shaken(Luna(replace(PATCHES, depth=3)))
     x, p = (torch.randn(1, n, 8, dtype=torch.float64) for n in (6, 5))
     assert reach(model, x, p).all()
@@ -304,17 +304,19 @@ def test_tokens_meet_in_the_packed_values_only() -> None:
     assert torch.equal(reach(model, x, p), torch.eye(6, dtype=torch.bool))
 
 
-def test_the_packed_sequence_goes_on_to_the_next_layer_and_ends_before_the_last() -> None:
-    model, seen = shaken(Luna(replace(PATCHES, depth=3))), []
+def test_every_layer_except_the_last_updates_the_packed_sequence() -> None:
+    model, captured = shaken(Luna(replace(PATCHES, depth=3))), []
     for block in model.blocks:
-        block.register_forward_hook(lambda _, args, output: seen.append((args[1], output.packed)))
+        block.register_forward_hook(
+            lambda _, args, output: captured.append((args[1], output.packed))
+        )
     model(images_for(PATCHES, 2))
-    (first, second), (third, fourth), (fifth, last) = seen
+    (first, second), (third, fourth), (fifth, last) = captured
     assert second is third and fourth is fifth and last is None
     assert not torch.equal(first, third) and not torch.equal(third, fifth)
 
 
-def test_dropout_falls_on_embeddings_on_what_a_layer_adds_and_on_the_head() -> None:
+def test_dropout_acts_on_embeddings_on_what_a_layer_adds_and_on_the_head() -> None:
     config = replace(PATCHES, dropout=0.2)
     model, shapes = Luna(config), []
     for module in model.modules():
@@ -326,7 +328,7 @@ def test_dropout_falls_on_embeddings_on_what_a_layer_adds_and_on_the_head() -> N
     assert sorted(shapes) == sorted([x, p, x, x, p, x, x, head])
 
 
-def test_dropout_falls_on_both_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_acts_on_both_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
 
     def spy(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
@@ -342,7 +344,7 @@ def test_dropout_falls_on_both_attentions(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout"])
-def test_dropout_acts_in_training_only(name: str) -> None:
+def test_dropout_acts_only_in_training(name: str) -> None:
     config = replace(PATCHES, **{name: 0.5})
     model, without = Luna(config).double(), Luna(PATCHES).double()
     without.load_state_dict(model.state_dict())
@@ -352,14 +354,14 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     assert torch.equal(model(images).logits, without(images).logits)
 
 
-def test_each_gray_level_of_eight_bits_has_an_embedding_of_its_own() -> None:
+def test_each_gray_level_of_eight_bits_has_its_own_embedding() -> None:
     levels = torch.arange(256).reshape(1, 1, 16, 16)
     for channels in (1, 3):
         images = (levels / 255).expand(1, channels, 16, 16)
         assert torch.equal(gray_levels(images, 256), levels.flatten(1))
 
 
-def test_autocast_leaves_the_gray_levels_of_colors() -> None:
+def test_autocast_does_not_change_the_gray_levels_of_colors() -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         levels = gray_levels(images, 256)
@@ -393,7 +395,7 @@ def test_pixels_become_the_rows_of_their_levels_in_raster_order() -> None:
     assert torch.equal(model.embed.tokens(images)[0], model.embed.tokens.weight)
 
 
-def test_only_a_vocabulary_takes_pixels() -> None:
+def test_only_a_model_with_a_vocabulary_takes_pixels() -> None:
     assert LUNA_LRA.takes_pixels and PIXELS.takes_pixels
     assert not LUNA_SMALL.takes_pixels and not LUNA_BASE.takes_pixels
 
@@ -408,9 +410,7 @@ def test_only_a_vocabulary_takes_pixels() -> None:
         (LUNA_LRA, 79_626),
     ],
 )
-def test_the_reference_counts_what_the_specification_says(
-    config: LunaConfig, reference: int
-) -> None:
+def test_the_reference_counts_are_the_known_ones(config: LunaConfig, reference: int) -> None:
     live, counted = count(config)
     assert counted == reference
     last_norm_and_key_biases = 2 if config.is_tied else 2 + 2 * config.depth
@@ -418,13 +418,13 @@ def test_the_reference_counts_what_the_specification_says(
     assert count(replace(config, pos="none")) == (live, counted)
 
 
-def test_the_live_counts_are_known() -> None:
+def test_the_live_counts_are_the_known_ones() -> None:
     assert count(LUNA_SMALL)[0] == 17_776_906
     assert count(LUNA_BASE)[0] == 106_373_386
     assert count(LUNA_LRA)[0] == 79_370
 
 
-def test_the_presets_are_small_base_and_the_long_range_arena() -> None:
+def test_the_named_sizes_are_small_base_and_long_range_arena() -> None:
     assert LunaConfig() == LUNA_SMALL == replace(LUNA_BASE, depth=2)
     assert len(fields(LunaConfig)) <= 15
     model = Luna(LUNA_LRA).eval()
@@ -456,7 +456,7 @@ def test_sizes_that_do_not_fit_are_an_error(changes: dict[str, float], message: 
         replace(PATCHES, **changes)
 
 
-def test_without_positions_any_width_will_do() -> None:
+def test_without_positions_any_width_is_valid() -> None:
     config = replace(PATCHES, pos="none", embed_dim=7, num_heads=1)
     assert Luna(config)(images_for(config, 2).float()).logits.shape == (2, 5)
 
@@ -470,7 +470,7 @@ def test_other_sizes_and_questions_are_an_error(config: LunaConfig) -> None:
         model(torch.rand(2, config.num_channels, size, size), torch.rand(2, 3))
 
 
-def test_layers_are_recomputed_in_training_only_and_where_asked() -> None:
+def test_layers_are_recomputed_only_in_training_and_on_request() -> None:
     model, images, calls = Luna(PATCHES), images_for(PATCHES, 2).float(), []
     model.blocks[0].feed_forward.register_forward_hook(lambda *_: calls.append(1))
     for enable, expected in ((False, 1), (True, 2)):
@@ -519,7 +519,7 @@ def test_compiled_evaluation_equals_eager() -> None:
 
 
 @pytest.mark.compiled
-def test_dropout_compiles_too() -> None:
+def test_a_compiled_model_draws_new_dropout_masks() -> None:
     torch.compiler.reset()
     fast = torch.compile(Luna(CONFIGS["dropout"]), fullgraph=True, backend="aot_eager")
     images = images_for(CONFIGS["dropout"], 3).float()

@@ -1,7 +1,7 @@
 """Parity with the official code, tensor by tensor, and the translation of its checkpoints.
 
-`data/official_ait.npz` holds what the official code computed in two consecutive training steps.
-The fixture `ours` computes the same with the public parts of our model, under the same keys.
+`fixtures/official_ait.npz` holds the tensors of two consecutive training steps of the official
+code. The fixture `ours` computes them with the public parts of our model, under the same keys.
 """
 
 import copy
@@ -29,7 +29,7 @@ FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
 BOTTLENECK, BETA = 24, 1.0  # not in the state dict
 TOLERANCE = 1e-5
 
-UNUSED = {  # registered by the official code, never used
+UNUSED = {  # registered by the official code but never used
     "pos_embedding": torch.zeros(1, 17, 64),
     "cls_token": torch.zeros(1, 1, 64),
     "to_patch_embedding_cnn.0.weight": torch.zeros(64, 3, 5, 5),
@@ -43,7 +43,7 @@ OUTSIDE_BLOCKS = {
     "mlp_head.0": "head.1",
     "mlp_head.1": "head.2",
 }
-INSIDE_BLOCKS = {  # the name map of the specification, section 5
+INSIDE_BLOCKS = {  # names of our parameters by their official names
     "0.norm": "norm1",
     "0.fn.to_qkv": "attention.to_qkv",
     "0.fn.to_out.0": "attention.to_out",
@@ -61,7 +61,7 @@ INSIDE_BLOCKS = {  # the name map of the specification, section 5
 
 
 def official_names(model: AiT) -> dict[str, str]:
-    """From the name of each of our parameters and memories to the official one."""
+    """Map the name of each of our parameters and memories to the official one."""
     modules = {mine: official for official, mine in OUTSIDE_BLOCKS.items()}
     for i in range(len(model.blocks)):
         for official, mine in INSIDE_BLOCKS.items():
@@ -77,7 +77,7 @@ def official_names(model: AiT) -> dict[str, str]:
 
 
 def split_by_token(weight: Tensor, num_heads: int) -> Tensor:
-    """Our W^O, columns (S, D), as the official code orders them: (D, S)."""
+    """Reorder our W^O, with columns (S, D), as in the official code: (D, S)."""
     out, width = weight.shape
     permuted = torch.empty_like(weight)
     for head in range(num_heads):
@@ -88,7 +88,7 @@ def split_by_token(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def to_official(model: AiT) -> dict[str, Tensor]:
-    """The state dict that the official code would have saved, without what it never uses."""
+    """Return the state dict of the official code, without what it never uses."""
     names, state = official_names(model), {}
     for key, value in model.state_dict().items():
         if key.endswith("to_prior.weight"):
@@ -115,14 +115,14 @@ def load(golden: dict[str, np.ndarray]) -> AiT:
 
 
 def dense_gates(selection: Selection, num_tokens: int) -> Tensor:
-    """(M, S, T), zero where a token was not chosen."""
+    """Return the gates (M, S, T), which are zero for tokens that were not chosen."""
     score, chosen = selection.score, selection.chosen
     spread = score.new_zeros(*score.shape[:2], num_tokens).scatter(2, chosen, score)
     return spread.transpose(0, 1)
 
 
 def one_step(model: AiT, images: Tensor, labels: Tensor) -> Iterator[tuple[str, object]]:
-    """Walk the model by its public parts: what the official code calls its tensors, and ours."""
+    """Run the model part by part and yield the official tensors with their names."""
     model.zero_grad()
     overwritten, queries = {}, {}
     hooks = [
@@ -170,7 +170,7 @@ def one_step(model: AiT, images: Tensor, labels: Tensor) -> Iterator[tuple[str, 
         elif key.endswith("to_q.weight"):
             i = int(key.split(".")[1])
             yield f"right/{names[key]}", parameter.grad.clone()
-            # the official code has overwritten the memory when backward reads it
+            # the official code has overwritten the memory before the backward pass reads it
             yield f"grad/{names[key]}", queries[i].grad.T @ overwritten[i]
         else:
             yield f"grad/{names[key]}", parameter.grad.clone()
@@ -179,23 +179,23 @@ def one_step(model: AiT, images: Tensor, labels: Tensor) -> Iterator[tuple[str, 
 
 @pytest.fixture(scope="module")
 def ours(golden: dict[str, np.ndarray]) -> dict[str, object]:
-    model, found = load(golden), dict[str, object]()
+    model, tensors = load(golden), dict[str, object]()
     for key, value in to_official(model).items():
-        found[f"weight/{key}"] = value
-    images = found["input/images"] = torch.from_numpy(golden["input/images"])
-    labels = found["input/labels"] = torch.from_numpy(golden["input/labels"])
+        tensors[f"weight/{key}"] = value
+    images = tensors["input/images"] = torch.from_numpy(golden["input/images"])
+    labels = tensors["input/labels"] = torch.from_numpy(golden["input/labels"])
     assert model.training
     for step in (0, 1):
         for key, value in one_step(model, images, labels):
-            found[f"step{step}/{key}"] = value
+            tensors[f"step{step}/{key}"] = value
     state, stored = (torch.from_numpy(golden[f"hopfield/{key}"]) for key in ("state", "stored"))
-    found |= {"hopfield/state": state, "hopfield/stored": stored}
+    tensors |= {"hopfield/state": state, "hopfield/stored": stored}
     for beta in (0.05, 1.0, 4.0):
-        for more in (0, 1, 3):  # the package counts the steps after the first
+        for more in (0, 1, 3):  # the package counts steps after the first one
             retrieved = hopfield_retrieve(state, stored[0], beta, 1 + more)
-            found[f"hopfield/beta{beta}/steps{more}"] = retrieved
-        found[f"hopfield/beta{beta}/energy"] = hopfield_energy(state[0], stored[0], beta)
-    return found
+            tensors[f"hopfield/beta{beta}/steps{more}"] = retrieved
+        tensors[f"hopfield/beta{beta}/energy"] = hopfield_energy(state[0], stored[0], beta)
+    return tensors
 
 
 def difference(mine: object, theirs: np.ndarray) -> float:
@@ -213,7 +213,7 @@ def test_every_tensor_of_the_file_is_compared(
 
 
 @pytest.mark.parametrize("part", ["weight", "input", "step0", "step1", "hopfield"])
-def test_the_official_code_computes_the_same(
+def test_our_tensors_equal_those_of_the_official_code(
     part: str, golden: dict[str, np.ndarray], ours: dict[str, object]
 ) -> None:
     compared = 0
@@ -231,7 +231,7 @@ def test_the_official_code_computes_the_same(
 @pytest.mark.parametrize(
     ("step", "least", "most"), [(0, 0.04, 0.08), (1, 0.5, 0.65)], ids=["first", "second"]
 )
-def test_only_our_gradient_of_the_queries_is_computed_with_the_memory_that_was_read(
+def test_only_our_gradient_of_the_queries_uses_the_memory_that_was_read(
     step: int, least: float, most: float, golden: dict[str, np.ndarray], ours: dict[str, object]
 ) -> None:
     for layer in (0, 1):
@@ -263,7 +263,7 @@ def test_the_gradient_of_the_queries_is_the_slope_of_the_balance_loss(
     torch.testing.assert_close((workspace.to_q.weight.grad * step).sum(), slope, rtol=1e-4, atol=0)
 
 
-def test_the_model_as_a_whole_computes_what_its_parts_do(
+def test_the_whole_model_computes_what_its_parts_compute(
     golden: dict[str, np.ndarray], ours: dict[str, object]
 ) -> None:
     model = load(golden)
@@ -276,7 +276,7 @@ def test_the_model_as_a_whole_computes_what_its_parts_do(
             assert difference(block.workspace.priors, expected) < TOLERANCE
 
 
-def test_the_balance_loss_of_the_official_gates_is_the_official_one(
+def test_the_balance_loss_of_the_official_gates_is_the_official_loss(
     golden: dict[str, np.ndarray],
 ) -> None:
     gates = torch.from_numpy(golden["step0/layer0/gates"]).transpose(0, 1)  # (S, M, T)
@@ -352,7 +352,7 @@ def test_the_bottleneck_and_the_temperature_default_to_those_of_the_paper() -> N
     assert (loaded.bottleneck, loaded.beta) == (512, 1.0)
 
 
-def test_what_the_official_code_never_uses_is_ignored() -> None:
+def test_unused_weights_of_the_official_code_are_ignored() -> None:
     model = AiT(SOME)
     loaded = load_official(to_official(model) | UNUSED)
     for key, value in model.state_dict().items():
@@ -391,7 +391,7 @@ def test_a_missing_weight_is_an_error() -> None:
             load_official(state)
 
 
-def test_a_checkpoint_of_several_devices_loads_too_in_evaluation_mode() -> None:
+def test_a_checkpoint_from_several_devices_loads_in_evaluation_mode() -> None:
     state = to_official(AiT(SOME))
     loaded = load_official({f"module.{key}": value for key, value in state.items()})
     assert not loaded.training
@@ -408,7 +408,7 @@ def test_the_heads_are_merged_in_our_order() -> None:
             assert torch.equal(mine[:, head * width + d], official[:, d * heads + head])
 
 
-def test_the_bottleneck_attention_finds_the_official_winners(
+def test_the_bottleneck_attention_selects_the_official_winners(
     golden: dict[str, np.ndarray],
 ) -> None:
     model, pool = load(golden), torch.from_numpy(golden["step0/layer0/tokens"])

@@ -1,4 +1,4 @@
-"""The Perceiver: against slow loops, what tying shares, and what makes its cost linear."""
+"""The Perceiver against slow loops, what tying shares, and its linear cost."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ LEARNER = replace(SMALL, image_size=8, num_latents=6, latent_dim=16, num_selfs=1
 TIES, FORMS = ["none", "after_first", "paper"], ["package", "paper"]
 every_tie = pytest.mark.parametrize("tie", TIES)
 every_form = pytest.mark.parametrize("form", FORMS)
-MODULES = {  # of the repeats of SMALL: cross-attention, latent blocks
+MODULES = {  # indices of the cross-attention and the latent blocks in each repeat of SMALL
     "none": ([0, 1, 2], [0, 1, 2]),
     "after_first": ([0, 1, 1], [0, 1, 1]),
     "paper": ([0, 1, 1], [0, 0, 0]),
@@ -46,7 +46,7 @@ MODULES = {  # of the repeats of SMALL: cross-attention, latent blocks
 
 
 def shaken(model: Perceiver) -> Perceiver:
-    """In float64 and off the start, where a forgotten weight or bias would not show."""
+    """Return the module in float64 with random weights, so that a forgotten one would show."""
     model = model.double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -79,11 +79,11 @@ def feed_forward_of(block: nn.Module, is_gated: bool) -> slow.FeedForward:
 def slow_logits(model: Perceiver, images: Tensor) -> Tensor:
     c, repeats = model.config, []
     is_gated = c.form == "package"
-    for read, think in zip(*MODULES[c.tie], strict=True):
-        cross = model.cross_blocks[read]
+    for cross_index, selfs_index in zip(*MODULES[c.tie], strict=True):
+        cross = model.cross_blocks[cross_index]
         blocks = [
             slow.Block(attention_of(block, c.num_heads), feed_forward_of(block, is_gated))
-            for block in model.self_blocks[think]
+            for block in model.self_blocks[selfs_index]
         ]
         first = slow.Cross(
             affine(cross.data_norm), attention_of(cross, 1), feed_forward_of(cross, is_gated)
@@ -101,7 +101,7 @@ def count(config: PerceiverConfig) -> int:
     with torch.device("meta"):
         model = Perceiver(config)
     live = sum(parameter.numel() for parameter in model.parameters())
-    assert model.reference_parameters() == live  # the reference registers nothing in vain
+    assert model.reference_parameters() == live  # the reference registers nothing unused
     return live
 
 
@@ -161,17 +161,17 @@ def test_the_named_size_is_that_of_the_comparison() -> None:
 
 @every_tie
 @every_form
-def test_each_repeat_runs_the_modules_that_its_tie_names(tie: str, form: str) -> None:
+def test_each_repeat_runs_the_modules_that_tying_gives_it(tie: str, form: str) -> None:
     model = Perceiver(replace(SMALL, tie=tie, form=form))
     calls: list[nn.Module] = []
     for module in [*model.cross_blocks, *model.self_blocks]:
         module.register_forward_hook(lambda called, *_: calls.append(called))
     model(images_of(SMALL, 1, torch.float32))
-    reads, thoughts = MODULES[tie]
-    assert len(model.cross_blocks) == len(set(reads))
-    assert len(model.self_blocks) == len(set(thoughts))
-    assert all(a is model.cross_blocks[i] for a, i in zip(calls[::2], reads, strict=True))
-    assert all(a is model.self_blocks[i] for a, i in zip(calls[1::2], thoughts, strict=True))
+    crosses, selfs = MODULES[tie]
+    assert len(model.cross_blocks) == len(set(crosses))
+    assert len(model.self_blocks) == len(set(selfs))
+    assert all(a is model.cross_blocks[i] for a, i in zip(calls[::2], crosses, strict=True))
+    assert all(a is model.self_blocks[i] for a, i in zip(calls[1::2], selfs, strict=True))
 
 
 @every_tie
@@ -179,11 +179,11 @@ def test_a_tied_model_is_an_untied_one_with_equal_weights_and_summed_gradients(t
     tied = shaken(Perceiver(replace(SMALL, tie=tie)))
     untied = Perceiver(replace(SMALL, tie="none")).double()
     origin = {name: name for name, _ in untied.named_parameters()}
-    for folder, places in zip(("cross_blocks", "self_blocks"), MODULES[tie], strict=True):
-        for i, place in enumerate(places):
+    for folder, indices in zip(("cross_blocks", "self_blocks"), MODULES[tie], strict=True):
+        for i, index in enumerate(indices):
             lead = f"{folder}.{i}."
             origin |= {
-                name: f"{folder}.{place}.{name.removeprefix(lead)}"
+                name: f"{folder}.{index}.{name.removeprefix(lead)}"
                 for name in origin
                 if name.startswith(lead)
             }
@@ -242,20 +242,22 @@ def test_the_cost_is_linear_in_the_pixels(tie: str, form: str) -> None:
     num_reads = c.depth if tie == "none" else 2
     keys_and_values = num_reads * features * 2 * c.cross_dim
     scores_and_sums = c.depth * 2 * c.num_latents * c.cross_dim
-    a_pixel = 2 * batch * (keys_and_values + scores_and_sums)  # two for each multiplication
+    a_pixel = 2 * batch * (keys_and_values + scores_and_sums)  # two operations per multiplication
     assert cost[1] - cost[0] == (64 - 16) * a_pixel
     assert cost[2] - cost[1] == (144 - 64) * a_pixel
     dim, inner, m = c.latent_dim, c.num_heads * c.head_dim, c.num_latents
     hidden = 12 * dim * dim if form == "package" else 2 * dim * dim
     read = m * (2 * dim * c.cross_dim + hidden)
-    think = m * (4 * dim * inner + 2 * m * inner + hidden)
-    latents = c.depth * (read + c.num_selfs * think) + dim * c.num_classes
+    self_block = m * (4 * dim * inner + 2 * m * inner + hidden)
+    latents = c.depth * (read + c.num_selfs * self_block) + dim * c.num_classes
     assert cost[0] - 16 * a_pixel == 2 * batch * latents
 
 
 @every_tie
 @every_form
-def test_pixels_moved_together_with_their_codes_give_the_same_logits(tie: str, form: str) -> None:
+def test_permuting_pixels_together_with_their_codes_gives_the_same_logits(
+    tie: str, form: str
+) -> None:
     config = replace(SMALL, tie=tie, form=form)
     model, images = shaken(Perceiver(config)), images_of(config, 2)
     expected, order = model(images).logits, torch.randperm(9)
@@ -273,7 +275,7 @@ def test_logits_do_not_depend_on_the_order_of_the_latents() -> None:
     torch.testing.assert_close(model(images).logits, expected)
 
 
-def test_a_pixel_carries_its_colors_then_the_codes_of_its_row_and_column() -> None:
+def test_a_token_is_the_colors_of_a_pixel_then_the_codes_of_its_row_and_column() -> None:
     config = replace(SMALL, fourier=FourierConfig(num_bands=2, max_freq=3.0))
     images = images_of(config, 2, torch.float32)
     tokens = Perceiver(config).embed(images)
@@ -283,19 +285,19 @@ def test_a_pixel_carries_its_colors_then_the_codes_of_its_row_and_column() -> No
         0: [0, 0, 1, 1, 0],
         1: [0, -1, -1, 0, 1],
     }
-    for place, (row, column) in enumerate(product((-1, 0, 1), repeat=2)):
+    for index, (row, column) in enumerate(product((-1, 0, 1), repeat=2)):
         expected = torch.tensor([*codes[row], *codes[column]], dtype=torch.float32)
-        assert torch.equal(tokens[:, place, :2], images[:, :, row + 1, column + 1])
-        for token in tokens[:, place]:
+        assert torch.equal(tokens[:, index, :2], images[:, :, row + 1, column + 1])
+        for token in tokens[:, index]:
             torch.testing.assert_close(token[2:], expected, rtol=0, atol=1e-6)
 
 
-def test_frequencies_run_at_equal_distances_from_one_to_half_the_highest() -> None:
+def test_frequencies_are_equally_spaced_from_one_to_half_the_sampling_rate() -> None:
     config = replace(SMALL, image_size=5, fourier=FourierConfig(num_bands=4, max_freq=5.0))
     code = Perceiver(config).embed.code
     assert code.shape == (25, 2 * 9)
     scales, positions = [1.0, 1.5, 2.0, 2.5], [-1.0, -0.5, 0.0, 0.5, 1.0]
-    for place, pair in enumerate(product(positions, repeat=2)):
+    for index, pair in enumerate(product(positions, repeat=2)):
         expected = [
             value
             for p in pair
@@ -305,10 +307,10 @@ def test_frequencies_run_at_equal_distances_from_one_to_half_the_highest() -> No
                 p,
             )
         ]
-        torch.testing.assert_close(code[place], torch.tensor(expected), rtol=0, atol=1e-7)
+        torch.testing.assert_close(code[index], torch.tensor(expected), rtol=0, atol=1e-7)
 
 
-def test_the_highest_frequency_is_half_the_side_unless_it_is_given() -> None:
+def test_by_default_the_highest_frequency_is_half_the_side() -> None:
     for side in (5, 8):
         config = replace(SMALL, image_size=side)
         given = replace(config, fourier=FourierConfig(num_bands=2, max_freq=float(side)))
@@ -318,7 +320,7 @@ def test_the_highest_frequency_is_half_the_side_unless_it_is_given() -> None:
         assert not torch.equal(code, Perceiver(other).embed.code)
 
 
-def test_the_code_is_no_weight_and_is_not_saved() -> None:
+def test_the_position_code_is_neither_learned_nor_saved() -> None:
     model = Perceiver(SMALL)
     assert "embed.code" in dict(model.named_buffers())
     assert not [key for key in model.state_dict() if "code" in key]
@@ -332,7 +334,7 @@ def test_latents_start_from_a_standard_normal_distribution() -> None:
     assert not torch.allclose(latents[0], latents[1])
 
 
-def test_the_package_has_biases_on_output_projections_only_the_paper_everywhere() -> None:
+def test_the_package_has_biases_only_on_output_projections_and_the_paper_everywhere() -> None:
     def biased(form: str) -> dict[str, bool]:
         model = Perceiver(replace(SMALL, form=form))
         return {
@@ -346,7 +348,7 @@ def test_the_package_has_biases_on_output_projections_only_the_paper_everywhere(
 
 
 @every_tie
-def test_dropout_acts_on_attention_and_feed_forward_in_training_only(tie: str) -> None:
+def test_dropout_acts_on_attention_and_feed_forward_only_in_training(tie: str) -> None:
     config, images = replace(SMALL, tie=tie, dropout=0.5), images_of(SMALL, 2, torch.float32)
     for silent in (None, "attention.to_out.weight", "feed_forward.2.weight"):
         model = Perceiver(config)
@@ -361,28 +363,28 @@ def test_dropout_acts_on_attention_and_feed_forward_in_training_only(tie: str) -
         assert torch.equal(model(images).logits, model(images).logits), silent
 
 
-def test_activation_checkpointing_recomputes_whole_repeats_in_training_only() -> None:
+def test_activation_checkpointing_recomputes_whole_repeats_only_in_training() -> None:
     model, images = Perceiver(SMALL), images_of(SMALL, 1, torch.float32)
     calls: list[int] = []
     for module in model.modules():
         if isinstance(module, GEGLU) or module in [x.data_norm for x in model.cross_blocks]:
             module.register_forward_hook(lambda *_: calls.append(1))
 
-    def calls_of_a_step(backward: bool) -> int:
+    def count_calls(backward: bool) -> int:
         calls.clear()
         logits = model(images).logits
         if backward:
             logits.sum().backward()
         return len(calls)
 
-    once = 3 * (1 + 1 + 2)  # norm of the data, feed-forward behind each of three attentions
-    assert calls_of_a_step(backward=True) == once
+    once = 3 * (1 + 1 + 2)  # norm of the data, and a feed-forward after each of three attentions
+    assert count_calls(backward=True) == once
     model.set_grad_checkpointing()
-    assert calls_of_a_step(backward=True) == 2 * once
+    assert count_calls(backward=True) == 2 * once
     with torch.no_grad():
-        assert calls_of_a_step(backward=False) == once
+        assert count_calls(backward=False) == once
     model.set_grad_checkpointing(False)
-    assert calls_of_a_step(backward=True) == once
+    assert count_calls(backward=True) == once
 
 
 @every_tie
@@ -393,7 +395,7 @@ def test_a_model_with_shared_weights_can_be_saved(tie: str) -> None:
 
 
 def kept_for_backward(model: Perceiver, images: Tensor) -> int:
-    """Count the numbers that a training step keeps from the forward, weights aside."""
+    """Count the numbers, except for weights, that a training step keeps for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -409,7 +411,7 @@ def kept_for_backward(model: Perceiver, images: Tensor) -> int:
     return sum(kept.values())
 
 
-def test_activation_checkpointing_keeps_less() -> None:
+def test_activation_checkpointing_keeps_fewer_numbers() -> None:
     model, images = Perceiver(LEARNER), images_of(LEARNER, 4, torch.float32)
     plain = kept_for_backward(model, images)
     model.set_grad_checkpointing()
@@ -485,7 +487,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_numbers(
 
 
 @pytest.mark.compiled
-def test_a_compiled_model_evaluates_as_the_plain_one() -> None:
+def test_a_compiled_model_evaluates_like_the_eager_one() -> None:
     torch.compiler.reset()
     model = Perceiver(replace(LEARNER, dropout=0.2)).eval()
     fast = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""CNN+RN and CNN+MLP: against slow loops, and what sets them apart from the reference code."""
+"""CNN+RN and CNN+MLP against slow loops, and their differences from the reference code."""
 
 from dataclasses import replace
 from itertools import product
@@ -47,7 +47,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """In float64 and off the start, where a forgotten weight, bias or statistic would not show."""
+    """Return the module in float64 with random weights and statistics, so that each shows."""
     with torch.no_grad():
         for key, value in model.double().state_dict().items():
             if key.endswith("running_var"):
@@ -73,7 +73,7 @@ def affines(layers: nn.Module) -> list[naive.Affine]:
 
 
 def slow(model: nn.Module, images: Tensor, questions: Tensor | None) -> Tensor:
-    """Compute the logits by the loops."""
+    """Compute the logits with the loops."""
     layers = list(model.stem)
     stem = [
         naive.ConvLayer(affine(conv), affine(norm), norm.running_mean, norm.running_var)
@@ -88,10 +88,10 @@ def slow(model: nn.Module, images: Tensor, questions: Tensor | None) -> Tensor:
 
 
 def tuples_of(objects: Tensor, questions: Tensor, num_objects: int) -> Tensor:
-    """Write out the input of g for every pair or triple: (B, N, F), (B, Q) to (B, N^k, kF + Q)."""
+    """Return the input of g for every pair or triple: (B, N, F), (B, Q) to (B, N^k, kF + Q)."""
     rows = [
-        torch.cat([*(objects[:, i] for i in places), questions], dim=1)
-        for places in product(range(objects.shape[1]), repeat=num_objects)
+        torch.cat([*(objects[:, i] for i in indices), questions], dim=1)
+        for indices in product(range(objects.shape[1]), repeat=num_objects)
     ]
     return torch.stack(rows, dim=1)
 
@@ -99,7 +99,7 @@ def tuples_of(objects: Tensor, questions: Tensor, num_objects: int) -> Tensor:
 @every_config
 @pytest.mark.parametrize("question_dim", [0, 3])
 @pytest.mark.parametrize("training", [True, False])
-def test_answers_and_gradients_equal_the_loops(
+def test_logits_and_gradients_equal_the_loops(
     config: Config, question_dim: int, training: bool
 ) -> None:
     config = replace(config, question_dim=question_dim)
@@ -135,24 +135,24 @@ def test_in_float32_the_factorized_layer_equals_the_plain_one(num_objects: int) 
 
 
 @pytest.mark.parametrize("config", [PAIRS, TRIPLES], ids=["pairs", "triples"])
-def test_g_sees_every_ordered_pair_or_triple_itself_included(
+def test_g_reads_every_ordered_pair_or_triple_including_repeated_objects(
     config: RelationNetworkConfig,
 ) -> None:
     k = config.num_objects
     width = k * (config.conv_dim + 2) + config.question_dim
     model = build_model(replace(config, hidden_dim=width)).double()
     assert isinstance(model, RelationNetwork)
-    with torch.no_grad():  # what leaves the first layer of g is what enters it
+    with torch.no_grad():  # so that the output of the first layer of g is its input
         model.g[0].weight.copy_(torch.eye(width))
         model.g[0].bias.zero_()
-    seen: list[Tensor] = []
-    model.g[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    captured: list[Tensor] = []
+    model.g[1].register_forward_pre_hook(lambda _, args: captured.append(args[0].clone()))
     images, questions = inputs_of(config, 2)
     assert questions is not None
     model.eval()(images, questions)
     expected = tuples_of(model.find_objects(images), questions, k)
     assert expected.shape[1] == model.stem.side ** (2 * k)
-    torch.testing.assert_close(torch.cat(seen), expected)
+    torch.testing.assert_close(torch.cat(captured), expected)
 
 
 @pytest.mark.parametrize("num_objects", [2, 3])
@@ -166,7 +166,7 @@ def test_relations_are_summed_not_averaged(num_objects: int) -> None:
 
 
 @pytest.mark.parametrize("num_objects", [2, 3])
-def test_the_order_of_the_objects_does_not_matter(num_objects: int) -> None:
+def test_relations_do_not_depend_on_the_order_of_the_objects(num_objects: int) -> None:
     model = build_model(replace(PAIRS, num_objects=num_objects)).double()
     assert isinstance(model, RelationNetwork)
     objects = torch.randn(2, 6, 5, dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_the_order_of_the_objects_does_not_matter(num_objects: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 5, 8, 11])
 @pytest.mark.parametrize("images_at_once", [1, 4, 8])
-def test_answers_do_not_depend_on_how_many_images_pass_g_at_once(
+def test_logits_do_not_depend_on_how_many_images_pass_g_together(
     batch: int, images_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(PAIRS).double()
@@ -196,7 +196,7 @@ def test_answers_do_not_depend_on_how_many_images_pass_g_at_once(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_a_cpu_takes_a_few_images_at_once_and_any_other_device_many() -> None:
+def test_a_cpu_takes_few_images_together_and_any_other_device_many() -> None:
     pairs, triples = build_model(CNN_RN), build_model(replace(CNN_RN, num_objects=3))
     assert isinstance(pairs, RelationNetwork) and isinstance(triples, RelationNetwork)
     objects = torch.randn(64, 25, 26)
@@ -210,39 +210,39 @@ def coordinates_of(image_size: int, num_convs: int) -> list[list[float]]:
     model = build_model(replace(CNN_RN, image_size=image_size, num_convs=num_convs))
     assert isinstance(model, RelationNetwork)
     images = torch.randn(2, 3, image_size, image_size)
-    places = model.find_objects(images)[:, :, -2:]
-    assert torch.equal(places[0], places[1])
-    return places[0].tolist()
+    coordinates = model.find_objects(images)[:, :, -2:]
+    assert torch.equal(coordinates[0], coordinates[1])
+    return coordinates[0].tolist()
 
 
-def test_rows_and_columns_run_from_minus_one_to_one_and_a_row_is_constant_along_it() -> None:
+def test_coordinates_go_from_minus_one_to_one_and_the_row_is_constant_along_a_row() -> None:
     steps = [-1.0, -0.5, 0.0, 0.5, 1.0]
     assert coordinates_of(75, 4) == [[row, column] for row in steps for column in steps]
     assert coordinates_of(3, 1) == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
 
 
-def test_a_single_place_stands_in_the_middle() -> None:
+def test_a_single_cell_has_coordinates_of_zero() -> None:
     assert coordinates_of(2, 1) == [[0, 0]]
 
 
-def test_objects_are_the_features_of_the_grid_in_raster_order() -> None:
+def test_objects_are_the_cells_of_the_grid_in_raster_order() -> None:
     model = build_model(PAIRS).eval().double()
     assert isinstance(model, RelationNetwork)
     images, _ = inputs_of(PAIRS, 2)
     objects, grid = model.find_objects(images), model.stem(images)
-    for place, (row, column) in enumerate(product(range(3), repeat=2)):
-        assert torch.equal(objects[:, place, :3], grid[:, :, row, column])
+    for index, (row, column) in enumerate(product(range(3), repeat=2)):
+        assert torch.equal(objects[:, index, :3], grid[:, :, row, column])
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 16, 17, 75])
 @pytest.mark.parametrize("num_convs", [1, 2, 4])
-def test_the_side_of_the_grid_is_known_beforehand(size: int, num_convs: int) -> None:
+def test_the_stem_knows_the_side_of_its_grid(size: int, num_convs: int) -> None:
     stem = relation_network.ConvStem(replace(CNN_RN, image_size=size, num_convs=num_convs))
     assert stem.eval()(torch.randn(1, 3, size, size)).shape == (1, 24, stem.side, stem.side)
 
 
 @pytest.mark.parametrize("config", [CNN_RN, CNN_MLP], ids=lambda config: config.kind)
-def test_dropout_acts_in_training_only(config: Config) -> None:
+def test_dropout_acts_only_in_training(config: Config) -> None:
     model = build_model(config)
     images, questions = torch.rand(2, 3, 75, 75), torch.randn(2, 18)
     first, second = (model(images, questions).logits for _ in range(2))
@@ -252,7 +252,7 @@ def test_dropout_acts_in_training_only(config: Config) -> None:
 
 
 @every_config
-def test_the_statistics_of_batchnorm_move_in_training_and_are_saved(
+def test_batchnorm_statistics_change_only_in_training_and_are_saved(
     config: Config, tmp_path: Path
 ) -> None:
     model = build_model(config)
@@ -270,7 +270,7 @@ def test_the_statistics_of_batchnorm_move_in_training_and_are_saved(
     assert torch.equal(loaded(images, questions).logits, model(images, questions).logits)
 
 
-def test_the_saved_weights_are_those_of_the_plain_form() -> None:
+def test_the_saved_weights_are_those_of_plain_linear_layers() -> None:
     weights = build_model(CNN_RN).state_dict()
     shapes = {key: tuple(value.shape) for key, value in weights.items() if key.startswith("g.")}
     layers = {f"g.{i}.{leaf}" for i in (0, 2, 4, 6) for leaf in ("weight", "bias")}
@@ -287,7 +287,7 @@ def test_an_image_of_another_size_is_an_error(config: Config) -> None:
 
 
 @every_config
-def test_a_missing_or_unwanted_question_is_an_error(config: Config) -> None:
+def test_a_missing_or_unexpected_question_is_an_error(config: Config) -> None:
     images = torch.randn(2, 2, config.image_size, config.image_size)
     with pytest.raises(ValueError, match="a question with each image"):
         build_model(config)(images)

@@ -1,4 +1,4 @@
-"""Set Transformer: against slow loops, what a set is, what it costs, sizes."""
+"""Set Transformer against slow loops; sets, cost and sizes."""
 
 import copy
 from collections.abc import Callable
@@ -53,7 +53,7 @@ each_norm = pytest.mark.parametrize("use_norm", [True, False], ids=["norms", "no
 
 
 def shaken(module: nn.Module) -> Any:  # noqa: ANN401
-    """In float64 and off the start, where a forgotten bias or norm would not show."""
+    """Return the module in float64 with random weights, so that a forgotten one would show."""
     with torch.no_grad():
         for value in module.double().parameters():
             value.normal_(std=0.5)
@@ -111,7 +111,7 @@ def assert_equal_with_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tenso
 
 
 @every_config
-def test_answers_and_gradients_equal_the_loops(config: Config) -> None:
+def test_logits_and_gradients_equal_the_loops(config: Config) -> None:
     model = shaken(SetTransformer(config))
     images, questions = inputs_of(config)
     inputs = [x.requires_grad_() for x in (images, questions) if x is not None]
@@ -122,7 +122,7 @@ def test_answers_and_gradients_equal_the_loops(config: Config) -> None:
 
 
 @each_norm
-def test_the_blocks_alone_take_sets_of_any_size_and_width(use_norm: bool) -> None:
+def test_the_blocks_take_sets_of_any_size_and_width(use_norm: bool) -> None:
     x = torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True)
     y = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     mab = shaken(MAB(7, 4, 6, 3, use_norm))
@@ -141,7 +141,7 @@ def test_the_blocks_alone_take_sets_of_any_size_and_width(use_norm: bool) -> Non
         assert_equal_with_gradients(block(x), torch.stack(expected), [x, *block.parameters()])
 
 
-def test_a_head_divides_its_scores_by_the_root_of_the_full_width() -> None:
+def test_a_head_divides_its_scores_by_the_square_root_of_the_full_width() -> None:
     mab = MAB(4, 4, 4, 2, use_norm=False).double()
     with torch.no_grad():
         for layer in (mab.to_q, mab.to_k, mab.to_v, mab.feed_forward):
@@ -150,7 +150,7 @@ def test_a_head_divides_its_scores_by_the_root_of_the_full_width() -> None:
         nn.init.zeros_(mab.feed_forward.weight)
     q = torch.tensor([[[2.0, 0.0, 0.0, 2.0]]], dtype=torch.float64)
     y = torch.tensor([[[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]], dtype=torch.float64)
-    # head 1 scores 6 and 0, head 2 scores 0 and 2: over sqrt(4), not sqrt(4 / 2)
+    # head 1 has scores 6 and 0, head 2 has 0 and 2: divided by sqrt(4), not sqrt(4 / 2)
     first, second = torch.tensor([3.0, 1.0], dtype=torch.float64).sigmoid()
     expected = torch.stack([2 + 3 * first, first * 0, first * 0, 2 + second])
     torch.testing.assert_close(mab(q, y)[0, 0], expected)
@@ -158,7 +158,7 @@ def test_a_head_divides_its_scores_by_the_root_of_the_full_width() -> None:
 
 def test_the_residual_is_the_projected_query() -> None:
     mab = shaken(MAB(3, 3, 4, 2, use_norm=False))
-    with torch.no_grad():  # nothing but the residual is left
+    with torch.no_grad():  # so that only the residual remains
         for parameter in (*mab.to_v.parameters(), *mab.feed_forward.parameters()):
             parameter.zero_()
     x, y = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 6, 3, dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_the_positions_are_those_of_the_shared_workspace() -> None:
     assert model.positions is None
 
 
-def test_neither_positions_nor_a_pool_are_saved_where_nothing_is_learned() -> None:
+def test_nothing_is_saved_for_fixed_positions_and_a_pool_without_weights() -> None:
     keys = set(SetTransformer(CLS).state_dict())
     assert not any(key.startswith(("positions", "pool")) for key in keys)
     assert "embed.class_token" in keys
@@ -182,7 +182,7 @@ def test_neither_positions_nor_a_pool_are_saved_where_nothing_is_learned() -> No
 
 
 def in_another_order(images: Tensor, patch_size: int) -> Tensor:
-    """Move whole patches about."""
+    """Permute whole patches."""
     rows = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
     batch, channels, height, width = rows.shape[:4]
     patches = rows.flatten(2, 3)[:, :, torch.arange(height * width).roll(2)]
@@ -207,13 +207,13 @@ def test_without_positions_the_order_of_the_patches_does_not_matter(
 
 
 @pytest.mark.parametrize("block", [SAB(4, 6, 2), ISAB(4, 6, 2, 3)], ids=["sab", "isab"])
-def test_a_set_block_gives_its_rows_in_the_order_of_the_set(block: nn.Module) -> None:
+def test_a_set_block_returns_its_rows_in_the_order_of_the_set(block: nn.Module) -> None:
     block, x, order = shaken(block), torch.randn(2, 7, 4).double(), torch.randperm(7)
     assert not torch.equal(order, torch.arange(7))
     torch.testing.assert_close(block(x[:, order]), block(x)[:, order])
 
 
-def test_seeds_pool_a_set_of_any_order_and_size() -> None:
+def test_pooling_does_not_depend_on_the_order_or_the_size_of_a_set() -> None:
     pma, x, order = shaken(PMA(4, 6, 2, 3)), torch.randn(2, 7, 4).double(), torch.randperm(7)
     assert pma(x).shape == (2, 3, 6)
     torch.testing.assert_close(pma(x[:, order]), pma(x))
@@ -222,7 +222,7 @@ def test_seeds_pool_a_set_of_any_order_and_size() -> None:
 
 
 def cost(block: nn.Module, num_tokens: int) -> int:
-    """Count what a forward multiplies; on a CPU only the plain attention is counted."""
+    """Count operations of a forward; on a CPU the counter knows only the plain attention."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         block(torch.randn(1, num_tokens, 8))
     return counter.get_total_flops()
@@ -236,13 +236,13 @@ def test_inducing_points_make_the_cost_linear_in_the_tokens() -> None:
 
     assert bends(ISAB(8, 8, 2, 3)) == 0
     assert bends(PMA(8, 8, 2)) == 0
-    # scores and sums take 2 multiply-adds, 4 operations, for each pair of tokens and column
+    # scores and sums take 2 multiply-adds, 4 operations, per pair of tokens and column
     assert bends(SAB(8, 8, 2)) == 4 * 8 * 2 * 50**2
 
 
 @each_norm
 @pytest.mark.parametrize("seeds", [1, 4])
-def test_inducing_points_and_seeds_start_within_the_bound_of_the_reference(
+def test_inducing_points_and_seeds_are_initialized_within_the_bound_of_the_reference(
     seeds: int, use_norm: bool
 ) -> None:
     isab, pma = ISAB(8, 256, 4, 8, use_norm), PMA(8, 256, 4, seeds, use_norm)
@@ -258,7 +258,7 @@ def counts(config: Config) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), model.reference_parameters()
 
 
-TABLE = 300 * 256  # gates of the reference's positions, which never get a gradient
+TABLE = 300 * 256  # gates of the reference's positions, which get no gradient
 SEEDED = replace(SET_TRANSFORMER, pool="pma", pos="none")
 TRIANGLE = replace(SET_TRANSFORMER, image_size=64, num_channels=1, num_classes=4)
 RELATIONAL = replace(
@@ -274,16 +274,14 @@ RELATIONAL = replace(
         (replace(SET_TRANSFORMER, num_classes=100), 2_237_028 - TABLE, 2_237_028),
         (TRIANGLE, 2_204_164 - TABLE, 2_204_164),
         (RELATIONAL, 8_304_650 - TABLE, 8_304_650),
-        # a seed and a MAB of 264,192 for the class token; each SAB is one MAB
+        # a seed and a MAB of 264,192 instead of the class token; each SAB is one MAB
         (SEEDED, 2_401_290, 2_401_290),
         (replace(SEEDED, decoder_depth=2), 2_929_674, 2_929_674),
-        # each of 11 MABs without two norms of 512
+        # 11 MABs without two norms of 512 each
         (replace(SEEDED, decoder_depth=2, use_norm=False), 2_918_410, 2_918_410),
     ],
 )
-def test_the_counts_are_those_of_the_specification(
-    config: Config, live: int, reference: int
-) -> None:
+def test_the_counts_are_the_known_ones(config: Config, live: int, reference: int) -> None:
     assert counts(config) == (live, reference)
 
 
@@ -291,7 +289,7 @@ def test_the_counts_are_those_of_the_specification(
     ("width", "num_inducing", "use_norm", "parameters"),
     [(128, 32, False, 441_226), (256, 8, True, 1_696_522)],
 )
-def test_the_official_model_can_be_put_together_from_the_blocks(
+def test_the_official_model_can_be_built_from_the_blocks(
     width: int, num_inducing: int, use_norm: bool, parameters: int
 ) -> None:
     official = nn.Sequential(
@@ -324,14 +322,14 @@ def test_sizes_that_do_not_fit_are_an_error(changes: dict[str, Any], message: st
         replace(CLS, **changes)
 
 
-def test_a_block_alone_wants_heads_that_divide_its_width() -> None:
+def test_the_heads_of_a_block_must_divide_its_width() -> None:
     for build in (lambda: SAB(8, 8, 3), lambda: ISAB(8, 8, 3, 2), lambda: PMA(8, 8, 3)):
         with pytest.raises(ValueError, match="num_heads 3 does not divide hidden_dim 8"):
             build()
 
 
 @pytest.mark.parametrize("name", ["cls-question", "pma-question"])
-def test_the_question_changes_the_answer(name: str) -> None:
+def test_the_logits_depend_on_the_question(name: str) -> None:
     model = SetTransformer(CONFIGS[name]).double()
     images, questions = inputs_of(CONFIGS[name])
     assert questions is not None
@@ -342,7 +340,7 @@ def test_the_question_changes_the_answer(name: str) -> None:
 
 
 @each_pool
-def test_checkpointing_recomputes_the_blocks_in_training_and_changes_no_number(
+def test_activation_checkpointing_recomputes_the_blocks_only_in_training_and_changes_no_number(
     config: Config,
 ) -> None:
     model, (images, _) = SetTransformer(config).double(), inputs_of(config)

@@ -1,7 +1,7 @@
-"""BRIMs once more as slow loops over images, steps, layers, modules and heads, from section 6.
+"""BRIMs as slow loops over images, steps, layers, modules and heads, written from the paper.
 
-Loops run down to single modules; only the sum along a vector is left to torch. Meant for float64
-and small sizes. A source is a vector that a layer may attend to; the first one is the null source.
+The loops go down to single modules; torch only sums along vectors. For float64 and small sizes. A
+source is a vector that a layer may attend to; the first one is the null source.
 
 Dims     n modules   s width of a module   E = n * s width of a layer   S sources
          K key width   V value width   h heads   d width of a head
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Factors of one step: 0, or 1 / (1 - share)."""
+    """Factors for one step: 0, or 1 / (1 - rate)."""
 
     seen: Tensor  # (n, V)
     heard: Tensor  # (n, s)
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:
-    """Give x (in) times a matrix (in, out)."""
+    """Multiply x (in) with a matrix (in, out)."""
     return torch.stack([dot(x, column) for column in matrix.T])
 
 
@@ -65,7 +65,7 @@ def lstm(u: Tensor, h: Tensor, c: Tensor, layer: Layer, i: int) -> tuple[Tensor,
 
 
 def communicate(h: list[Tensor], layer: Layer, dropout: Dropout | None) -> list[Tensor]:
-    """Step 6: what is added to each module, by attention among all of them."""
+    """Compute what is added to each module: attention among all modules."""
     q, k, v = (
         [times(x, w[i]) for i, x in enumerate(h)]
         for w in (layer.comm_q, layer.comm_k, layer.comm_v)
@@ -91,40 +91,42 @@ def step(
     num_active: int,
     dropout: Dropout | None = None,
 ) -> Step:
-    """Steps 3 to 7 for one layer and one image."""
+    """Take one step of one layer for one image."""
     keys = [times(x, w) for x, w in zip(sources, layer.k, strict=True)]
     values = [times(x, w) for x, w in zip(sources, layer.v, strict=True)]
-    null_score, thought = [], []
+    null_score, updated = [], []
     for i in range(len(h)):
         q = times(h[i], layer.q[i])
         attention = softmax([dot(q, key) / math.sqrt(len(q)) for key in keys])
         null_score.append(attention[0].item())
         u = weighted_sum(attention, values)
-        thought.append(lstm(u if dropout is None else u * dropout.seen[i], h[i], c[i], layer, i))
-    ranked = sorted(range(len(h)), key=lambda i: (null_score[i], i))  # least null first
-    is_active = [i in ranked[:num_active] for i in range(len(h))]
+        updated.append(lstm(u if dropout is None else u * dropout.seen[i], h[i], c[i], layer, i))
+    order = sorted(
+        range(len(h)), key=lambda i: (null_score[i], i)
+    )  # least attention to null first
+    is_active = [i in order[:num_active] for i in range(len(h))]
     heard = [
         new if active else new.detach()
-        for (new, _), active in zip(thought, is_active, strict=True)
+        for (new, _), active in zip(updated, is_active, strict=True)
     ]
     updates = communicate(heard, layer, dropout)
     return Step(
-        [thought[i][0] + updates[i] if is_active[i] else h[i] for i in range(len(h))],
-        [thought[i][1] if is_active[i] else c[i] for i in range(len(h))],
+        [updated[i][0] + updates[i] if is_active[i] else h[i] for i in range(len(h))],
+        [updated[i][1] if is_active[i] else c[i] for i in range(len(h))],
         is_active,
         null_score,
     )
 
 
 def pixels(image: Tensor, resolution: int) -> list[list[int]]:
-    """Give the channels of each pixel of the smaller image in raster order, 0 to 255."""
+    """Return the channels of each pixel of the resized image in raster order, from 0 to 255."""
     _, height, width = image.shape
-    found = []
+    colors = []
     for row in range(resolution):
         for column in range(resolution):
             color = image[:, row * height // resolution, column * width // resolution]
-            found.append([min(max(round(x.item() * 255), 0), 255) for x in color])
-    return found
+            colors.append([min(max(round(x.item() * 255), 0), 255) for x in color])
+    return colors
 
 
 def brims(
@@ -135,7 +137,7 @@ def brims(
     head: Affine,
     num_active: int,
 ) -> tuple[Tensor, list[list[list[Step]]]]:
-    """Give the logits, and what happened by image, step and layer; embeddings are (256, E/C)."""
+    """Return the logits, and the steps by image, time and layer; embeddings are (256, E/C)."""
     logits, histories = [], []
     for image in images:
         n, s = layers[0].q.shape[:2]
@@ -144,16 +146,16 @@ def brims(
         history = []
         for color in pixels(image, resolution):
             below = torch.cat([table[x] for table, x in zip(embeddings, color, strict=True)])
-            happened = []
-            for place, layer in enumerate(layers):
+            steps = []
+            for i, layer in enumerate(layers):
                 sources = [torch.zeros_like(below), below]
-                if place + 1 < len(layers):
-                    sources.append(torch.cat(h[place + 1]))  # of the step before
-                new = step(sources, h[place], c[place], layer, num_active)
-                h[place], c[place] = new.h, new.c
+                if i + 1 < len(layers):
+                    sources.append(torch.cat(h[i + 1]))  # of the previous step
+                new = step(sources, h[i], c[i], layer, num_active)
+                h[i], c[i] = new.h, new.c
                 below = torch.cat(new.h)
-                happened.append(new)
-            history.append(happened)
+                steps.append(new)
+            history.append(steps)
         logits.append(affine(torch.cat(h[-1]), head))
         histories.append(history)
     return torch.stack(logits), histories

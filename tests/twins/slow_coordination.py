@@ -1,6 +1,6 @@
-"""Coordination once more as slow loops, from section 3 of the specification alone.
+"""Coordination as slow loops over images, heads, slots and tokens, written from the paper.
 
-Loops run over images, heads, slots and tokens. Meant for float64 and small sizes, without dropout.
+For float64 and small sizes, without dropout.
 
 Dims     T tokens   M slots   E token width   S heads   D key width of a head   P patch   O classes
 """
@@ -16,7 +16,7 @@ from twins.naive import Affine, dot, layer_norm, linear, relu, softmax, weighted
 
 class LayerWeights(NamedTuple):
     norm1: Affine
-    into: Affine  # (E, E), gives u
+    into: Affine  # (E, E), computes u
     q: Affine  # (S*D, E); the same three serve write and broadcast
     k: Affine  # (S*D, E)
     v: Affine  # (E, E)
@@ -24,7 +24,7 @@ class LayerWeights(NamedTuple):
     norm_b: Affine
     phi: Affine  # (E, E)
     w: Tensor  # (E,)
-    gate: Affine  # (2E, E), gives g
+    gate: Affine  # (2E, E), computes g
     slot_weight: Tensor  # (M, E, 2E), G_m
     slot_bias: Tensor  # (M, 2E), b_m
     input_bias: Tensor  # b_i
@@ -39,7 +39,7 @@ class ModelWeights(NamedTuple):
     question: Affine | None
     class_token: Tensor  # (1, E)
     positions: Tensor  # (T, E)
-    layers: list[LayerWeights]  # one for each layer, the same one again where they are shared
+    layers: list[LayerWeights]  # one per layer, repeated if they are shared
     head: Affine  # (O, E)
 
 
@@ -59,7 +59,7 @@ class Taken(NamedTuple):
 
 
 def positions(num_tokens: int, width: int) -> Tensor:
-    """Step 2: sigmoid(1) times sine on even, cosine on odd columns, at t / 10000^(2c/d)."""
+    """Return sigmoid(1) times sine in even and cosine in odd columns, of t / 10000^(2c/d)."""
     rows = []
     for t in range(num_tokens):
         row = []
@@ -71,13 +71,13 @@ def positions(num_tokens: int, width: int) -> Tensor:
 
 
 def first_slots(num_slots: int, width: int) -> Tensor:
-    """Step 3: the identity beside zeros."""
+    """Return the identity, padded with zeros."""
     rows = [[float(m == c) for c in range(width)] for m in range(num_slots)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def tokens_of(image: Tensor, question: Tensor | None, weights: ModelWeights, patch: int) -> Tensor:
-    """Steps 1 and 2: class token, question, patches in raster order, channel fastest."""
+    """Return class token, question, patches in raster order with the channel fastest."""
     tokens = [weights.class_token[0]]
     if weights.question is not None:
         assert question is not None
@@ -92,14 +92,14 @@ def tokens_of(image: Tensor, question: Tensor | None, weights: ModelWeights, pat
                 for c in range(channels)
             ]
             tokens.append(linear(torch.stack(pixels)[None], *weights.patches)[0])
-    places = zip(tokens, weights.positions, strict=True)
-    return torch.stack([token + place for token, place in places])
+    pairs = zip(tokens, weights.positions, strict=True)
+    return torch.stack([token + position for token, position in pairs])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, settings: Settings, limit: int | None) -> Taken:
-    """Let each row of q weigh the rows of k and v, head by head; `limit`: how many weights stay.
+    """Attend from the rows of q to those of k and v; each row of each head keeps `limit` weights.
 
-    Each head owns a run of columns of q and k, and a run of columns of v.
+    Each head has its own columns of q and k, and its own columns of v.
     """
     num_heads = settings.num_heads
     key_width, value_width = q.shape[1] // num_heads, v.shape[1] // num_heads
@@ -111,8 +111,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, settings: Settings, limit: int | Non
         for row in range(len(q)):
             logits = [settings.scale * dot(q[row, keys], key[keys]) for key in k]
             weights = softmax(logits)
-            ranked = sorted(range(len(k)), key=lambda t: -weights[t].item())
-            winners = ranked[:limit]
+            winners = sorted(range(len(k)), key=lambda t: -weights[t].item())[:limit]
             weights = [
                 weight if t in winners else torch.zeros_like(weight)
                 for t, weight in enumerate(weights)
@@ -124,7 +123,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, settings: Settings, limit: int | Non
 
 
 def write(u: Tensor, slots: Tensor, layer: LayerWeights, settings: Settings) -> Taken:
-    """Step 4b."""
+    """Write tokens to slots."""
     q, k, v = linear(slots, *layer.q), linear(u, *layer.k), linear(u, *layer.v)
     return attend(q, k, v, settings, settings.bottleneck)
 
@@ -132,12 +131,12 @@ def write(u: Tensor, slots: Tensor, layer: LayerWeights, settings: Settings) -> 
 def update(
     u: Tensor, slots: Tensor, taken: Tensor, layer: LayerWeights, settings: Settings
 ) -> Tensor:
-    """Steps 4c and 4d."""
+    """Update the slots through their gates."""
     first = layer_norm(slots + taken, *layer.norm_a, 1e-5)
-    thought = first
+    hidden = first
     for _ in range(settings.mlp_depth):
-        thought = relu(linear(thought, *layer.phi))
-    second = layer_norm(first + thought, *layer.norm_b, 1e-5)
+        hidden = relu(linear(hidden, *layer.phi))
+    second = layer_norm(first + hidden, *layer.norm_b, 1e-5)
     mean = torch.zeros_like(u[0])
     for token in u:
         mean = mean + relu(layer.w * token) / len(u)
@@ -156,7 +155,7 @@ def update(
 
 
 def broadcast(u: Tensor, slots: Tensor, layer: LayerWeights, settings: Settings) -> Tensor:
-    """Step 4e."""
+    """Read slots into tokens."""
     q, k, v = linear(u, *layer.q), linear(slots, *layer.k), linear(slots, *layer.v)
     return attend(q, k, v, settings, None).value
 
@@ -164,7 +163,7 @@ def broadcast(u: Tensor, slots: Tensor, layer: LayerWeights, settings: Settings)
 def layer_step(
     x: Tensor, slots: Tensor, layer: LayerWeights, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """Step 4: the tokens and the slots after one layer, (T, E) and (M, E)."""
+    """Return the tokens and the slots after one layer, (T, E) and (M, E)."""
     u = linear(layer_norm(x, *layer.norm1, 1e-5), *layer.into)
     taken = write(u, slots, layer, settings)
     slots = update(u, slots, taken.value, layer, settings)
@@ -176,10 +175,10 @@ def layer_step(
 def coordination(
     images: Tensor, questions: Tensor | None, weights: ModelWeights, settings: Settings
 ) -> Tensor:
-    """Give the logits, (B, O)."""
+    """Return the logits, (B, O)."""
     answers = []
-    for place, image in enumerate(images):
-        question = None if questions is None else questions[place]
+    for i, image in enumerate(images):
+        question = None if questions is None else questions[i]
         x = tokens_of(image, question, weights, settings.patch_size)
         start = slots = first_slots(settings.num_slots, x.shape[1])
         for layer in weights.layers:

@@ -1,7 +1,6 @@
-"""Luna once more, as slow loops over heads, tokens and packed tokens, one image at a time.
+"""Luna as slow loops over heads, tokens and packed tokens, one image at a time, from the paper.
 
-Written from the specification (baselines, section 7), without a look at the package. Without
-dropout, in float64, for small sizes.
+For float64 and small sizes, without dropout.
 
 Dims     T tokens   L packed tokens   E token width   V gray levels   P pixels times channels
 """
@@ -20,7 +19,7 @@ Embed = Callable[[Tensor], Tensor]  # an image (C, H, W) to its tokens (T, E), b
 
 
 class LayerWeights(NamedTuple):
-    """Tied weights: the same map stands as key and as value."""
+    """Weights of a layer; if they are tied, keys and values have the same map."""
 
     pack_q: Affine
     pack_k: Affine
@@ -37,7 +36,7 @@ class LayerWeights(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """Attention of (rows, E) to (others, E): each head owns the next run of columns."""
+    """Attend from (rows, E) to (others, E); each head has the next columns."""
     width = q.shape[1] // num_heads
     heads = []
     for head in range(num_heads):
@@ -51,14 +50,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
 
 
 def pack(tokens: Tensor, packed: Tensor, w: LayerWeights, num_heads: int) -> Tensor:
-    """Step 1: Y_P, without an output projection."""
+    """Return Y_P; there is no output projection."""
     q = naive.linear(packed, *w.pack_q)
     k, v = naive.linear(tokens, *w.pack_k), naive.linear(tokens, *w.pack_v)
     return attend(q, k, v, num_heads)
 
 
 def unpack(tokens: Tensor, raw: Tensor, w: LayerWeights, num_heads: int) -> Tensor:
-    """Step 2: Y_X, from Y_P as it is."""
+    """Return Y_X, which reads Y_P directly."""
     q = naive.linear(tokens, *w.unpack_q)
     k, v = naive.linear(raw, *w.unpack_k), naive.linear(raw, *w.unpack_v)
     return naive.linear(attend(q, k, v, num_heads), *w.out)
@@ -67,17 +66,17 @@ def unpack(tokens: Tensor, raw: Tensor, w: LayerWeights, num_heads: int) -> Tens
 def layer(
     tokens: Tensor, packed: Tensor, w: LayerWeights, num_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Step 3: each norm comes after its sum; the packed sequence has no feed-forward."""
+    """Pack and unpack, with norms after the sums; the packed sequence has no feed-forward."""
     raw = pack(tokens, packed, w, num_heads)
-    seen = unpack(tokens, raw, w, num_heads)
+    unpacked = unpack(tokens, raw, w, num_heads)
     packed = naive.layer_norm(packed + raw, *w.packed_norm, 1e-5)
-    tokens = naive.layer_norm(tokens + seen, *w.attention_norm, 1e-5)
-    fed = naive.linear(naive.gelu(naive.linear(tokens, *w.widen)), *w.narrow)
-    return naive.layer_norm(tokens + fed, *w.feed_forward_norm, 1e-5), packed
+    tokens = naive.layer_norm(tokens + unpacked, *w.attention_norm, 1e-5)
+    hidden = naive.linear(naive.gelu(naive.linear(tokens, *w.widen)), *w.narrow)
+    return naive.layer_norm(tokens + hidden, *w.feed_forward_norm, 1e-5), packed
 
 
 def patch_embedding(patch_size: int, weights: Affine) -> Embed:
-    """Patches in raster order, each as (row, column, channel), channel fastest."""
+    """Return an embedding of patches in raster order with the channel fastest."""
 
     def embed(image: Tensor) -> Tensor:
         _, height, width = image.shape
@@ -100,7 +99,7 @@ def patch_embedding(patch_size: int, weights: Affine) -> Embed:
 
 
 def gray_level(pixel: list[float], vocabulary: int) -> int:
-    """The gray level of one pixel, from one channel or from red, green and blue."""
+    """Return the gray level of a pixel, from one channel or from red, green and blue."""
     gray = pixel[0]
     if len(pixel) == 3:
         gray = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2]  # ITU-R 601
@@ -108,7 +107,7 @@ def gray_level(pixel: list[float], vocabulary: int) -> int:
 
 
 def gray_embedding(rows: Tensor) -> Embed:
-    """One token for each pixel in raster order: a row of the table (V, E)."""
+    """Return an embedding of pixels in raster order by rows of the table (V, E)."""
 
     def embed(image: Tensor) -> Tensor:
         _, height, width = image.shape
@@ -123,10 +122,10 @@ def gray_embedding(rows: Tensor) -> Embed:
     return embed
 
 
-def sinusoid(place: int, embed_dim: int) -> list[float]:
-    """Sines, then cosines, at frequencies from 1 down to 1 / 10,000 in equal ratios."""
+def sinusoid(position: int, embed_dim: int) -> list[float]:
+    """Return sines, then cosines, at frequencies from 1 down to 1 / 10,000 in equal ratios."""
     half = embed_dim // 2
-    angles = [place / 10_000 ** (i / (half - 1)) for i in range(half)]
+    angles = [position / 10_000 ** (i / (half - 1)) for i in range(half)]
     return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
 
 
@@ -140,7 +139,7 @@ def luna(
     num_heads: int,
     head: Affine,
 ) -> Tensor:
-    """The logits of one image: the mean over the tokens of the last layer, then a linear map."""
+    """Return the logits of one image: a linear map of the mean over the last layer's tokens."""
     tokens = embed(image)
     if positions is not None:
         scale = math.sqrt(tokens.shape[1])

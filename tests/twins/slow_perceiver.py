@@ -1,6 +1,6 @@
-"""The Perceiver once more, as slow loops from the specification alone, one image at a time.
+"""The Perceiver as slow loops over pixels, bands, heads and latents, written from the paper.
 
-Loops run over pixels, bands, heads and latents. Meant for float64 and small sizes.
+One image at a time, for float64 and small sizes.
 
 Dims     H W image side   C channels   N = H * W pixels   K bands   F = C + 2 (2K + 1)
          M latents   E latent width
@@ -57,7 +57,7 @@ class Head(NamedTuple):
 
 
 def fourier(position: float, num_bands: int, max_freq: float) -> list[float]:
-    """Step 2: [sin(pi s_j p), cos(pi s_j p), p] with s_j = linspace(1, max_freq / 2, K)."""
+    """Return [sin(pi s_j p), cos(pi s_j p), p] with s_j = linspace(1, max_freq / 2, K)."""
     last = max_freq / 2
     scales = [1.0]
     for j in range(1, num_bands):
@@ -68,12 +68,12 @@ def fourier(position: float, num_bands: int, max_freq: float) -> list[float]:
 
 
 def position(index: int, size: int) -> float:
-    """Step 2: linspace(-1, 1)."""
+    """Return an entry of linspace(-1, 1)."""
     return 2 * index / (size - 1) - 1 if size > 1 else -1.0
 
 
 def tokens_of(image: Tensor, num_bands: int, max_freq: float) -> Tensor:
-    """Steps 1 and 2: (C, H, W) to (N, F), rows first; the code has the precision of float32."""
+    """Turn (C, H, W) into (N, F), rows first; the code has the precision of float32."""
     _, height, width = image.shape
     tokens = []
     for row in range(height):
@@ -86,7 +86,7 @@ def tokens_of(image: Tensor, num_bands: int, max_freq: float) -> Tensor:
 
 
 def attend(z: Tensor, context: Tensor, attention: Attention) -> Tensor:
-    """Step 4: Wo softmax(Q K^T / sqrt(d_h)) V of normalized latents and context."""
+    """Return Wo softmax(Q K^T / sqrt(d_h)) V of normalized latents and context."""
     q, kv = linear(z, *attention.q), linear(context, *attention.kv)
     inner = q.shape[1]
     width = inner // attention.num_heads
@@ -102,7 +102,7 @@ def attend(z: Tensor, context: Tensor, attention: Attention) -> Tensor:
 
 
 def feed_forward(z: Tensor, weights: FeedForward) -> Tensor:
-    """Step 4, FF: gated, a * GELU(b); else GELU."""
+    """Apply the feed-forward with a * GELU(b) if it is gated, otherwise with GELU."""
     hidden = linear(layer_norm(z, *weights.norm, 1e-5), *weights.into)
     if weights.is_gated:
         half = hidden.shape[1] // 2
@@ -120,14 +120,16 @@ def perceiver(
     num_bands: int,
     max_freq: float,
 ) -> Tensor:
-    """Steps 1 to 5; tied repeats are handed over again, each time they come."""
+    """Return the logits; tied repeats occur in `repeats` several times."""
     answers = []
     for image in images:
         data = tokens_of(image, num_bands, max_freq)
         z = latents
         for cross, blocks in repeats:
-            seen = layer_norm(data, *cross.data_norm, 1e-5)
-            z = z + attend(layer_norm(z, *cross.attention.norm, 1e-5), seen, cross.attention)
+            normalized_data = layer_norm(data, *cross.data_norm, 1e-5)
+            z = z + attend(
+                layer_norm(z, *cross.attention.norm, 1e-5), normalized_data, cross.attention
+            )
             z = z + feed_forward(z, cross.feed_forward)
             for block in blocks:
                 normalized = layer_norm(z, *block.attention.norm, 1e-5)

@@ -1,6 +1,6 @@
-"""The Set Transformer once more as slow loops, from section 5 of the specification alone.
+"""The Set Transformer as slow loops over patches, heads and tokens, written from the paper.
 
-One image at a time; loops run over patches, heads and tokens. Meant for float64 and small sizes.
+One image at a time, for float64 and small sizes.
 
 Dims     N rows of X   L rows of Y   D width of a block   M inducing points   K seeds
 """
@@ -45,7 +45,7 @@ class Weights(NamedTuple):
 
 
 def mab(x: Tensor, y: Tensor, weights: MABWeights, num_heads: int) -> Tensor:
-    """Section 5.2, steps 1 to 3."""
+    """Attend from the rows of x to those of y, then apply the feed-forward."""
     q, k, v = linear(x, *weights.q), linear(y, *weights.k), linear(y, *weights.v)
     width = q.shape[1]
     size = width // num_heads
@@ -78,7 +78,7 @@ def pma(x: Tensor, weights: PMAWeights, num_heads: int) -> Tensor:
 
 
 def patches_of(image: Tensor, size: int) -> Tensor:
-    """Patches in raster order; inside one row, column, channel, the last one fastest."""
+    """Return patches in raster order; inside a patch the channel varies fastest."""
     channels, height, width = image.shape
     rows = []
     for top in range(0, height, size):
@@ -94,7 +94,7 @@ def patches_of(image: Tensor, size: int) -> Tensor:
 
 
 def positions_of(num_tokens: int, width: int) -> Tensor:
-    """Section 3.2, step 2: sigmoid(1) * PE."""
+    """Return sigmoid(1) * PE."""
     gate = 1 / (1 + math.exp(-1))
     rows = []
     for t in range(num_tokens):
@@ -106,12 +106,12 @@ def positions_of(num_tokens: int, width: int) -> Tensor:
 def set_transformer(
     images: Tensor, questions: Tensor | None, weights: Weights, patch_size: int, num_heads: int
 ) -> Tensor:
-    """Section 5.2, the baseline model, or PMA and SABs in the place of the class token."""
+    """Return the logits, from a class token or through PMA and SABs."""
     answers = []
-    for place, image in enumerate(images):
+    for i, image in enumerate(images):
         parts = [linear(patches_of(image, patch_size), *weights.patches)]
         if questions is not None and weights.question is not None:
-            parts.insert(0, linear(questions[place][None], *weights.question))
+            parts.insert(0, linear(questions[i][None], *weights.question))
         if weights.class_token is not None:
             parts.insert(0, weights.class_token)
         x = torch.cat(parts)
