@@ -1,7 +1,7 @@
 """Attacks that try to run code from data or to write outside a run.
 
-A trap is a folder that appears if an attack succeeds. Each trap is also shown to work without the
-protection.
+A trap is a folder that appears if an attack succeeds. Most traps are also shown to work without
+the protection.
 """
 
 import ast
@@ -242,7 +242,7 @@ def test_a_class_named_in_a_table_is_not_constructed(
 
 @code
 @pytest.mark.parametrize("name", ["picture.png", "picture.eps"])
-def test_an_image_starts_no_program(
+def test_an_image_does_not_start_a_program(
     name: str, tmp_path: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "gs"  # Ghostscript, which Pillow starts for EPS
@@ -265,14 +265,14 @@ FORBIDDEN |= {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"
 
 
 def dotted_name(node: ast.expr) -> str:
-    """Return the name of what is called, such as torch.load."""
+    """Return the full name of a called function, such as torch.load."""
     if isinstance(node, ast.Attribute):
         return f"{dotted_name(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def test_the_source_never_executes_foreign_code() -> None:
-    """It has no pickle, no unsafe YAML loader, no eval and no code from the hub."""
+    """It uses no pickle, no unsafe YAML loader, no eval and no code from the hub."""
     breaches: list[str] = []
     for path in SOURCE:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -319,7 +319,7 @@ NAMES = ["../precious/x", "..", "../../x", "a/../../x", "/tmp/x", "a/b", "..\\x"
 
 @outside
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_cannot_lead_to_another_folder(
+def test_a_name_cannot_point_to_another_folder(
     name: str, run: Path, ait: Ait, tmp_path: Path
 ) -> None:
     path = run / "experiment.yaml"
@@ -437,6 +437,6 @@ NUM_OUTSIDE = len(NAMES) + len(FOLDERS) + 2 * len(FILES) + 3 + 3
 
 
 @pytest.mark.parametrize(("row", "tried"), [(CODE, NUM_CODE), (OUTSIDE, NUM_OUTSIDE)])
-def test_the_table_in_the_docs_has_the_number_of_these_attacks(row: str, tried: int) -> None:
+def test_the_docs_state_the_number_of_these_attacks(row: str, tried: int) -> None:
     docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
     assert f"| {row} | {tried} | {tried} |" in docs

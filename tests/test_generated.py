@@ -90,7 +90,7 @@ NUMBERS = [0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFF
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Damage an image: flip bits, cut it, overwrite its header, splice another one into it."""
+    """Damage an image: flip bits, cut it, overwrite its header, splice in another one."""
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 4))):
         if not data:
@@ -115,7 +115,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def check_reader(data: bytes) -> bool:
-    """Return whether the bytes are an image; fail on any other error than a refusal."""
+    """Return whether the bytes are an image; fail on any error other than a refusal."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -209,7 +209,7 @@ def keys_of(tree: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str
 
 
 def check_configuration(text: str, folder: Path) -> bool:
-    """Return whether the text is an experiment; fail on any other error than a refusal."""
+    """Return whether the text is an experiment; fail on any error other than a refusal."""
     path = folder / "experiment.yaml"
     path.write_text(text)
     try:

@@ -70,7 +70,7 @@ def one_sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 @pytest.mark.hostile("images to be read")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", READABLE)
-def test_an_unusual_image_gives_its_pixels(name: str, tmp_path: Path) -> None:
+def test_an_unusual_image_is_decoded_to_its_pixels(name: str, tmp_path: Path) -> None:
     picture = READABLE[name]
     path = tmp_path / picture.name
     path.write_bytes(picture.content)
@@ -172,7 +172,7 @@ NAMES = {
 
 
 def make_set(root: Path, name: str = "a") -> Path:
-    """Write two classes, one of them with this name, of one training and one test image each."""
+    """Write two classes, one with this name, with one training and one test image each."""
     for split in ("train", "test"):
         for label, pixels in ((name, RED), ("other", COLOR)):
             (root / split / label).mkdir(parents=True)
@@ -246,7 +246,7 @@ def add_a_folder_named_as_an_image(root: Path) -> None:
     (root / "train" / "a" / "folder.png").mkdir()
 
 
-CLUTTER: dict[Callable[[Path], None], int] = {  # number of training images to find
+CLUTTER: dict[Callable[[Path], None], int] = {  # expected number of training images
     link_up: 2,
     link_up_twice: 2,
     link_to_each_other: 4,  # two of them through a link
@@ -377,7 +377,7 @@ PARQUET: dict[str, tuple[dict[str, Any], str]] = {
         NO_CLASS,
     ),
     "broken description": ({"features": b"{"}, "cannot read the parquet files"),
-    "description of no column": ({"features": {"info": {"features": 3}}}, "cannot read"),
+    "description without columns": ({"features": {"info": {"features": 3}}}, "cannot read"),
     "unknown type": ({"features": described(y={"_type": "Malice"})}, "cannot read"),
     "type with odd fields": (
         {"features": described(y={"_type": "ClassLabel", "names": 3})},
@@ -471,7 +471,7 @@ TEXTS = {
     "billion laughs": LAUGHS,
     "list that contains itself": "train: &a [*a]",
     "unknown alias": "train: *a",
-    "depth of 20,000": "train: " + "[\n" * 20_000,  # in one line they take quadratic time
+    "depth of 20,000": "train: " + "[\n" * 20_000,  # on one line, they take quadratic time
     "depth of 3,000, closed": "train: " + "[\n" * 3_000 + "]" * 3_000,
     "two documents": "---\na: 1",
     "tab": "train:\n\t- 1",
@@ -524,7 +524,7 @@ def test_a_command_refuses_an_invalid_configuration_with_exit_code_2(
 # --- files of a run ---
 
 RESULTS: dict[str, dict[str, Any] | bytes] = {
-    "no JSON": b"{",
+    "not JSON": b"{",
     "not UTF-8": b"\xff\xfe",
     "list": b"[]",
     "word": b'"classes"',
@@ -535,11 +535,11 @@ RESULTS: dict[str, dict[str, Any] | bytes] = {
     "classes as a word": {"classes": "ab"},
     "classes as numbers": {"classes": [1, 2]},
     "classes as lists": {"classes": [["a"], ["b"]]},
-    "a class too few": {"classes": ["a"]},
-    "a class too many": {"classes": ["a", "b", "c"]},
+    "one class too few": {"classes": ["a"]},
+    "one class too many": {"classes": ["a", "b", "c"]},
 }
 CONFIGS: dict[str, dict[str, Any] | bytes] = {
-    "no JSON": b"{",
+    "not JSON": b"{",
     "list": b"[]",
     "not UTF-8": b"\xff\xfe",
     "depth of 100,000": b"[" * 100_000,
@@ -608,7 +608,7 @@ WEIGHTS = {
 
 
 @pytest.mark.hostile("files of a run")
-@pytest.mark.parametrize("name", [*WEIGHTS, "other shapes", "a weight too many"])
+@pytest.mark.parametrize("name", [*WEIGHTS, "other shapes", "one weight too many"])
 def test_invalid_weights_are_named(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     path = run / "model.safetensors"
@@ -616,7 +616,7 @@ def test_invalid_weights_are_named(name: str, tmp_path: Path) -> None:
         path.write_bytes(WEIGHTS[name])
     else:
         weights = load_file(path)
-        more = {"more": torch.zeros(1)} if name == "a weight too many" else {}
+        more = {"more": torch.zeros(1)} if name == "one weight too many" else {}
         save_file(more | {key: value[:1].clone() for key, value in weights.items()}, path)
     with pytest.raises(UserError, match=rf"the run in {run} is damaged \(.+\): train it"):
         load_run(run)
@@ -693,6 +693,6 @@ ROWS = {
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_the_table_in_the_docs_has_the_number_of_these_inputs(row: str) -> None:
+def test_the_docs_state_the_number_of_these_inputs(row: str) -> None:
     docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
     assert f"| {row} | {ROWS[row]} | {ROWS[row]} |" in docs

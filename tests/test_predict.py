@@ -1,7 +1,4 @@
-"""Predictions for image files, and answers to a question about them.
-
-Dims     O classes
-"""
+"""Predictions for image files, and answers to a question about them."""
 
 import csv
 import io
@@ -64,7 +61,7 @@ def test_a_file_passed_twice_is_predicted_twice(batch_size: int, tmp_path: Path)
     assert paths_of([file, file, tmp_path], batch_size) == [file] * 3
 
 
-def test_a_folder_stands_for_all_images_below_it_in_sorted_order(tmp_path: Path) -> None:
+def test_all_images_below_a_folder_are_predicted_in_sorted_order(tmp_path: Path) -> None:
     names = ["b.png", "a.PNG", "sub/c.jpg", "sub/deeper/d.webp", "e.bmp"]
     files = [save_image(tmp_path / name, seed) for seed, name in enumerate(names)]
     assert paths_of([tmp_path]) == sorted(files)
@@ -104,7 +101,7 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_named(name: str | None, tmp_path: Path) -> None:
     if name:
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=f"no image in {tmp_path}"):
+    with pytest.raises(UserError, match=f"no images in {tmp_path}"):
         paths_of([tmp_path])
 
 

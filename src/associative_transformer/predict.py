@@ -35,7 +35,7 @@ def predict_files(
     on_error: Literal["stop", "skip"] = "stop",
     question: Questions | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files, and all images in folders, in order and in batches.
+    """Classify image files and all images below folders, in order and in batches.
 
     Images are prepared like the test images of `data`; the question, if any, is asked about each
     of them. Raises UserError if a path does not exist, a folder contains no image, or an image
@@ -107,13 +107,13 @@ def write_predictions(
 
 
 def _image_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths themselves, with folders replaced by the image files below them."""
+    """Return the paths, with each folder replaced by the image files below it."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             images = sorted(path / p for p in list_files(path) if p.suffix.lower() in SUFFIXES)
             if not images:
-                raise UserError(f"there is no image in {path}: pass another folder")
+                raise UserError(f"there are no images in {path}: pass another folder")
             files += images
         elif path.exists():
             files.append(path)

@@ -75,7 +75,7 @@ def test_the_help_of_a_recipe_explains_its_fields(ait: Ait) -> None:
     assert done.code == 0
     for words in ("--train.lr", "--model.workspace.bottleneck", "--data.num-train", "--resume"):
         assert words in done.out
-    assert "Training images." in done.out
+    assert "Number of training images." in done.out
 
 
 def test_an_unknown_command_is_refused_with_a_list_of_all_commands(ait: Ait) -> None:

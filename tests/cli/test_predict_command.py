@@ -100,7 +100,7 @@ def test_predict_skips_unreadable_images_on_request(ait: Ait, runs: Path, tmp_pa
         ("IMAGE RUN", ["is not a run folder"]),
         ("RUN nothing.png", ["no file nothing.png"]),
         ("RUN IMAGE nothing.png", ["no file nothing.png"]),
-        ("RUN EMPTY", ["no image in"]),
+        ("RUN EMPTY", ["no images in"]),
         ("RUN IMAGE --top 0", ["top", "at least 1", "0"]),
         ("RUN IMAGE --top -2", ["top", "at least 1", "-2"]),
         ("RUN IMAGE --batch-size 0", ["batch", "at least 1", "0"]),

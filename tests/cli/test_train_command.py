@@ -285,7 +285,7 @@ def one_class(root: Path) -> list[str]:
 
 def an_unseen_class(root: Path) -> list[str]:
     make_images(root, ("red", "blue"), ("red", "green"))
-    return [f"the test split of {root}", "without a training image", "green"]
+    return [f"the test split of {root}", "without training images", "green"]
 
 
 def no_test_images(root: Path) -> list[str]:

@@ -21,7 +21,7 @@ def images() -> Tensor:
     return torch.randint(256, (12, 3, 10, 14), dtype=torch.uint8)
 
 
-def key(seed: int = 0) -> np.random.SeedSequence:
+def make_seed(seed: int = 0) -> np.random.SeedSequence:
     return np.random.SeedSequence((seed, 3))
 
 
@@ -34,26 +34,26 @@ def torchvision_twin(image: Tensor, crop: Tensor, padding: int) -> Tensor:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
-def test_a_batch_is_cropped_and_flipped_as_torchvision_does_it_image_by_image(
+def test_a_batch_is_cropped_and_flipped_as_torchvision_does_image_by_image(
     images: Tensor, padding: int
 ) -> None:
-    crops = draw_crops(len(images), padding, key())
-    made = crop_and_flip(images, crops, padding)
-    for image, crop, one in zip(images, crops, made, strict=True):
-        assert torch.equal(one, torchvision_twin(image, crop, padding))
+    crops = draw_crops(len(images), padding, make_seed())
+    cropped = crop_and_flip(images, crops, padding)
+    for image, crop, ours in zip(images, crops, cropped, strict=True):
+        assert torch.equal(ours, torchvision_twin(image, crop, padding))
 
 
 def test_every_offset_and_both_flips_are_drawn_equally_often() -> None:
-    crops = draw_crops(9000, 4, key())
+    crops = draw_crops(9000, 4, make_seed())
     for column, num_values in ((0, 9), (1, 9), (2, 2)):
         counts = crops[:, column].bincount(minlength=num_values)
         assert len(counts) == num_values
         assert (counts / 9000).sub(1 / num_values).abs().max() < 0.02
 
 
-def test_the_crop_of_an_image_does_not_depend_on_how_many_there_are() -> None:
-    assert torch.equal(draw_crops(10, 4, key()), draw_crops(500, 4, key())[:10])
-    assert not torch.equal(draw_crops(10, 4, key()), draw_crops(10, 4, key(1)))
+def test_the_crop_of_an_image_does_not_depend_on_the_number_of_images() -> None:
+    assert torch.equal(draw_crops(10, 4, make_seed()), draw_crops(500, 4, make_seed())[:10])
+    assert not torch.equal(draw_crops(10, 4, make_seed()), draw_crops(10, 4, make_seed(1)))
 
 
 def test_normalization_equals_that_of_torchvision_and_can_be_undone(images: Tensor) -> None:
@@ -64,15 +64,15 @@ def test_normalization_equals_that_of_torchvision_and_can_be_undone(images: Tens
 
 
 def test_a_single_channel_is_repeated(images: Tensor) -> None:
-    made = Preparation((0.0,) * 3, (1.0,) * 3).normalize(images[:, :1])
-    assert made.shape == (12, 3, 10, 14)
-    assert all(torch.equal(made[:, c], images[:, 0] / 255) for c in range(3))
+    normalized = Preparation((0.0,) * 3, (1.0,) * 3).normalize(images[:, :1])
+    assert normalized.shape == (12, 3, 10, 14)
+    assert all(torch.equal(normalized[:, c], images[:, 0] / 255) for c in range(3))
 
 
 def test_padding_is_black_before_normalization(images: Tensor) -> None:
     preparation = Preparation(MEAN, STD, crop_padding=4)
     loader = ResidentLoader(torch.full_like(images, 255), preparation)
-    batch = next(loader.load(torch.arange(12)[None], key()))
+    batch = next(loader.load(torch.arange(12)[None], make_seed()))
     black, white = (preparation.normalize(torch.full((1, 3, 1, 1), v).byte()) for v in (0, 255))
     assert ((batch == black) | (batch == white)).all()
     assert (batch == black).any()
@@ -82,18 +82,18 @@ def test_the_augmentation_of_an_image_does_not_depend_on_its_position_in_the_epo
     images: Tensor,
 ) -> None:
     loader = ResidentLoader(images, Preparation(MEAN, STD, crop_padding=4))
-    first, second = loader.load(ROWS, key())
+    first, second = loader.load(ROWS, make_seed())
     assert torch.equal(second[0], second[1])
-    moved = torch.stack(list(loader.load(ROWS.flip(0).flip(1), key())))
+    moved = torch.stack(list(loader.load(ROWS.flip(0).flip(1), make_seed())))
     assert torch.equal(moved, torch.stack([second, first]).flip(1))
-    (other, _) = loader.load(ROWS, key(1))
+    (other, _) = loader.load(ROWS, make_seed(1))
     assert not torch.equal(first, other)
 
 
 def test_images_are_unchanged_in_evaluation_and_without_augmentation(images: Tensor) -> None:
     preparation = Preparation(MEAN, STD)
     expected = preparation.normalize(images[ROWS[0]])
-    for padding, seed in ((4, None), (None, key()), (None, None)):
+    for padding, seed in ((4, None), (None, make_seed()), (None, None)):
         loader = ResidentLoader(images, Preparation(MEAN, STD, padding))
         assert torch.equal(next(loader.load(ROWS, seed)), expected)
 
@@ -106,7 +106,7 @@ def test_streamed_batches_equal_resident_ones(
     preparation = Preparation(MEAN, STD, crop_padding=4)
     resident = ResidentLoader(images, preparation)
     streaming = StreamingLoader(lambda row, _: images[row], 12, num_workers, preparation)
-    sequence = None if seed is None else key(seed)
+    sequence = None if seed is None else make_seed(seed)
     pairs = zip(resident.load(ROWS, sequence), streaming.load(ROWS, sequence), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -120,12 +120,12 @@ def test_the_seed_of_a_random_crop_depends_only_on_epoch_and_row() -> None:
         loader = StreamingLoader(read, 12, num_workers, Preparation((0.0,), (1.0,)))
         return torch.cat(list(loader.load(rows, seed)))
 
-    one = load(0, ROWS, key())
-    assert torch.equal(one, load(2, ROWS, key()))
-    assert torch.equal(one[:3], load(0, ROWS[:1], key()))
+    one = load(0, ROWS, make_seed())
+    assert torch.equal(one, load(2, ROWS, make_seed()))
+    assert torch.equal(one[:3], load(0, ROWS[:1], make_seed()))
     assert torch.equal(one[3], one[4])
-    assert len(one[:, 0, 1:].unique(dim=0)) == 5  # each of the five rows has its own
-    assert not torch.equal(one, load(0, ROWS, key(1)))
+    assert len(one[:, 0, 1:].unique(dim=0)) == 5  # a different one for each of the five rows
+    assert not torch.equal(one, load(0, ROWS, make_seed(1)))
     assert not load(0, ROWS, None)[:, 0, 1:].any()
 
 
@@ -137,7 +137,7 @@ def test_loading_does_not_advance_the_generator_of_the_training_loop(
     loader = StreamingLoader(
         lambda row, _: images[row], 12, num_workers, Preparation(MEAN, STD, crop_padding=4)
     )
-    assert len(list(loader.load(ROWS, key()))) == 2
+    assert len(list(loader.load(ROWS, make_seed()))) == 2
     assert torch.equal(before, torch.get_rng_state())
 
 

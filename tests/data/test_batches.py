@@ -1,4 +1,4 @@
-"""Batches of a split: their order, their shares and the last one."""
+"""Batches of a split: their order, the last batch, and validation splits."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class RowLoader:
-    """Loads its row number as the image, plus a shift that depends on the seed in training."""
+    """Returns the row number as the image, plus a shift that depends on the seed in training."""
 
     device = CPU
 
@@ -87,7 +87,7 @@ def test_a_resumed_epoch_continues_with_the_same_batches() -> None:
     whole = list(split.train_batches(5, 0, 1))
     fresh = make_split(23)
     assert same(whole[3:], list(fresh.train_batches(5, 0, 1, first_step=3)))
-    assert len(fresh.loader.loaded) == 5  # what is skipped is not loaded either
+    assert len(fresh.loader.loaded) == 5  # skipped steps are not loaded
     assert list(split.train_batches(5, 0, 1, first_step=4)) == []
 
 
@@ -184,7 +184,7 @@ def test_the_validation_images_do_not_depend_on_the_number_of_questions() -> Non
     assert set(few.rows.tolist()) == set(many.rows.tolist()) == set(plain.rows.tolist())
 
 
-def test_a_fraction_of_zero_means_no_validation_and_too_small_a_one_is_refused() -> None:
+def test_a_fraction_of_zero_means_no_validation_and_an_empty_part_is_refused() -> None:
     split = make_split(50)
     assert split.split_validation(0.0) == (split, None)
     for fraction in (0.001, 0.999):
@@ -245,16 +245,16 @@ def test_generated_questions_load_with_their_pictures_and_answers() -> None:
     assert len(data.class_names) == 10
     assert data.guesses is not None
     assert data.guesses.shape == (9,)
-    made = generate_items(config, TEST)
-    pictures = torch.from_numpy(draw_pictures(made.scenes)).float() / 255
-    vectors = torch.from_numpy(encode(made.questions))
+    generated = generate_items(config, TEST)
+    pictures = torch.from_numpy(draw_pictures(generated.scenes)).float() / 255
+    vectors = torch.from_numpy(encode(generated.questions))
     start = 0
     for batch in data.test.eval_batches(6):
         part = slice(start, start + 6)
-        torch.testing.assert_close(batch.images, pictures[made.picture[part]])
+        torch.testing.assert_close(batch.images, pictures[generated.picture[part]])
         assert batch.questions is not None
         assert torch.equal(batch.questions, vectors[part])
-        assert batch.labels.tolist() == made.answers[part].tolist()
+        assert batch.labels.tolist() == generated.answers[part].tolist()
         start += 6
     for batch in data.train.train_batches(48, 0, 0):  # pictures are never augmented
         assert batch.images.max() == 1

@@ -1,4 +1,4 @@
-"""The vectors, wording and answers of the questions of Sort-of-CLEVR, compared with its tables."""
+"""The vectors, wording and answers of the questions of Sort-of-CLEVR."""
 
 from itertools import permutations
 
@@ -101,7 +101,7 @@ def test_all_questions_are_parsed_from_their_sentences() -> None:
         assert numbers_of(parse_question(sentence, (own_type,))) == [numbers]
 
 
-def test_a_description_names_a_and_b_in_their_places() -> None:
+def test_the_colors_replace_a_and_b_in_the_words_of_a_question() -> None:
     assert describe_questions(ask((2, YELLOW, NO_COLOR), (3, RED, NO_COLOR), (7, GRAY, BLUE))) == [
         "is the yellow object in the top half",
         "shape of the object closest to the red one",
@@ -129,7 +129,7 @@ def test_a_description_names_a_and_b_in_their_places() -> None:
         ),
     ],
 )
-def test_case_articles_and_what_is_make_no_difference(
+def test_case_articles_and_what_is_are_ignored(
     sentence: str, numbers: tuple[int, int, int]
 ) -> None:
     assert numbers_of(parse_question(sentence)) == [numbers]
@@ -172,7 +172,7 @@ def test_no_question_is_suggested_if_none_is_similar_or_its_type_was_not_trained
     assert "is a binary question, but this run was not trained on that type" in message
 
 
-def test_a_question_of_another_type_is_not_understood() -> None:
+def test_a_question_of_a_type_that_was_not_trained_is_refused() -> None:
     for sentence, (kind, _, _) in zip(describe_questions(ask(*ASKABLE)), ASKABLE, strict=True):
         own_type = NAMES[kind].split("/")[0]
         message = refusal(sentence, tuple(name for name in TYPES if name != own_type))
@@ -181,7 +181,7 @@ def test_a_question_of_another_type_is_not_understood() -> None:
 
 @pytest.mark.parametrize("kind", [6, 7, 8])
 @pytest.mark.parametrize(("a", "b"), [(YELLOW, RED), (GREEN, YELLOW), (BLUE, BLUE)])
-def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
+def test_a_ternary_question_about_yellow_or_a_single_object_is_refused(
     kind: int, a: int, b: int
 ) -> None:
     (sentence,) = describe_questions(ask((kind, a, b)))
@@ -194,11 +194,11 @@ def test_a_ternary_question_about_yellow_or_one_object_is_not_understood(
     "sentence",
     ["", "?", "what is the", "the", "A", "shape of the A object", "what is", "\n", "ß 红色"],
 )
-def test_fragments_are_not_understood(sentence: str) -> None:
+def test_fragments_are_refused(sentence: str) -> None:
     assert f"{sentence!r} is not a known question" in refusal(sentence)
 
 
-def test_counts_start_at_zero_where_a_and_b_are_left_out() -> None:
+def test_counts_start_at_zero_if_a_and_b_are_left_out() -> None:
     for kind in range(9):
         names = answer_words(kind)
         assert names[:4] == ("yes", "no", "square", "circle")

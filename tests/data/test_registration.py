@@ -154,10 +154,10 @@ def test_a_registered_data_set_trains_within_the_smoke_budget(
 def test_a_registered_data_set_evaluates_predicts_and_shows(
     answers: dict[str, Any], folder: Path
 ) -> None:
-    code, said = answers["eval"]
-    assert code == 0 and "40" in said
-    code, said = answers["predict"]
-    header, row = said.splitlines()
+    code, output = answers["eval"]
+    assert code == 0 and "40" in output
+    code, output = answers["predict"]
+    header, row = output.splitlines()
     assert code == 0 and header.startswith("path,class_1") and "horizontal" in row
     assert answers["show"] == [0, "written: stripes.png\n"]
     with Image.open(folder / "stripes.png") as image:
@@ -172,7 +172,7 @@ def test_a_registered_data_set_refuses_a_source_if_it_is_generated(
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS, ids=lambda data_set: data_set.__name__)
-def test_every_data_set_answers_what_the_package_asks(data_set: type[DataSetConfig]) -> None:
+def test_the_properties_of_every_data_set_are_consistent(data_set: type[DataSetConfig]) -> None:
     for name, config in data_set.examples().items():
         assert name in (config.kind, config.display_name)
         size = config.input_size
@@ -182,4 +182,4 @@ def test_every_data_set_answers_what_the_package_asks(data_set: type[DataSetConf
         short = config.shortened(10)
         assert type(short) is data_set and short.input_size == size
         assert short.shortened(10) == short
-        assert config.with_storage() == config if not config.is_generated else True
+        assert config.is_generated or config.with_storage() == config

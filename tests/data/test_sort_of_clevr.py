@@ -63,7 +63,7 @@ def from_slow(scenes: list[slow.Scene]) -> Scenes:
 
 
 def numbers_of(items: Items) -> list[tuple[int, int, int, int]]:
-    """Picture, kind, A and B of each question."""
+    """Return picture, kind, A and B of each question."""
     columns = (array.tolist() for array in (items.picture, *items.questions))
     return list(zip(*columns, strict=True))
 
@@ -114,8 +114,8 @@ def ask(
 
 
 def test_pictures_equal_those_drawn_pixel_by_pixel(grid: list[slow.Scene]) -> None:
-    made = generate_items(SortOfClevrConfig(seed=5), TRAIN).scenes
-    scenes = [*to_slow(made)[:12], *grid[:6]]
+    generated = generate_items(SortOfClevrConfig(seed=5), TRAIN).scenes
+    scenes = [*to_slow(generated)[:12], *grid[:6]]
     pictures = draw_pictures(from_slow(scenes))
     assert pictures.dtype == np.uint8
     assert pictures.tolist() == [slow.picture(scene) for scene in scenes]
@@ -147,7 +147,7 @@ def test_later_colors_cover_earlier_ones() -> None:
     other = slow.Scene([(40, 30), (30, 30), *away], [False, True, *[True] * 4])
     pictures = draw_pictures(from_slow([scene, other]))
     assert pictures[0, :, 30, 35].tolist() == [0, 255, 0]
-    assert pictures[0, :, 26, 35].tolist() == [255, 0, 0]  # in the corner the circle leaves
+    assert pictures[0, :, 26, 35].tolist() == [255, 0, 0]  # a corner the circle does not cover
     assert pictures[1, :, 30, 35].tolist() == [0, 255, 0]
     assert pictures[1, :, 30, 36].tolist() == [255, 0, 0]
 
@@ -217,7 +217,7 @@ def test_the_integer_rule_for_obtuse_triangles_agrees_with_angles() -> None:
 
 @pytest.mark.parametrize("subtype", ["left", "top"])
 @pytest.mark.parametrize(("position", "expected"), [(5, "yes"), (37, "yes"), (38, "no")])
-def test_the_middle_lies_between_37_and_38(subtype: str, position: int, expected: str) -> None:
+def test_the_middle_is_between_37_and_38(subtype: str, position: int, expected: str) -> None:
     for across in (5, 69):
         center = (position, across) if subtype == "left" else (across, position)
         assert ask(subtype, [(50, 50)] * 4 + [center] + [(20, 20)], a=GRAY) == expected
@@ -250,8 +250,10 @@ def test_ties_in_distance_go_to_the_first_color() -> None:
     ("nearest", "loose"),
     [((35, 15), "square"), ((15, 35), "square"), ((36, 11), "circle"), ((15, 5), "circle")],
 )
-def test_an_object_is_its_own_neighbor_only_in_the_loose_rule(nearest: Point, loose: str) -> None:
-    """The squared distances are 1000, 1000, 997 and 100; the fault puts 999 for the object."""
+def test_an_object_is_its_own_neighbor_only_under_the_loose_rule(
+    nearest: Point, loose: str
+) -> None:
+    """The squared distances are 1000, 1000, 997 and 100; the source uses 999 for itself."""
     away = [(69, 69), (69, 50), (50, 69), (60, 60)]
     for a in (RED, YELLOW):
         centers = [(5, 5), nearest, *away] if a == RED else [*away, nearest, (5, 5)]
@@ -306,11 +308,11 @@ def test_the_box_of_two_objects_in_a_row_is_the_line_between_them() -> None:
         ((5, 20), (15, 20), (60, 8), "yes"),
         ((5, 20), (15, 20), (60, 7), "no"),
         ((5, 5), (15, 25), (30, 66), "yes"),  # at column 30 the line is in row 55
-        ((5, 5), (15, 25), (30, 68), "no"),  # though its distance is less than 6
-        # 1e-10 tilts the line, so that at the border of the band the order of A and B decides.
+        ((5, 5), (15, 25), (30, 68), "no"),  # although it is less than 6 away
+        # 1e-10 tilts the line, so the order of A and B matters at the edge of the band.
         ((5, 5), (15, 15), (40, 52), "no"),
         ((15, 15), (5, 5), (40, 52), "yes"),
-        # One column: the line is so steep that in this column only A is on it.
+        # Same column: the line is so steep that only A is on it.
         ((30, 10), (30, 60), (30, 21), "yes"),
         ((30, 10), (30, 60), (30, 40), "no"),
         ((30, 60), (30, 10), (30, 49), "yes"),
@@ -363,7 +365,7 @@ def test_right_and_obtuse_triangles_count_and_flat_ones_do_not(c: Point, is_coun
 
 
 def tolerance(share: float, n: int, measured: int, rounding: float = 0.005) -> float:
-    """Three standard errors of the difference between two samples, and half a percent."""
+    """Return `rounding` plus three standard errors of the difference between two samples."""
     return rounding + 3 * math.sqrt(share * (1 - share) * (1 / n + 1 / measured))
 
 
@@ -421,7 +423,7 @@ def test_the_best_guess_is_the_most_frequent_answer() -> None:
         assert counts[guesses[kind]] == max(counts.values())
 
 
-def test_objects_lie_inside_and_at_least_ten_pixels_apart(many: Items) -> None:
+def test_objects_are_inside_the_picture_and_at_least_ten_pixels_apart(many: Items) -> None:
     centers = many.scenes.centers
     assert centers.shape == (9800, 6, 2)
     assert centers.min(axis=(0, 1)).tolist() == [5, 5]
@@ -435,7 +437,7 @@ def test_objects_lie_inside_and_at_least_ten_pixels_apart(many: Items) -> None:
 
 def test_positions_and_shapes_are_uniform(many: Items) -> None:
     num_pictures = len(many.scenes.centers)
-    for axis in (0, 1):  # red is placed first, so that no position is taken yet
+    for axis in (0, 1):  # red is placed first, when no position is taken yet
         counts = np.bincount(many.scenes.centers[:, RED, axis], minlength=70)[5:]
         assert_uniform(counts, num_pictures)
     patterns = many.scenes.is_square @ (1 << np.arange(6))
@@ -443,7 +445,7 @@ def test_positions_and_shapes_are_uniform(many: Items) -> None:
 
 
 def assert_uniform(counts: np.ndarray, n: int) -> None:
-    """No count is further from the mean than five standard errors."""
+    """Fail if a count is more than five standard errors from the mean."""
     assert counts.sum() == n
     share = 1 / len(counts)
     assert abs(counts - n * share).max() < 5 * math.sqrt(n * share * (1 - share))
@@ -479,7 +481,7 @@ def test_questions_are_uniform_in_subtype_and_colors(many: Items) -> None:
 
 
 def test_questions_are_drawn_independently_of_the_pictures(many: Items) -> None:
-    """With the same generator for both, a coordinate and a subtype would come from one draw."""
+    """With one generator for both, a coordinate and a subtype would come from the same draw."""
     coordinates = many.scenes.centers[:BLOCK, RED].reshape(-1)
     subtypes = many.questions.kind[: 2 * BLOCK] % 3
     assert abs(np.corrcoef(coordinates, subtypes)[0, 1]) < 4 / math.sqrt(2 * BLOCK)
@@ -491,7 +493,7 @@ def test_every_picture_has_its_questions_in_the_order_of_the_types(many: Items) 
     assert (types == np.arange(3)[:, None]).all()
 
 
-def test_questions_of_a_picture_repeat_but_not_from_picture_to_picture(many: Items) -> None:
+def test_questions_may_repeat_in_a_picture_but_differ_between_pictures(many: Items) -> None:
     per_picture = np.stack(many.questions, axis=-1).reshape(9800, 30, 3)
     num_distinct = [len(set(map(tuple, picture.tolist()))) for picture in per_picture[:100]]
     assert max(num_distinct) <= 30
@@ -499,7 +501,7 @@ def test_questions_of_a_picture_repeat_but_not_from_picture_to_picture(many: Ite
     assert len(np.unique(per_picture.reshape(9800, -1), axis=0)) == 9800
 
 
-def test_an_object_is_its_own_neighbor_in_7_percent_of_the_loose_questions() -> None:
+def test_an_object_is_its_own_neighbor_in_7_percent_of_questions_under_the_loose_rule() -> None:
     strict, loose = (
         generate_items(
             SortOfClevrConfig(num_train=4_000, question_types=("binary",), strict=strict), TRAIN
@@ -538,13 +540,13 @@ def test_the_same_settings_generate_the_same_data() -> None:
 
 
 @pytest.mark.parametrize("num_train", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3000])
-def test_a_picture_does_not_depend_on_how_many_there_are(many: Items, num_train: int) -> None:
+def test_a_picture_does_not_depend_on_the_number_of_pictures(many: Items, num_train: int) -> None:
     few = generate_items(SortOfClevrConfig(num_train=num_train, question_types=TYPES), TRAIN)
     assert len(few.scenes.centers) == num_train
     assert same(few, first_pictures(many, num_train))
 
 
-def test_a_test_picture_does_not_depend_on_how_many_there_are() -> None:
+def test_a_test_picture_does_not_depend_on_the_number_of_pictures() -> None:
     few, some = (
         generate_items(SortOfClevrConfig(num_train=3, num_test=num_test), TEST)
         for num_test in (200, BLOCK + 200)
@@ -600,7 +602,7 @@ def test_splits_seeds_and_blocks_differ(many: Items) -> None:
     assert len(np.unique(pictures, axis=0)) == len(pictures)  # none is shared
 
 
-def test_the_numbers_of_pictures_of_the_source_are_the_defaults() -> None:
+def test_the_default_numbers_of_pictures_are_those_of_the_source() -> None:
     config = SortOfClevrConfig()
     assert config.strict
     assert config.question_types == ("non-relational", "binary")

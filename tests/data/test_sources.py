@@ -78,7 +78,7 @@ def test_linked_folders_are_followed(root: Path, tmp_path: Path) -> None:
     assert labels(open_image_folder(root)["train"]) == ["a", "b"]
 
 
-def test_parquet_files_anywhere_below_are_grouped_by_the_split_in_their_path(root: Path) -> None:
+def test_parquet_files_at_any_depth_are_grouped_by_the_split_in_their_path(root: Path) -> None:
     add_parquet(root, "plain_text/train-00000-of-00002.parquet", "plain_text/train-1.parquet")
     add_parquet(root, "default/test/0000.parquet", "train and test/validation-0.parquet")
     add_parquet(root, "unsupervised.parquet", "contest.parquet")
@@ -123,7 +123,9 @@ def test_the_error_about_missing_splits_explains_how_to_create_them(
     with pytest.raises(UserError, match=r"set has no split folders: create train/ and test/"):
         open_image_folder(root)
     add_parquet(tmp_path / "p", "data.parquet")
-    with pytest.raises(UserError, match=r"no parquet file in .*p has the name of a split: rename"):
+    with pytest.raises(
+        UserError, match=r"no parquet file in .*p has the name of a split in its path"
+    ):
         open_image_folder(tmp_path / "p")
 
 

@@ -75,14 +75,14 @@ def sides(vertices: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("split", [TRAIN, TEST])
 def test_items_equal_those_of_a_slow_twin(split: int) -> None:
-    made = generate_triangles(TriangleConfig(seed=5), split, BLOCK + 12)
+    generated = generate_triangles(TriangleConfig(seed=5), split, BLOCK + 12)
     for block, start, num_images in ((0, 0, 12), (1, BLOCK, 12)):
         rng = np.random.default_rng((5, split, block))
         images, labels, vertices = naive_block(rng, num_images)
         part = slice(start, start + num_images)
-        assert np.array_equal(made.images[part], images)
-        assert made.labels[part].tolist() == labels[:num_images]
-        assert np.array_equal(made.vertices[part], vertices[:num_images])
+        assert np.array_equal(generated.images[part], images)
+        assert generated.labels[part].tolist() == labels[:num_images]
+        assert np.array_equal(generated.vertices[part], vertices[:num_images])
 
 
 def test_a_disc_is_a_diamond_of_13_pixels_clipped_at_the_border() -> None:
@@ -97,8 +97,8 @@ def test_a_disc_is_a_diamond_of_13_pixels_clipped_at_the_border() -> None:
 def test_the_third_vertex_truncates_toward_zero_after_the_sum() -> None:
     pairs = np.random.default_rng(1).integers(1, 64, size=(2000, 2, 2))
     third = third_vertex(pairs[:, 0], pairs[:, 1])
-    for (first, second), made in zip(pairs.tolist(), third.tolist(), strict=True):
-        assert naive_third_vertex(*first, *second) == tuple(made)
+    for (first, second), ours in zip(pairs.tolist(), third.tolist(), strict=True):
+        assert naive_third_vertex(*first, *second) == tuple(ours)
     assert (third < 0).any()  # for which truncation and floor differ
 
 
@@ -109,19 +109,19 @@ def test_more_than_half_of_the_equilateral_triangles_fit_into_the_image() -> Non
     assert fits.mean() == pytest.approx(0.568, abs=0.005)
 
 
-def test_classes_are_balanced_and_every_vertex_lies_inside(many: Triangles) -> None:
+def test_classes_are_balanced_and_every_vertex_is_inside_the_image(many: Triangles) -> None:
     assert many.labels.mean() == pytest.approx(0.5, abs=0.015)
     assert many.vertices.min() == 1
     assert many.vertices.max() == 63
 
 
-def test_only_the_accidental_triangles_obey_the_rule_of_the_equilateral_ones(
+def test_random_triangles_rarely_obey_the_rule_of_equilateral_ones(
     many: Triangles,
 ) -> None:
     obeys = np.zeros(len(many.labels), bool)
     for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
-        made = third_vertex(many.vertices[:, i], many.vertices[:, j])
-        obeys |= (made == many.vertices[:, k]).all(axis=1)
+        third = third_vertex(many.vertices[:, i], many.vertices[:, j])
+        obeys |= (third == many.vertices[:, k]).all(axis=1)
     assert obeys[many.labels == EQUILATERAL].all()
     assert 0 < obeys[many.labels == OTHER].mean() < 0.002
 
@@ -158,14 +158,14 @@ def test_an_item_depends_only_on_seed_split_and_index() -> None:
 def test_near_equilateral_triangles_are_redrawn_on_request() -> None:
     for is_rejecting in (False, True):
         config = TriangleConfig(reject_near_equilateral=is_rejecting)
-        made = generate_triangles(config, TRAIN, 4 * BLOCK)
-        length = sides(made.vertices)
+        generated = generate_triangles(config, TRAIN, 4 * BLOCK)
+        length = sides(generated.vertices)
         is_near = length.max(axis=1) <= 1.1 * length.min(axis=1)
-        assert is_near[made.labels == OTHER].any() == (not is_rejecting)
-        assert (made.labels == EQUILATERAL).mean() == pytest.approx(0.5, abs=0.03)
+        assert is_near[generated.labels == OTHER].any() == (not is_rejecting)
+        assert (generated.labels == EQUILATERAL).mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_an_accidental_equilateral_is_redrawn_even_if_rounding_distorts_it() -> None:
+def test_a_random_triangle_that_is_equilateral_but_for_rounding_is_redrawn() -> None:
     bent, tall = [(10, 10), (12, 10), (11, 8)], [(10, 10), (12, 10), (11, 30)]
     assert naive_third_vertex(10, 10, 12, 10) == (11, 8)
     assert sides(np.array([bent])).max() > 1.1 * sides(np.array([bent])).min()
@@ -178,8 +178,8 @@ def test_an_accidental_equilateral_is_redrawn_even_if_rounding_distorts_it() -> 
 
 
 def test_no_side_is_shorter_than_the_minimum() -> None:
-    made = generate_triangles(TriangleConfig(min_side=20.0), TRAIN, BLOCK)
-    assert sides(made.vertices).min() >= 20
+    generated = generate_triangles(TriangleConfig(min_side=20.0), TRAIN, BLOCK)
+    assert sides(generated.vertices).min() >= 20
     assert sides(generate_triangles(TriangleConfig(), TRAIN, BLOCK).vertices).min() < 5
 
 

@@ -1,7 +1,7 @@
-"""Data sets: the table of all of them, and the configuration that selects one.
+"""The table of all data sets, and the configuration that selects one.
 
-A data set is one file that defines a subclass of `DataSetConfig`; it is registered by its import
-here and its name in `AnyData`.
+Each data set is one file that defines a subclass of `DataSetConfig`. To register it, import the
+class here and add it to `AnyData`.
 """
 
 from typing import Annotated, get_args

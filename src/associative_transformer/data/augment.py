@@ -1,4 +1,4 @@
-"""From decoded images to network input: crop, flip and normalize a whole batch at a time.
+"""Prepare decoded images for the network: crop, flip and normalize a whole batch at a time.
 
 Dims     N images of the data set   S steps   B batch   C channels   H height   W width
 """
@@ -21,7 +21,7 @@ def draw_crops(num_images: int, padding: int, seed: np.random.SeedSequence) -> I
 def crop_and_flip(
     images: UInt8[Tensor, "B C H W"], crops: Int[Tensor, "B 3"], padding: int
 ) -> UInt8[Tensor, "B C H W"]:
-    """Pad each image with black, crop it to its size at its own offset, and flip it if drawn."""
+    """Pad each image with black, then crop it back to its size and flip it as `crops` says."""
     _, _, height, width = images.shape
     padded = pad(images, (padding,) * 4)
     top, left, is_flipped = crops.T[..., None]  # each (B, 1)
@@ -34,7 +34,7 @@ def crop_and_flip(
 
 
 class Preparation:
-    """The last steps before the network, the same in training, evaluation and prediction."""
+    """Normalization, the same in training and evaluation, and augmentation in training only."""
 
     def __init__(
         self,
@@ -43,9 +43,9 @@ class Preparation:
         crop_padding: int | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """Set the normalization; `crop_padding` is None to augment nothing, 0 to flip only."""
-        in_pixels = 255 * torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
-        self.mean, self.std = in_pixels.to(device, torch.float32)  # each (C, 1, 1)
+        """Set the normalization; a `crop_padding` of None augments nothing, and 0 only flips."""
+        scaled = 255 * torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
+        self.mean, self.std = scaled.to(device, torch.float32)  # each (C, 1, 1)
         self.crop_padding = crop_padding
 
     @property
@@ -54,7 +54,7 @@ class Preparation:
         return self.mean.device
 
     def normalize(self, images: UInt8[Tensor, "B _ H W"]) -> Float[Tensor, "B C H W"]:
-        """Scale to [0, 1] and normalize; a single channel is repeated for each `mean`."""
+        """Scale to [0, 1] and normalize; a single channel is repeated to match `mean`."""
         return (images - self.mean) / self.std
 
     def denormalize(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

@@ -29,7 +29,7 @@ class Loader(Protocol):
     def load(
         self, rows: Int[Tensor, "S B"], seed: np.random.SeedSequence | None
     ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """Yield one batch of images for each line of `rows`, augmented unless `seed` is None.
+        """Yield one batch of images per step, augmented unless `seed` is None.
 
         The augmentation of an image may depend only on `seed` and on its row.
         """
@@ -56,7 +56,7 @@ class Split:
     """One part of a data set; its batches do not depend on how its images are loaded."""
 
     labels: Int[Tensor, " N"]
-    rows: Int[Tensor, " N"]  # index of the image of each item in the loader
+    rows: Int[Tensor, " N"]  # index in the loader of the image of each item
     loader: Loader
     questions: Float[Tensor, "N Q"] | None = None
 
@@ -64,7 +64,7 @@ class Split:
         return len(self.labels)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the number of full batches; raise UserError if there is none."""
+        """Return the number of full batches; raise UserError if there are none."""
         if len(self) < batch_size:
             items = "images" if self.questions is None else "questions"
             raise UserError(
@@ -123,8 +123,8 @@ class Split:
         num_validation = round(fraction * len(images))
         if not 0 < num_validation < len(images):
             raise UserError(
-                f"a validation split of {fraction} x {len(images)} images leaves no image for "
-                "training or none for validation: change --data.val-fraction"
+                f"a validation split of {fraction} x {len(images)} images leaves no images for "
+                "training or for validation: change --data.val-fraction"
             )
         order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
@@ -153,11 +153,11 @@ class DataSet(NamedTuple):
     validation: Split | None  # None if `val_fraction` is 0
     test: Split
     class_names: tuple[str, ...]
-    num_skipped: int = 0  # unreadable images left out
+    num_skipped: int = 0  # unreadable images that were left out
     guesses: Int[Tensor, " K"] | None = None  # most frequent answer to each kind of question
 
     def check_classes(self, num_classes: int) -> None:
-        """Raise UserError if a model has another number of classes."""
+        """Raise UserError if a model has a different number of classes."""
         if len(self.class_names) != num_classes:
             raise UserError(
                 f"the data has {len(self.class_names)} classes but model.num_classes is "
@@ -166,7 +166,7 @@ class DataSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A digest of classes, labels and questions, to detect other data of the same name."""
+        """A digest of classes, labels and questions, to detect different data of the same name."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(b"|" if split is None else split.labels.numpy().tobytes())
@@ -180,5 +180,5 @@ class HeldOut(NamedTuple):
 
     test: Split
     class_names: tuple[str, ...]
-    num_skipped: int = 0  # unreadable images left out
+    num_skipped: int = 0  # unreadable images that were left out
     guesses: Int[Tensor, " K"] | None = None

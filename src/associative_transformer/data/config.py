@@ -1,4 +1,4 @@
-"""The base class of the configurations of data sets: everything that the package asks of them.
+"""The base class of data set configurations: all that the package needs from a data set.
 
 Dims     N items   C channels   H height   W width
 """
@@ -22,7 +22,7 @@ Config = TypeVar("Config", bound="DataSetConfig")  # beartype does not support S
 
 
 class InputSize(NamedTuple):
-    """The size of the input of a model."""
+    """The size of a model's input."""
 
     image_size: int
     num_channels: int
@@ -30,12 +30,12 @@ class InputSize(NamedTuple):
 
 
 class DescribedItem(NamedTuple):
-    """An image, or a question about one, in words."""
+    """A test item in words: an image and its class, or a question and its answer."""
 
     row: int  # of the image
     classes: tuple[str, ...]  # possible answers
     label: int  # index of the correct answer
-    question: str = ""  # empty without questions
+    question: str = ""  # empty if the data set has no questions
     question_type: str = ""
 
     @property
@@ -87,7 +87,7 @@ class DataSetConfig(ABC):
 
     @classmethod
     def examples(cls: type[Config]) -> dict[str, Config]:
-        """Return the instances that `ait show` offers, by name."""
+        """Return the configurations that `ait show` offers, by name."""
         config = cls()
         return {config.kind: config}
 
@@ -108,7 +108,7 @@ class DataSetConfig(ABC):
 
     @property
     def item_noun(self) -> str:
-        """What is classified, in the plural: images, or questions about them."""
+        """What the items are called: images or questions."""
         return "questions" if self.input_size.question_dim else "images"
 
     @property
@@ -137,7 +137,7 @@ class DataSetConfig(ABC):
         num_workers: int | None = None,
         memory_budget: float | None = None,
     ) -> Config:
-        """Return the same data set with other settings for reading it; None keeps a setting.
+        """Return the same data set with other storage settings; None keeps the current value.
 
         Raises UserError if the images are generated.
         """
@@ -179,4 +179,4 @@ def check_settings(config: DataSetConfig, *counts: str) -> None:
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}")
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")

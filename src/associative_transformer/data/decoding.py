@@ -1,4 +1,4 @@
-"""Decode one image file to a square 8-bit image.
+"""Decode an image file to a square 8-bit image.
 
 Dims     C channels   H height   W width   S side of a square image
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from associative_transformer.interface import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # others may run programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow starts programs for others
 
 
 def decode_image(
@@ -28,15 +28,15 @@ def decode_image(
     """Decode a file or its bytes to an upright square image without an alpha channel.
 
     The shorter side is resized to `image_size` (bicubic, antialiased) and the longer one cropped
-    at the center; an image that already has this size is not changed. Raises UserError, which
-    contains `name` (by default the path), if the image cannot be read.
+    at the center; an image that already has this size is not changed. Raises UserError with
+    `name` (by default the path) if the image cannot be read.
     """
     image = open_image(source, mode, name)
     return to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
-    """Decode an image in its own size, upright, in a Pillow mode; raise UserError as above."""
+    """Decode an image upright and at its original size; raise UserError like `decode_image`."""
     name = name or (str(source) if isinstance(source, Path) else "given as bytes")
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -54,7 +54,7 @@ def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Imag
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Handle what `convert` gets wrong: it clips 16 bits and warns of transparent palettes."""
+    """Handle what `convert` gets wrong: it clips 16 bits and warns about transparency."""
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

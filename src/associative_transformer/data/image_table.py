@@ -1,4 +1,4 @@
-"""One split of an image data set as it is stored: its columns, labels and undecoded images.
+"""A split of an image data set before decoding: its columns, labels and stored images.
 
 Dims     N images   C channels   S side of the square image
 """
@@ -24,10 +24,10 @@ LIMIT_SEED = 0  # the limit is part of the data set, so the seed of a run does n
 
 
 class Column(NamedTuple):
-    """How to choose a column among several of the same type."""
+    """Which column to use if several have the same type."""
 
     chosen: str | None  # by the user
-    usual: str | None  # in this data set, if it is a well-known one
+    default: str | None  # of a data set with a short name
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,35 +45,35 @@ class ImageTable:
     def limited(self, limit: int) -> "ImageTable":
         """Return the same `limit` images every time, evenly distributed over the classes.
 
-        They are one image of each class, then a second one of each, and so on. Raises UserError
+        One image of each class is selected, then a second one of each, and so on. Raises UserError
         if `limit` is less than the number of classes.
         """
         if limit < len(self.class_names):
             raise UserError(
                 f"--data.limit {limit} leaves some of the {len(self.class_names)} classes of "
-                f"{self.name} without an image: raise it"
+                f"{self.name} without an image: raise it to {len(self.class_names)} or more"
             )
         order = np.random.default_rng(LIMIT_SEED).permutation(len(self))
         labels = self.labels.numpy()[order]
         by_class = np.argsort(labels, kind="stable")
         starts = np.searchsorted(labels[by_class], labels[by_class])
-        turn = np.empty(len(self), np.int64)  # position of each image among those of its class
-        turn[by_class] = np.arange(len(self)) - starts
-        rows = np.sort(order[np.argsort(turn, kind="stable")[:limit]])
+        index_in_class = np.empty(len(self), np.int64)
+        index_in_class[by_class] = np.arange(len(self)) - starts
+        rows = np.sort(order[np.argsort(index_in_class, kind="stable")[:limit]])
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Decodes the images of a table; a worker process gets a copy."""
+    """Decodes the images of a table; each worker process gets a copy."""
 
     table: ImageTable
     image_size: int
     random_crop: Callable[[Image.Image], Image.Image] | None  # draws from torch's generator
 
     def __call__(self, row: int, seed: int | None = None) -> UInt8[Tensor, "3 S S"]:
-        """Decode one image, randomly cropped if there is a crop and a seed.
+        """Decode one image, cropped at random if there are both a random crop and a seed.
 
         Raises UserError if it cannot be read.
         """
@@ -112,19 +112,19 @@ def open_table(
         row = int(wrong[0])
         raise UserError(
             f"row {row} of {name} has the label {split[label][row]}, outside "
-            f"0 to {len(class_names) - 1}: remove it or use a copy of the data set with its labels"
+            f"0 to {len(class_names) - 1}: remove it or use a labeled copy of the data set"
         )
     undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return ImageTable(name, undecoded, labels, class_names)
 
 
-def check_classes(
+def check_labels(
     train: ImageTable,
     test: ImageTable,
     train_labels: Int[Tensor, " N"],
     test_labels: Int[Tensor, " M"],
 ) -> None:
-    """Raise UserError if one cannot learn from these labels of the two tables."""
+    """Raise UserError if these labels do not suffice to train and test a classifier."""
     for labels, table in ((train_labels, train), (test_labels, test)):
         if not len(labels):
             raise UserError(f"{table.name} is empty: add images to it")
@@ -137,8 +137,8 @@ def check_classes(
     unseen = [names[label] for label in sorted(set(test_labels.tolist()) - seen)]
     if unseen:
         raise UserError(
-            f"{test.name} has classes without a training image, {', '.join(unseen)}: "
-            "add training images of these classes or remove their test images"
+            f"{test.name} has classes without training images ({', '.join(unseen)}): "
+            "add training images for them or remove their test images"
         )
 
 
@@ -147,12 +147,12 @@ def _find_column(
 ) -> str:
     features = split.features.items()
     names = [key for key, feature in features if isinstance(feature, feature_type)]
-    if column.chosen is not None or column.usual in names:
-        names = [key for key in names if key == (column.chosen or column.usual)]
+    if column.chosen is not None or column.default in names:
+        names = [key for key in names if key == (column.chosen or column.default)]
     if len(names) > 1:
         raise UserError(
-            f"{name} has {len(names)} columns of type {feature_type.__name__}, "
-            f"{', '.join(names)}: choose one with {flag}"
+            f"{name} has {len(names)} columns of type {feature_type.__name__} "
+            f"({', '.join(names)}): choose one with {flag}"
         )
     if not names:
         existing = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features)

@@ -1,4 +1,4 @@
-"""Image classification data sets of the Hugging Face hub or a local folder."""
+"""Image classification data sets from the Hugging Face hub or a local folder."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from associative_transformer.data.image_table import (
     Column,
     ImageReader,
     ImageTable,
-    check_classes,
+    check_labels,
     open_table,
 )
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class HubDataSet(NamedTuple):
-    """A hub data set that has a short name, and the columns to use if there are several."""
+    """A data set on the hub that has a short name, and which of its columns to use."""
 
     hub_id: str
     image: str
@@ -53,33 +53,31 @@ class ImagesConfig(DataSetConfig):
     kind: Literal["images"] = "images"
     """Name of this kind of data set in a saved experiment."""
     source: str | None = None
-    """Local copy to use instead of the hub: a folder with parquet files, or with train/CLASS/ and
-    test/CLASS/ folders."""
+    """Folder to use instead of the hub: parquet files, or train/CLASS/ and test/CLASS/ folders."""
     image_column: str | None = None
-    """Column of the images, if there are several."""
+    """Image column to use, if there are several."""
     label_column: str | None = None
-    """Column of the labels, if there are several."""
+    """Label column to use, if there are several."""
     image_size: int = 32
-    """Side in pixels: the shorter side is resized to it, the longer one cropped at the center."""
+    """Height and width in pixels: the shorter side is resized, the longer one center-cropped."""
     augment: Literal["none", "crop", "resized_crop"] = "crop"
-    """Augmentation in training: crop after padding and flip, or crop at a random place and size
-    and flip (for large images; always decodes them again, whatever the memory budget)."""
+    """Random crops in training, with flips; "resized_crop" decodes the images in every epoch."""
     crop_padding: int = 4
-    """Black pixels added on each side before "crop"."""
+    """Black pixels that "crop" adds to each side before cropping."""
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    """Subtracted from each channel, after scaling to [0, 1]."""
+    """Mean subtracted from each channel, after scaling the pixels to [0, 1]."""
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
-    """Each channel is then divided by this."""
+    """Standard deviation by which each channel is then divided."""
     val_fraction: float = 0.0
     """Fraction of the training images set aside for validation."""
     limit: int | None = None
-    """Use this many training and test images each, evenly from the classes; None: all."""
+    """Use at most this many training and this many test images, balanced by class; None: all."""
     memory_budget: float = 4.0
-    """Data sets up to this size, in GiB once decoded, are kept on the training device."""
+    """Keep decoded images on the training device if all of them fit in this many GiB."""
     num_workers: int = 2
-    """Processes that decode images."""
+    """Number of worker processes that decode images."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable image; "skip" reads every image once at the start."""
+    """What to do about unreadable images; "skip" reads every image once at the start."""
 
     def __post_init__(self) -> None:
         check_settings(self, "image_size")
@@ -97,7 +95,7 @@ class ImagesConfig(DataSetConfig):
 
     @property
     def hub_id(self) -> str:
-        """The id on the hub, also for a short name."""
+        """The id on the hub, even if `name` is a short name."""
         return HUB_DATA_SETS[self.name].hub_id if self.name in HUB_DATA_SETS else self.name
 
     @property
@@ -121,7 +119,7 @@ class ImagesConfig(DataSetConfig):
         return {name: cls(name) for name in ("cifar10", "cifar100")}
 
     def load(self, device: torch.device) -> DataSet:
-        """Open all splits; decode the images now if they fit into the memory budget."""
+        """Open all splits; decode the images now if they fit in the memory budget."""
         train_table, test_table = _open_tables(self)
         fits = _fits(self, len(train_table) + len(test_table))
         train = _split(self, train_table, device, fits and self.augment != "resized_crop")
@@ -129,11 +127,11 @@ class ImagesConfig(DataSetConfig):
         num_skipped = len(train_table) + len(test_table) - len(train) - len(test)
         train, validation = train.split_validation(self.val_fraction)
         # checked again: skipped and validation images are now missing from training
-        check_classes(train_table, test_table, train.labels, test.labels)
+        check_labels(train_table, test_table, train.labels, test.labels)
         return DataSet(train, validation, test, train_table.class_names, num_skipped)
 
     def load_test(self, device: torch.device) -> HeldOut:
-        """Open the test split only, without decoding a training image."""
+        """Open only the test split, without decoding any training images."""
         table = _open_tables(self).test
         test = _split(self, table, device, _fits(self, len(table)))
         return HeldOut(test, table.class_names, len(table) - len(test))
@@ -148,7 +146,7 @@ class ImagesConfig(DataSetConfig):
         num_workers: int | None = None,
         memory_budget: float | None = None,
     ) -> "ImagesConfig":
-        """Return the same data set read in another way; None keeps a setting."""
+        """Return the same data set with other storage settings; None keeps the current value."""
         return replace(
             self,
             source=self.source if source is None else source,
@@ -158,7 +156,7 @@ class ImagesConfig(DataSetConfig):
 
 
 class ImageTables(NamedTuple):
-    """Both splits as they are stored."""
+    """Both splits, undecoded."""
 
     train: ImageTable
     test: ImageTable
@@ -185,10 +183,10 @@ def _find_splits(splits: "Mapping[str, datasets.Dataset]", config: ImagesConfig)
             f"{name} has no {missing} split, only {', '.join(splits)}: "
             f"add files or a folder with {missing.removesuffix('ing')} in the name"
         )
-    usual = HUB_DATA_SETS.get(config.name)
+    known = HUB_DATA_SETS.get(config.name)
     columns = (
-        Column(config.image_column, usual and usual.image),
-        Column(config.label_column, usual and usual.label),
+        Column(config.image_column, known and known.image),
+        Column(config.label_column, known and known.label),
     )
     tables = ImageTables(
         open_table(splits["train"], f"the train split of {name}", *columns),
@@ -199,7 +197,7 @@ def _find_splits(splits: "Mapping[str, datasets.Dataset]", config: ImagesConfig)
             f"the train and {test} splits of {name} name their classes differently: "
             "save both with the same ClassLabel names"
         )
-    check_classes(*tables, tables.train.labels, tables.test.labels)
+    check_labels(*tables, tables.train.labels, tables.test.labels)
     return tables
 
 

@@ -1,4 +1,4 @@
-"""Loaders of the images of a split: from memory, or decoded by workers for every batch.
+"""Load the images of a split from memory, or let workers decode them for every batch.
 
 Dims     N images of the data set   M readable ones   S steps   B batch   C channels
          H height   W width
@@ -18,7 +18,7 @@ from associative_transformer.data.augment import Preparation
 from associative_transformer.interface import UserError
 
 Read = Callable[[int, int | None], Tensor]
-"""Decodes the image of a row to (C, H, W) in uint8; a seed, if given, draws its random crop."""
+"""Decodes the image of a row to (C, H, W) in uint8; a seed, if given, selects its random crop."""
 
 DECODE_CHUNK = 256  # images that a worker returns at once
 
@@ -87,7 +87,7 @@ def read_once(
 
 
 class _Chunk(NamedTuple):
-    images: Tensor  # of the readable ones
+    images: Tensor  # only the readable ones
     errors: list[UserError | None]  # one per row
 
 

@@ -1,8 +1,8 @@
 """The questions of Sort-of-CLEVR: their kinds, vectors, wording and answers.
 
-Source: kimhc6028/relational-networks, after Santoro et al. 2017, arXiv 1706.01427. That generator
-does not contain the questions on the slides of the paper, such as the color of the closest object;
-it asks for the shape.
+Source: kimhc6028/relational-networks, after Santoro et al. 2017, arXiv 1706.01427. Its questions
+differ from those on the slides of the paper: for example, it asks for the shape of the closest
+object instead of its color.
 
 Dims     N questions
 """
@@ -30,7 +30,7 @@ NUM_TERNARY_COLORS = 5  # the source never asks a ternary question about yellow
 
 
 class Kind(NamedTuple):
-    """A subtype of one of the three types."""
+    """A kind of question: one of the three types, and a subtype of it."""
 
     type: str
     subtype: str
@@ -61,7 +61,7 @@ BOX, OBTUSE = 6, 8  # counts that exclude A and B
 
 
 class Questions(NamedTuple):
-    """Questions as arrays with one entry for each."""
+    """Questions as arrays with one entry per question."""
 
     kind: Int[np.ndarray, " N"]  # index in KINDS
     first: Int[np.ndarray, " N"]  # color of A, an index in COLORS
@@ -69,7 +69,7 @@ class Questions(NamedTuple):
 
 
 def encode(questions: Questions) -> Float[np.ndarray, "N 18"]:
-    """Return the input of models: color of A, color of B, type and subtype, each one-hot."""
+    """Return question vectors: color of A, color of B, type and subtype, each one-hot."""
     kind, first, second = questions
     vectors = np.zeros((len(kind), QUESTION_DIM), np.float32)
     row = np.arange(len(kind))
@@ -100,7 +100,7 @@ def describe_questions(questions: Questions) -> list[str]:
 def answer_words(kind: int) -> tuple[str, ...]:
     """Return the ten classes as answers to questions of a kind.
 
-    Ternary counts exclude A and B, so that the class called "1" in the source means that no object
+    Two ternary counts exclude A and B, so the class that the source calls "1" means that no object
     was counted; here it is called "0".
     """
     if kind in (BOX, OBTUSE):
@@ -109,7 +109,7 @@ def answer_words(kind: int) -> tuple[str, ...]:
 
 
 def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
-    """Parse a question that is worded as by `describe_questions` and has one of these types.
+    """Parse a question of one of these types, worded like those of `describe_questions`.
 
     Case, articles, a final question mark and a leading "what is the" are ignored. Raises UserError
     with a list of the possible questions if it is not one of them.
@@ -133,11 +133,11 @@ def parse_question(sentence: str, types: tuple[str, ...] = TYPES) -> Questions:
 
 
 def list_questions(types: tuple[str, ...] = TYPES) -> str:
-    """Return the possible questions of these types, one on each line."""
+    """Return the possible questions of these types, one per line."""
     lines = [kind.words for kind in KINDS if kind.type in types]
     colors = f"A is one of {', '.join(COLORS)}"
     if "ternary" in types:
-        colors += f"; B is another color, and then neither is {COLORS[-1]}"
+        colors += f"; B is a different color; in questions with B, neither is {COLORS[-1]}"
     return "\n".join(f"  {line}" for line in [*lines, colors])
 
 

@@ -1,4 +1,4 @@
-"""Scenes of Sort-of-CLEVR: six colored objects, how they are drawn, and answers about them.
+"""Scenes of Sort-of-CLEVR: draw six colored objects and answer questions about them.
 
 The rules are those of kimhc6028/relational-networks.
 
@@ -16,11 +16,11 @@ PICTURE_SIZE = 75
 RADIUS = 5
 MIDDLE = PICTURE_SIZE / 2
 LINE_WIDTH = 12  # pixels above and below the line through A and B, measured vertically
-FAULTY_SQUARED_DISTANCE = 999  # of an object to itself in the source: others may be farther
+FAULTY_SQUARED_DISTANCE = 999  # from an object to itself in the source; others may be farther
 
 REACH = range(-RADIUS, RADIUS + 1)
 SQUARE_PIXELS = np.array([(x, y) for x in REACH for y in REACH])
-CIRCLE_PIXELS = np.array([p for p in SQUARE_PIXELS if p @ p <= RADIUS**2])  # 81, as OpenCV
+CIRCLE_PIXELS = np.array([p for p in SQUARE_PIXELS if p @ p <= RADIUS**2])  # 81, as in OpenCV
 WHITE = len(COLORS)
 PALETTE = np.array(
     [
@@ -62,7 +62,7 @@ def draw_pictures(scenes: Scenes) -> UInt8[np.ndarray, "P 3 75 75"]:
 def answer(
     scenes: Scenes, picture: Int[np.ndarray, " N"], questions: Questions, strict: bool = True
 ) -> Int[np.ndarray, " N"]:
-    """Answer questions about scenes with indices in CLASS_NAMES; ties go to the first color."""
+    """Return the answers as indices in CLASS_NAMES; ties go to the first color."""
     kind, first, second = questions
     row, colors = np.arange(len(kind)), np.arange(len(COLORS))
     centers = scenes.centers[picture]  # (N, 6, 2)
@@ -103,14 +103,14 @@ def _is_near_line(
 ) -> Bool[np.ndarray, "N 6"]:
     x, y = np.moveaxis(centers, -1, 0)  # each (N, 6)
     slope = (b[:, 1] - a[:, 1]) / (b[:, 0] - a[:, 0] + 1e-10)
-    height = a[:, 1] - slope * a[:, 0]
-    return np.abs(y - (slope[:, None] * x + height[:, None])) <= LINE_WIDTH
+    intercept = a[:, 1] - slope * a[:, 0]
+    return np.abs(y - (slope[:, None] * x + intercept[:, None])) <= LINE_WIDTH
 
 
 def _is_obtuse(
     centers: Int[np.ndarray, "N 6 2"], a: Int[np.ndarray, "N 2"], b: Int[np.ndarray, "N 2"]
 ) -> Bool[np.ndarray, "N 6"]:
-    """Return whether the largest angle of ABC is in [90, 180) degrees; exact, in integers."""
+    """Return whether the largest angle of ABC is in [90, 180) degrees, exactly, in integers."""
     to_a, to_b, base = centers - a[:, None], centers - b[:, None], (b - a)[:, None]
     sides = np.stack(
         [squared_length(to_a), squared_length(to_b), squared_length(to_a - to_b)]

@@ -1,8 +1,8 @@
 """Sort-of-CLEVR (Santoro et al. 2017, arXiv 1706.01427): questions about six colored objects.
 
-The loops of the source (kimhc6028/relational-networks) are replaced by array operations: a picture
-depends only on the seed, its split and its index. Unlike in the source, channels are RGB and the
-picture is not transposed: x is the column and y the row.
+Array operations replace the loops of the source (kimhc6028/relational-networks). A picture depends
+only on the seed, its split and its index. Unlike in the source, channels are RGB and the picture
+is not transposed: x is the column and y the row.
 
 Dims     P pictures   N questions   Q questions of each type about a picture   C objects
 """
@@ -63,17 +63,17 @@ class SortOfClevrConfig(DataSetConfig):
     kind: Literal["sort-of-clevr"] = "sort-of-clevr"
     """Name of this data set in a saved experiment."""
     num_train: int = 9_800
-    """Training pictures."""
+    """Number of training pictures."""
     num_test: int = 200
-    """Test pictures."""
+    """Number of test pictures."""
     num_questions: int = 10
-    """Questions of each type about a picture."""
+    """Number of questions of each type about each picture."""
     question_types: tuple[QuestionType, ...] = ("non-relational", "binary")
-    """Types to train and test on together; "binary" is what the paper calls relational."""
+    """Question types to train and test on together; the paper calls "binary" relational."""
     strict: bool = True
-    """False: an object is sometimes considered the closest one to itself, as in the source."""
+    """Never count an object as its own closest neighbor, which the source sometimes does."""
     seed: int = 0
-    """Seed of the generator, independent of the seed of the training run."""
+    """Seed of the generated data, independent of the seed of the training run."""
     val_fraction: float = 0.0
     """Fraction of the training pictures set aside for validation."""
 
@@ -108,7 +108,7 @@ class SortOfClevrConfig(DataSetConfig):
         return DataSet(train, validation, test, CLASS_NAMES, guesses=guesses)
 
     def load_test(self, device: torch.device) -> HeldOut:
-        """Generate the test split, and the training questions for their best guesses."""
+        """Generate the test split, and the training questions to find the best guesses."""
         test = _split(self, generate_items(self, TEST), device)
         guesses = torch.from_numpy(best_guesses(generate_items(self, TRAIN)))
         return HeldOut(test, CLASS_NAMES, guesses=guesses)
@@ -166,7 +166,7 @@ def best_guesses(train: Items) -> Int[np.ndarray, "9"]:
 
 
 def _generate_block(config: SortOfClevrConfig, split: int, block: int, num_pictures: int) -> Items:
-    """Generate all pictures of a block, so that one does not depend on how many are used."""
+    """Generate a whole block, so that a picture does not depend on how many are used."""
     seeds = SeedSequence((config.seed, split, block)).spawn(2)
     scenes = _draw_scenes(default_rng(seeds[0]))
     drawn = _draw_questions(config.num_questions, default_rng(seeds[1]))

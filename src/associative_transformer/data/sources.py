@@ -1,4 +1,4 @@
-"""Sources of image data sets: the hub, folders of class folders, folders of parquet files."""
+"""Open image data sets: from the hub, from class folders or from parquet files."""
 
 import glob
 import re
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test", "validation", "valid", "val")
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])")
-NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python represents such bytes in file names
+NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python represents invalid bytes in file names
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def open_hub_data_set(hub_id: str) -> "dict[str, datasets.Dataset]":
-    """Open a data set of the Hugging Face hub, or its copy in the cache.
+    """Open a data set from the Hugging Face hub, or its cached copy.
 
     Raises UserError if that fails.
     """
@@ -28,7 +28,7 @@ def open_hub_data_set(hub_id: str) -> "dict[str, datasets.Dataset]":
     try:
         with _quiet():
             return dict(datasets.load_dataset(hub_id))
-    except Exception as error:  # the hub's client raises errors of many libraries
+    except Exception as error:  # the hub's client raises errors from many libraries
         raise UserError(
             f"cannot load {hub_id} from the Hugging Face hub ({_reason(error)}): check its name "
             "and the network, or download its parquet files on a connected machine (`hf download "
@@ -40,7 +40,7 @@ def open_hub_data_set(hub_id: str) -> "dict[str, datasets.Dataset]":
 def open_image_folder(root: Path) -> "dict[str, datasets.Dataset]":
     """Open all parquet files below a folder or, if there are none, its class folders.
 
-    Raises UserError if it contains neither, or a file that cannot be used.
+    Raises UserError if it contains neither, or contains a file that cannot be used.
     """
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"
@@ -65,13 +65,13 @@ def open_image_folder(root: Path) -> "dict[str, datasets.Dataset]":
 
 
 def list_files(root: Path) -> list[Path]:
-    """Return the files below a folder, relative to it, without hidden ones.
+    """Return the relative paths of all files below a folder, except hidden ones.
 
     Links are followed, except to a folder that contains them. Raises UserError if a folder cannot
     be read.
     """
     files: list[Path] = []
-    pending = [(Path(), frozenset[tuple[int, int]]())]  # folders, and those that contain each
+    pending = [(Path(), frozenset[tuple[int, int]]())]  # folder, ids of those above it
     while pending:
         folder, above = pending.pop()
         try:
@@ -101,8 +101,8 @@ def _open_parquet(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Data
             by_split.setdefault(words[-1], []).append(glob.escape(str(root / file)))
     if not by_split:
         raise UserError(
-            f"no parquet file in {root} has the name of a split: rename the files so that their "
-            "names contain train or test"
+            f"no parquet file in {root} has the name of a split in its path: rename the files so "
+            "that their names contain train or test"
         )
     try:
         # one by one: loaded together, every split would silently get the class names of the first
@@ -111,7 +111,7 @@ def _open_parquet(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Data
                 split: datasets.load_dataset("parquet", data_files=paths, split="train")
                 for split, paths in by_split.items()
             }
-    except Exception as error:  # as for the hub
+    except Exception as error:  # from many libraries, as above
         raise UserError(
             f"cannot read the parquet files in {root} ({_reason(error)}): they are damaged or "
             "empty, so copy them again"
@@ -119,7 +119,7 @@ def _open_parquet(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Data
 
 
 def _open_class_folders(root: Path, files: Sequence[Path]) -> "dict[str, datasets.Dataset]":
-    """Read SPLIT/CLASS/**/IMAGE; the `imagefolder` of the library fails on names like `[a]`."""
+    """Read SPLIT/CLASS/**/IMAGE; the library's `imagefolder` fails on names like `[a]`."""
     import datasets
 
     by_split: dict[str, list[Path]] = {}
@@ -154,13 +154,13 @@ def _open_class_folders(root: Path, files: Sequence[Path]) -> "dict[str, dataset
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of the message, or the type of an error without one."""
+    """Return the first line of an error's message, or its type if there is no message."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the progress bars and warnings of the library."""
+    """Suppress the progress bars and warnings of `datasets`."""
     import datasets
 
     had_bars = datasets.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""Triangle (Goyal et al. 2021, arXiv 2103.01197): do three dot clusters form an equilateral one?
+"""Triangle (Goyal et al. 2021, arXiv 2103.01197): is a triangle of dots equilateral?
 
-The source's loops are replaced by array operations, and its endless stream by a fixed data set: an
-item depends only on the seed, its split and its index.
+Array operations replace the loops of the source, and a fixed data set its endless stream: an item
+depends only on the seed, its split and its index.
 
 Dims     N items   P points
 """
@@ -32,7 +32,8 @@ MAX_MIN_SIDE = 32.0
 
 RADIUS = 2
 REACH = range(-RADIUS, RADIUS + 1)
-DISC = np.array([(x, y) for x in REACH for y in REACH if abs(x) + abs(y) <= RADIUS])  # as OpenCV
+# the same pixels as OpenCV's circle
+DISC = np.array([(x, y) for x in REACH for y in REACH if abs(x) + abs(y) <= RADIUS])
 MARGIN = RADIUS + 1  # a point may be 1 pixel outside the image
 
 
@@ -43,31 +44,30 @@ class TriangleConfig(DataSetConfig):
     kind: Literal["triangle"] = "triangle"
     """Name of this data set in a saved experiment."""
     num_train: int = 50_000
-    """Training images."""
+    """Number of training images."""
     num_test: int = 10_000
-    """Test images."""
+    """Number of test images."""
     channels: int = 3
-    """Copies of the single channel."""
+    """Number of channels, all with the same pixels."""
     seed: int = 0
-    """Seed of the generator, independent of the seed of the training run."""
+    """Seed of the generated data, independent of the seed of the training run."""
     val_fraction: float = 0.0
     """Fraction of the training images set aside for validation."""
     reject_near_equilateral: bool = False
-    """Redraw random triangles whose longest side is at most 1.1 times the shortest, or that the
-    rounding rule of equilateral triangles could have produced."""
+    """Redraw random triangles with sides within a factor of 1.1 or equal up to rounding."""
     min_side: float = 0.0
-    """Redraw triangles with a side shorter than this, in pixels (at most 32)."""
+    """Redraw triangles with a side shorter than this many pixels (0 to 32)."""
     raw: bool = False
-    """Keep pixels as 0 and 255 instead of 0 and 1."""
+    """Keep pixel values of 0 and 255 instead of scaling them to 0 and 1."""
 
     def __post_init__(self) -> None:
         check_settings(self, "num_train", "num_test", "channels")
         if not 0 <= self.min_side <= MAX_MIN_SIDE:
-            raise ValueError(f"min_side must lie in [0, {MAX_MIN_SIDE}], got {self.min_side}")
+            raise ValueError(f"min_side must be in [0, {MAX_MIN_SIDE}], got {self.min_side}")
 
     @property
     def std(self) -> tuple[float, ...]:
-        """One for each channel, or 1/255 to undo the scaling to [0, 1]."""
+        """1 for each channel, or 1/255 to undo the scaling to [0, 1]."""
         return (1 / 255 if self.raw else 1.0,) * self.channels
 
     @property
@@ -86,7 +86,7 @@ class TriangleConfig(DataSetConfig):
         return DataSet(train, validation, _split(self, TEST, device), CLASS_NAMES)
 
     def load_test(self, device: torch.device) -> HeldOut:
-        """Generate the test split only."""
+        """Generate only the test split."""
         return HeldOut(_split(self, TEST, device), CLASS_NAMES)
 
     def shortened(self, num_images: int) -> "TriangleConfig":
@@ -95,7 +95,7 @@ class TriangleConfig(DataSetConfig):
 
 
 class Triangles(NamedTuple):
-    """Generated items."""
+    """Generated images with their labels and vertices."""
 
     images: UInt8[np.ndarray, "N 64 64"]  # 0 and 255
     labels: Int[np.ndarray, " N"]  # EQUILATERAL or OTHER
@@ -137,7 +137,7 @@ def draw_points(points: Int[np.ndarray, "N P 2"]) -> UInt8[np.ndarray, "N 64 64"
 
 
 def _generate_block(config: TriangleConfig, rng: Generator) -> Triangles:
-    """Generate all items of a block, so that an item does not depend on how many are used."""
+    """Generate a whole block, so that an item does not depend on how many are used."""
     labels = rng.integers(2, size=BLOCK)
     vertices = _draw_vertices(config, labels, rng)
     offsets = rng.integers(-1, 2, size=(BLOCK, 3, NUM_PAIRS, 2))
