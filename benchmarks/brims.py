@@ -1,7 +1,7 @@
-"""Measure the seconds that BRIMs and a plain implementation of it need for 1,000 images.
+"""Measure the seconds that BRIMs and a plain implementation of them take for 1,000 images.
 
 `python benchmarks/brims.py` prints a table in Markdown; docs/performance.md quotes it. The
-variants take turns, and the best of four turns counts. Two of them are compiled, so the first
+variants take turns, and the fastest of four turns counts. Two of them are compiled, so the first
 turn takes minutes.
 """
 
@@ -25,7 +25,7 @@ BATCH, TURNS = 64, 4
 
 
 class PlainLayer(BRIMsLayer):
-    """One product for each weight, with dropout and attention of torch; the batch comes first."""
+    """A layer with one product for each weight and torch's dropout and attention; batch first."""
 
     def forward(self, sources: Tensor, state: LSTMState, kept: None) -> LSTMState:
         c, (h, old_c) = self.config, state
@@ -118,7 +118,7 @@ def main() -> None:
     for turn in range(TURNS + 1):
         for name, model in variants.items():
             times = [seconds(run, model, images, labels) for run in (train, predict)]
-            if turn == 0:  # compiles
+            if turn == 0:  # includes compilation
                 print(f"first batch, {name}: {sum(times) * BATCH / 1000:.0f} s", flush=True)
             else:
                 best[name] = list(map(min, times, best.get(name, times)))

@@ -1,4 +1,4 @@
-"""Measure a training step of CNN+RN against two plain implementations and a lower bound.
+"""Compare a training step of CNN+RN with two plain implementations and a lower bound.
 
 `python benchmarks/relation_network.py` prints medians of seven rounds in which the variants take
 turns (64 questions, forward and backward, float32); docs/reproduce.md quotes them.
@@ -18,7 +18,7 @@ BATCH, ROUNDS = 64, 7
 
 
 def build_variants() -> dict[str, Callable[[], Tensor]]:
-    """Return functions that compute the logits, by the name of the implementation."""
+    """Return functions that compute the logits, keyed by the name of the implementation."""
     torch.manual_seed(0)
     model = build_model(CNN_RN)
     images, questions = torch.rand(BATCH, 3, 75, 75), torch.rand(BATCH, 18)

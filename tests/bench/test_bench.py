@@ -1,4 +1,4 @@
-"""Speed and memory: taking turns, warm-up, arithmetic, and what is built to be timed."""
+"""Speed and memory: turns, warm-up, arithmetic, and the functions that are timed."""
 
 import os
 import signal
@@ -176,7 +176,7 @@ def test_figures_follow_from_the_medians_of_the_rounds(
     assert (b.name, b.milliseconds, b.samples_per_second) == ("b", 50.0, 160.0)
     assert (a.times_rival, b.times_rival) == (40.0, 1.0)
     assert (a.best_times_rival, b.best_times_rival) == (20.0, 1.0)
-    assert a.peak_share == (1_000 / 2.0) / (2 * 10**3 / 0.5)  # the median product, in the rounds
+    assert a.peak_share == (1_000 / 2.0) / (2 * 10**3 / 0.5)  # with the median product
     assert b.peak_share is None
     assert calls == [("a", nothing, "cpu", None), ("b", nothing, "cpu", 7)]
     assert (a.peak_memory, b.peak_memory) == (1 / 8, 2 / 8)
@@ -185,7 +185,7 @@ def test_figures_follow_from_the_medians_of_the_rounds(
 
 
 @pytest.mark.parametrize(("workload", "passes"), [("step", 3), ("infer", 1)])
-def test_a_backward_pass_counts_twice(workload: Workload, passes: int) -> None:
+def test_a_backward_pass_counts_as_two_forward_passes(workload: Workload, passes: int) -> None:
     for experiment, size in ((SMALL, 4), (ASKED, 3)):
         benchmark = model_benchmark(Variant(experiment), workload)
         assert (benchmark.name, benchmark.samples) == (experiment.name, size)
@@ -303,15 +303,18 @@ def test_a_variant_differs_from_its_recipe_as_its_prefix_says() -> None:
     [
         (
             "plain:cifar10-vit-small",
-            "plain: needs a recipe of an AiT, which cifar10-vit-small is not",
+            "'plain:' needs a recipe of an AiT, but cifar10-vit-small is not one",
         ),
-        ("dense:cifar10-vit-small", "dense: needs a recipe of an AiT"),
+        ("dense:cifar10-vit-small", "'dense:' needs a recipe of an AiT"),
         (
             "timm:cifar10-ait-small",
-            "timm: needs a recipe of a ViT, which cifar10-ait-small is not",
+            "'timm:' needs a recipe of a ViT, but cifar10-ait-small is not one",
         ),
         ("triton:cifar10-ait-small", "needs a CUDA GPU"),
-        ("fast:cifar10-vit-small", "unknown prefix fast: .*plain:, triton:, dense: or timm:"),
+        (
+            "fast:cifar10-vit-small",
+            "unknown prefix 'fast:' in .*'plain:', 'triton:', 'dense:'",
+        ),
         ("plain:cifar10-ait-smal", "no recipe 'cifar10-ait-smal'.*cifar10-ait-small"),
     ],
 )
@@ -324,7 +327,7 @@ def test_an_unknown_variant_is_refused(name: str, words: str) -> None:
 
 
 class FakeViT(nn.Module):
-    """Stands in for timm's class and records its arguments."""
+    """Replaces timm's class and records its arguments."""
 
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
         super().__init__()
@@ -437,7 +440,7 @@ def test_a_write_computes_the_gradient_of_priors_and_balance_loss_for_the_tokens
     write = prepare_write(name, POOL, TRAIN)
     before = write.workspace.priors.clone()
     with torch.no_grad():
-        write.workspace.norm.weight.uniform_()  # else all sums of squares are alike
+        write.workspace.norm.weight.uniform_()  # otherwise all sums of squares are equal
     loss = write()
     gradient = write.pool.grad.clone()
     assert gradient.abs().max() > 0
@@ -487,7 +490,7 @@ def images_of(folder: Path, **changes: Any) -> Variant:  # noqa: ANN401
     return Variant(Experiment("mine", data, vit, TRAIN))
 
 
-def test_generated_data_is_timed_next_to_the_step_of_the_recipe() -> None:
+def test_generated_data_is_timed_with_the_step_of_the_recipe() -> None:
     step, resident = loading_benchmarks(Variant(SMALL), 3)
     assert (step.name, step.batches, step.samples) == ("step", 1, 4)
     assert step.operations == 3 * 4 * count_operations(VIT)
@@ -546,13 +549,13 @@ def test_a_data_set_smaller_than_a_batch_is_refused() -> None:
 
 
 def block(mebibytes: int) -> Callable[[], object]:
-    """Hold some memory and return a function that briefly takes half as much again."""
+    """Allocate memory and return a function that briefly allocates half as much in addition."""
     held = np.ones(mebibytes * 2**17)
     return lambda: held[: len(held) // 2].copy().sum()
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_a_process_of_its_own() -> None:
+def test_memory_is_measured_in_a_separate_process() -> None:
     np.ones(2**26).sum()  # half a GiB in this process
     peak = timing._peak(CPU) / 2**30
     small = measure_memory("small", partial(prepare_model, Variant(SMALL), "step"), CPU)

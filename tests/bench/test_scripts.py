@@ -1,4 +1,4 @@
-"""The scripts in `benchmarks/`: they import, say how to run them, and compare equals."""
+"""The scripts in `benchmarks/`: they can be imported, and variants compute the same results."""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +24,9 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_imports_and_its_docstring_and_a_page_quote_its_command(name: str) -> None:
+def test_a_script_can_be_imported_and_its_docstring_and_docs_quote_its_command(
+    name: str,
+) -> None:
     module = load(name)
     command = f"python benchmarks/{name}"
     assert callable(module.main)

@@ -1,4 +1,4 @@
-"""`ait bench`: what the options measure, what is written, and the recorded ratios."""
+"""`ait bench`: what is measured, what is written, and the recorded ratios."""
 
 import json
 import os
@@ -46,7 +46,8 @@ class Call(NamedTuple):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Record the calls of `measure` instead of measuring.
 
-    Each benchmark is reported twice as slow as the one before, in its fastest round three times.
+    Each benchmark is reported twice as slow as the previous one, and in its fastest round three
+    times as slow.
     """
     calls: list[Call] = []
 
@@ -115,7 +116,7 @@ def test_recipes_are_measured_as_the_options_say(ait: Ait, calls: list[Call]) ->
             assert experiment.model == RECIPES[benchmark.name].model
 
 
-def test_a_rival_is_measured_too_and_once(ait: Ait, calls: list[Call]) -> None:
+def test_a_rival_is_also_measured_and_only_once(ait: Ait, calls: list[Call]) -> None:
     recipes = ["cifar10-vit-small", "cifar10-ait-tiny"]
     ait("bench", "step", *recipes, "--rival", "plain:cifar10-ait-tiny")
     ait("bench", "step", *recipes, "--rival", "cifar10-ait-tiny")
@@ -177,7 +178,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("layout", "bar"), [("markdown", "|"), ("terminal", "│")])
-def test_a_table_compares_each_with_the_rival(
+def test_a_table_compares_each_variant_with_the_rival(
     layout: str, bar: str, ait: Ait, calls: list[Call]
 ) -> None:
     result = ait("bench", "step", "--format", layout, "--device", "cpu", "--compile")
@@ -390,7 +391,7 @@ def test_a_check_fails_if_a_ratio_is_worse_or_not_on_record(
     (line,) = (line for line in result.out.splitlines() if line.startswith("│ cifar10-ait-tiny"))
     assert [cell.strip() for cell in line.split("│")[2:-1]] == cells
     attempts = 3 if "slower" in cells else 1
-    assert len(calls) == attempts + 1  # the other entry is measured nevertheless
+    assert len(calls) == attempts + 1  # the other entry is still measured
     result = ait(*CHECK, "--update")
     assert result.code == 0
     assert ait(*CHECK).code == 0
@@ -468,7 +469,7 @@ def test_the_commands_of_the_documentation_parse() -> None:
             command._parse(line.split())
 
 
-# --- for real ---
+# --- real measurements ---
 
 
 @pytest.mark.slow

@@ -50,9 +50,9 @@ from associative_transformer.report.charts import (
     format_number,
 )
 from associative_transformer.report.comparison import differences_section, results_section
-from associative_transformer.report.facts import read_facts, run_section, write_training
+from associative_transformer.report.facts import format_train_command, read_facts, run_section
 from associative_transformer.report.gallery import encode_image, load_gallery
-from associative_transformer.report.images import follow, list_takers
+from associative_transformer.report.images import list_takers, trace_retrieval
 from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render, to_json
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
@@ -133,7 +133,7 @@ def test_the_table_of_lines_has_a_row_for_each_x_with_a_dash_for_missing_values(
     assert grid.rows == [["1", "0.5", "-"], ["2", "0.25", "7"], ["3", "-", "-"]]
 
 
-def test_the_table_of_bars_has_parts_interval_and_marks_in_a_row() -> None:
+def test_the_table_of_bars_has_parts_intervals_and_marks_in_each_row() -> None:
     bars = Bars("t", "x", ["p", "q"], {"v": [1, 2]}, low=[0, 1], high=[2, 3], marks={"m": [8, 9]})
     assert bars.table.columns == ["", "v", "from", "to", "m"]
     assert bars.table.rows == [["p", "1", "0", "2", "8"], ["q", "2", "1", "3", "9"]]
@@ -161,7 +161,9 @@ def test_small_matrices_and_labeled_points_have_tables() -> None:
     ("value", "text"),
     [(12_345, "12,345"), (0.123456, "0.1235"), (float("nan"), "-"), (None, "-"), (0, "0")],
 )
-def test_a_number_is_written_with_four_digits(value: float | None, text: str) -> None:
+def test_integers_are_written_in_full_and_floats_with_four_digits(
+    value: float | None, text: str
+) -> None:
     assert format_number(value) == text
 
 
@@ -187,7 +189,7 @@ def test_the_command_repeats_the_training(flags: str) -> None:
         return parse(TrainOptions, words, "train", TrainOptions(recipe)).experiment
 
     experiment = read(shlex.split(flags))
-    command = write_training(experiment)
+    command = format_train_command(experiment)
     assert command is not None
     program, train, name, *words = shlex.split(command)
     assert (program, train, name) == ("ait", "train", recipe.name)
@@ -199,7 +201,7 @@ def test_the_command_of_a_changed_run_names_its_recipe_not_its_hash() -> None:
     data = replace(recipe.data, question_types=("binary", "ternary"))
     changed = replace(recipe, data=data, name=f"{recipe.name}+{fingerprint(recipe)}")
     command = f"ait train {recipe.name} --data.question-types binary ternary"
-    assert write_training(changed) == command
+    assert format_train_command(changed) == command
 
 
 def put_run(folder: Path, experiment: Experiment, **result: Any) -> Path:  # noqa: ANN401
@@ -213,10 +215,10 @@ def cells(section: Section) -> dict[str, str]:
     return {row[0]: row[1] for grid in section.tables for row in grid.rows}
 
 
-def test_the_result_stands_next_to_the_published_one(tmp_path: Path) -> None:
+def test_the_result_is_shown_next_to_the_published_one(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-small"])
     values = cells(run_section(read_facts(folder)))
-    assert values["test accuracy"] == "63.83 % of 1,000 images"
+    assert values["test accuracy"] == "63.83 % on 1,000 images"
     assert values["published"] == "83.34 %"
     assert values["command"] == "ait train cifar10-ait-small"
 
@@ -285,7 +287,7 @@ def test_curves_of_two_runs_share_charts_and_a_missing_balance_loss_is_noted() -
     assert names["Accuracy"] == ["A training", "B training", "B test"]
     assert names["Balance loss"] == ["B balance loss"]
     hues = [[line.hue for line in figure.chart.series] for figure in section.figures[:2]]
-    assert hues == [[0, 1], [0, 1, 4]]  # each run has colors of its own
+    assert hues == [[0, 1], [0, 1, 4]]  # each run has its own colors
     assert section.figures[-1].chart.note == "Run A has no balance loss."
 
 
@@ -374,11 +376,11 @@ def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
     )
 
 
-def test_many_classes_are_shown_by_the_pairs_most_often_confused() -> None:
+def test_with_many_classes_only_the_most_frequent_confusions_are_shown() -> None:
     section = answers_section(planted_answers(30), [], [], "images")
     pairs = section.figures[0].chart
     assert isinstance(pairs, Bars)
-    assert (pairs.labels[0], pairs.parts["images"][0]) == ("c1 taken for c0", 2)
+    assert (pairs.labels[0], pairs.parts["images"][0]) == ("c1 mistaken for c0", 2)
     assert not [figure for figure in section.figures if isinstance(figure.chart, Heat)]
 
 
@@ -394,7 +396,7 @@ def test_the_memory_is_shown_after_the_epoch_of_the_saved_model() -> None:
     section = memory_section(memory, epoch=2)
     heat, plane, drift, rank = (figure.chart for figure in section.figures)
     assert np.array(heat.values)[0].tolist() == [1, 0, -1, 0, 1]
-    assert heat.note == "Mean cosine of two different priors: -0.20."  # -4 of 20
+    assert heat.note == "Mean over pairs of different priors: -0.20."  # -4 of 20
     points = np.array([plane.x, plane.y]).T
     for i in range(5):  # two dimensions fit into the plane without loss
         for j in range(5):
@@ -450,7 +452,7 @@ def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
         ("layer 1, prior 4", "", ""),
     ]
     assert rows[1][1:3] == ["30.00", "0.75"]  # entropy 0.25 and 1.25 in the two heads
-    assert "Of 4 priors, 1 are dead and 1 are duplicates" in section.note
+    assert "Number of dead priors: 1 of 4; number of duplicates: 1." in section.note
 
 
 def test_a_card_has_the_winners_of_its_head_with_their_scores() -> None:
@@ -474,7 +476,7 @@ def test_the_priors_that_take_a_patch_are_listed_best_first_and_counted() -> Non
     assert list_takers(taken) == [[0, 4, 1, 2, 0], [2, 2, 0, 3]]
 
 
-def test_following_tokens_returns_falling_energies_and_the_nearest_prior() -> None:
+def test_a_retrieval_trace_has_falling_energies_and_the_nearest_prior() -> None:
     config = SortOfClevrConfig(num_train=2, num_test=3, num_questions=2)
     workspace = replace(WORKSPACE, beta=2.0)
     model_config = replace(
@@ -482,14 +484,12 @@ def test_following_tokens_returns_falling_energies_and_the_nearest_prior() -> No
     )
     model = AiT(model_config).eval()
     split = config.load_test(torch.device("cpu")).test.take(torch.arange(5))
-    followed = follow(model, split)
-    assert followed.energy is not None and followed.nearest is not None
-    assert followed.energy.shape == (2, 5, 10, 5) and followed.nearest.shape == (2, 5, 10)
-    assert (np.diff(followed.energy, axis=-1) <= 1e-4).all()
+    traced = trace_retrieval(model, split)
+    assert traced.energy is not None and traced.nearest is not None
+    assert traced.energy.shape == (2, 5, 10, 5) and traced.nearest.shape == (2, 5, 10)
+    assert (np.diff(traced.energy, axis=-1) <= 1e-4).all()
     (batch,) = split.eval_batches(5)
-    assert (
-        followed.predicted == model(batch.images, batch.questions).logits.argmax(dim=-1).tolist()
-    )
+    assert traced.predicted == model(batch.images, batch.questions).logits.argmax(dim=-1).tolist()
     block = model.blocks[0]
     inputs: list[torch.Tensor] = []
     block.workspace.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
@@ -497,15 +497,15 @@ def test_following_tokens_returns_falling_energies_and_the_nearest_prior() -> No
     (u,) = inputs
     attractors = block.workspace.to_attractor(block.workspace.priors)
     by_hand = hopfield_energy(u[3, 7], attractors, 2.0).item()
-    assert followed.energy[0, 3, 7, 0] == pytest.approx(by_hand, rel=1e-5)
-    assert followed.nearest[0, 3, 7] == (attractors @ u[3, 7]).argmax().item()
+    assert traced.energy[0, 3, 7, 0] == pytest.approx(by_hand, rel=1e-5)
+    assert traced.nearest[0, 3, 7] == (attractors @ u[3, 7]).argmax().item()
 
 
 def test_a_model_that_reads_by_attention_has_no_energy() -> None:
     model = AiT(replace(MODEL, image_size=64, patch_size=32, read="cross_attention")).eval()
     data = TriangleConfig(num_train=2, num_test=3).load_test(torch.device("cpu"))
-    followed = follow(model, data.test)
-    assert (followed.energy, followed.nearest, len(followed.predicted)) == (None, None, 3)
+    traced = trace_retrieval(model, data.test)
+    assert (traced.energy, traced.nearest, len(traced.predicted)) == (None, None, 3)
 
 
 # --- images ---
@@ -562,7 +562,7 @@ def test_optional_images_stop_at_the_size_limit_of_the_page(
 # --- the file ---
 
 
-def test_data_can_neither_close_its_element_nor_hold_invalid_numbers() -> None:
+def test_data_can_neither_close_its_element_nor_contain_invalid_numbers() -> None:
     values = {
         "a": "</script><!--<script>&",
         "b": [np.float64("nan"), np.inf, 1 / 3],
@@ -618,7 +618,7 @@ def test_every_chart_has_data_and_a_text_alternative(root: Path) -> None:
 def test_results_tables_and_mistakes_need_no_script(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     result = json.loads((root / "ait" / "result.json").read_text())
-    assert f"{result['test_accuracy']:.2f} % of 14 images" in page.words_of("run")
+    assert f"{result['test_accuracy']:.2f} % on 14 images" in page.words_of("run")
     assert "layer 2, prior 4" in page.words_of("priors")
     assert f"{result['live_parameters']:,}" in page.words_of("cost")
     answers = load_analysis(root / "ait").answers
@@ -674,7 +674,7 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
     for section in ("competition", "priors", "images", "evaluation"):
         assert "test questions" in page.words_of(section)
         assert "test images" not in page.words_of(section)
-    assert "each of 8 questions" in page.words_of("beta")
+    assert "Hues distinguish the 8 questions" in page.words_of("beta")
     assert "accuracy on 100 test questions of sort-of-clevr." in page.source
     assert "The first token is the question." in page.words_of("images")
 
@@ -725,7 +725,7 @@ def test_images_of_other_classes_are_refused(runs: Path) -> None:
         write_report(runs / "ait", options=AnalysisOptions(source=str(runs / "images")))
 
 
-def test_an_unfinished_run_has_a_page_of_what_is_known(runs: Path) -> None:
+def test_an_unfinished_run_has_a_page_with_what_is_known_so_far(runs: Path) -> None:
     folder = runs / "ait"
     for name in ("result.json", "model.safetensors", "report.html"):
         (folder / name).unlink()
@@ -740,7 +740,7 @@ def test_an_unfinished_run_has_a_page_of_what_is_known(runs: Path) -> None:
         assert "Available once the run is complete." in page.words_of(section)
     assert "after epoch 1" in page.words_of("memory")
     titles = [chart["title"] for chart in page.data["charts"]]
-    assert "Loss" in titles and "Similarity of the priors, layer 1" in titles
+    assert "Loss" in titles and "Cosine similarity of the priors, layer 1" in titles
     assert "Drift of the priors" not in titles  # a single epoch has no drift
 
 
@@ -754,7 +754,7 @@ def test_a_run_without_a_complete_epoch_has_a_page(runs: Path) -> None:
 # --- two runs ---
 
 
-def test_two_runs_stand_side_by_side(runs: Path) -> None:
+def test_two_runs_are_shown_side_by_side(runs: Path) -> None:
     path = write_comparison(runs / "ait", runs / "vit")
     assert path == runs / "ait" / "comparison.html"
     page = Page(path)
@@ -824,8 +824,8 @@ def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("a b c", ["one run or two", "3"]),
-        ("", ["one run or two", "0"]),
+        ("a b c", ["one or two runs", "3"]),
+        ("", ["one or two runs", "0"]),
         ("nowhere", ["not a run folder"]),
         ("{runs}/ait --images 0", ["images must be at least 1"]),
         ("{runs}/ait --output missing/x.html", ["no folder missing"]),

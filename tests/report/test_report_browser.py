@@ -1,6 +1,6 @@
-"""The page about a run in a real browser: nothing fails or is fetched, and the controls work.
+"""The page about a run in a real browser: nothing fails, nothing is fetched, the controls work.
 
-Screenshots are kept in tests/artifacts, to be looked at.
+Screenshots are saved in tests/artifacts for inspection.
 """
 
 import shutil
@@ -34,7 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"]  # Chromium refuses to run as root with one
+        arguments = ["--no-sandbox"]  # Chromium refuses to run as root with a sandbox
         yield playwright.chromium.launch(executable_path=BROWSER, args=arguments)
 
 
@@ -75,7 +75,7 @@ class Opened:
 
 @pytest.fixture
 def visit(browser: Browser, pages: dict[str, Path]) -> Iterator[Visit]:
-    """Return a function that opens a page; check at the end that nothing failed or was fetched."""
+    """Return a function that opens a page; check that nothing fails or is fetched."""
     opened: list[Opened] = []
 
     def visit(name: str, viewport: dict[str, int] | None = None, **settings: Any) -> Page:  # noqa: ANN401
@@ -108,7 +108,7 @@ def visible(page: Page, selector: str) -> list[str]:
 
 
 def check_sizes(page: Page, width: int) -> int:
-    """Check that every visible chart lies within the viewport; return the number of charts."""
+    """Check that every visible chart is within the viewport; return the number of charts."""
     boxes = page.evaluate(
         "[...document.querySelectorAll('.plot > svg')].filter((e) => e.clientWidth)"
         ".map((e) => [e.getBoundingClientRect(), e.viewBox.baseVal.width, e.ariaLabel])"
@@ -314,7 +314,7 @@ def test_a_comparison_has_two_columns_with_their_own_controls(visit: Visit) -> N
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])
-def test_screenshots_are_kept_to_be_looked_at(name: str, visit: Visit) -> None:
+def test_screenshots_are_saved_for_inspection(name: str, visit: Visit) -> None:
     ARTIFACTS.mkdir(exist_ok=True)
     for kind, viewport, scheme in (
         ("desktop", DESKTOP, "light"),

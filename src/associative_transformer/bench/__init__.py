@@ -1,9 +1,9 @@
 """Speed and memory of several variants, measured side by side in one run.
 
 The benchmarks take turns, round after round, together with a large matrix product, so that other
-load on the machine affects all of them alike. Figures are medians over the rounds after a warm-up.
-Because they take turns, all benchmarks are in memory at the same time; the peak memory of each is
-measured in a process of its own.
+load on the machine affects all of them equally. Figures are medians over the rounds after a
+warm-up. All benchmarks are in memory at the same time, because they take turns; the peak memory of
+each is measured in a separate process.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class BenchmarkResult:
     samples_per_second: float
     times_rival: float  # its milliseconds, divided by those of the rival
     best_times_rival: float  # the same for the fastest rounds, which other load disturbs least
-    peak_memory: float | None  # GiB; on a CPU of the whole process, unless bytes are excluded
+    peak_memory: float | None  # GiB; on a CPU, of the whole process unless bytes are excluded
     peak_share: float | None  # of the operations per second of a matrix product in this run
 
 
@@ -95,8 +95,8 @@ def measure(
 ) -> list[BenchmarkResult]:
     """Time benchmarks in turn and compare them with the one named `rival`.
 
-    The matrix product has the device and the precision of `train`. Measuring the memory starts a
-    process for each benchmark; `use_memory=False` omits it.
+    The matrix product uses the device and the precision of `train`. Measuring the memory starts a
+    process for each benchmark; `use_memory=False` skips it.
     """
     runs = {each.name: each.prepare() for each in benchmarks}
     accelerator = make_accelerator(train, ProjectConfiguration())

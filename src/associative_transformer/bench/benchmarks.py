@@ -1,4 +1,4 @@
-"""Everything that can be measured: models, the workspace's write, and loading of batches."""
+"""Everything that can be measured: models, the workspace's write, and the loading of batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,13 +21,13 @@ MEMORY_NOTE = "Memory: peak of a separate process, which on a CPU includes its l
 
 
 class Benchmark(NamedTuple):
-    """Something to measure."""
+    """A function to measure, and what one of its batches consists of."""
 
     name: str
-    prepare: Callable[[], Callable[[], object]]  # returns the function to time; must pickle
+    prepare: Callable[[], Callable[[], object]]  # returns the function to time; picklable
     samples: int  # images or tokens in a batch
     operations: int | None = None  # floating-point operations of a batch; None: not counted
-    batches: int = 1  # in one call
+    batches: int = 1  # per call
     excluded_bytes: int | None = None  # of the peak memory; see `measure_memory`
 
 
@@ -104,7 +104,7 @@ def plan_loading(
 
 
 def model_benchmark(variant: Variant, workload: Workload) -> Benchmark:
-    """Return the benchmark of a training step, or of inference, on a batch of random images.
+    """Return the benchmark of a training step or of inference on a batch of random images.
 
     Batch size, precision, device and compilation are those of the experiment's `train`.
     """
@@ -117,7 +117,7 @@ def model_benchmark(variant: Variant, workload: Workload) -> Benchmark:
 def write_benchmarks(sizes: PoolSizes, train: TrainConfig) -> list[Benchmark]:
     """Return the benchmarks of the write, forward and backward, with each implementation.
 
-    The operations are those of the plain implementation, whichever one is measured. Weights,
+    The operations are those of the plain implementation, whichever is measured. Weights,
     tokens and the gradient of the tokens are excluded from the memory.
     """
     gradient = 4 * sizes.tokens * sizes.embed_dim

@@ -1,4 +1,4 @@
-"""The training batches of a data set alone, loaded as in training."""
+"""Load the batches of a data set as in training, but without training steps."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,7 +18,7 @@ def open_training(data: DataConfig, device: torch.device) -> Split:
 
 
 def ways_to_load(data: DataConfig, device: torch.device) -> dict[str, DataConfig]:
-    """Return the data by way of loading: as in the recipe, and streaming if that differs."""
+    """Return the data set for each kind of loading: the recipe's, and streaming if different."""
     if not isinstance(open_training(data, device).loader, ResidentLoader):
         return {"streaming": data}
     if data.is_generated:  # and therefore needs no decoding
@@ -37,14 +37,14 @@ def prepare_loading(
 ) -> Callable[[], None]:
     """Open the data set and return the function to time.
 
-    It goes through an epoch of `num_batches` batches, drawn from the whole training set: from the
-    start of the workers until the last batch is on the device.
+    A call loads an epoch of `num_batches` batches, drawn from the whole training set. It includes
+    the start of the workers and returns when the last batch is on the device.
     """
     split = open_training(data, device)
     part = split.take(torch.randperm(len(split))[: num_batches * batch_size])
-    return partial(_pass, part, batch_size, count())
+    return partial(_load_epoch, part, batch_size, count())
 
 
-def _pass(part: Split, batch_size: int, epochs: "count[int]") -> None:
+def _load_epoch(part: Split, batch_size: int, epochs: "count[int]") -> None:
     for _ in part.train_batches(batch_size, seed=0, epoch=next(epochs)):
         pass

@@ -27,7 +27,7 @@ ATTEND = {
 
 @dataclass(frozen=True)
 class PoolSizes:
-    """The number and the width of the pooled tokens, and the workspace that they write into."""
+    """The number and the width of the pooled tokens, and the configuration of the workspace."""
 
     tokens: int
     embed_dim: int
@@ -38,10 +38,10 @@ TINY = PoolSizes(8, 8, WorkspaceConfig(num_priors=2, prior_dim=4, num_heads=2, b
 
 
 def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[], object]:
-    """Build workspace and pool on their device and return the function to time.
+    """Build the workspace and the pool on the device and return the function to time.
 
-    A tiny pool is written first, so that libraries are loaded: what the first call adds to the
-    peak memory is then its own (and, with `train.compile`, that of the compiler).
+    A tiny pool is written first to load the libraries, so that the first call adds only the memory
+    of the write (and, with `train.compile`, of the compiler) to the peak.
     """
     accelerator = make_accelerator(train, ProjectConfiguration())
     _WriteBenchmark(build_workspace(name, TINY), TINY, accelerator)()
@@ -52,14 +52,14 @@ def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[
 
 
 def build_workspace(name: str, sizes: PoolSizes) -> GlobalWorkspace:
-    """Build a workspace that writes with the implementation of this name."""
+    """Build a workspace that writes with the named implementation."""
     bottleneck = None if name == "dense" else sizes.config.bottleneck
     config = replace(sizes.config, bottleneck=bottleneck)
     return GlobalWorkspace(sizes.embed_dim, config, ATTEND[name])
 
 
 def count_write(name: str, sizes: PoolSizes) -> int:
-    """Return the floating-point operations of a write with the plain implementation, forward."""
+    """Return the floating-point operations of a forward write by the plain implementation."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         workspace = build_workspace("dense" if name == "dense" else "plain", sizes)
         workspace.write(torch.empty(sizes.tokens, sizes.embed_dim))

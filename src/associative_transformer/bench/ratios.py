@@ -1,4 +1,4 @@
-"""Recorded ratios, which `ait bench --check` compares with new measurements."""
+"""The recorded ratios that `ait bench --check` compares with new measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ class Entry:
     """A benchmark command and the ratios that it measured."""
 
     command: str
-    """The words after `ait bench`."""
+    """The arguments of `ait bench`."""
     device: Literal["cpu", "cuda"]
-    """Kind of device it was measured on; it is compared with measurements on this kind only."""
+    """Kind of device it was measured on; it is compared only with measurements on this kind."""
     ratios: dict[str, float]
     """Time of the fastest round of each variant, divided by that of the rival."""
     where: str = ""
@@ -82,11 +82,11 @@ def write_ratios(path: Path, ratios: Ratios) -> None:
 def measure_again(
     ratios: Ratios, device: str, measure: Callable[[str], dict[str, float]], where: str
 ) -> tuple[Ratios, list[Verdict]]:
-    """Measure the entries of a kind of device; return the new record and a verdict for each ratio.
+    """Measure the entries for a kind of device; return the new record and one verdict per ratio.
 
     `measure` returns the ratios of a command. An entry with a ratio that is worse than recorded is
-    measured up to `ATTEMPTS` times and the smallest ratio counts: a slower implementation stays
-    slow, a busy machine does not. Raises UserError if there is no entry for this kind of device.
+    measured up to `ATTEMPTS` times, and the smallest ratio counts: a slower implementation is slow
+    every time, a busy machine is not. Raises UserError without an entry for this kind of device.
     """
     entries, verdicts = list(ratios.entries), []
     for i, entry in enumerate(entries):
@@ -131,7 +131,7 @@ def judge(
 
 
 def tabulate_verdicts(title: str, verdicts: list[Verdict]) -> Table:
-    """Return a table of recorded and measured ratios with a group of rows for each command."""
+    """Return a table of recorded and measured ratios, with a group of rows for each command."""
     rows: dict[str, list[tuple[str, ...]]] = {}
     for command, name, recorded, measured, outcome in verdicts:
         old = "-" if recorded is None else f"{recorded:.2f}"

@@ -1,4 +1,4 @@
-"""Times of functions that take turns, and the peak memory of a process of its own."""
+"""Time functions that take turns, and measure peak memory in a separate process."""
 
 import resource
 import sys
@@ -37,7 +37,7 @@ def time_in_turn(
 
 
 def matrix_product(accelerator: Accelerator) -> tuple[Run, int]:
-    """Return a large matrix product, which shows what the device can do, and its operations."""
+    """Return a large matrix product, to show how fast the device is, and its operations."""
     device = accelerator.device
     size = CPU_MATRIX_SIZE if device.type == "cpu" else MATRIX_SIZE
     a, b = torch.rand(2, size, size, device=device)
@@ -52,9 +52,9 @@ def matrix_product(accelerator: Accelerator) -> tuple[Run, int]:
 def measure_memory(
     name: str, prepare: Callable[[], Run], device: torch.device, excluded: int | None = None
 ) -> float:
-    """Return the peak memory in GiB, measured in a process of its own.
+    """Return the peak memory in GiB, measured in a separate process.
 
-    On a CPU it is that of the whole process, including libraries. With `excluded`, it is what the
+    On a CPU, it is that of the whole process, including libraries. With `excluded`, it is what the
     calls add to the peak before the first call, minus that number of bytes. Raises UserError if
     the process is killed, which happens if it runs out of memory.
     """
@@ -78,7 +78,7 @@ def peak_memory(prepare: Callable[[], Run], device: torch.device, excluded: int 
 
 
 def _peak(device: torch.device) -> int:
-    """Return the largest number of bytes that were in use so far."""
+    """Return the largest number of bytes in use so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "darwin":

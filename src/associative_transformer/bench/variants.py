@@ -1,4 +1,4 @@
-"""Models to measure: recipes, and variants of the same shape to compare with.
+"""Models to measure: recipes, and variants of the same shape to compare them with.
 
 Dims     B batch   C channels   H W image side   Q question features   O classes
 """
@@ -39,24 +39,27 @@ def find_variant(name: str, train: TrainConfig, batch_size: int) -> Variant:
 
     `plain:NAME` is an AiT with the plain implementation in `functional`, `triton:NAME` one with
     the Triton kernels, `dense:NAME` one whose priors attend to all tokens, without top-k, and
-    `timm:NAME` timm's ViT in the shape of one of ours. Raises UserError for unknown names.
+    `timm:NAME` timm's ViT in the shape of one of ours. Raises UserError if the name is unknown or
+    if the variant is not available.
     """
     prefix, _, recipe_name = name.rpartition(":")
     recipe = find_recipe(recipe_name)
     if prefix not in BUILD:
         raise UserError(
-            f"unknown prefix {prefix}: in {name!r}: use plain:, triton:, dense: or timm:, or none"
+            f"unknown prefix '{prefix}:' in {name!r}: use 'plain:', 'triton:', 'dense:', 'timm:' "
+            "or no prefix"
         )
     model = recipe.model
     if not isinstance(model, NEEDED[prefix]):
         needed = "a ViT" if prefix == "timm" else "an AiT"
         raise UserError(
-            f"{prefix}: needs a recipe of {needed}, which {recipe_name} is not: choose another one"
+            f"'{prefix}:' needs a recipe of {needed}, but {recipe_name} is not one: choose "
+            "another recipe"
         )
     if prefix == "dense" and isinstance(model, AiTConfig):
         model = replace(model, workspace=replace(model.workspace, bottleneck=None))
     if prefix == "triton" and (train.device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("triton: needs a CUDA GPU: use plain: or no prefix on this machine")
+        raise UserError("'triton:' needs a CUDA GPU: use 'plain:' or no prefix on this machine")
     if prefix == "timm" and isinstance(model, ViTConfig):
         check_timm(model)
     train = replace(
@@ -87,9 +90,9 @@ class TimmViT(nn.Module):
     """timm's VisionTransformer in the shape of our ViT; needs `pip install timm`.
 
     Image, patch, width, depth, heads and feed-forward are the same, queries, keys and values have
-    no bias, and class token and positions are present or absent alike. Two things differ: for
-    `head="flatten"`, timm takes the mean of the tokens, with fewer weights in the head, and it
-    does not normalize patches before or after their linear map.
+    no bias, and class token and positions are used if our ViT uses them. There are two
+    differences: for `head="flatten"`, timm takes the mean of the tokens, with fewer weights in the
+    head, and it does not normalize patches before or after their linear map.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -180,6 +183,6 @@ def random_batch(experiment: Experiment, device: torch.device) -> Batch:
 
 
 def choose_precision(train: TrainConfig) -> Literal["float32", "bfloat16"]:
-    """Return the precision that "auto" selects on the device."""
+    """Return the precision of `train`; "auto" is replaced by the one it selects on the device."""
     mixed = make_accelerator(train, ProjectConfiguration()).mixed_precision
     return "bfloat16" if mixed == "bf16" else "float32"

@@ -26,7 +26,7 @@ class Options:
     """Options of every benchmark."""
 
     rounds: int = 10
-    """Number of timed rounds, after two rounds to warm up."""
+    """Number of timed rounds, after two rounds of warm-up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numeric precision; bfloat16 is autocast, and auto selects it on a GPU that supports it."""
     compile: bool = False
@@ -79,7 +79,7 @@ class WriteOptions(Options):
     rival: Literal["sparse", "plain", "dense"] = "plain"
     """Implementation that the others are compared with; dense is plain without top-k."""
     tokens: int = 4_096
-    """Number of pooled tokens T: those of all images of a batch."""
+    """Number of pooled tokens T: those of all images in a batch."""
     embed_dim: int = 768
     """Width of a token E."""
     num_priors: int = 32
@@ -105,7 +105,7 @@ class DataOptions(Options):
     batch_size: int = 64
     """Images per batch."""
     batches: int = 20
-    """Batches per round, at most those of an epoch."""
+    """Batches per round, at most one epoch."""
 
 
 AnyOptions = (
@@ -128,7 +128,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Measure the ratios recorded for this kind of device again; exit with 1 if one is worse."""
+    """Repeat the recorded measurements for this kind of device; exit with 1 if one is worse."""
 
     file: tyro.conf.Positional[Path] = Path("benchmarks/ratios.json")
     """File with the recorded ratios."""
@@ -165,7 +165,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> AnyOptions:
-    """Parse the options of a benchmark and replace the precision "auto" by the selected one."""
+    """Parse the options of a benchmark and replace the precision "auto" by the one it selects."""
     options = parse(BenchOptions, arguments, "bench").benchmark
     from associative_transformer.bench import choose_precision
 
@@ -173,7 +173,7 @@ def _parse(arguments: list[str]) -> AnyOptions:
 
 
 def _plan(options: AnyOptions) -> "associative_transformer.bench.Plan":
-    """Turn the options of a benchmark into what is measured."""
+    """Return the benchmarks that the options describe."""
     from associative_transformer.bench import PoolSizes, plan_loading, plan_models, plan_write
     from associative_transformer.workspace import WorkspaceConfig
 
@@ -194,7 +194,7 @@ def _describe(environment: "associative_transformer.runs.environment.Environment
 
 
 def _check(arguments: list[str]) -> None:
-    """Measure the recorded ratios again, then compare with them or replace them."""
+    """Measure the recorded ratios again, then compare the new ones with them or replace them."""
     options = parse(CheckOptions, arguments, "bench --check")
     from associative_transformer.bench import (
         measure_again,
@@ -217,7 +217,7 @@ def _check(arguments: list[str]) -> None:
 
 
 def _measure_ratios(command: str) -> dict[str, float]:
-    """Measure a command without its memory and return the ratios of all but the rival."""
+    """Run a command without measuring memory; return the ratios of all variants but the rival."""
     from associative_transformer.bench import measure
 
     options = _parse(command.split())

@@ -1,4 +1,4 @@
-"""`ait report`: write a page on what a run has learned, or on two runs side by side."""
+"""`ait report`: write a page about what a run has learned, or about two runs side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class ReportOptions:
     runs: tuple[Path, ...]
     """Folder of the run, such as runs/triangle-ait-tiny/0, or the folders of two to compare."""
     output: Path | None = None
-    """File to write; None: report.html in the run folder, comparison.html in the first of two."""
+    """File to write; None: report.html in the run folder, or comparison.html in the first one."""
     images: int = 1_000
     """Number of test images, or questions about them, to analyze if no analysis is stored."""
     again: bool = False
@@ -29,11 +29,11 @@ class ReportOptions:
 
 
 def run(arguments: list[str]) -> None:
-    """Write a page about one run or two."""
+    """Write a page about one or two runs."""
     options = parse(ReportOptions, arguments, "report")
     if not 1 <= len(options.runs) <= 2:
         raise UserError(
-            f"ait report takes one run or two, not {len(options.runs)}: pass the folder of each"
+            f"ait report takes one or two runs, not {len(options.runs)}: pass the folder of each"
         )
     check_output(options.output)
     from associative_transformer.report import AnalysisOptions, write_comparison, write_report

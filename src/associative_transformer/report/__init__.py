@@ -1,6 +1,6 @@
-"""One run as a page, or two side by side: one HTML file that needs no network and no other file.
+"""A page about one run, or about two side by side: a single HTML file that needs no network.
 
-Each section of the page has its function, in a file of its own, and one line in `list_sections`.
+Each section of the page is returned by one function, which `list_sections` calls.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,12 @@ from associative_transformer.report.charts import Section
 from associative_transformer.report.comparison import differences_section, results_section
 from associative_transformer.report.facts import Facts, cost_section, read_facts, run_section
 from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
-from associative_transformer.report.images import count_shown, follow, images_section, list_images
+from associative_transformer.report.images import (
+    count_shown,
+    images_section,
+    list_images,
+    trace_retrieval,
+)
 from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
@@ -30,7 +35,7 @@ from associative_transformer.runs.saved import SavedRun, load_run, load_test_spl
 
 __all__ = ["AnalysisOptions", "list_sections", "write_comparison", "write_report"]
 
-KNOWN_EARLY = {"run", "training", "memory", "cost"}  # sections that need no complete run
+KNOWN_EARLY = {"run", "training", "memory", "cost"}  # sections that do not need a complete run
 NOT_COMPARED = {"priors", "images"}  # sections whose widget shows a single run
 UNFINISHED = "Available once the run is complete."
 
@@ -47,22 +52,22 @@ class AnalysisOptions:
 
 @dataclass(frozen=True)
 class AnalyzedRun:
-    """A run with everything that its page shows."""
+    """A run and everything that its page shows."""
 
     facts: Facts
     analysis: Analysis
     gallery: Gallery
-    run: SavedRun | None = None  # None if the run is not complete
-    split: Split | None = None  # the test split in the order of the analysis; None likewise
+    run: SavedRun | None = None  # None if the run is not complete, as is `split`
+    split: Split | None = None  # the test split in the order of the analysis
 
 
 def write_report(
     folder: Path, output: Path | None = None, options: AnalysisOptions | None = None
 ) -> Path:
-    """Write the page of a run to `output`, by default its report.html, and return the path.
+    """Write the page of a run to `output` (default: its report.html) and return the path.
 
-    If the run is not complete, the page shows how far it got, without its model. Raises UserError
-    if the folder holds no run, and whenever `load_run` or `load_test_split` does.
+    If the run is not complete, the page shows its progress, but not its model. Raises UserError if
+    the folder is not a run folder, or if `load_run` or `load_test_split` raises it.
     """
     analyzed = _analyze_run(folder, options or AnalysisOptions())
     rows = [[section] for section in list_sections(analyzed)]
@@ -76,7 +81,8 @@ def write_comparison(
 ) -> Path:
     """Write a page with two runs side by side to `output` and return the path.
 
-    By default it is the comparison.html of the first run. Raises UserError like `write_report`.
+    `output` is comparison.html in the folder of the first run by default. Raises UserError like
+    `write_report`.
     """
     both = [_analyze_run(each, options or AnalysisOptions()) for each in (folder, other)]
     a, b = (analyzed.facts for analyzed in both)
@@ -94,7 +100,7 @@ def write_comparison(
 
 
 def list_sections(analyzed: AnalyzedRun) -> list[Section]:
-    """Return the sections of the page in order; a new section is one more line here."""
+    """Return the sections of the page in order; add a new section here."""
     facts, analysis, items = analyzed.facts, analyzed.analysis, analyzed.facts.items
     kinds = facts.result.test_kinds if facts.result else None
     mistakes = show_mistakes(analysis.answers, analyzed.gallery)
@@ -141,11 +147,12 @@ def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
 
 
 def _training_section(runs: Mapping[str, Facts]) -> Section:
-    results = {prefix: facts.result for prefix, facts in runs.items()}
+    metrics = {prefix: facts.history.metrics for prefix, facts in runs.items()}
     tests = {
-        prefix: result.test_accuracy if result else None for prefix, result in results.items()
+        prefix: facts.result.test_accuracy if facts.result else None
+        for prefix, facts in runs.items()
     }
-    return training_section({name: facts.history.metrics for name, facts in runs.items()}, tests)
+    return training_section(metrics, tests)
 
 
 def _list_widgets(analyzed: AnalyzedRun) -> dict[str, Any]:
@@ -160,12 +167,12 @@ def _list_widgets(analyzed: AnalyzedRun) -> dict[str, Any]:
     if selection is not None and analyzed.run is not None and analyzed.split is not None:
         indices = list(range(count_shown(selection)))
         model = cast(AiT, analyzed.run.model)
-        followed = follow(model, analyzed.split.take(torch.tensor(indices)))
+        traced = trace_retrieval(model, analyzed.split.take(torch.tensor(indices)))
         classes = [gallery.items[index].classes for index in indices]
         data |= {
             "side": round(model.embed.num_patches**0.5),  # in patches
             "priors": list_cards(selection, analyzed.analysis.specialization),
-            "images": list_images(selection, followed, classes),
+            "images": list_images(selection, traced, classes),
         }
     return data
 

@@ -18,7 +18,7 @@ from associative_transformer.report.charts import (
     Series,
 )
 
-MAX_CLASSES = 20  # for a full confusion matrix; with more, only the most frequent confusions
+MAX_CLASSES = 20  # in a confusion matrix; with more, only the most frequent confusions are shown
 MAX_PAIRS = 20
 
 
@@ -30,7 +30,7 @@ def answers_section(
 ) -> Section:
     """Return the section on how accurate and how confident the answers of a run are.
 
-    `kinds` is the `test_kinds` of the result of the run, `items` is "images" or "questions".
+    `kinds` is the `test_kinds` of the run's result, `items` is "images" or "questions".
     """
     if answers is None:
         return Section("evaluation", "Evaluation", "The run is not complete yet.")
@@ -78,8 +78,8 @@ def _draw_confusion(answers: Answers) -> Heat:
     shares = 100 * answers.confusion / np.maximum(answers.confusion.sum(axis=1, keepdims=True), 1)
     return Heat(
         "Confusion matrix, in percent of each true class",
-        "predicted",
-        "true",
+        "predicted class",
+        "true class",
         rows=answers.classes,
         columns=answers.classes,
         values=shares.tolist(),
@@ -94,7 +94,7 @@ def _draw_pairs(answers: Answers, items: str) -> Bars:
     most_frequent = wrong.ravel().argsort()[::-1][:MAX_PAIRS]
     pairs = [divmod(int(i), len(answers.classes)) for i in most_frequent]
     labels = [
-        f"{answers.classes[true]} taken for {answers.classes[predicted]}"
+        f"{answers.classes[true]} mistaken for {answers.classes[predicted]}"
         for true, predicted in pairs
     ]
     counts = [int(wrong[pair]) for pair in pairs]

@@ -1,4 +1,4 @@
-"""The section on competition inside the self-attention, with a box plot for each head."""
+"""The section on competition in self-attention, with a box plot for each head."""
 
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.report.charts import Boxes, Choice, Figure, Section
@@ -8,7 +8,7 @@ TITLE = "Competition in self-attention"
 
 
 def competition_section(competition: Competition | None, items: str) -> Section:
-    """Return the section on how many tokens receive most of a token's attention, head by head.
+    """Return the section on how many tokens receive most of a token's attention in each head.
 
     `items` is "images" or "questions".
     """
@@ -26,10 +26,10 @@ def competition_section(competition: Competition | None, items: str) -> Section:
         chart = Boxes(title, f"tokens, out of {num_tokens}", labels, heads, bounds)
         figures.append(Figure(chart, {"layer": i}))
     note = (
-        f"The number of tokens that receive {percent} of a token's attention, measured on "
+        f"The charts show how many tokens receive {percent} of a token's attention, measured on "
         f"{competition.num_images:,} test {items}. The smaller the number, the stronger the "
-        f"competition; uniform attention needs {competition.uniform} of {num_tokens} tokens. The "
-        f"mean over all tokens is {competition.mean.mean():.1f}."
+        f"competition. It is {competition.uniform} (of {num_tokens} tokens) if the attention is "
+        f"uniform; its mean over all tokens is {competition.mean.mean():.1f}."
     )
     names = [f"layer {layer + 1}" for layer in competition.layers]
     return Section("competition", TITLE, note, figures, [Choice("layer", "Layer", names)])

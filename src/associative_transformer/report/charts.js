@@ -109,7 +109,7 @@ const charts = (() => {
 
   const dash = (isDashed) => (isDashed ? { "stroke-dasharray": "5 3" } : {});
 
-  /** Returns a function that writes ticks with enough digits to tell them apart. */
+  /** Returns a function that formats ticks with enough digits to distinguish them. */
   function tickFormat(values) {
     const step = Math.abs(values[1] - values[0]) || 1, most = Math.max(...values.map(Math.abs));
     const digits = Math.ceil(Math.log10(most / step + 1e-9)) + 1;
@@ -182,7 +182,7 @@ const charts = (() => {
     return count > 1 && !spec.is_thin ? [legend(entries), plot] : [plot];
   }
 
-  /** Returns the width for labels on the left, and a function that makes a label fit it. */
+  /** Returns the width for labels on the left, and a function that shortens a label to fit. */
   function labels(names, width) {
     const left = Math.min(Math.max(...names.map(measure), 6) + 12, width * 0.4);
     return { left, fit: (name) => truncate(name, left - 10) };

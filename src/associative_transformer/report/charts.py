@@ -1,7 +1,7 @@
-"""The contents of a page without markup: charts, tables, pictures and the sections that hold them.
+"""The contents of a page without markup: charts, tables, pictures and sections of them.
 
-Every chart comes with a table of its values. Clouds of points and large matrices are the
-exception: their `note` describes them instead.
+Every chart comes with a table of its values, except for large matrices and points without labels,
+which are described by their `note`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines over a common axis."""
+    """Lines with a common x axis."""
 
     title: str
     x_label: str
@@ -60,7 +60,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, one for each label, which may be stacked from several parts."""
+    """Horizontal bars, one for each label, each of which may be stacked from several parts."""
 
     title: str
     x_label: str
@@ -69,7 +69,7 @@ class Bars:
     note: str = ""
     low: Sequence[Number] = ()  # interval around the value; only with a single part
     high: Sequence[Number] = ()
-    marks: Mapping[str, Sequence[Number]] = field(default_factory=dict)  # strokes next to the bars
+    marks: Mapping[str, Sequence[Number]] = field(default_factory=dict)  # strokes across the bars
     end: Number | None = None  # of the axis; None: the largest value
     hues: Sequence[int] = ()  # indices of the colors of the labels; only with a single part
     kind: Literal["bars"] = "bars"
@@ -126,7 +126,7 @@ class Heat:
 
     @property
     def table(self) -> Grid | None:
-        """The matrix; None if it has too many columns to be read."""
+        """The matrix; None if it has too many columns for a table."""
         if len(self.columns) > MAX_COLUMNS:
             return None
         rows = [
@@ -164,7 +164,7 @@ Chart = Lines | Bars | Boxes | Heat | Points
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart that is shown while the reader has selected certain options."""
+    """A chart that is shown if certain options are selected."""
 
     chart: Chart
     shown_if: Mapping[str, int] = field(default_factory=dict)  # choice -> its selected option
@@ -172,12 +172,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Choice:
-    """A control with which the reader of a section selects one of several options."""
+    """A control in a section that selects one of several options."""
 
     name: str
     title: str
     options: Sequence[str]
-    start: int = 0  # index of the option selected at first
+    start: int = 0  # index of the option that is selected initially
     is_slider: bool = False
 
 
@@ -191,7 +191,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; it consists of its `note` alone if a run has nothing to show."""
+    """A part of a page; it has only a `note` if the run has nothing to show."""
 
     name: str
     title: str
@@ -204,7 +204,7 @@ class Section:
 
 
 def format_number(value: Number | None) -> str:
-    """Return a number with four significant digits, or a dash for None and nan."""
+    """Return an integer in full, a float with four significant digits, None or nan as a dash."""
     if value is None or isnan(value):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -9,7 +9,7 @@ from associative_transformer.runs.result import RunResult
 
 
 def results_section(results: Mapping[str, RunResult | None]) -> Section:
-    """Return the test accuracies of runs side by side, by kind of question if there are kinds.
+    """Return the section that compares test accuracies, overall or for each kind of question.
 
     `results` maps the letter of each run to its result, or to None if it is not complete.
     """
@@ -35,7 +35,7 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
         "accuracy, %",
         list(bars),
         {"accuracy, %": [accuracy for accuracy, _ in bars.values()]},
-        note="Strokes are 95 % intervals, with the image as the unit." if intervals else "",
+        note="The strokes are 95 % intervals, clustered by image." if intervals else "",
         low=[low for low, _ in intervals] if has_all else [],
         high=[high for _, high in intervals] if has_all else [],
         end=100,
@@ -45,7 +45,7 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
 
 
 def differences_section(a: Experiment, b: Experiment) -> Section:
-    """Return a table of the fields in which two experiments differ."""
+    """Return the section with the fields in which two experiments differ."""
     fields = {name: pair for name, pair in differences(a, b).items() if name != "name"}
     if a.train.seed != b.train.seed:
         fields["train.seed"] = (a.train.seed, b.train.seed)

@@ -1,4 +1,4 @@
-"""What the files of a run record, complete or not, without its model."""
+"""What the files of a run record, whether it is complete or not; its model is not loaded."""
 
 import shlex
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Facts:
 
     @property
     def progress(self) -> str:
-        """How far the training has come."""
+        """How far training has progressed."""
         train = self.experiment.train
         if self.result is not None:
             return f"complete after {format_number(train.epochs)} epochs"
@@ -59,7 +59,7 @@ class Facts:
 
     @property
     def epoch(self) -> int:
-        """The epoch, counted from 1, of the saved model, or the last epoch so far."""
+        """The epoch of the saved model, or the last epoch so far, counted from 1."""
         if self.result is not None and self.result.best_validation is not None:
             return self.result.best_validation.epoch
         return len(self.history.metrics)
@@ -72,7 +72,7 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """Read the files of a run. Raises UserError if the folder holds no run, or a damaged one."""
+    """Read the files of a run. Raises UserError if there is none, or a damaged one."""
     run = read_run(folder)
     environment = run.environment or Environment()
     return Facts(folder, run.experiment, run.result, environment, run.history)
@@ -84,15 +84,15 @@ def find_recipe_of(experiment: Experiment) -> Experiment | None:
     None if no recipe has this kind of model and data.
     """
     kinds = (experiment.data.kind, experiment.model.kind)
-    alike = [r for r in RECIPES.values() if (r.data.kind, r.model.kind) == kinds]
+    candidates = [r for r in RECIPES.values() if (r.data.kind, r.model.kind) == kinds]
     named = RECIPES.get(experiment.name.partition("+")[0])
-    if named in alike:
+    if named in candidates:
         return named
-    return min(alike, key=lambda recipe: len(differences(experiment, recipe)), default=None)
+    return min(candidates, key=lambda r: len(differences(experiment, r)), default=None)
 
 
-def write_training(experiment: Experiment) -> str | None:
-    """Return the command that repeats a training; None if there is no similar recipe."""
+def format_train_command(experiment: Experiment) -> str | None:
+    """Return the command that repeats a training run; None if there is no similar recipe."""
     recipe = find_recipe_of(experiment)
     if recipe is None:
         return None
@@ -118,7 +118,8 @@ def run_section(facts: Facts) -> Section:
         ("versions", ", ".join(versions) or "unknown"),
         (
             "command",
-            write_training(facts.experiment) or "none: no recipe has this kind of model and data",
+            format_train_command(facts.experiment)
+            or "none: no recipe has this kind of model and data",
         ),
     ]
     tables = [_results(facts), Grid(["", ""], rows, "How it was trained")]
@@ -154,7 +155,7 @@ def cost_section(facts: Facts) -> Section:
 
 
 def _results(facts: Facts) -> Grid:
-    """Return the result next to the published one."""
+    """Return a table of the result and the published one."""
     recipe = RECIPES.get(facts.experiment.name.partition("+")[0])
     published, title = "none", "published"
     if recipe is not None and recipe.name in PUBLISHED:
@@ -174,11 +175,11 @@ def _results(facts: Facts) -> Grid:
         score = f"{_percent(kind.accuracy)} ({low:.2f} to {high:.2f}), {guess}"
         rows.append((f"{kind.name} questions", score))
     if not kinds:
-        share = f"{_percent(result.test_accuracy)} of {result.test_images:,} images"
+        share = f"{_percent(result.test_accuracy)} on {result.test_images:,} images"
         rows.append(("test accuracy", share))
     if best := result.best_validation:
         score = f"{_percent(best.test_accuracy)} after epoch {best.epoch}"
-        rows.append(("saved model", f"{score} (above: after the last epoch)"))
+        rows.append(("saved model", f"{score} (above: accuracy after the last epoch)"))
     return Grid(["", ""], [*rows, (title, published)], "Result")
 
 

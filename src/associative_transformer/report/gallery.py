@@ -1,4 +1,4 @@
-"""Test images for a page, as data URLs, with the class or the question that belongs to each.
+"""Test images for a page, as data URLs, with the class or the question of each.
 
 Dims     C channels   H height   W width
 """
@@ -34,7 +34,7 @@ class Gallery:
 def load_gallery(
     data: HeldOut, config: DataConfig, required: Iterable[int], optional: Iterable[int]
 ) -> Gallery:
-    """Load all required items, then optional ones in their order until `MAX_BYTES` are used."""
+    """Load all required items, then optional ones in order until `MAX_BYTES` are used."""
     gallery = Gallery()
     for items in _chunks(required):
         _add(gallery, data, config, items)
@@ -62,7 +62,7 @@ def encode_image(image: Float[Tensor, "C H W"]) -> str:
 
 
 def show_mistakes(answers: Answers | None, gallery: Gallery) -> list[Picture]:
-    """Return the images of the worst mistakes, each with its correct and its given answer."""
+    """Return the images of the worst mistakes, each with the correct and the predicted answer."""
     pictures: list[Picture] = []
     if answers is None:
         return pictures
@@ -73,7 +73,7 @@ def show_mistakes(answers: Answers | None, gallery: Gallery) -> list[Picture]:
         strict=True,
     ):
         item = gallery.items[index]
-        text = f"{item.text}; answered {item.classes[predicted]} ({100 * confidence:.1f} %)"
+        text = f"{item.text}; predicted: {item.classes[predicted]} ({100 * confidence:.1f} %)"
         pictures.append(Picture(gallery.sources[item.row], text))
     return pictures
 

@@ -22,17 +22,17 @@ from associative_transformer.workspace import GlobalWorkspace
 
 MAX_IMAGES = 48  # test images, or questions, in the view
 NUM_STEPS = 4  # of the retrieval
-MAX_NAMED = 3  # priors named for a patch; further ones are only counted
+MAX_NAMED = 3  # priors listed for a patch; the others are only counted
 TITLE = "Image view"
 
 
-class Followed(NamedTuple):
-    """The answers to some items, and the retrieval of their tokens."""
+class RetrievalTrace(NamedTuple):
+    """The answers to some items, and how their tokens are retrieved."""
 
     predicted: list[int]
     confidence: list[float]
-    energy: Float[np.ndarray, "L I N X"] | None  # None if the memory is not read by Hopfield
-    nearest: Int[np.ndarray, "L I N"] | None  # prior with the largest weight in what a token reads
+    energy: Float[np.ndarray, "L I N X"] | None  # None: not read by Hopfield
+    nearest: Int[np.ndarray, "L I N"] | None  # prior from which a token reads most
 
 
 def count_shown(selection: SelectionStatistics) -> int:
@@ -41,7 +41,7 @@ def count_shown(selection: SelectionStatistics) -> int:
 
 
 @torch.no_grad()
-def follow(model: AiT, split: Split) -> Followed:
+def trace_retrieval(model: AiT, split: Split) -> RetrievalTrace:
     """Pass the items of a split through a model and retrieve their tokens `NUM_STEPS` times."""
     (batch,) = split.eval_batches(len(split))
     traced = trace(model, batch)
@@ -51,7 +51,7 @@ def follow(model: AiT, split: Split) -> Followed:
         workspace = cast(GlobalWorkspace, layer.workspace)
         state = cast(Tensor, layer.workspace_input)
         if workspace.reader is not None:
-            return Followed(predicted.tolist(), confidence.tolist(), None, None)
+            return RetrievalTrace(predicted.tolist(), confidence.tolist(), None, None)
         beta, attractors = workspace.config.beta, workspace.to_attractor(workspace.priors)
         nearest.append((state @ attractors.mT).argmax(dim=-1))
         states = [state]
@@ -59,7 +59,7 @@ def follow(model: AiT, split: Split) -> Followed:
             states.append(hopfield_retrieve(states[-1], attractors, beta))
         energy = [hopfield_energy(state, attractors, beta) for state in states]
         energies.append(torch.stack(energy, dim=-1))
-    return Followed(
+    return RetrievalTrace(
         predicted.tolist(),
         confidence.tolist(),
         torch.stack(energies).cpu().numpy(),
@@ -68,7 +68,7 @@ def follow(model: AiT, split: Split) -> Followed:
 
 
 def images_section(selection: SelectionStatistics | None, items: str) -> Section:
-    """Return the introduction to the image view, which the script draws from `list_images`.
+    """Return the section with the image view, which the script draws from `list_images`.
 
     `items` is "images" or "questions".
     """
@@ -76,10 +76,10 @@ def images_section(selection: SelectionStatistics | None, items: str) -> Section
         return Section("images", TITLE, "This model has no priors that take patches.")
     num_layers, num_heads = selection.entropy.shape[:2]
     note = (
-        f"The first {count_shown(selection)} test {items}. Select one to see which of its patches "
-        "the priors of a head take, and how the energy of its tokens falls during retrieval. The "
-        "number on a patch is that of the prior that ranks the patch highest; a plus means that "
-        "other priors take it too."
+        f"These are the first {count_shown(selection)} test {items}. Select one to see which of "
+        "its patches the priors of a head take, and how the energy of its tokens falls during "
+        "retrieval. The number on a patch identifies the prior that ranks it highest; a plus "
+        "means that other priors take it too."
     )
     if items == "questions":
         note += " The first token is the question."
@@ -91,27 +91,27 @@ def images_section(selection: SelectionStatistics | None, items: str) -> Section
 
 
 def list_images(
-    selection: SelectionStatistics, followed: Followed, classes: Sequence[Sequence[str]]
+    selection: SelectionStatistics, traced: RetrievalTrace, classes: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """Return the data of the image view; `classes` holds the possible answers to each item."""
-    energy, nearest = followed.energy, followed.nearest
+    """Return the data of the image view; `classes` contains the possible answers to each item."""
+    energy, nearest = traced.energy, traced.nearest
     return [
         {
-            "predicted": classes[i][followed.predicted[i]],
-            "confidence": followed.confidence[i],
+            "predicted": classes[i][traced.predicted[i]],
+            "confidence": traced.confidence[i],
             "taken": [[list_takers(head[:, i]) for head in layer] for layer in selection.taken],
             "energy": None if energy is None else energy[:, i],
             "nearest": None if nearest is None else nearest[:, i],
         }
-        for i in range(len(followed.predicted))
+        for i in range(len(traced.predicted))
     ]
 
 
 def list_takers(taken: Int[np.ndarray, "M P"]) -> list[list[int]]:
-    """Return a list for each patch that is taken: the patch, the number of its priors, the best.
+    """Return `[patch, number of priors that take it, *best priors]` for each patch that is taken.
 
-    `taken` holds the position of each patch in the order of each prior, counted from 1, or 0 if
-    the prior does not take it. The priors that place the patch first come first.
+    `taken` contains the position of each patch in the order in which each prior takes patches,
+    counted from 1; 0 if it does not take the patch. The best priors take the patch earliest.
     """
     takers = []
     for patch in np.flatnonzero(taken.any(axis=0)).tolist():

@@ -1,4 +1,4 @@
-"""The section on the explicit memory: how similar its priors are, and how they moved.
+"""The section on the explicit memory: how similar its priors are, and how they move.
 
 Dims     T epochs   L layers   M priors   D prior width
 """
@@ -21,7 +21,7 @@ from associative_transformer.report.charts import (
     Series,
 )
 
-SAME = 1e-4  # priors whose difference is a smaller share of their norm are drawn at one point
+SAME = 1e-4  # priors that differ by a smaller share of their norm are drawn as one point
 
 
 def memory_section(
@@ -49,8 +49,8 @@ def memory_section(
     figures += [Figure(chart) for chart in _draw_drift(drift, layers, min(num_priors, prior_dim))]
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
-        f"{num_priors} priors of width {prior_dim} in each layer, after epoch {epoch}. Effective "
-        f"rank (number of directions in use) by layer: {ranks}."
+        f"Each layer has {num_priors} priors of width {prior_dim}, shown after epoch {epoch}. "
+        f"Effective rank (the number of directions in use) by layer: {ranks}."
     )
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
 
@@ -61,7 +61,7 @@ def _draw_similarity(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
     off_diagonal = similarity[~np.eye(len(priors), dtype=bool)]
     mean = off_diagonal.mean() if off_diagonal.size else 1
     return Heat(
-        f"Similarity of the priors, {layer}",
+        f"Cosine similarity of the priors, {layer}",
         "prior",
         "prior",
         rows=numbers,
@@ -69,9 +69,8 @@ def _draw_similarity(priors: Float[np.ndarray, "M D"], layer: str) -> Heat:
         values=similarity.tolist(),
         low=-1,
         high=1,
-        note=f"Mean cosine of two different priors: {mean:.2f}.",
+        note=f"Mean over pairs of different priors: {mean:.2f}.",
         colors="diverging",
-        unit="cosine",
     )
 
 
@@ -93,26 +92,31 @@ def _draw_plane(priors: Float[np.ndarray, "M D"], layer: str) -> Points:
         f"component 2 ({second})",
         x,
         y,
-        "The plane of the two principal components, with their shares of the variance.",
+        "The axes are the first two principal components, with their shares of the variance.",
         labels=_number(len(priors)),
     )
 
 
 def _draw_capacity(capacity: Capacity | None, layers: list[str]) -> Iterator[tuple[int, Lines]]:
-    """Draw how a memory fills as the numbers of its priors and of the pooled tokens grow."""
+    """Draw what a memory can hold by the number of its priors and by the size of the pool."""
     if capacity is None:
         return
     num_priors = capacity.num_priors.tolist()
     for layer, name in enumerate(layers):
         for title, label, values in (
-            ("Effective rank of fresh memories", "directions in use", capacity.effective_rank),
-            ("Attractors that recall themselves", "share", capacity.recalled),
+            (
+                "Effective rank of new memories",
+                "directions in use",
+                capacity.effective_rank,
+            ),
+            ("Attractors that are recalled", "share", capacity.recalled),
         ):
             lines = [
                 Series(f"pool of {size:,}", num_priors, values[layer, :, i].tolist())
                 for i, size in enumerate(capacity.pool_sizes.tolist())
             ]
-            yield layer, Lines(f"{title}, {name}", "priors", label, lines, is_log=True, start=0)
+            x_label = "number of priors"
+            yield layer, Lines(f"{title}, {name}", x_label, label, lines, is_log=True, start=0)
 
 
 def _draw_drift(drift: Drift, layers: list[str], full_rank: int) -> Iterator[Lines]:

@@ -1,4 +1,4 @@
-/** Draws the cards and the image view, and follows the controls of the page. */
+/** Draws the cards and the image view, and updates the page when a control changes. */
 (() => {
   const { draw, drawing, fill, hint, node, shape, text, viridis, write } = charts;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -38,7 +38,7 @@
   function position(shares) {
     const most = Math.max(...shares) || 1;
     const cells = shares.map((share, patch) => cell(patch, { fill: viridis(share / most) }, hint(`${patchName(patch)}: ${write(100 * share)} %`)));
-    const plot = drawing(100, 100, "Where in the images this prior takes patches", ...cells);
+    const plot = drawing(100, 100, "Positions of the patches that this prior takes", ...cells);
     fill(plot, { width: 56, height: 56 }, []);
     return plot;
   }
@@ -106,8 +106,8 @@
     });
     const whole = picture(item, `; ${taken.length} patches are taken`, ...marks);
     whole.classList.add("whole");
-    const none = taken.length ? "" : " No prior takes its patches.";
-    const answer = `Answer: ${image.predicted}, with a confidence of ${write(100 * image.confidence)} %.${none}`;
+    const none = taken.length ? "" : " No prior takes any of its patches.";
+    const answer = `Predicted: ${image.predicted} (confidence ${write(100 * image.confidence)} %).${none}`;
     const left = node("div", {}, whole, node("p", {}, `Test ${data.noun} ${item + 1}: ${data.items[item].text}. ${answer}`));
     const right = node("div");
     widget.lastChild.replaceChildren(left, right);
@@ -116,8 +116,8 @@
     if (energy) {
       const series = energy.map((y, i) => ({ name: `token ${i + 1}`, x: y.map((_, step) => step), y, spread: [] }));
       const plot = node("div", { class: "plot" });
-      right.append(node("figure", {}, node("figcaption", {}, "Energy of its tokens during retrieval"), plot));
-      draw(plot, { kind: "lines", title: "Energy of its tokens during retrieval; see the table for the numbers", x_label: "retrieval steps", y_label: "energy", series, is_thin: true });
+      right.append(node("figure", {}, node("figcaption", {}, "Energy of the tokens during retrieval"), plot));
+      draw(plot, { kind: "lines", title: "Energy of the tokens during retrieval; see the table for the numbers", x_label: "retrieval steps", y_label: "energy", series, is_thin: true });
     }
     const rows = Array.from({ length: count }, (_, token) => {
       const patch = token - before, [number, ...best] = by.get(patch) || [0];

@@ -15,15 +15,15 @@ import numpy as np
 from associative_transformer.report.charts import Chart, Section
 
 FOLDER = Path(__file__).parent  # of the template, the scripts and the style sheet
-DIGITS = 4  # significant ones of the numbers in charts
+DIGITS = 4  # significant digits of the numbers in charts
 
 
 def render(
     title: str, summary: str, rows: Sequence[Sequence[Section]], data: Mapping[str, Any]
 ) -> str:
-    """Return a page with one row below the other and the sections of a row side by side.
+    """Return a page that shows the sections of each row side by side.
 
-    `data` is what the script draws the cards of the priors and the image view from.
+    The script draws the cards of the priors and the image view from `data`.
     """
     script = "".join((FOLDER / name).read_text() for name in ("charts.js", "page.js"))
     style = (FOLDER / "style.css").read_text()
@@ -46,7 +46,7 @@ def render(
         summary=summary,
         rows=rows,
         number=number,
-        embed=lambda: to_json({**data, "charts": charts}),  # called after all are numbered
+        embed=lambda: to_json({**data, "charts": charts}),  # called after all charts are numbered
         style=style,
         script=script,
         digest=_digest(script),
@@ -54,7 +54,7 @@ def render(
 
 
 def to_json(value: object) -> str:
-    """Return data for a `<script>` element, in which no text can close or open an element."""
+    """Return JSON for a `<script>` element, in which no text can close or open an element."""
     text = json.dumps(_simplify(value), separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -77,5 +77,5 @@ def _simplify(value: object) -> object:
 
 
 def _digest(script: str) -> str:
-    """Return the hash with which the content security policy allows this script alone."""
+    """Return the hash that lets the content security policy allow only this script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""The section on what each prior of each head takes: data for the cards, and a table.
+"""The section on what each prior of each head takes: data for its card, and a table.
 
 Dims     L layers   S heads of the workspace   M priors   O classes
 """
@@ -29,13 +29,13 @@ def priors_section(
     num_dead, num_duplicates = int(selection.is_dead.sum()), int(selection.is_duplicate.sum())
     note = (
         f"Each layer has {num_priors} priors. In each of {num_heads} heads, a prior takes "
-        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens of a pool "
-        f"({selection.num_images:,} test {items} in total). A card shows the highest-ranking "
-        "patches, and how much information being taken carries about the class, the position and "
-        "the content (brightness) of a patch, compared with chance. A prior is dead if its usage "
-        f"is below {DEAD:g} of an equal share, and a duplicate if its tokens overlap with those "
-        f"of an earlier prior by more than {DUPLICATE:g}. Of {selection.is_dead.size} priors, "
-        f"{num_dead} are dead and {num_duplicates} are duplicates."
+        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens in a pool "
+        f"({selection.num_images:,} test {items} in total). A card shows the patches that a prior "
+        "ranks highest, and how much its choice of patches says about their class, position and "
+        "content (brightness), compared with chance. A prior is dead if its usage is below "
+        f"{DEAD:g} times an equal share, and a duplicate if its tokens overlap with those of an "
+        f"earlier prior by more than {DUPLICATE:g}. Number of dead priors: {num_dead} of "
+        f"{selection.is_dead.size}; number of duplicates: {num_duplicates}."
     )
     columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate"]
     if specialization is not None:

@@ -18,14 +18,14 @@ from associative_transformer.report.charts import (
 )
 
 TITLE = "Inverse temperature"
-MAX_BASINS = 16  # fixed points with a bar of their own
-KINDS_OF_REST = ("single attractor", "metastable", "mean of all")
+MAX_BASINS = 16  # fixed points that are drawn as bars
+KINDS_OF_FIXED_POINTS = ("single attractor", "metastable", "mean of all")
 
 
 def retrieval_section(
     basins: Basins | None, reconstruction: Reconstruction | None, items: str
 ) -> Section:
-    """Return the section on where retrieval takes the tokens at each stored inverse temperature.
+    """Return the section on where tokens come to rest at each stored inverse temperature.
 
     `items` is "images" or "questions".
     """
@@ -59,8 +59,8 @@ def retrieval_section(
 def _introduce(basins: Basins, reconstruction: Reconstruction | None) -> str:
     note = (
         f"{basins.num_tokens:,} tokens of each layer are retrieved repeatedly until they no "
-        "longer move. A small β averages over all attractors, a large β selects a single one; "
-        "metastable states lie in between. The run was trained with "
+        "longer move. A small β averages over all attractors, a large β selects a single one, "
+        "and a β in between averages over some (metastable states). The run was trained with "
         f"β = {basins.trained_beta:g}."
     )
     if reconstruction is not None:
@@ -70,7 +70,7 @@ def _introduce(basins: Basins, reconstruction: Reconstruction | None) -> str:
 
 
 def _draw_beta(basins: Basins, beta: int, layer: int, setting: str) -> Iterator[Chart]:
-    """Draw energy, kinds of rest and basins at one inverse temperature."""
+    """Draw energy, kinds of fixed points and basins at one inverse temperature."""
     energy = basins.energy[beta, layer].tolist()
     steps = list(range(len(energy)))
     spread = basins.energy_spread[beta, layer].tolist()
@@ -78,7 +78,7 @@ def _draw_beta(basins: Basins, beta: int, layer: int, setting: str) -> Iterator[
     yield Lines(f"Energy during retrieval, {setting}", "retrieval steps", "energy", lines)
     shares = {"share of the tokens, %": _percent(basins, beta, layer)}
     title = f"Where tokens come to rest, {setting}"
-    yield Bars(title, "tokens, %", KINDS_OF_REST, shares, end=100)
+    yield Bars(title, "tokens, %", KINDS_OF_FIXED_POINTS, shares, end=100)
     sizes = 100 * basins.basins[beta, layer][:MAX_BASINS]
     num_points = int(basins.num_fixed_points[beta, layer])
     labels = [f"fixed point {i + 1}" for i in range(min(len(sizes), max(num_points, 1)))]
@@ -88,17 +88,17 @@ def _draw_beta(basins: Basins, beta: int, layer: int, setting: str) -> Iterator[
 
 
 def _compare_betas(basins: Basins, betas: Sequence[str], layer: int, name: str) -> Iterator[Chart]:
-    """Draw kinds of rest and recall at all inverse temperatures."""
+    """Draw kinds of fixed points and recall at all inverse temperatures."""
     labels = [f"β = {beta}" for beta in betas]
     shares = np.array([_percent(basins, i, layer) for i in range(len(betas))])
-    parts = {kind: column.tolist() for kind, column in zip(KINDS_OF_REST, shares.T, strict=True)}
+    parts = dict(zip(KINDS_OF_FIXED_POINTS, shares.T.tolist(), strict=True))
     title = f"Where tokens come to rest for each β, {name}"
     yield Bars(title, "tokens, %", labels, parts, end=100)
     lines = [
         Series(label, basins.noise.tolist(), (100 * basins.recall[i, layer]).tolist())
         for i, label in enumerate(labels)
     ]
-    x_label = "noise, in mean attractor norms"
+    x_label = "length of the noise, in mean attractor norms"
     yield Lines(f"Recall under noise, {name}", x_label, "attractors recalled, %", lines, start=0)
 
 
@@ -109,7 +109,7 @@ def _percent(basins: Basins, beta: int, layer: int) -> list[float]:
 
 def _draw_before(tokens: Reconstruction, layer: int, name: str, items: str) -> Points:
     percent = 100 * tokens.explained[layer]
-    note = f"The plane holds {percent:.0f} % of the variance of these tokens."
+    note = f"The plane explains {percent:.0f} % of the variance of these tokens."
     return _scatter(tokens.before[layer], f"Tokens before retrieval, {name}", note, items)
 
 
@@ -125,10 +125,10 @@ def _draw_after(
 
 
 def _scatter(tokens: np.ndarray, title: str, note: str, items: str) -> Points:
-    """Draw the tokens of each item in a hue of its own, each patch in its own shade."""
+    """Draw each item in its own hue, and each of its tokens in its own shade."""
     num_items, num_tokens = tokens.shape[:2]
     x, y = tokens.reshape(-1, 2).T.tolist()
-    note = f"{note} One hue for each of {num_items} {items}, one shade for each of its tokens."
+    note = f"{note} Hues distinguish the {num_items} {items}, shades the tokens of each."
     return Points(
         title,
         "component 1",

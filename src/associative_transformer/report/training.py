@@ -1,4 +1,4 @@
-"""The section on how runs went, epoch by epoch."""
+"""The section on training: loss, accuracy and learning rate in each epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 from associative_transformer.report.charts import Figure, Lines, Section, Series
 
 HUES = (0, 1, 2)  # of the lines of a single run
-COMPARED_HUES = ((0, 5, 2), (1, 4, 3))  # of runs A and B, which bars show in hues 0 and 1
+COMPARED_HUES = ((0, 5, 2), (1, 4, 3))  # of runs A and B, whose bars have hues 0 and 1
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 def training_section(runs: Mapping[str, Rows], tests: Mapping[str, float | None]) -> Section:
     """Return the curves of `metrics.jsonl` for one run or two, with their test accuracies.
 
-    Both mappings are keyed by the prefix of the names of a run's lines, "" for a single run.
+    The keys of both mappings are the prefixes of the names of lines, "" for a single run.
     """
     if not any(runs.values()):
         return Section("training", "Training", "No epoch is complete yet.")
@@ -34,7 +34,7 @@ def training_section(runs: Mapping[str, Rows], tests: Mapping[str, float | None]
         note = f"Run {others} has no balance loss." if others else ""
         charts.append(replace(chart, note=note))
     note = (
-        "The training curves are means over an epoch, measured on augmented images while the "
+        "The training curves show means over each epoch, measured on augmented images while the "
         "weights change."
     )
     return Section("training", "Training", note, [Figure(chart) for chart in charts])
