@@ -24,51 +24,24 @@ from associative_transformer.models.relation_network import ConvMLPConfig, Relat
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.loop import train
-from associative_transformer.workspace import WorkspaceConfig
+from making.tiny import tiny
 
 pytestmark = pytest.mark.compiled
 
 by_aot_eager = partialmethod(nn.Module.compile, backend="aot_eager")
-MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8)
-AIT = AiTConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=1,
-    num_heads=2,
-    head_dim=8,
-    mlp_ratio=2.0,
-    workspace=MEMORY,
-)
-VIT = ViTConfig(
-    image_size=8,
-    patch_size=2,
-    num_classes=5,
-    embed_dim=24,
-    depth=1,
-    num_heads=2,
-    head_dim=8,
-    mlp_ratio=2.0,
-)
-DENSE = DenseConfig(image_size=8, patch_size=2, num_classes=5, embed_dim=24, mlp_ratio=2.0)
-RELATIONS = RelationNetworkConfig(
-    image_size=75, num_classes=5, conv_dim=3, num_relation_layers=2, hidden_dim=8, dropout=0.0
-)
-CONV_MLP = ConvMLPConfig(
-    image_size=16, num_classes=5, conv_dim=3, num_convs=2, hidden_dim=8, dropout=0.0
-)
+AIT = tiny(AiTConfig, depth=1)
+RELATIONS = tiny(RelationNetworkConfig, image_size=75, question_dim=18, conv_dim=3, num_convs=4)
 CONFIGS: dict[str, ModelConfig] = {
     "ait": AIT,
     "ait-two-blocks": replace(AIT, depth=2),
     "ait-cross-attention": replace(AIT, read="cross_attention"),
-    "ait-dense": replace(AIT, workspace=replace(MEMORY, bottleneck=None, num_steps=2)),
-    "ait-detached": replace(AIT, workspace=replace(MEMORY, differentiable_write=False)),
-    "vit": VIT,
-    "dense": DENSE,
+    "ait-dense": replace(AIT, workspace=replace(AIT.workspace, bottleneck=None, num_steps=2)),
+    "ait-detached": replace(AIT, workspace=replace(AIT.workspace, differentiable_write=False)),
+    "vit": tiny(ViTConfig, depth=1),
+    "dense": tiny(DenseConfig, question_dim=18),
     "relation-network": RELATIONS,  # several chunks of the batch, the last one smaller
     "relation-network-triples": replace(RELATIONS, image_size=33, num_objects=3),
-    "conv-mlp": CONV_MLP,
+    "conv-mlp": tiny(ConvMLPConfig, question_dim=18),
 }
 
 
