@@ -50,7 +50,7 @@ class AiTConfig:
     question_dim: int = 0
     """Q: features of a question about the image, which becomes the first token; 0: no question."""
     pos: Positions = "none"
-    """Position embedding; the paper's model has none, only its head tells positions apart."""
+    """Position embedding; the paper's model has none, so only its head knows positions."""
     embed_dim: int = 768
     """E: token width."""
     depth: int = 2

@@ -135,8 +135,8 @@ class BRIMsLayer(nn.Module):
         position = attention[0].argsort(dim=0, stable=True).argsort(dim=0)  # the first wins a tie
         is_active = (position < c.num_active)[..., None]  # (n, B, 1)
         # active modules read the inactive ones, but no gradient flows back to these
-        heard = torch.where(is_active, new.h, new.h.detach())
-        h = new.h + self.communicate(heard, kept)
+        visible = torch.where(is_active, new.h, new.h.detach())
+        h = new.h + self.communicate(visible, kept)
         return LSTMState(
             torch.where(is_active, h, state.h), torch.where(is_active, new.c, state.c)
         )

@@ -47,7 +47,7 @@ class LunaConfig:
     num_classes: int = 10
     """Number of classes."""
     vocabulary: int = 0
-    """V: every pixel is a token, embedded by its gray level, one of V in [0, 1]; 0: patches."""
+    """V: gray levels in [0, 1]; each pixel is a token, embedded by its level. 0: patches."""
     pos: Literal["none", "sinusoidal"] = "sinusoidal"
     """Fixed positions of tokens and packed tokens; without them the tokens form a set."""
     embed_dim: int = 768
