@@ -169,6 +169,22 @@ def test_data_is_measured_as_the_options_say(
     assert_refused(ait("bench", "data", "triangle-ait-tiny", "--source", "x"), "generates", "--so")
 
 
+@pytest.mark.parametrize(("number", "code"), [(0, 0), (-1, 2)])
+def test_batches_are_measured_without_workers_but_not_with_a_negative_number(
+    number: int, code: int, ait: Ait, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def record(variant: Any, num_batches: int) -> list[Benchmark]:  # noqa: ANN401
+        seen.append(variant.experiment.data.num_workers)
+        return [Benchmark("step", int, 8, 1)]
+
+    monkeypatch.setattr(bench.benchmarks, "loading_benchmarks", record)
+    result = ait("bench", "data", "cifar10-ait-tiny", "--num-workers", number)
+    assert result.code == code
+    assert seen == [number] * (code == 0)
+
+
 # --- what is written ---
 
 CELLS = [

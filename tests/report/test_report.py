@@ -52,7 +52,7 @@ from associative_transformer.report.charts import (
 from associative_transformer.report.comparison import differences_section, results_section
 from associative_transformer.report.facts import format_train_command, read_facts, run_section
 from associative_transformer.report.gallery import encode_image, load_gallery
-from associative_transformer.report.images import list_takers, trace_retrieval
+from associative_transformer.report.images import images_section, list_takers, trace_retrieval
 from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render, to_json
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
@@ -749,6 +749,22 @@ def test_a_run_without_a_complete_epoch_has_a_page(runs: Path) -> None:
         (runs / "ait" / name).unlink()
     page = Page(write_report(runs / "ait"))
     assert "No epoch is complete yet." in page.words_of("training")
+    assert "Available once the run is complete." in page.words_of("memory")
+
+
+def test_an_unfinished_run_promises_no_section_that_its_model_cannot_have(runs: Path) -> None:
+    (runs / "vit" / "result.json").unlink()
+    page = Page(write_report(runs / "vit"))
+    for section in ("competition", "evaluation"):
+        assert "Available once the run is complete." in page.words_of(section)
+    for section in ("priors", "images", "memory", "beta"):
+        assert "This model" in page.words_of(section)
+
+
+@pytest.mark.parametrize("has_energy", [True, False])
+def test_the_image_view_mentions_the_energy_only_if_there_is_one(has_energy: bool) -> None:
+    section = images_section(planted_selection(), "images", has_energy)
+    assert ("energy" in section.note) == has_energy
 
 
 # --- two runs ---

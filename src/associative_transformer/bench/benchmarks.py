@@ -89,7 +89,7 @@ def plan_loading(
     """
     variant = find_variant(recipe, train, batch_size)
     data = variant.experiment.data
-    if source or num_workers:
+    if source is not None or num_workers is not None:
         if data.is_generated:
             raise UserError(f"{recipe} generates its data: remove --source and --num-workers")
         data = data.with_storage(source, num_workers)
@@ -117,8 +117,8 @@ def model_benchmark(variant: Variant, workload: Workload) -> Benchmark:
 def write_benchmarks(sizes: PoolSizes, train: TrainConfig) -> list[Benchmark]:
     """Return the benchmarks of the write, forward and backward, with each implementation.
 
-    The operations are those of the plain implementation, whichever is measured. Weights,
-    tokens and the gradient of the tokens are excluded from the memory.
+    The operations are those of the plain implementation, with top-k or, for "dense", without.
+    Weights, tokens and the gradient of the tokens are excluded from the memory.
     """
     gradient = 4 * sizes.tokens * sizes.embed_dim
     return [

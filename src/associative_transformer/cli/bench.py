@@ -39,7 +39,10 @@ class Options:
     """File to write; None: print to the terminal."""
 
     def __post_init__(self) -> None:
-        check_counts(**{name: x for name, x in vars(self).items() if type(x) is int})
+        counts = {name: x for name, x in vars(self).items() if type(x) is int}
+        if counts.pop("num_workers", 0) < 0:
+            raise ValueError(f"num_workers must not be negative, not {vars(self)['num_workers']}")
+        check_counts(**counts)
 
     @property
     def train(self) -> "associative_transformer.experiment.TrainConfig":

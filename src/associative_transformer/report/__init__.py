@@ -13,7 +13,8 @@ import torch
 from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
 from associative_transformer.data import Split
 from associative_transformer.files import write_file
-from associative_transformer.models.ait import AiT
+from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.report.answers import answers_section
 from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import Section
@@ -35,7 +36,6 @@ from associative_transformer.runs.saved import SavedRun, load_run, load_test_spl
 
 __all__ = ["AnalysisOptions", "list_sections", "write_comparison", "write_report"]
 
-KNOWN_EARLY = {"run", "training", "memory", "cost"}  # sections that do not need a complete run
 NOT_COMPARED = {"priors", "images"}  # sections whose widget shows a single run
 UNFINISHED = "Available once the run is complete."
 
@@ -109,18 +109,28 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
         _training_section({"": facts}),
         competition_section(analysis.competition, items),
         priors_section(analysis.selection, analysis.specialization, items),
-        images_section(analysis.selection, items),
+        images_section(analysis.selection, items, has_energy=analysis.basins is not None),
         memory_section(facts.memory, facts.epoch, analysis.capacity),
         retrieval_section(analysis.basins, analysis.reconstruction, items),
         answers_section(analysis.answers, kinds or (), mistakes, items),
         cost_section(facts),
     ]
-    if facts.result is not None:
-        return sections
+    later = set() if facts.result else _sections_of_a_complete_run(facts)
     return [
-        section if section.name in KNOWN_EARLY else replace(section, note=UNFINISHED)
+        replace(section, note=UNFINISHED) if section.name in later else section
         for section in sections
     ]
+
+
+def _sections_of_a_complete_run(facts: Facts) -> set[str]:
+    """Return the sections that a run will have when it is complete, and cannot have before."""
+    model, names = facts.experiment.model, {"evaluation"}
+    if isinstance(model, AiTConfig):
+        names |= {"priors", "images"} | ({"beta"} if model.read == "hopfield" else set())
+        names |= {"memory"} if facts.memory is None else set()
+    if isinstance(model, ViTConfig) or getattr(model, "use_self_attention", False):
+        names.add("competition")
+    return names
 
 
 def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:

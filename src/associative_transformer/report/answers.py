@@ -33,7 +33,7 @@ def answers_section(
     `kinds` is the `test_kinds` of the run's result, `items` is "images" or "questions".
     """
     if answers is None:
-        return Section("evaluation", "Evaluation", "The run is not complete yet.")
+        return Section("evaluation", "Evaluation", "No test images have been scored.")
     charts: list[Chart] = [_draw_kinds(kinds)] if kinds else []
     if len(answers.classes) > MAX_CLASSES:
         charts.append(_draw_pairs(answers, items))

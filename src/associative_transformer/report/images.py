@@ -67,19 +67,24 @@ def trace_retrieval(model: AiT, split: Split) -> RetrievalTrace:
     )
 
 
-def images_section(selection: SelectionStatistics | None, items: str) -> Section:
+def images_section(
+    selection: SelectionStatistics | None, items: str, has_energy: bool = True
+) -> Section:
     """Return the section with the image view, which the script draws from `list_images`.
 
-    `items` is "images" or "questions".
+    `items` is "images" or "questions". `has_energy`: tokens are read by Hopfield retrieval, whose
+    energy the view shows.
     """
     if selection is None:
         return Section("images", TITLE, "This model has no priors that take patches.")
     num_layers, num_heads = selection.entropy.shape[:2]
     note = (
         f"These are the first {count_shown(selection)} test {items}. Select one to see which of "
-        "its patches the priors of a head take, and how the energy of its tokens falls during "
-        "retrieval. The number on a patch identifies the prior that ranks it highest; a plus "
-        "means that other priors take it too."
+        "its patches the priors of a head take"
+        + ", and how the energy of its tokens falls during retrieval"
+        * has_energy
+        + ". The number on a patch identifies the prior that ranks it highest; a plus means that "
+        "other priors take it too."
     )
     if items == "questions":
         note += " The first token is the question."
