@@ -35,7 +35,7 @@ _MODULES = {
     "load_model": "models",
     "load_official": "models.ait",
 }
-"""The public names by the module that defines each."""
+"""The module that defines each public name."""
 
 __all__ = ["__version__", "functional", *_MODULES]
 

@@ -1,4 +1,4 @@
-"""`python -m associative_transformer` is `ait`."""
+"""Run `ait` as `python -m associative_transformer`."""
 
 import sys
 

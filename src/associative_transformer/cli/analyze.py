@@ -9,16 +9,16 @@ from associative_transformer.cli.options import check_counts, choose_device, par
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """Measure what a trained model has learned on test images; write results and figures."""
+    """Measure on test images what a trained model has learned; write results and figures."""
 
     run: Path
     """Folder of the run, such as runs/triangle-ait-tiny/0."""
     images: int = 1000
-    """Number of test images to use; for a data set with questions, number of test questions."""
+    """Number of test images to use, or of test questions if the data set has questions."""
     source: str | None = None
     """Folder of the images, if they have moved since training."""
     batch_size: int | None = None
-    """Images per batch, which is one pool; None: as in training."""
+    """Images per batch, whose tokens form one pool; None: as in training."""
     device: str = "auto"
     """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 

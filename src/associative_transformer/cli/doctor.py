@@ -28,7 +28,7 @@ PACKAGES = (
     "jaxtyping",
     "timm",
 )
-LAUNCHER = (  # set by torchrun, accelerate and Slurm, and those that choose devices and threads
+LAUNCHER = (  # set by torchrun, accelerate and Slurm, or by users to select devices and threads
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -53,7 +53,7 @@ class DoctorOptions:
     """Show versions, devices, kernels, data sets, disk and launcher, for a bug report."""
 
     runs: Path = Path("runs")
-    """Folder of all runs; the report says how much space is left there."""
+    """Folder of all runs, whose free disk space is reported."""
     output: Path | None = None
     """File to write; None: print to the terminal."""
 
@@ -168,7 +168,7 @@ def _disk(runs: Path) -> list[Line]:
     lines = []
     for name, path in (("runs", runs), ("data cache", _data_cache())):
         existing = path.absolute()
-        while not existing.exists():  # up to the folder in which it would be created
+        while not existing.exists():  # find the nearest existing folder
             existing = existing.parent
         free = shutil.disk_usage(existing).free / 2**30
         note = "" if os.access(existing, os.W_OK) else ", not writable"
@@ -182,7 +182,7 @@ def _launcher() -> list[Line]:
 
 
 def _data_cache() -> Path:
-    """Return the folder in which `datasets` keeps the sets that it has prepared."""
+    """Return the folder in which `datasets` caches prepared data sets."""
     from datasets import config
 
     return Path(config.HF_DATASETS_CACHE)

@@ -21,7 +21,7 @@ class EvalOptions:
     source: str | None = None
     """Folder of the images, if they have moved since training."""
     batch_size: int = 512
-    """Images per batch in each process; a single GPU takes as many as fit its memory."""
+    """Images per batch in each process; a single GPU uses as many as fit in its memory."""
     device: str = "auto"
     """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 

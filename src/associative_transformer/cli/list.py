@@ -1,13 +1,13 @@
 """`ait list`: list the recipes.
 
-Reads the generated table of recipes instead of building the models, so that it needs no torch.
+Reads the generated table of recipes instead of building the models, so it does not need torch.
 """
 
 import json
 import sys
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -19,9 +19,12 @@ from associative_transformer.interface import UserError
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List the recipes: data set, model, epochs, live parameters, published accuracy."""
+    """List the recipes with data set, model, epochs, live parameters and published accuracy."""
 
-    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[WORD ...]", help_behavior_hint="(default: list all recipes)"),
+    ] = ()
     """List only recipes whose names contain all these words, as in: ait list cifar10 luna."""
 
 

@@ -1,4 +1,4 @@
-"""What the commands of `ait` share: parsing options, choosing a device, writing the output."""
+"""Code shared by the commands: parsing options, choosing a device, writing the output."""
 
 import io
 import os
@@ -76,9 +76,9 @@ def choose_device(name: str) -> "torch.device":
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[io.TextIOBase]:
-    """Open a file that is written whole or not at all; None is the terminal."""
+    """Open a file that is written completely or not at all; None: standard output."""
     if path is None:
         yield cast(io.TextIOBase, sys.stdout)
     else:
         yield (buffer := io.StringIO())
-        write_file(path, buffer.getvalue().encode(errors="surrogateescape"))  # odd file names
+        write_file(path, buffer.getvalue().encode(errors="surrogateescape"))  # bytes of file names

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from associative_transformer.cli.options import (
     check_counts,
@@ -24,11 +26,14 @@ from associative_transformer.interface import UserError
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Classify image files, and all images in folders."""
+    """Classify image files and all images in folders, or ask a question about each."""
 
     run: Path
     """Folder of the run, such as runs/cifar10-ait-tiny/0."""
-    paths: tuple[Path, ...]
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="IMAGES [IMAGES ...]", help_behavior_hint="(required)"),
+    ]
     """Image files, and folders to search for images."""
     question: str | None = None
     """Question to ask about each image, such as "shape of the red object"; None: classify."""
@@ -39,7 +44,7 @@ class PredictOptions:
     output: Path | None = None
     """File to write; None: print to the terminal."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do if an image is unreadable; skip: leave it out and report how many there were."""
+    """What to do with an unreadable image; skip: leave it out and report how many were skipped."""
     batch_size: int = 64
     """Images per batch."""
     device: str = "auto"
@@ -56,7 +61,9 @@ def run(arguments: list[str]) -> None:
     from associative_transformer.runs.saved import load_run
 
     if not options.paths:
-        raise UserError("ait predict needs image files or folders: pass them after the run")
+        raise UserError(
+            "there are no image files or folders to classify: pass them after the run folder"
+        )
     check_output(options.output)
     device = choose_device(options.device)
     saved = load_run(options.run)
@@ -73,7 +80,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _parse_question(sentence: str | None, data: DataConfig) -> Questions | None:
-    """Return the question in the form that the model takes, None for a run without questions."""
+    """Return the parsed question, or None if the run was trained without questions."""
     if not data.question_types:
         if sentence is not None:
             raise UserError("this run was trained without questions: leave --question out")

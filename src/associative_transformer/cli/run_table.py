@@ -61,16 +61,16 @@ def run(arguments: list[str]) -> None:
     failed = train_runs(runs, announce)
     if failed:
         names = "; ".join(map(str, failed))
-        again = format_command(*failed[0].run.arguments)
+        command = format_command(*failed[0].run.arguments)
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed: {names}. Their messages are above; run "
-            f"the same command to try them again, or only the first one: {again}"
+            f"the same command to try them again, or only the first one: {command}"
         )
     print(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
 
 
 def _choose(table: str, words: tuple[str, ...]) -> list[str]:
-    """Return the recipes, row by row; each word names a row or a recipe."""
+    """Return the recipes that the words, each a row or a recipe, select, in the same order."""
     rows = ROWS[table]
     recipes: list[str] = []
     for word in words or tuple(rows):

@@ -14,7 +14,12 @@ DATA: dict[str, DataConfig] = {
     name: example for data_set in DATA_SETS for name, example in data_set.examples().items()
 }
 MAX_IMAGES = 64  # a larger sheet takes minutes to draw
-QUESTIONS_PER_TYPE = 2  # written below a picture
+QUESTIONS_PER_TYPE = 2  # below an image
+USAGE = """usage: ait show DATA [--help] [options]
+
+Draw the first test images of a data set; `ait show DATA --help` lists the options.
+
+data sets:"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class ShowOptions:
     output: Path | None = None
     """PNG, SVG or PDF file to write; None: DATA.png."""
     pictures: Path | None = None
-    """Folder in which to write each image to its own file, 0.png, 1.png, ...; None: do not."""
+    """Folder to write the images to as separate files, 0.png, 1.png, ...; None: do not."""
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images)
@@ -40,7 +45,7 @@ def run(arguments: list[str]) -> None:
     """Draw test images on one sheet."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: ait show DATA [--help] [options]\n\ndata sets:", *DATA, sep="\n  ")
+        print(USAGE, *DATA, sep="\n  ")
         return
     if name not in DATA:
         raise UserError(f"there is no data set {name!r}: choose from {', '.join(DATA)}")

@@ -13,6 +13,13 @@ from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.recipes import RECIPES, find_recipe
 from associative_transformer.runs.result import RunResult
 
+USAGE = """usage: ait train RECIPE [--help] [options]
+
+Train a recipe, or resume a run. `ait train RECIPE --help` lists the options, `ait list` describes
+the recipes.
+
+recipes:"""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -22,11 +29,11 @@ class TrainOptions:
     resume: bool = False
     """Continue from the last checkpoint."""
     overwrite: bool = False
-    """Delete the run that is in the folder and start again."""
+    """Delete the existing run and start again."""
     runs: Path = Path("runs")
     """Folder of all runs; this run is written to RUNS/NAME/SEED."""
     report_every: int | None = None
-    """Write report.html every this many epochs and at the end; None: never."""
+    """Epochs between updates of report.html, which is also written at the end; None: no report."""
 
     def __post_init__(self) -> None:
         if self.report_every is not None:
@@ -37,7 +44,7 @@ def run(arguments: list[str]) -> None:
     """Train a recipe, with overrides of its fields."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print("usage: ait train RECIPE [--help] [options]\n\nrecipes:", *RECIPES, sep="\n  ")
+        print(USAGE, *RECIPES, sep="\n  ")
         return
     recipe = find_recipe(name)
     options = parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
@@ -47,7 +54,7 @@ def run(arguments: list[str]) -> None:
     if experiment.name == name and fingerprint(experiment) != fingerprint(recipe):
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
     folder = options.runs / experiment.name / str(experiment.train.seed)
-    # a launcher repeats the same command after a failure, also if no run had started yet
+    # after a failure, a launcher repeats its command, even if no run had started yet
     is_new = distributed.is_launched() and not (folder / "experiment.yaml").exists()
     result = train(
         experiment,
@@ -65,7 +72,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _report_every(epochs: int | None) -> Callable[[Path], None] | None:
-    """Return a function that writes the report of a run every so many epochs, for `train`."""
+    """Return a callback for `train` that writes a report after every `epochs` epochs."""
     if epochs is None:
         return None
     from associative_transformer.report import write_report
@@ -91,8 +98,8 @@ def _print_result(result: RunResult, folder: Path, report: Path | None) -> None:
 
     if best := result.best_validation:
         score = f"{best.test_accuracy:.2f} % of the test set"
-        print(f"saved model   of epoch {best.epoch}, {score}")
-        print("below         scores of the last epoch")
+        print(f"saved model   epoch {best.epoch}, {score}")
+        print("last epoch    scores below")
     types, predict = result.question_types, [str(folder), "PATH/TO/IMAGES"]
     if types:
         print(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")
