@@ -1,8 +1,7 @@
-"""Settings, options and fixtures of all tests.
+"""Settings, options and fixtures for all tests.
 
-Every test starts from the same random numbers and runs on at most two threads. Modules of the
-package are imported inside fixtures, because this file is loaded before the checks of shapes are
-switched on.
+Every test starts with the same random seed and runs on at most two threads. Modules of the package
+are imported inside fixtures, because this file is loaded before shape checks are switched on.
 """
 
 import os
@@ -69,7 +68,7 @@ def seed() -> None:
 @pytest.fixture
 def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
     """A function that runs a command of `ait` in an empty folder."""
-    main = import_module("associative_transformer.cli").main  # once its shapes are checked
+    main = import_module("associative_transformer.cli").main  # after shape checks are switched on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -91,11 +90,11 @@ def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
-    """A function that replaces `python -m associative_transformer` by a shell script.
+    """A function that replaces `python -m associative_transformer` with a shell script.
 
-    The script appends its arguments to a log, whose path the function returns, and completes the
-    run. `body` runs just before the run is complete, with the variables `name`, `seed` and
-    `folder`.
+    The script appends its arguments to a log and completes the run; the function returns the path
+    of the log. `body` runs just before the run is complete, and can use the variables `name`,
+    `seed` and `folder`.
     """
     run_all = import_module("associative_transformer.tables.run_all")
     log = tmp_path / "log"
@@ -124,7 +123,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The complete run of `making.trained.EXPERIMENT`, to be read only."""
+    """The complete run of `making.trained.EXPERIMENT`, which tests must not change."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     import_module("associative_transformer.training.loop").train(
         import_module("making.trained").EXPERIMENT, folder

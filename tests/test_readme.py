@@ -1,7 +1,7 @@
-"""The commands and the Python blocks of the README and the docs work.
+"""The commands and Python blocks in the README and the docs work.
 
-The quick start runs at reduced size on generated images; commands that would download images are
-only parsed.
+The quick start runs with small models on generated images; commands that would download images
+are only parsed.
 """
 
 import re
@@ -61,7 +61,7 @@ def test_a_python_block_runs(block: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_has_examples_and_two_commands_to_set_up() -> None:
+def test_the_readme_has_examples_and_two_make_commands() -> None:
     assert len(blocks(PAGES[0], "python")) >= 2
     assert len(commands(PAGES[0], "ait")) >= 6
     assert [line.split()[1] for line in commands(PAGES[0], "make")] == ["demo", "test"]
@@ -107,12 +107,12 @@ def test_the_quick_start_of_the_readme_works(
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
         if not line.startswith("ait train"):
             assert run(line, monkeypatch) == 0, line
-        elif "--data.source" in line or "sort-of-clevr" in line:  # the rest would download
+        elif "--data.source" in line or "sort-of-clevr" in line:  # the others would download
             few = "" if "--data.source" in line else " --data.num-train 8 --data.num-test 4"
             before = set((tmp_path / "runs").glob("*"))
             assert run(f"{line} {SMALL}{few}", monkeypatch) == 0, line
             (trained,) = set((tmp_path / "runs").iterdir()) - before
-            trained.rename(tmp_path / "runs" / line.split()[2])  # as the full recipe would name it
+            trained.rename(tmp_path / "runs" / line.split()[2])  # the name without overrides
     assert (tmp_path / "runs/cifar10-ait-tiny/0/confusion.csv").exists()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "sort-of-clevr.png").exists()

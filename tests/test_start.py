@@ -1,8 +1,8 @@
-"""What is imported before any work starts, counted in modules, since seconds vary.
+"""The slow modules that each command imports before it does any work.
 
-A step may import what its allowance names, and no other slow module. Steps run one after another
-in one process, from the smallest allowance to the largest, so that a module is charged to the
-first step that imports it.
+Modules are counted instead of seconds, which vary. A step may import the slow modules in its
+allowance and no others. The steps run in one process, from the smallest allowance to the largest,
+so each module counts for the first step that imports it.
 """
 
 import json
@@ -34,7 +34,7 @@ SLOW_TO_IMPORT = {
 }
 NOTHING: set[str] = set()
 OPTIONS = {"tyro", "rich"}  # to parse options, and to print a table in the terminal
-TORCH = {"torch", "numpy"}  # for the types of the options, or for what is done with a public name
+TORCH = {"torch", "numpy"}  # for the types of the options, and for the public names
 STEPS = {
     "import associative_transformer": NOTHING,
     "ait": NOTHING,

@@ -14,7 +14,7 @@ from making.commands import IMAGES, QUESTIONS, TRIANGLE, make_images
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `images` and the complete runs `triangle/0`, `colors/0` and `asked/0`."""
-    main = import_module("associative_transformer.cli").main  # once its shapes are checked
+    main = import_module("associative_transformer.cli").main  # after shape checks are switched on
     root = tmp_path_factory.mktemp("trained")
     images = make_images(root / "images")
     with pytest.MonkeyPatch.context() as patch:
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained`, without checkpoints, to write to."""
+    """A copy of `trained`, without checkpoints, that a test may change."""
     ignored = shutil.ignore_patterns("checkpoint")
     return shutil.copytree(trained, tmp_path / "trained", ignore=ignored)
 

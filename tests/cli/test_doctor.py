@@ -32,13 +32,15 @@ def test_the_command_writes_every_section_as_markdown(ait: Ait) -> None:
     ]
 
 
-def test_it_writes_to_a_file_whose_folder_must_exist(ait: Ait, tmp_path: Path) -> None:
+def test_the_report_is_written_to_a_file_whose_folder_must_exist(ait: Ait, tmp_path: Path) -> None:
     assert ait("doctor", "--output", str(tmp_path / "bug.md")).out == ""
     assert "## ait doctor" in (tmp_path / "bug.md").read_text()
     assert_refused(ait("doctor", "--output", str(tmp_path / "no" / "bug.md")), "no folder")
 
 
-def test_the_versions_are_those_of_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_versions_of_the_installed_packages_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", (*PACKAGES, "no-such-package"))
     values = lines("versions")
     assert values["associative-transformer"] == associative_transformer.__version__
@@ -82,16 +84,16 @@ def test_a_missing_cache_is_not_an_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert any(name.startswith("data cache") for name in lines("disk"))
 
 
-def test_free_space_is_that_of_the_disk_on_which_the_runs_will_be(
+def test_free_space_is_measured_on_the_disk_that_the_runs_will_be_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[Path] = []
+    measured: list[Path] = []
     usage = namedtuple("Usage", ["free"])
     monkeypatch.setattr(
-        doctor.shutil, "disk_usage", lambda path: asked.append(path) or usage(3 * 2**30)
+        doctor.shutil, "disk_usage", lambda path: measured.append(path) or usage(3 * 2**30)
     )
     values = lines("disk", tmp_path / "not" / "yet")
-    assert asked[0] == tmp_path
+    assert measured[0] == tmp_path
     assert next(iter(values.values())).startswith("3.0 GiB free")
 
 

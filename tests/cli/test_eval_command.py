@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from associative_transformer import distributed
-from associative_transformer.data.questions import (
-    CLASS_NAMES,
-)
+from associative_transformer.data.questions import CLASS_NAMES
 from associative_transformer.experiment import load_experiment
 from making.commands import (
     QUESTIONS,
@@ -22,7 +20,9 @@ from making.commands import (
 )
 
 
-def test_eval_writes_the_accuracy_of_each_class_and_the_confusion(ait: Ait, runs: Path) -> None:
+def test_eval_writes_the_accuracy_of_each_class_and_the_confusion_matrix(
+    ait: Ait, runs: Path
+) -> None:
     for name, count, classes in (
         ("triangle", 20, ["equilateral", "other"]),
         ("colors", 10, ["blue", "red"]),
@@ -43,7 +43,7 @@ def test_eval_writes_the_accuracy_of_each_class_and_the_confusion(ait: Ait, runs
         assert str(folder / "evaluation.json") in done.out
 
 
-def test_eval_prints_the_scores_of_questions_that_training_printed(ait: Ait, runs: Path) -> None:
+def test_eval_prints_the_same_scores_of_questions_as_training(ait: Ait, runs: Path) -> None:
     folder = runs / "asked" / "0"
     # the run is complete, so it is not trained again
     from_training = ait("train", *QUESTIONS, "--name", "asked", "--runs", runs, "--resume")
@@ -69,7 +69,7 @@ def test_eval_refuses_processes_that_see_different_runs(
     assert_refused(ait("eval", runs / "colors" / "0"), "share the run folder and the data")
 
 
-def test_eval_finds_moved_images_with_source(ait: Ait, runs: Path, tmp_path: Path) -> None:
+def test_eval_reads_moved_images_from_source(ait: Ait, runs: Path, tmp_path: Path) -> None:
     config = runs / "colors" / "0" / "experiment.yaml"
     config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
     assert load_experiment(config).data.source == "gone"

@@ -3,10 +3,7 @@
 import pytest
 
 from associative_transformer.recipes import PUBLISHED, RECIPES
-from making.commands import (
-    Ait,
-    assert_refused,
-)
+from making.commands import Ait, assert_refused
 
 
 def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) -> None:
@@ -46,7 +43,7 @@ def test_words_that_match_no_recipe_are_refused(ait: Ait) -> None:
     assert_refused(ait("list", "luna", "coordination"), "no recipe", "luna and coordination")
 
 
-def test_a_model_without_layers_is_listed_by_its_kind(ait: Ait) -> None:
+def test_a_model_without_layers_is_listed_with_only_its_kind(ait: Ait) -> None:
     done = ait("list", "0-brims-source")
     (row,) = [line for line in done.out.splitlines() if line.startswith("│")]
     assert row.split("│")[2].strip() == "cifar10"

@@ -36,7 +36,7 @@ def test_help_lists_every_command_with_its_summary(ait: Ait) -> None:
     assert lines == [list(command) for command in COMMANDS.items()]
 
 
-def test_every_command_is_a_file_and_every_file_but_the_options_a_command() -> None:
+def test_each_file_except_the_options_is_a_command() -> None:
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert files == {name.replace("-", "_") for name in COMMANDS} | {"__init__", "options"}
 
@@ -52,7 +52,7 @@ def test_a_command_is_one_file_and_one_line_in_the_table(
     assert "say-hello greet somebody" in ait("--help").out
 
 
-def test_the_commands_are_listed_in_the_order_in_which_one_needs_them() -> None:
+def test_the_commands_are_listed_in_the_order_of_a_typical_workflow() -> None:
     in_order = ["list", "train", "eval", "predict", "bench", "show", "run-table", "table"]
     assert [name for name in COMMANDS if name in in_order] == in_order
 

@@ -17,13 +17,13 @@ from associative_transformer.data.questions import (
 )
 from associative_transformer.runs.saved import load_run
 from making.commands import (
-    OF_PICTURES,
+    QUESTIONS_OPTIONS,
     Ait,
     assert_refused,
 )
 
 TERNARY = (
-    f"sort-of-clevr-cnn-mlp-tiny {OF_PICTURES} --data.question-types ternary "
+    f"sort-of-clevr-cnn-mlp-tiny {QUESTIONS_OPTIONS} --data.question-types ternary "
     "--model.conv-dim 4 --model.hidden-dim 8 --train.device cpu"
 ).split()
 
@@ -65,7 +65,7 @@ def test_predict_agrees_with_eval(ait: Ait, runs: Path) -> None:
     assert 100 * sum(right) / len(right) == pytest.approx(accuracy)
 
 
-def test_predict_reads_triangles_and_writes_to_a_file(
+def test_predict_accepts_gray_images_and_writes_to_a_file(
     ait: Ait, trained: Path, tmp_path: Path
 ) -> None:
     pixels = np.zeros((64, 64), np.uint8)
@@ -204,14 +204,14 @@ def test_answers_to_ternary_counts_start_at_zero(ait: Ait, picture: Path, tmp_pa
     ],
     ids=str,
 )
-def test_a_question_that_the_run_cannot_answer_is_refused_with_those_it_can(
+def test_a_question_that_the_run_cannot_answer_is_refused_with_a_list_of_its_questions(
     question: str | None, words: list[str], ait: Ait, trained: Path, picture: Path
 ) -> None:
     asked = [] if question is None else ["--question", question]
     done = ait("predict", trained / "asked" / "0", picture, *asked, "--output", "out.csv")
     assert_refused(done, *words)
     if question is None or "number of other" not in question:
-        assert "in the box" not in done.err  # this run is not trained on it
+        assert "in the box" not in done.err  # this run was not trained on it
     assert not Path("out.csv").exists()
 
 

@@ -18,7 +18,7 @@ A, B = "triangle-vit-small", "triangle-ait-small"
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
-    """The runs that the command passes on to be trained; they are not trained."""
+    """The runs that the command would train; they are only recorded."""
     planned: list[PlannedRun] = []
 
     def record(runs: list[PlannedRun], on_start: object) -> list[object]:

@@ -16,17 +16,14 @@ from associative_transformer.data.questions import (
     describe_questions,
 )
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
-from making.commands import (
-    Ait,
-    assert_refused,
-)
+from making.commands import Ait, assert_refused
 
 FEW = ["--data.num-train", 4, "--data.num-test", 5]
 
 
 @pytest.fixture
 def sheets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[str], Path]]:
-    """The sheets that the command passes on to be drawn; they are not drawn."""
+    """The sheets that the command would draw; they are only recorded."""
     drawn: list[tuple[Tensor, list[str], Path]] = []
 
     def record(images: Tensor, captions: list[str], path: Path, title: str) -> None:
@@ -61,7 +58,7 @@ def test_show_writes_the_images_to_files_on_request(ait: Ait, tmp_path: Path) ->
 def test_show_writes_only_the_files_that_it_names(ait: Ait, tmp_path: Path) -> None:
     done = ait("show", "triangle", *FEW, "--num-images", 1, "--output", "sheet")
     written = [path.name for path in tmp_path.iterdir()]
-    assert done.out == "".join(f"written: {name}\n" for name in written)  # or it is refused
+    assert done.out == "".join(f"written: {name}\n" for name in written)  # none if refused
 
 
 def test_captions_are_the_first_questions_of_each_type_with_their_answers(
@@ -83,7 +80,7 @@ def test_captions_are_the_first_questions_of_each_type_with_their_answers(
         assert caption.splitlines() == lines
 
 
-def test_show_takes_options_of_the_data_set_and_at_most_all_its_images(
+def test_show_accepts_options_of_the_data_set_and_draws_at_most_all_its_images(
     ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
 ) -> None:
     flags = [*FEW, "--data.question-types", "binary", "--num-images", 9]

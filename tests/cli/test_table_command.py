@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from associative_transformer.recipes import RECIPES
-from making.commands import (
-    Ait,
-    assert_refused,
-)
+from making.commands import Ait, assert_refused
 
 
 @pytest.mark.parametrize("output_format", ["terminal", "markdown", "html"])

@@ -91,7 +91,7 @@ def test_the_next_commands_can_be_copied_and_run(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
-    """The calls of `train`, which does not train."""
+    """The arguments of each call of `train`, which is replaced and does not train."""
     calls: list[tuple[Experiment, Path, dict[str, Any]]] = []
 
     def record(experiment: Experiment, folder: Path, **options: object) -> RunResult:
@@ -103,7 +103,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dic
     return calls
 
 
-def test_a_run_folder_is_named_by_recipe_and_seed_and_with_overrides_by_fingerprint(
+def test_a_run_folder_is_named_by_recipe_seed_and_fingerprint_of_overrides(
     ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
 ) -> None:
     recipe = "cifar10-vit-small"
@@ -226,7 +226,7 @@ def test_overwrite_refuses_a_folder_that_is_not_a_run(ait: Ait, tmp_path: Path) 
     assert thesis.exists()
 
 
-def test_resuming_with_another_configuration_is_refused_with_the_changed_fields(
+def test_resuming_with_a_different_configuration_is_refused_with_the_changed_fields(
     ait: Ait, runs: Path
 ) -> None:
     changes = ["--train.lr", 0.125, "--model.workspace.beta", 2.0]
@@ -248,7 +248,7 @@ def test_a_tracker_that_is_not_installed_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_after_a_full_disk_the_same_command_works_once_there_is_space(
+def test_after_a_full_disk_the_same_command_works_when_there_is_space_again(
     ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(_: int) -> None:

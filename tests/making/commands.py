@@ -1,6 +1,7 @@
-"""Commands of `ait` for tests: their arguments, their results, and images to run them on.
+"""Arguments and results of `ait` commands, and images to run them on.
 
-Imports nothing of the package: conftest.py imports this file before the shapes are checked.
+This file imports nothing from the package, because conftest.py imports it before shape checks are
+switched on.
 """
 
 import re
@@ -17,23 +18,23 @@ MODEL = (
     "--model.workspace.num-heads 2 --model.workspace.bottleneck 16 --train.device cpu"
 )
 
-OF_TRIANGLE = "--data.num-train 64 --data.num-test 20 --train.batch-size 16 --train.epochs 2"
+TRIANGLE_OPTIONS = "--data.num-train 64 --data.num-test 20 --train.batch-size 16 --train.epochs 2"
 
-OF_IMAGES = (
+IMAGES_OPTIONS = (
     "--data.num-workers 0 --data.image-size 16 --model.image-size 16 --model.patch-size 8 "
     "--model.num-classes 2 --train.batch-size 8 --train.epochs 2"
 )
 
-OF_PICTURES = (
+QUESTIONS_OPTIONS = (
     "--data.num-train 16 --data.num-test 6 --data.num-questions 4 --train.batch-size 16 "
     "--train.epochs 1"
 )
 
-TRIANGLE = f"triangle-ait-tiny {OF_TRIANGLE} {MODEL}".split()
+TRIANGLE = f"triangle-ait-tiny {TRIANGLE_OPTIONS} {MODEL}".split()
 
-IMAGES = f"cifar10-ait-tiny {OF_IMAGES} {MODEL}".split()
+IMAGES = f"cifar10-ait-tiny {IMAGES_OPTIONS} {MODEL}".split()
 
-QUESTIONS = f"sort-of-clevr-ait-tiny {OF_PICTURES} --model.patch-size 25 {MODEL}".split()
+QUESTIONS = f"sort-of-clevr-ait-tiny {QUESTIONS_OPTIONS} --model.patch-size 25 {MODEL}".split()
 
 
 class CommandResult(NamedTuple):
@@ -41,7 +42,7 @@ class CommandResult(NamedTuple):
 
     code: int
     out: str
-    err: str  # in one line, without the boxes around it
+    err: str  # in one line, without the frames that tyro draws
 
 
 Ait = Callable[..., CommandResult]
@@ -50,7 +51,7 @@ Child = Callable[[str], Path]
 
 
 def assert_refused(done: CommandResult, *words: object) -> None:
-    """Assert that a command was refused with a message that contains all these words."""
+    """Assert that a command was refused with a message that contains all `words`."""
     assert done.code == 2
     assert done.out == ""
     assert [word for word in words if str(word) not in done.err] == []
@@ -59,7 +60,7 @@ def assert_refused(done: CommandResult, *words: object) -> None:
 def make_images(
     root: Path, train: tuple[str, ...] = ("blue", "red"), test: tuple[str, ...] = ("blue", "red")
 ) -> Path:
-    """Write images to SPLIT/CLASS whose color is that of their class."""
+    """Write images to SPLIT/CLASS, each in the color of its class."""
     colors = {"blue": 2, "red": 0, "green": 1}
     noise = np.random.default_rng(0)
     for split, classes, count in (("train", train, 12), ("test", test, 5)):
@@ -74,6 +75,6 @@ def make_images(
 
 
 def scores_of_kinds(text: str) -> dict[str, str]:
-    """Return the lines of the output that show the score of a kind of question, by its name."""
+    """Return the line of the output with the score of each kind of question, by kind."""
     kind = re.compile(r"(?:.* )?((?:non-relational|binary|ternary)(?:/\w+)?|all)")
     return {match[1]: line for line in text.splitlines() if (match := kind.fullmatch(line))}
