@@ -1,9 +1,9 @@
-# The two set-up commands are `make demo` and `make test`; `make check` is the quick part, and
-# `make full` adds many generated inputs.
-# Use another Python with `make demo PYTHON=python3.12`; it needs 3.11 or newer.
+# `make demo` installs the package and trains a model; `make test` runs the checks and tests. `make check`
+# skips the slow tests, and `make full` adds tests with many generated inputs.
+# To use another Python (3.11 or newer), run `make demo PYTHON=python3.12`.
 PYTHON ?= python3
 BIN := .venv/bin
-# a process for each core, so one thread is enough in each
+# one test process per core, each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
 
@@ -18,7 +18,7 @@ test: check
 full: test
 	$(PYTEST) -m "fuzz and not gpu" $(SHAPES)
 
-# torch.compile can't trace functions whose shapes are checked, hence two calls.
+# Two calls, because torch.compile cannot trace functions with shape checks.
 check: lint
 	$(PYTEST) -m "not slow and not gpu and not compiled and not fuzz" $(SHAPES)
 	$(PYTEST) -m "compiled and not slow and not gpu"
@@ -28,7 +28,8 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The tables in the docs, the README and recipes/table.json, after a change of models or recipes.
+# Run this after changing models or recipes: it writes the tables in the README, the docs and
+# recipes/table.json.
 tables: .venv/installed
 	$(BIN)/python docs/tables.py
 
