@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from associative_transformer.cli.options import check_counts, check_output, choose_device, parse
 from associative_transformer.interface import UserError
@@ -11,7 +14,10 @@ from associative_transformer.interface import UserError
 class ReportOptions:
     """Write an HTML page about one run, or about two side by side, that needs no network."""
 
-    runs: tuple[Path, ...]
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="RUN [RUN]", help_behavior_hint="(required)"),
+    ]
     """Folder of the run, such as runs/triangle-ait-tiny/0, or the folders of two to compare."""
     output: Path | None = None
     """File to write; None: report.html in the run folder, or comparison.html in the first one."""
