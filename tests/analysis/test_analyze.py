@@ -1,4 +1,4 @@
-"""`ait analyze` on runs that were never trained: its sample, its results, its output."""
+"""`ait analyze` on runs that were never trained: its sample, results and output."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -88,7 +88,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def draw_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let figures be files of their text, because rendering them takes seconds."""
+    """Write only the text of each figure, because rendering takes seconds."""
 
     def encode(figure: Figure, _: str) -> bytes:
         return "\n".join(text.get_text() for text in figure.findobj(Text)).encode()
@@ -124,7 +124,7 @@ def assert_equal(one: Analysis, two: Analysis) -> None:
 
 
 class Numbered:
-    """A loader of images whose pixels are their row."""
+    """A loader of images whose pixels all equal their row."""
 
     device = CPU
 
@@ -133,7 +133,7 @@ class Numbered:
 
 
 def make_split(size: int) -> Split:
-    """Return a split sorted by class, like class folders."""
+    """Return a split sorted by class, as class folders are."""
     return Split(torch.arange(size) // 10, torch.arange(size), Numbered(), torch.eye(size))
 
 
@@ -147,7 +147,7 @@ def test_a_sample_is_a_shuffle_of_the_split() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 99])
-def test_an_index_in_a_sample_is_the_same_image_for_any_size(size: int) -> None:
+def test_an_index_is_the_same_image_in_a_sample_of_any_size(size: int) -> None:
     rows = sample(make_split(50)).rows
     torch.randn(100)
     assert torch.equal(sample(make_split(50), size).rows, rows[:size])
@@ -161,7 +161,7 @@ def test_a_sample_mixes_the_classes_of_a_sorted_split() -> None:
 
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS)
-def test_all_that_applies_to_a_model_is_measured_saved_and_read_back(
+def test_every_analysis_that_applies_to_a_model_is_measured_saved_and_loaded(
     model: Any,  # noqa: ANN401
     expected: set[str],
     tmp_path: Path,
@@ -213,7 +213,7 @@ def test_all_images_are_used_unless_there_is_a_limit(folder: Path, held_out: Hel
         assert result.reconstruction is not None
         assert len(result.reconstruction.images) == min(number, 8)
         assert result.capacity is not None
-        assert result.capacity.pool_sizes.tolist() == [4 * NUM_TEST]  # tokens, not images, count
+        assert result.capacity.pool_sizes.tolist() == [4 * NUM_TEST]  # in tokens
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_every_measurement_uses_the_sample(
     assert images_of == dict.fromkeys(ALL - {"drift", "capacity"}, expected[:20])
 
 
-def test_an_analysis_leaves_the_run_as_it_was(folder: Path, held_out: HeldOut) -> None:
+def test_an_analysis_does_not_change_the_model(folder: Path, held_out: HeldOut) -> None:
     run = load_run(folder)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     first = analyze(run, folder, held_out, num_images=20)
@@ -290,13 +290,13 @@ def test_a_run_without_its_history_has_no_drift(folder: Path, held_out: HeldOut)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
-def test_a_damaged_memory_is_named(folder: Path, held_out: HeldOut, content: bytes) -> None:
+def test_a_damaged_memory_is_reported(folder: Path, held_out: HeldOut, content: bytes) -> None:
     (folder / "memory.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"memory\.npz is damaged .*: remove it"):
         analyze(load_run(folder), folder, held_out, num_images=4)
 
 
-def test_a_memory_without_priors_is_named(folder: Path, held_out: HeldOut) -> None:
+def test_a_memory_without_priors_is_reported(folder: Path, held_out: HeldOut) -> None:
     np.savez(folder / "memory.npz", other=np.zeros(3))
     with pytest.raises(UserError, match="damaged"):
         analyze(load_run(folder), folder, held_out, num_images=4)
@@ -305,7 +305,7 @@ def test_a_memory_without_priors_is_named(folder: Path, held_out: HeldOut) -> No
 # --- saving ---
 
 
-def test_old_results_stay_until_all_new_ones_are_measured(
+def test_old_results_are_kept_until_all_new_ones_are_measured(
     folder: Path, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = analyze(load_run(folder), folder, held_out, num_images=4)
@@ -344,13 +344,13 @@ def test_results_that_are_not_measured_again_are_removed(folder: Path, held_out:
     assert [file.name for file in (folder / "figures").iterdir()] == ["other.png"]
 
 
-def test_an_old_figure_that_cannot_be_removed_is_named(folder: Path, held_out: HeldOut) -> None:
+def test_an_old_figure_that_cannot_be_removed_is_reported(folder: Path, held_out: HeldOut) -> None:
     (folder / "figures" / "basins.png").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot remove the old .*basins\.png"):
         analyze(load_run(folder), folder, held_out, num_images=4)
 
 
-def test_a_damaged_result_is_named(folder: Path, held_out: HeldOut) -> None:
+def test_a_damaged_result_is_reported(folder: Path, held_out: HeldOut) -> None:
     analyze(load_run(folder), folder, held_out, num_images=4)
     (folder / "analysis" / "basins.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"basins .*ait analyze"):
@@ -399,7 +399,7 @@ def test_the_command_writes_results_and_figures_and_prints_the_main_numbers(
     ],
     ids=["images", "questions"],
 )
-def test_every_caption_names_model_data_and_seed(
+def test_every_caption_names_the_model_the_data_and_the_seed(
     model: Any,  # noqa: ANN401
     data: Any,  # noqa: ANN401
     words: str,
@@ -419,7 +419,7 @@ def test_every_caption_names_model_data_and_seed(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_results_that_a_model_does_not_have_are_listed_in_one_line(
+def test_results_that_a_run_does_not_have_are_listed_in_one_line(
     name: str, tmp_path: Path, ait: Ait, no_figures: None
 ) -> None:
     model, measured = MODELS[name]
@@ -432,7 +432,7 @@ def test_results_that_a_model_does_not_have_are_listed_in_one_line(
 
 def test_the_description_of_competition_names_the_uniform_bound() -> None:
     counts = np.zeros((2, 2, 11), np.int64)
-    counts[0, 0, 2], counts[0, 1, 8] = 30, 20  # all heads together: 2 is the median
+    counts[0, 0, 2], counts[0, 1, 8] = 30, 20  # the median over both heads is 2
     counts[1, 0, 2], counts[1, 1, 8] = 20, 30
     lines = list(Competition(0.9, 5, [0, 2], counts).describe())
     assert "90 %" in lines[0]
@@ -541,6 +541,6 @@ def test_data_with_other_classes_is_refused(folder: Path, ait: Ait) -> None:
     assert_refused(ait("analyze", folder), "cat, dog", "equilateral, other")
 
 
-def test_a_folder_that_cannot_be_created_is_named(folder: Path, ait: Ait) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(folder: Path, ait: Ait) -> None:
     (folder / "analysis").write_text("a file")
     assert_refused(ait("analyze", folder, "--images", 4), "cannot create the folder")

@@ -47,7 +47,7 @@ def split_of(logits: Tensor, labels: list[int]) -> Split:
 
 
 def two_classes(confidence: list[float], predicted: list[int]) -> Tensor:
-    """Return logits that predict one of two classes with a confidence of at least a half."""
+    """Return logits that predict one of two classes, with a confidence of at least one half."""
     probability = torch.tensor(confidence, dtype=torch.float64)
     is_first = torch.tensor(predicted) == 0
     pairs = torch.stack([1 - probability, probability], dim=-1)
@@ -126,7 +126,7 @@ def test_the_worst_mistakes_are_the_most_confident_wrong_answers() -> None:
     assert result.worst_confidence == pytest.approx([0.95, 0.9, 0.8])
 
 
-def test_there_are_no_more_worst_mistakes_than_mistakes() -> None:
+def test_fewer_mistakes_than_requested_are_all_listed() -> None:
     logits = two_classes([0.6, 0.9, 0.7], predicted=[1, 1, 1])
     assert answers(logits, labels=[0, 1, 0]).worst.tolist() == [2, 0]
     flawless = answers(logits, labels=[1, 1, 1])
@@ -140,11 +140,11 @@ def test_equally_confident_mistakes_keep_their_order(batch_size: int) -> None:
     assert result.worst.tolist() == [0, 2, 3, 5]
 
 
-# --- against loops ---
+# --- compared with loops ---
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 41, 64])
-def test_every_item_is_counted_once_whatever_the_batch_size(batch_size: int) -> None:
+def test_every_item_is_counted_once_for_any_batch_size(batch_size: int) -> None:
     logits, labels = 2 * torch.randn(40, 5), torch.randint(5, (40,)).tolist()
     result = answers(logits, labels, batch_size, num_bins=8, num_worst=6)
     confusion, bins, mistakes = np.zeros((5, 5), dtype=int), [[] for _ in range(8)], []
@@ -220,13 +220,13 @@ def test_a_model_that_predicts_nan_is_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
-def test_another_number_of_classes_is_refused(names: list[str]) -> None:
+def test_a_wrong_number_of_class_names_is_refused(names: list[str]) -> None:
     split = split_of(torch.randn(5, 3), [0, 1, 1, 0, 1])
-    with pytest.raises(ValueError, match=f"predicts 3 classes, but {len(names)} are named"):
+    with pytest.raises(ValueError, match=f"predicts 3 classes, but {len(names)} are given"):
         measure_answers(Echo(), split.eval_batches(5), names)
 
 
-def test_no_items_are_refused() -> None:
+def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="no items"):
         measure_answers(Echo(), [], ["a", "b"])
 

@@ -36,7 +36,8 @@ def make_model(
 ) -> AiT:
     """Return an AiT with four patches per image.
 
-    With attractors, each layer has these and widely spread tokens; otherwise both are random.
+    If attractors are given, every layer has them and widely spread tokens; otherwise both are
+    random.
     """
     num_priors = 4 if attractors is None else len(attractors)
     config = AiTConfig(
@@ -59,7 +60,7 @@ def make_model(
                 block.workspace.priors.copy_(torch.eye(num_priors))
                 block.workspace.to_attractor.weight.copy_(attractors.T)
                 block.workspace.to_attractor.bias.zero_()
-                block.feed_forward = nn.Identity()  # it would turn all tokens the same way
+                block.feed_forward = nn.Identity()  # it would make all tokens similar
     return model
 
 
@@ -107,7 +108,7 @@ def test_steps_are_counted_until_one_no_longer_moves_the_state() -> None:
     assert len(set(result.num_steps.tolist())) > 1
 
 
-def test_an_attractor_far_from_others_rests_at_once() -> None:
+def test_an_attractor_far_from_all_others_is_already_at_rest() -> None:
     attractors = far_apart(6)
     result = retrieve_until_rest(attractors, attractors, 4.0)
     assert result.num_steps.tolist() == [0] * 6
@@ -137,7 +138,7 @@ def test_states_are_retrieved_independently_and_not_overwritten() -> None:
 
 
 @pytest.mark.parametrize("num_priors", [1, 2, 3, 5, 9, 10, 20, 30, 32, 100, 128])
-def test_equal_weights_need_their_share_of_all(num_priors: int) -> None:
+def test_the_share_of_equal_weights_is_rounded_up(num_priors: int) -> None:
     weights = torch.full((2, num_priors), 1 / num_priors)
     assert num_needed(weights).tolist() == [math.ceil(9 * num_priors / 10)] * 2
 
@@ -160,10 +161,10 @@ def test_the_largest_weights_are_counted_until_they_make_up_the_share() -> None:
 def test_the_number_of_weights_agrees_with_a_loop() -> None:
     weights = torch.randn(3, 7, 12).mul(2).softmax(dim=-1)
     for row, number in zip(weights.view(-1, 12), num_needed(weights).flatten(), strict=True):
-        sum_, count = 0.0, 0
+        total, count = 0.0, 0
         for weight in sorted(row.tolist(), reverse=True):
-            sum_, count = sum_ + weight, count + 1
-            if sum_ >= 0.9:
+            total, count = total + weight, count + 1
+            if total >= 0.9:
                 break
         assert int(number) == count
 
@@ -211,7 +212,7 @@ def indices_of(sample: Tensor, tokens: Tensor) -> list[int]:
     return distance.argmin(dim=1).tolist()
 
 
-def test_the_same_tokens_are_sampled_in_every_layer_and_none_twice() -> None:
+def test_the_same_tokens_are_sampled_in_every_layer_without_repetition() -> None:
     model = make_model(depth=3)
     batches = [make_batch(5) for _ in range(4)]
     sample = sample_tokens(model, batches, 30, torch.Generator().manual_seed(0))
@@ -232,7 +233,7 @@ def test_every_token_is_equally_likely_to_be_sampled() -> None:
         assert part.mean() / 60 == pytest.approx(1 / 4, abs=0.08)
 
 
-def test_padding_is_not_sampled_and_a_small_split_is_sampled_whole() -> None:
+def test_padding_is_not_sampled_and_a_small_split_is_used_completely() -> None:
     model = make_model(question_dim=5)
     images, _, labels = make_batch(4)
     labels[2:] = PADDING
@@ -258,7 +259,7 @@ def test_no_batch_is_kept() -> None:
 # --- planted memories ---
 
 
-def test_attractors_far_apart_hold_all_tokens_when_beta_is_large() -> None:
+def test_all_tokens_come_to_rest_at_distant_attractors_if_beta_is_large() -> None:
     attractors, batches = far_apart(4), [make_batch(30), make_batch(30)]
     model = make_model(attractors)
     result = measure_basins(model, batches, betas=(16.0,), num_tokens=10_000)
@@ -271,7 +272,7 @@ def test_attractors_far_apart_hold_all_tokens_when_beta_is_large() -> None:
     assert result.recall[0, 0, :2].tolist() == [1, 1]
 
 
-def test_a_small_beta_brings_all_tokens_to_the_mean_of_all_attractors() -> None:
+def test_all_tokens_come_to_rest_at_the_mean_of_all_attractors_if_beta_is_small() -> None:
     model = make_model(far_apart(4), depth=2)
     result = measure_basins(model, [make_batch(20)], betas=(0.001, 0.01))
     assert result.num_fixed_points.tolist() == [[1, 1], [1, 1]]
@@ -280,7 +281,7 @@ def test_a_small_beta_brings_all_tokens_to_the_mean_of_all_attractors() -> None:
     assert not result.recall.any()
 
 
-def test_tight_clusters_make_metastable_states_between_both_extremes() -> None:
+def test_tight_clusters_have_metastable_states_for_a_moderate_beta() -> None:
     model = make_model(clusters((3, 3)))
     result = measure_basins(model, [make_batch(50)], betas=(0.001, 2.0, 4_000.0))
     assert result.metastable.tolist() == [[0], [1], [0]]
@@ -347,7 +348,7 @@ def test_noise_has_the_requested_length() -> None:
     assert recall[2] == pytest.approx(0.5, abs=0.1)
 
 
-def test_tolerances_follow_the_length_of_the_attractors() -> None:
+def test_tolerances_scale_with_the_length_of_the_attractors() -> None:
     model = make_model(1e-3 * far_apart(4))
     result = measure_basins(model, [make_batch(60)], betas=(16e6,), noise=(0.1, 1000.0))
     assert result.num_fixed_points.item() == 4
@@ -358,7 +359,7 @@ def test_tolerances_follow_the_length_of_the_attractors() -> None:
     assert result.num_fixed_points.item() == 2
 
 
-def test_more_fixed_points_than_the_limit_give_the_limit(
+def test_the_number_of_fixed_points_does_not_exceed_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("associative_transformer.analysis.basins.POINTS_PER_PRIOR", 1)
@@ -424,7 +425,7 @@ def test_the_seed_fixes_the_sample_and_the_noise() -> None:
     assert (first.recall != other.recall).any()
 
 
-def test_the_model_and_its_memory_stay_as_they_are() -> None:
+def test_the_model_and_its_memory_do_not_change() -> None:
     model = make_model(depth=2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     measure_basins(model, [make_batch(2)] * 2)

@@ -130,13 +130,13 @@ def test_pools_that_the_split_cannot_fill_are_left_out() -> None:
         assert np.isfinite(values).all()
 
 
-def test_a_split_that_fills_no_pool_is_one_pool() -> None:
+def test_a_split_too_small_for_any_pool_is_one_pool() -> None:
     result = measure_capacity(make_model(), make_batches((2,)), (2,), (9, 99), num_moves=1)
     assert result.pool_sizes.tolist() == [8]
     assert result.effective_rank.shape == (2, 1, 1)
 
 
-def test_only_as_many_batches_are_used_as_fill_the_largest_pool() -> None:
+def test_batches_are_read_only_until_the_largest_pool_is_full() -> None:
     used = []
 
     def batches() -> Iterator[Batch]:
@@ -163,7 +163,7 @@ def test_pools_are_drawn_from_the_first_patches_of_every_layer() -> None:
         torch.testing.assert_close(tokens, torch.stack(expected[:14]), rtol=0, atol=0)
 
 
-def test_a_pool_has_no_token_twice_and_each_draw_differs() -> None:
+def test_a_pool_has_no_repeated_token_and_each_draw_differs() -> None:
     u, generator = torch.arange(50.0)[:, None], torch.Generator().manual_seed(0)
     pools = [set(capacity._draw(u, 20, generator).flatten().tolist()) for _ in range(10)]
     assert {len(pool) for pool in pools} == {20}
@@ -171,7 +171,7 @@ def test_a_pool_has_no_token_twice_and_each_draw_differs() -> None:
     assert set().union(*pools) == set(range(50))
 
 
-def test_each_move_writes_another_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_write_uses_a_new_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     pools = []
     write = GlobalWorkspace.write
 
@@ -181,9 +181,8 @@ def test_each_move_writes_another_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(GlobalWorkspace, "write", record)
     measure_capacity(make_model(), make_batches(), (2,), (6, 12), num_moves=4)
-    assert [len(pool) for pool in pools] == (
-        [6] * 5 + [12] * 5
-    ) * 2  # the fifth write is only measured
+    sizes = [6] * 5 + [12] * 5  # the fifth write is only measured
+    assert [len(pool) for pool in pools] == sizes * 2
     assert len({tuple(pool[0].tolist()) for pool in pools}) > 4
 
 
@@ -210,13 +209,11 @@ def test_coverage_counts_tokens_once_and_is_the_mean_over_heads() -> None:
 # --- effective rank ---
 
 
-def test_without_moves_the_priors_are_normal_and_their_rank_grows_with_their_number() -> None:
+def test_without_writes_the_priors_are_normal_and_their_rank_grows_with_their_number() -> None:
     result = measure_capacity(make_model(), make_batches(), (1, 2, 400), (8,), num_moves=0)
     np.testing.assert_allclose(result.effective_rank[:, 0], 1, rtol=1e-6)
     assert (result.effective_rank[:, 1] <= 2).all()
-    np.testing.assert_allclose(
-        result.effective_rank[:, 2], 4, rtol=0.02
-    )  # all directions of D alike
+    np.testing.assert_allclose(result.effective_rank[:, 2], 4, rtol=0.02)  # D = 4
 
 
 # --- recall ---
@@ -258,21 +255,20 @@ def test_an_attractor_is_recalled_within_a_tenth_of_its_norm(size: float) -> Non
     assert one_step > w
 
 
-def test_a_recalled_attractor_is_closer_than_all_others() -> None:
-    # two that are 2 % apart end between them, well within a tenth of their norm
+def test_an_attractor_is_recalled_only_if_it_is_closer_than_all_others() -> None:
+    # two attractors 2 % apart both move to their mean, well within a tenth of their norm
     lone, near = torch.tensor([0.0, 10.0]), torch.tensor([[10.0, 0.1], [10.0, -0.1]])
     assert recall(torch.stack([lone, *near]), beta=1.0) == pytest.approx(1 / 3)
-    assert (
-        recall(torch.stack([lone, lone]), beta=1.0) == 0
-    )  # equal attractors cannot be told apart
+    equal = torch.stack([lone, lone])
+    assert recall(equal, beta=1.0) == 0
 
 
-def test_an_attractor_that_swallows_another_is_recalled_alone() -> None:
+def test_an_attractor_that_moves_to_another_is_not_recalled() -> None:
     along = torch.tensor([[10.0, 0.0], [9.5, 0.0]])  # the shorter one moves to the longer one
     assert recall(along, beta=10.0) == 0.5
 
 
-def test_the_first_priors_form_a_memory_of_their_own() -> None:
+def test_recall_is_measured_among_the_first_priors_only() -> None:
     memory = plant(torch.stack([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0])]), beta=10.0)
     with torch.no_grad():
         assert capacity._share_recalled(memory, 1) == 1
@@ -307,7 +303,7 @@ def test_a_pool_size_does_not_affect_the_results_of_another() -> None:
 
 
 @pytest.mark.parametrize("is_training", [False, True])
-def test_the_model_stays_as_it_is_and_dropout_is_off(is_training: bool) -> None:
+def test_the_model_does_not_change_and_dropout_is_off(is_training: bool) -> None:
     model, batches = make_model(dropout=0.9).train(is_training), make_batches()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = measure_capacity(model, batches, (2,), (8,), num_moves=3)

@@ -1,4 +1,4 @@
-"""Numbers of tokens that receive most attention, for attention whose numbers are known."""
+"""Numbers of tokens that receive most of the attention, compared with known numbers."""
 
 import math
 import weakref
@@ -106,7 +106,7 @@ def test_an_invalid_share_is_refused(share: float) -> None:
 
 @torch.no_grad()
 def counts_by_loop(model: nn.Module, split: Split, share: float) -> list[list[list[int]]]:
-    """Count image by image, query by query."""
+    """Count one image and one query at a time."""
     size = model.embed.num_tokens + 1
     heads = model.config.num_heads
     counts = [[[0] * size for _ in range(heads)] for _ in model.blocks]
@@ -152,16 +152,13 @@ def test_uniform_attention_is_at_the_upper_bound(name: str) -> None:
 def test_heads_are_counted_separately() -> None:
     model = ViT(replace(VIT, depth=1))
     pairs = torch.randn(6, 3, 16, 8).repeat_interleave(2, dim=-1)  # pairs of equal pixels
-    images = torch.cat(
-        [pairs[..., :8], pairs[..., :8]], dim=-1
-    )  # the right half equals the left half
+    left = pairs[..., :8]
+    images = torch.cat([left, left], dim=-1)  # the right half equals the left half
     with torch.no_grad():
         weight = model.blocks[0].attention.to_qkv.weight.view(3, 3, 8, 16)  # (z, h, d, e)
         weight.zero_()
         projection = torch.linalg.qr(torch.randn(16, 8)).Q.T
-        weight[:2, 1] = (
-            60 * projection
-        )  # in head 1 a token attends to its equals: itself and its copy
+        weight[:2, 1] = 60 * projection  # in head 1 a token attends to itself and its copy
     result = measure_competition(model, make_split(images).eval_batches(6))
     assert result.uniform == 15
     assert result.quantile(0.5).tolist() == [[15, 2, 15]]
@@ -189,19 +186,19 @@ def test_layers_without_self_attention_are_left_out() -> None:
     assert result.counts.shape == (2, 3, 17)
 
 
-def test_a_model_without_self_attention_is_refused() -> None:
+def test_an_ait_without_self_attention_is_refused() -> None:
     batches = make_split(torch.randn(3, 3, 16, 16)).eval_batches(3)
     with pytest.raises(UserError, match=r"AiT has no self-attention .*use_self_attention"):
         measure_competition(AiT(replace(AIT, use_self_attention=False)), batches)
 
 
-def test_a_model_without_attention_among_tokens_is_refused() -> None:
+def test_a_dense_model_is_refused() -> None:
     model = build_model(DenseConfig(image_size=16, patch_size=4, embed_dim=8, question_dim=0))
     with pytest.raises(UserError, match=r"Dense has no self-attention .*: use a run of ViT"):
         measure_competition(model, make_split(torch.randn(3, 3, 16, 16)).eval_batches(3))
 
 
-def test_no_images_are_refused() -> None:
+def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         measure_competition(ViT(VIT), [])
 

@@ -16,7 +16,7 @@ def direction(degrees: float, length: float = 1.0) -> list[float]:
     return [length * math.cos(math.radians(degrees)), length * math.sin(math.radians(degrees))]
 
 
-def test_drift_is_the_mean_angle_to_the_epoch_before() -> None:
+def test_drift_is_the_mean_angle_from_the_previous_epoch() -> None:
     memory = np.array(
         [
             [[direction(0), direction(90)], [direction(10), direction(10)]],
@@ -34,7 +34,7 @@ def test_drift_is_the_mean_angle_to_the_epoch_before() -> None:
     assert drift.effective_rank[0, 0] == pytest.approx(2)
 
 
-def test_the_length_of_a_prior_does_not_count_as_drift() -> None:
+def test_a_change_in_length_is_not_drift() -> None:
     memory = np.array(
         [[[direction(20, 3.0), direction(0, 0.2)]], [[direction(20, 0.5), direction(60, 7.0)]]]
     )

@@ -84,7 +84,7 @@ def test_tokens_and_explained_variance_agree_with_the_covariance_and_with_loops(
             np.testing.assert_allclose(result.after[row, layer], expected, atol=1e-5)
 
 
-def test_tokens_that_lie_in_a_plane_keep_their_distances() -> None:
+def test_tokens_in_a_plane_keep_their_distances() -> None:
     frame = torch.linalg.qr(torch.randn(7, 2).double()).Q
     tokens = torch.randn(30, 2).double() @ frame.T + torch.randn(7)
     plane = reconstruction._principal_plane(tokens)
@@ -114,7 +114,7 @@ def test_mirrored_tokens_do_not_flip_the_axes(turn: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 5])
-def test_equal_tokens_lie_at_the_center(num_tokens: int) -> None:
+def test_equal_tokens_are_at_the_center(num_tokens: int) -> None:
     tokens = torch.ones(num_tokens, 3)
     plane = reconstruction._principal_plane(tokens)
     assert plane.explained == 1
@@ -129,7 +129,7 @@ def test_a_large_beta_retrieves_the_attractors_and_a_small_one_their_mean() -> N
     result = measure_reconstruction(model, [batch], betas=(1e-4, 1e4))
     u = trace(model, batch).layers[0].workspace_input
     assert u is not None
-    nearest = u.flatten(0, 1).argmax(dim=1)  # the attractors are orthogonal and of one length
+    nearest = u.flatten(0, 1).argmax(dim=1)  # the attractors are orthogonal and of equal length
     assert 1 < len(nearest.unique()) < 32
     assert result.num_distinct.tolist() == [[1], [len(nearest.unique())]]
     after = result.after[1, 0].reshape(32, 2)
@@ -190,7 +190,7 @@ def test_only_the_batches_of_the_first_images_are_used() -> None:
     np.testing.assert_allclose(result.after, again.after, atol=1e-5)
 
 
-def test_padding_is_left_out_and_a_small_split_is_used_whole() -> None:
+def test_padding_is_left_out_and_a_small_split_is_used_completely() -> None:
     (batch,) = make_batches((4,))
     batch = batch._replace(labels=torch.tensor([0, 1, PADDING, PADDING]))
     result = measure_reconstruction(AiT(CONFIG).eval(), [batch], num_images=8)
@@ -216,7 +216,7 @@ def test_a_model_that_reads_by_cross_attention_has_no_reconstruction() -> None:
 
 
 @pytest.mark.parametrize("is_training", [False, True])
-def test_the_model_stays_as_it_is(is_training: bool) -> None:
+def test_the_model_does_not_change(is_training: bool) -> None:
     model = AiT(CONFIG).train(is_training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     measure_reconstruction(model, make_batches())

@@ -1,4 +1,4 @@
-"""A new analysis is a line in each of two tables, as CONTRIBUTING.md says."""
+"""A new analysis needs one line in each of two tables, as CONTRIBUTING.md says."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from associative_transformer.runs.saved import SavedRun
 
 @dataclass(frozen=True)
 class Depth:
-    """The number of blocks, and of the images that the model was shown."""
+    """The number of blocks, and the number of images in each batch."""
 
     num_blocks: int
     num_images: np.ndarray

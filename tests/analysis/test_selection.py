@@ -1,4 +1,4 @@
-"""What priors take: workspaces with planted choices, and real ones compared with loops."""
+"""Selections of workspaces with planted choices, and of real ones compared with loops."""
 
 import copy
 import math
@@ -48,7 +48,7 @@ VARIANTS = {
 
 
 class Table(TokenEmbed):
-    """Tokens that are the rows of the image."""
+    """An embedding whose tokens are the rows of the image."""
 
     def forward(self, images: Tensor, questions: Tensor | None = None) -> Tensor:
         return images[:, 0]
@@ -57,9 +57,9 @@ class Table(TokenEmbed):
 def planted(
     heads: int, priors: int, bottleneck: int | None, question: bool = False
 ) -> tuple[AiT, int]:
-    """Return an AiT of four patches whose similarities are entries of its images, and their width.
+    """Return an AiT whose similarities are the entries of its images, and their width.
 
-    Column s * M + m of a token is its similarity to prior m in head s.
+    An image has four patches. Entry s * M + m of a token is its similarity to prior m in head s.
     """
     width = heads * priors
     workspace = WorkspaceConfig(priors, priors, heads, bottleneck)
@@ -134,7 +134,7 @@ def test_means_over_pools_are_weighted_by_their_tokens() -> None:
     assert (result.num_images, result.pool_size, result.bottleneck) == (3, 8, 1)
 
 
-def test_a_last_pool_smaller_than_the_bottleneck_is_taken_as_a_whole() -> None:
+def test_a_last_pool_smaller_than_the_bottleneck_is_taken_completely() -> None:
     model, _ = planted(heads=1, priors=2, bottleneck=6)
     tables = shuffled(3, 4, 2)
     result, first = select(model, tables, batch_size=2), select(model, tables[:2], batch_size=2)
@@ -206,11 +206,9 @@ def test_there_may_be_fewer_winners_and_images_than_requested(batch_size: int) -
 
 def test_an_attractor_that_no_token_retrieves_is_dead() -> None:
     model, _ = planted(heads=1, priors=4, bottleneck=2)
-    tables = torch.eye(4)[[0, 1, 2, 0]].expand(
-        3, 4, 4
-    )  # no token is similar to the last attractor
+    tokens = torch.eye(4)[[0, 1, 2, 0]]  # no token is similar to the last attractor
     model.blocks[0].workspace.to_attractor.weight.data.copy_(30 * torch.eye(4))
-    result = select(model, tables, batch_size=2)
+    result = select(model, tokens.expand(3, 4, 4), batch_size=2)
     assert result.usage[0] == pytest.approx([0.5, 0.25, 0.25, 0], abs=1e-9)
     assert result.is_dead.tolist() == [[False, False, False, True]]
 
@@ -364,7 +362,7 @@ def test_many_planted_pools_agree_with_loops(batch_size: int) -> None:
     check_layer(result, 0, model.blocks[0].workspace, tables, batch_size, patches=4)
 
 
-def test_measuring_does_not_move_the_memory() -> None:
+def test_measuring_does_not_change_the_model() -> None:
     model = AiT(AIT).train()
     before = copy.deepcopy(model.state_dict())
     measure_selection(model, make_split(torch.randn(5, 3, 16, 16)).eval_batches(2))
@@ -378,7 +376,7 @@ def test_a_model_without_a_workspace_is_refused() -> None:
         measure_selection(model, make_split(torch.randn(3, 3, 16, 16)).eval_batches(3))
 
 
-def test_no_images_are_refused() -> None:
+def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         measure_selection(AiT(AIT), [])
 

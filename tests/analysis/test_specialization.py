@@ -1,4 +1,4 @@
-"""Mutual information and its baseline: planted priors, bits computed by hand, slow loops."""
+"""Mutual information and its baseline, for planted priors and compared with slow loops."""
 
 import math
 import weakref
@@ -71,7 +71,7 @@ def take(choices: Sequence[Sequence[Sequence[Sequence[int]]]]) -> Callable[..., 
 
 
 def make_batch(labels: list[int], brightness: Tensor | None = None) -> Batch:
-    """Return images of these classes whose four patches have these mean values."""
+    """Return images of these classes whose four patches have these means."""
     if brightness is None:
         brightness = torch.randn(len(labels), 4)
     noise = torch.randn(len(labels), 4, 4, 4)
@@ -108,7 +108,7 @@ def slow_information(pairs: list[tuple[bool, int]]) -> float:
     )
 
 
-def test_taking_one_of_two_equal_halves_tells_one_bit() -> None:
+def test_taking_one_of_two_equal_halves_is_one_bit_of_information() -> None:
     taken = torch.tensor([[5, 0], [0, 5], [0, 0], [5, 5]])
     bits = mutual_information(taken, torch.tensor([5, 5]))
     assert bits.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-12)
@@ -124,7 +124,7 @@ def test_information_agrees_with_a_sum_over_tokens() -> None:
         assert float(bits) == pytest.approx(slow_information(pairs), abs=1e-12)
 
 
-def test_values_taken_in_proportion_tell_nothing() -> None:
+def test_values_taken_in_proportion_carry_no_information() -> None:
     taken = torch.tensor([[1, 2, 3]])
     assert mutual_information(taken, 7 * taken[0]).item() == pytest.approx(0, abs=1e-12)
 
@@ -132,7 +132,7 @@ def test_values_taken_in_proportion_tell_nothing() -> None:
 # --- bins of content ---
 
 
-def test_bins_hold_equally_many_values() -> None:
+def test_bins_contain_equally_many_values() -> None:
     values = torch.randperm(24).float()
     edges = equal_bins(values, 8)
     assert edges.tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 23]
@@ -208,7 +208,7 @@ def test_a_prior_that_takes_bright_patches_stands_out_by_content() -> None:
 
 
 def test_heads_priors_and_layers_are_counted_separately() -> None:
-    """Each prior of each head of each layer takes another position of every image."""
+    """The four priors of a layer take different positions of every image."""
     positions = {
         (0, 0, 0): 0,
         (0, 0, 1): 1,
@@ -242,11 +242,11 @@ def test_the_class_is_shuffled_among_images() -> None:
     assert result.p_value[CLASS].item() == pytest.approx(1 / 3, abs=0.07)
 
 
-def test_the_baseline_is_the_mean_over_the_permutations_alone() -> None:
+def test_the_baseline_is_the_mean_over_the_permutations_only() -> None:
     result = measure(
         [make_batch([0, 1, 0, 1])], [[[[0, 1, 2, 3, 8, 9, 10, 11]]]], num_permutations=1
     )
-    assert result.p_value[CLASS].item() == 1 / 2  # the permutation of seed 0 separates them
+    assert result.p_value[CLASS].item() == 1 / 2  # the permutation of seed 0 is less informative
     assert result.baseline[CLASS].item() == pytest.approx(0, abs=1e-12)
 
 
@@ -271,7 +271,7 @@ def test_the_content_is_shuffled_among_the_tokens_of_the_pool() -> None:
     assert result.baseline[CONTENT].item() == pytest.approx(1 / 3, abs=0.07)
     two = make_batch([0, 0], torch.tensor([[9.0, 9, 9, 9], [0, 1, 2, 3]]) + torch.rand(2, 4) / 9)
     result = measure([two], [[[[0, 1, 2, 3]]]], num_permutations=100)
-    assert result.p_value[CONTENT].item() < 0.1  # 2 in 70; it would be 1 if images were kept whole
+    assert result.p_value[CONTENT].item() < 0.1  # 2 in 70, not 1 as for whole images
     assert result.information[CONTENT].item() == pytest.approx(1)
 
 
@@ -283,7 +283,7 @@ def test_variables_are_shuffled_within_a_pool_only() -> None:
     assert result.p_value[CLASS].item() == 1
 
 
-def test_priors_that_take_random_tokens_tell_no_more_than_the_baseline() -> None:
+def test_priors_that_take_random_tokens_have_no_more_information_than_the_baseline() -> None:
     batches, choices = [], []
     for _ in range(6):
         batches.append(make_batch(torch.randint(3, (16,)).tolist()))
@@ -307,7 +307,7 @@ def test_priors_that_take_random_whole_images_are_not_specialized() -> None:
     assert abs(result.p_value[CLASS].mean() - 0.5) < 0.15
 
 
-def test_random_labels_tell_no_more_than_the_baseline() -> None:
+def test_random_labels_have_no_more_information_than_the_baseline() -> None:
     model, ratios, small = make_model(4, 8), [], []
     for _ in range(8):
         batches = [make_batch(torch.randint(3, (16,)).tolist()) for _ in range(3)]
@@ -375,7 +375,7 @@ def test_a_model_with_questions_agrees_with_loops_over_its_patches() -> None:
     assert num_questions > 0
 
 
-def test_a_prior_that_takes_only_questions_tells_nothing() -> None:
+def test_a_prior_that_takes_only_questions_has_no_information() -> None:
     model = make_model(question_dim=5, attend=take([[[[0, 5]]]]))
     images, _, labels = make_batch([0, 1])
     result = measure_specialization(model, [Batch(images, torch.randn(2, 5), labels)], ["a", "b"])
@@ -385,7 +385,7 @@ def test_a_prior_that_takes_only_questions_tells_nothing() -> None:
     assert (result.p_value == 1).all()
 
 
-def test_the_model_and_its_memory_stay_as_they_are() -> None:
+def test_the_model_and_its_memory_do_not_change() -> None:
     model = make_model(2, 3, depth=2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     measure_specialization(model, [make_batch([0, 1])] * 3, ["a", "b", "c"])

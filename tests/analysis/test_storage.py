@@ -1,4 +1,4 @@
-"""Results are read back as they were saved, and damaged files raise a UserError."""
+"""Loaded results equal the saved ones, and damaged files raise a UserError."""
 
 import json
 from dataclasses import dataclass, fields
@@ -50,11 +50,11 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_result_comes_back_with_values_types_and_shapes(saved: Path) -> None:
+def test_a_loaded_result_has_the_same_values_types_and_shapes(saved: Path) -> None:
     assert_same(load_result(Numbers, saved, "numbers"), make())
 
 
-def test_the_folder_is_created_and_holds_two_files_per_result(tmp_path: Path) -> None:
+def test_the_folder_is_created_and_contains_two_files_per_result(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "analysis"
     save_result(make(), folder, "one")
     save_result(make(), folder, "two")
@@ -87,7 +87,7 @@ def test_a_result_replaces_an_earlier_one(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["npz", "json"])
-def test_a_missing_file_is_named(saved: Path, ending: str) -> None:
+def test_a_missing_file_is_reported(saved: Path, ending: str) -> None:
     (saved / f"numbers.{ending}").unlink()
     with pytest.raises(UserError, match=rf"numbers in .*numbers\.{ending}.*ait analyze"):
         load_result(Numbers, saved, "numbers")
@@ -106,20 +106,20 @@ def test_a_missing_file_is_named(saved: Path, ending: str) -> None:
         ("npz", b"PK\x03\x04 and no more"),
     ],
 )
-def test_a_file_with_invalid_content_is_named(saved: Path, ending: str, content: bytes) -> None:
+def test_a_file_with_invalid_content_is_reported(saved: Path, ending: str, content: bytes) -> None:
     (saved / f"numbers.{ending}").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read the result numbers in .*ait analyze"):
         load_result(Numbers, saved, "numbers")
 
 
-def test_a_single_array_is_not_an_archive(saved: Path) -> None:
+def test_a_single_array_instead_of_an_archive_is_refused(saved: Path) -> None:
     with (saved / "numbers.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(UserError, match="cannot read the result numbers"):
         load_result(Numbers, saved, "numbers")
 
 
-def test_a_damaged_archive_never_gives_wrong_numbers(saved: Path) -> None:
+def test_a_damaged_archive_is_never_loaded_with_wrong_numbers(saved: Path) -> None:
     whole = (saved / "numbers.npz").read_bytes()
     for index in range(0, len(whole), 7):
         damaged = bytearray(whole)
@@ -136,7 +136,7 @@ def test_a_damaged_archive_never_gives_wrong_numbers(saved: Path) -> None:
             load_result(Numbers, saved, "numbers")
 
 
-def test_a_result_of_another_class_is_refused_with_the_fields_that_differ(saved: Path) -> None:
+def test_a_result_of_another_class_is_refused_with_the_differing_fields(saved: Path) -> None:
     with pytest.raises(
         UserError, match="unexpected or missing fields: count, empty, is_fresh, words"
     ):
@@ -149,7 +149,7 @@ def test_pickled_objects_are_not_loaded(saved: Path) -> None:
         load_result(Numbers, saved, "numbers")
 
 
-def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "analysis").write_text("a file")
     with pytest.raises(UserError, match="cannot create the folder"):
         save_result(make(), tmp_path / "analysis", "numbers")

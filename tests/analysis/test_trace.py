@@ -1,4 +1,4 @@
-"""Traces against a forward pass by hand and against hooks set by the test."""
+"""Traces compared with a forward pass by hand and with hooks of the test."""
 
 import math
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def make_batch(config: ModelConfig, size: int = 3) -> Batch:
 
 
 def add_padding(batch: Batch) -> Batch:
-    """Put rows of padding between the real ones and behind them."""
+    """Put rows of padding between and after the real ones."""
     rows = torch.tensor([0, 1, 1, 2, 0, 0])
     labels = batch.labels[rows].masked_fill(
         torch.tensor([False, False, True, False, True, True]), PADDING
@@ -77,7 +77,7 @@ def add_padding(batch: Batch) -> Batch:
 
 
 def record_inputs(model: nn.Module, batch: Batch, kind: type) -> list[Tensor]:
-    """Return what the modules of a class receive in a forward pass of the model."""
+    """Return the inputs of all modules of a class in a forward pass of the model."""
     inputs: list[Tensor] = []
 
     def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -200,7 +200,7 @@ def count_hooks(model: nn.Module) -> int:
 
 @every_model
 @pytest.mark.parametrize("is_training", [False, True])
-def test_a_trace_leaves_the_model_as_it_was(
+def test_a_trace_does_not_change_the_model(
     config: AiTConfig | ViTConfig, is_training: bool
 ) -> None:
     model, batch = build_model(config).train(is_training), make_batch(config)
@@ -215,7 +215,7 @@ def test_a_trace_leaves_the_model_as_it_was(
         assert layer.attention is None or not layer.attention.requires_grad
 
 
-def test_a_failed_forward_pass_leaves_the_model_as_it_was() -> None:
+def test_a_trace_that_fails_does_not_change_the_model() -> None:
     model, batch = AiT(AIT).train(), make_batch(AIT)
     with pytest.raises(ValueError, match="no questions"):
         trace(model, batch._replace(questions=torch.randn(3, QUESTION_DIM)))
@@ -223,7 +223,7 @@ def test_a_failed_forward_pass_leaves_the_model_as_it_was() -> None:
     assert count_hooks(model) == 0
 
 
-def test_a_model_in_training_is_traced_as_in_evaluation() -> None:
+def test_a_model_in_training_mode_is_traced_in_evaluation_mode() -> None:
     model, batch = AiT(AIT), make_batch(AIT)
     in_training = trace(model.train(), batch).logits
     assert torch.equal(in_training, trace(model.eval(), batch).logits)

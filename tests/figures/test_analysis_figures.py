@@ -1,4 +1,4 @@
-"""The figures of an analysis: their content, their files and their legibility."""
+"""The figures of an analysis: their content, files and legibility."""
 
 import re
 import sys
@@ -131,7 +131,7 @@ def caption_of(figure: Figure) -> str:
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
-    """Return a function that returns the figures instead of writing them; warnings are errors."""
+    """Return a function that returns figures instead of writing them; warnings are errors."""
     drawn: list[Figure] = []
     lays_out = False
 
@@ -207,14 +207,14 @@ def test_labels_units_and_captions_are_text_in_the_svg(
     assert not [word for word in words if word not in text]
 
 
-def test_names_of_classes_are_shown_as_they_are(folder: Path) -> None:
+def test_names_of_classes_are_shown_literally(folder: Path) -> None:
     text = svg_text(folder / "specialization.svg")
     assert all(name in text for name in CLASSES)
     assert "<script>" not in (folder / "specialization.svg").read_text()
 
 
 @pytest.mark.parametrize("name", ["competition", "selection", "basins", "reconstruction"])
-def test_equal_numbers_give_equal_bytes_with_any_settings_of_the_user(
+def test_equal_numbers_give_equal_bytes_for_any_matplotlib_settings(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
     with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "svg.hashsalt": "x"}):
@@ -235,7 +235,7 @@ def test_an_empty_analysis_has_no_figures(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("a file")
     with pytest.raises(UserError, match="figures"):
         draw_analysis(plant(), image_of, tmp_path, CAPTION)
@@ -285,7 +285,7 @@ def test_empty_results_and_nan_are_left_out_without_a_warning(
     assert all(caption_of(figure).startswith(CAPTION) for figure in figures)
 
 
-def test_names_and_captions_are_shown_as_they_are_without_unprintable_characters(
+def test_names_and_captions_are_shown_literally_without_unprintable_characters(
     draw: Draw,
 ) -> None:
     names = [r"$\frac$ \x_^{", "三角形", "one\ntwo\ud800\x00", "x" * 60]
@@ -302,7 +302,7 @@ def test_names_and_captions_are_shown_as_they_are_without_unprintable_characters
     assert text.replace("\n", "").isprintable()
 
 
-def test_a_longer_caption_makes_the_figure_higher(draw: Draw) -> None:
+def test_a_longer_caption_makes_the_figure_taller(draw: Draw) -> None:
     short, long = (draw(only("capacity", ONE), "word " * n)[0] for n in (1, 200))
     lines = [len(figure.get_supxlabel().splitlines()) for figure in (short, long)]
     more = 72 * (long.get_figheight() - short.get_figheight()) / (lines[1] - lines[0])
@@ -310,7 +310,7 @@ def test_a_longer_caption_makes_the_figure_higher(draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("name", ["selection", "basins", "reconstruction", "capacity"])
-def test_of_many_layers_the_first_the_middle_and_the_last_are_drawn(name: str, draw: Draw) -> None:
+def test_the_first_middle_and_last_of_many_layers_are_drawn(name: str, draw: Draw) -> None:
     (figure,) = draw(only(name, plant(layers=12)))
     shown = set(re.findall(r"^layer \d+", text_of(figure), re.MULTILINE))
     assert shown == {"layer 1", "layer 6", "layer 12"}
@@ -320,7 +320,7 @@ def test_of_many_layers_the_first_the_middle_and_the_last_are_drawn(name: str, d
 
 
 def extent(path: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return the extent in x of the points whose y is in a range."""
+    """Return the extent in x of the points whose y is in the given range."""
     x = path[(path[:, 1] >= low) & (path[:, 1] <= high), 0]
     return x.min(), x.max()
 
@@ -332,7 +332,7 @@ def test_the_width_of_a_distribution_is_the_number_of_tokens(draw: Draw) -> None
     first, second = (each.get_paths()[0].vertices for each in ax.collections)
     assert extent(first, 0.6, 1.5) == pytest.approx((0.58, 1.42))
     assert extent(first, 1.6, 2.5) == pytest.approx((0.79, 1.21))
-    assert extent(first, 2.5, 3.5) == pytest.approx((0.79, 1.21))  # there are none from 2.5 on
+    assert extent(first, 2.5, 3.5) == pytest.approx((0.79, 1.21))  # the edge at 2.5
     assert (first[:, 1].min(), first[:, 1].max()) == (0.5, 4.5)
     assert extent(second, 0, 9) == pytest.approx((1.58, 2.42))
     assert (second[:, 1].min(), second[:, 1].max()) == (3.5, 4.5)
@@ -356,7 +356,7 @@ def test_competition_has_a_row_for_each_of_up_to_twelve_layers(draw: Draw) -> No
 def test_taken_patches_are_outlined_and_dimmed_by_their_order(draw: Draw) -> None:
     taken = np.zeros((1, 2, 4, 1, 4), int)
     taken[0, 1, 2, 0, 1] = 1  # at the top right, by prior 3
-    taken[0, 0, 2, 0, [1, 3]] = 5, 6  # last below it; and at the top right again, but later
+    taken[0, 0, 2, 0, [1, 3]] = 5, 6  # last, below it; and at the top right again, but later
     usage = np.array([[0.2, 0.1, 0.6, 0.1]])
     (figure,) = draw(only("selection", plant(layers=1), taken=taken, usage=usage))
     (ax,) = figure.axes
@@ -432,7 +432,7 @@ def test_with_questions_the_figures_count_questions(name: str, draw: Draw) -> No
 
 
 def specialized(**changes: Any) -> Analysis:  # noqa: ANN401
-    """Return what three priors of two heads of two layers tell, and their winners."""
+    """Return an analysis in which two of the priors are specialized."""
     analysis = plant(layers=2, heads=2, priors=3)
     selection = replace(analysis.selection, **changes)
     information = np.zeros((3, 2, 2, 3))
@@ -554,7 +554,7 @@ def test_energies_of_many_magnitudes_are_on_a_logarithmic_scale(draw: Draw) -> N
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "0.1", "1", "10"]
 
 
-def test_tokens_have_the_hue_and_marker_of_their_image_and_turn_lighter(draw: Draw) -> None:
+def test_tokens_have_the_hue_and_marker_of_their_image_and_get_lighter(draw: Draw) -> None:
     result = plant(images=9).reconstruction
     (figure,) = draw(only("reconstruction", plant(images=9)))
     for layer, row in enumerate(panels(figure, 2)):

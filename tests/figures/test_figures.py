@@ -64,7 +64,7 @@ def test_images_of_one_channel_are_gray_and_values_are_clamped(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("caption", ["", "two\nlines", "a long one " * 40, "$x", "$\\frac$ _^{"])
-def test_a_caption_is_written_as_it_is_below_its_image(caption: str, tmp_path: Path) -> None:
+def test_a_caption_is_written_literally_below_its_image(caption: str, tmp_path: Path) -> None:
     draw_sheet(plain(RED, GREEN), [caption, "b"], tmp_path / "x.png", "title")
     red, ink = find_pixels(tmp_path / "x.png", RED), find_pixels(tmp_path / "x.png", (0, 0, 0))
     assert len(red) > 100**2
@@ -84,13 +84,13 @@ def test_longer_captions_push_the_next_row_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "start"), [("x.svg", b"<?xml"), ("x.pdf", b"%PDF"), ("x.png", b"\x89PNG")]
 )
-def test_the_ending_decides_the_format(name: str, start: bytes, tmp_path: Path) -> None:
+def test_the_ending_determines_the_format(name: str, start: bytes, tmp_path: Path) -> None:
     draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 @pytest.mark.parametrize("name", ["missing/x.png", "x.docx", "folder.png"])
-def test_a_sheet_that_cannot_be_written_is_named_and_leaves_no_file(
+def test_a_sheet_that_cannot_be_written_is_reported_and_leaves_no_file(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()

@@ -22,7 +22,7 @@ class Images:
 
 
 def make_split(images: Tensor, question_dim: int = 0) -> Split:
-    """Return a split with random labels of three classes and, with a width, random questions."""
+    """Return a split with random labels from three classes, and questions if they have a width."""
     questions = torch.randn(len(images), question_dim) if question_dim else None
     rows = torch.arange(len(images))
     return Split(torch.randint(3, rows.shape), rows, Images(images), questions)

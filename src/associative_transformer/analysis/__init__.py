@@ -30,19 +30,19 @@ SAMPLE_SEED = 0  # not the seed of the run: all runs are analyzed on the same sa
 
 
 class Subject(NamedTuple):
-    """What is measured: a model of a run, and the test items that it is shown."""
+    """The trained model of a run, and the test items to measure it on."""
 
     model: Any  # a PretrainedModel that the analysis applies to
     classes: Sequence[str]
     folder: Path  # of the run
     pools: Callable[[], Iterator[Batch]]  # the sample, in batches of one pool each
-    all_pools: Callable[[], Iterator[Batch]]  # the whole test split, sample first
+    all_pools: Callable[[], Iterator[Batch]]  # the whole test split, starting with the sample
 
 
 class Measured(NamedTuple):
-    """How an analysis is measured, and for which models."""
+    """How to measure an analysis, and which models it applies to."""
 
-    by: Callable[[Subject], Any]
+    measure: Callable[[Subject], Any]
     applies_to: Callable[[PretrainedModel], bool]
 
 
@@ -63,10 +63,10 @@ def _has_self_attention(model: PretrainedModel) -> bool:
 
 
 class Analysis(NamedTuple):
-    """The results of all analyses of a run; None for those that do not apply to its model.
+    """The results of all analyses of a run; None for those that do not apply to it.
 
-    The fields are the table of analyses. The name of a field is also that of its files; its
-    annotation holds the type of the result, how it is measured, and the models it applies to.
+    The fields list the analyses. The name of a field is also the name of its files; its annotation
+    contains the type of the result, how to measure it, and the models it applies to.
     """
 
     answers: Annotated[
@@ -114,10 +114,10 @@ _TABLE = _read_table(Analysis)
 
 
 def sample(split: Split, num_images: int | None = None) -> Split:
-    """Return the first items of a fixed shuffle of the split, all of them if None.
+    """Shuffle the split with a fixed seed and return its first items, or all of them if None.
 
-    Class folders are sorted by class; after the shuffle a pool mixes classes as in training. The
-    indices of images in the results of an analysis count the items of this sample.
+    Class folders are sorted by class; the shuffle makes each pool mix classes, as in training.
+    Image indices in the results of an analysis refer to this sample.
     """
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(split))[:num_images]
     return split.take(torch.from_numpy(order))
@@ -130,14 +130,14 @@ def analyze(
     num_images: int | None = None,
     batch_size: int | None = None,
 ) -> Analysis:
-    """Measure all that applies to the model on a sample of the test split, and save the results.
+    """Run all analyses that apply to the model on a sample of the test split; save the results.
 
-    A batch is one pool, as large as in training unless `batch_size` is given. Capacity alone
-    may use more images than the sample, as many as fill its pools. With questions, an image
-    means a question.
+    Each batch is one pool, as large as in training unless `batch_size` is given. Only the capacity
+    analysis may use images beyond the sample, as many as it needs to fill its pools. For a data
+    set with questions, `num_images` and `batch_size` count questions.
 
-    Results go to `folder/analysis`. Earlier results are replaced only once all new ones are
-    measured; then those without a successor and all earlier figures are removed.
+    Results are written to `folder/analysis` after all analyses have finished. Earlier results that
+    were not measured again and all earlier figures are then removed.
     """
     train = run.experiment.train
     split = sample(data.test, num_images)
@@ -151,7 +151,7 @@ def analyze(
     )
     analysis = Analysis(
         **{
-            name: measured.by(subject)
+            name: measured.measure(subject)
             for name, (_, measured) in _TABLE.items()
             if measured.applies_to(run.model)
         }
@@ -164,7 +164,7 @@ def analyze(
 
 
 def load_analysis(folder: Path) -> Analysis | None:
-    """Read the results that `analyze` saved in the folder of a run, None if there are none.
+    """Load the results that `analyze` saved in the folder of a run; None if there are none.
 
     Raises UserError if a result is damaged.
     """

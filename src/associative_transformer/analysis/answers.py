@@ -1,8 +1,8 @@
 """Answers of a model on a split: accuracy by class, calibration, and the worst mistakes.
 
-Calibration after Guo et al. 2017 (arXiv 1706.04599).
+Calibration follows Guo et al. 2017 (arXiv 1706.04599).
 
-Dims     B batch   O classes   C bins of confidence   A = C + 1 edges of bins   W worst mistakes
+Dims     B batch   O classes   C confidence bins   A = C + 1 bin edges   W worst mistakes
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,16 +19,16 @@ from associative_transformer.interface import PADDING, Batch, UserError
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to all items of a split."""
+    """A model's answers to all items of a split."""
 
     classes: list[str]
     confusion: Int[np.ndarray, "O O"]  # items by (true class, predicted class)
-    bins: Float[np.ndarray, " A"]  # edges of the bins of confidence, from 0 to 1
+    bins: Float[np.ndarray, " A"]  # edges of the confidence bins, from 0 to 1
     bin_items: Int[np.ndarray, " C"]
     bin_confidence: Float[np.ndarray, " C"]  # mean; nan if a bin is empty
-    bin_accuracy: Float[np.ndarray, " C"]  # share that is correct; nan if a bin is empty
-    calibration_error: float  # expected: mean gap of the bins, weighted by their items
-    worst: Int[np.ndarray, " W"]  # wrong answers by confidence, descending: indices of the items
+    bin_accuracy: Float[np.ndarray, " C"]  # share of correct answers; nan if a bin is empty
+    calibration_error: float  # expected: mean gap over the bins, weighted by their items
+    worst: Int[np.ndarray, " W"]  # indices of the wrong answers, most confident first
     worst_labels: Int[np.ndarray, " W"]
     worst_predicted: Int[np.ndarray, " W"]
     worst_confidence: Float[np.ndarray, " W"]
@@ -60,9 +60,9 @@ def measure_answers(
 ) -> Answers:
     """Compare the predictions of any model, and their confidence, with the labels.
 
-    A bin includes its upper edge and excludes its lower one. Of mistakes with equal confidence
-    the earlier comes first. The model is evaluated in evaluation mode and keeps its own. Raises
-    UserError if it predicts nan, and ValueError if it has another number of classes.
+    A bin includes its upper edge and excludes its lower one. Equally confident mistakes keep their
+    order. The model runs in evaluation mode and is then returned to its own. Raises UserError if
+    it predicts nan, and ValueError if `classes` has the wrong length or there are no items.
     """
     was_training = model.training
     edges = np.linspace(0, 1, num_bins + 1)
@@ -81,7 +81,7 @@ def measure_answers(
     items, confidence, correct = sums.numpy()
     if not items.any():
         raise ValueError("there are no items to answer")
-    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin is nan
+    with np.errstate(invalid="ignore"):  # an empty bin gives 0 / 0, which is nan
         return Answers(
             classes=list(classes),
             confusion=confusion.view(len(classes), len(classes)).numpy(),
@@ -109,7 +109,7 @@ def _predict(
         is_real = labels != PADDING
         if logits.shape[1] != num_classes:
             raise ValueError(
-                f"the model predicts {logits.shape[1]} classes, but {num_classes} are named"
+                f"the model predicts {logits.shape[1]} classes, but {num_classes} are given"
             )
         best = logits[is_real].argmax(dim=-1)
         confidence = logits[is_real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]

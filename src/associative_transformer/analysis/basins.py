@@ -1,10 +1,10 @@
 """The associative memory as a landscape: energy, fixed points, basins, and recall under noise.
 
-A token is retrieved repeatedly until it comes to rest. The smallest number of attractors that make
-up 90 % of the softmax there tells the kind of state: one is a single attractor, at least 90 % of M
-is the mean of all, anything between is a metastable state (Ramsauer et al. 2021, arXiv
-2008.02217). Equal attractors share the softmax, so a token that rests at one of them counts as
-metastable.
+Each token is retrieved repeatedly until it comes to rest. Its state is then classified by the
+smallest number of attractors that make up 90 % of the softmax: one is a single attractor, at least
+90 % of M is the mean of all, and anything in between is a metastable state (Ramsauer et al. 2021,
+arXiv 2008.02217). Equal attractors share the softmax, so a token at rest at several equal
+attractors does not count as single.
 
 Dims     R inverse temperatures   L layers   T retrieval steps   M priors   Z noise levels
          X = T + 1 states along the retrieval   N tokens   E token width   F fixed points
@@ -30,23 +30,23 @@ from associative_transformer.workspace import GlobalWorkspace
 BETAS = (0.05, 0.25, 1.0, 4.0, 16.0)
 NOISE = (0.1, 0.25, 0.5, 1.0)
 SHARE = 0.9
-"""Share of the softmax that the counted attractors make up."""
+"""Share of the softmax that the counted attractors must make up."""
 SAME = 0.01
-"""States at rest that are at most this far apart, in mean attractor norms, are one fixed point."""
+"""States at rest at most this far apart, in mean attractor norms, count as one fixed point."""
 NUM_DRAWS = 16
-"""Noisy copies of each attractor."""
+"""Number of noisy copies of each attractor."""
 POINTS_PER_PRIOR = 4
 """Largest number of fixed points to look for, per prior."""
 
 
 @dataclass(frozen=True)
 class Basins:
-    """States of rest of the tokens of a split, for several inverse temperatures.
+    """States at which the tokens of a split come to rest, for several inverse temperatures.
 
     Recall: Gaussian noise of a given length (root mean square) is added to each attractor, 16
-    times. A noisy attractor is recalled if it comes to rest within 0.01 mean norms of the state
-    of rest of the attractor without noise, and the attractor alone makes up 90 % of the softmax
-    there. So equal attractors are never recalled, nor is one that rests in an average.
+    times. A noisy attractor is recalled if it comes to rest within 0.01 mean attractor norms of
+    the state reached without noise, and if the attractor alone makes up 90 % of the softmax
+    there. So equal attractors, and attractors that move to an average, are never recalled.
     """
 
     betas: Float[np.ndarray, " R"]
@@ -54,7 +54,7 @@ class Basins:
     num_tokens: int  # tokens retrieved in each layer
     energy: Float[np.ndarray, "R L X"]  # mean over the tokens, before and after each step
     energy_spread: Float[np.ndarray, "R L X"]  # standard deviation over the tokens
-    num_fixed_points: Int[np.ndarray, "R L"]  # 4 M: there may be more
+    num_fixed_points: Int[np.ndarray, "R L"]  # counted up to 4 M
     single: Float[np.ndarray, "R L"]  # share of tokens at one attractor
     metastable: Float[np.ndarray, "R L"]  # at an average of several
     uniform: Float[np.ndarray, "R L"]  # at the mean of all; the three sum to 1
@@ -81,7 +81,7 @@ class Rest(NamedTuple):
     """States at rest."""
 
     state: Float[Tensor, "*B E"]
-    num_steps: Int[Tensor, "*B"]  # steps that moved the state; `max_steps`: it may still move
+    num_steps: Int[Tensor, "*B"]  # steps that moved the state; if `max_steps`, it may still move
 
 
 class FixedPoints(NamedTuple):
@@ -104,10 +104,10 @@ def measure_basins(
     """Retrieve a sample of the tokens of a split from the memory of each layer of an AiT.
 
     All tokens are equally likely to be drawn; the same ones are used in all layers. A token that
-    still moves after 100 steps counts as it is. States within 0.01 mean attractor norms are one
-    fixed point; the search stops after 4 M of them.
+    still moves after 100 steps is treated as at rest. States within 0.01 mean attractor norms of
+    each other count as one fixed point; the search stops after 4 M of them.
 
-    Raises UserError for other models and for the read by cross-attention, and ValueError if a
+    Raises UserError if the model is not an AiT or reads by cross-attention, and ValueError if a
     beta is not positive or there are no tokens.
     """
     ait = _with_basins(model)
@@ -152,10 +152,10 @@ def retrieve_until_rest(
     for _ in range(max_steps):
         if len(moving) == 0:
             break
-        moved = hopfield_retrieve(rest[moving], attractors, beta)
-        is_moved = (moved - rest[moving]).norm(dim=-1) > limit
-        rest[moving] = moved
-        moving = moving[is_moved]
+        retrieved = hopfield_retrieve(rest[moving], attractors, beta)
+        is_moving = (retrieved - rest[moving]).norm(dim=-1) > limit
+        rest[moving] = retrieved
+        moving = moving[is_moving]
         num_steps[moving] += 1
     return Rest(rest.view_as(state), num_steps.view(state.shape[:-1]))
 
@@ -163,11 +163,11 @@ def retrieve_until_rest(
 def num_needed(weights: Float[Tensor, "*B M"], share: float = SHARE) -> Int[Tensor, "*B"]:
     """Return the smallest number of weights that make up `share` of a row; rows sum to 1."""
     sums = weights.double().sort(dim=-1, descending=True).values.cumsum(dim=-1)
-    return (sums < share - 1e-6).sum(dim=-1) + 1  # 9 of 10 equal weights make up 0.9
+    return (sums < share - 1e-6).sum(dim=-1) + 1  # 9 of 10 equal weights sum to 0.9
 
 
 def count_fixed_points(states: Float[Tensor, "N E"], tolerance: float, limit: int) -> FixedPoints:
-    """Group states that lie within `tolerance` of the first state that is not in a group yet.
+    """Repeatedly group the first remaining state with all states within `tolerance` of it.
 
     The search stops after `limit` groups; the sizes may then sum to less than N.
     """
@@ -185,9 +185,9 @@ def sample_tokens(
     num_tokens: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "L N E"]:
-    """Draw tokens that the workspaces of an AiT receive, all batches with equal probability.
+    """Draw from the tokens that the workspaces of an AiT receive, each with equal probability.
 
-    Each token is given a random number, and those with the smallest numbers so far are kept.
+    Each token is assigned a random number, and the tokens with the smallest numbers are kept.
     Raises ValueError if there are no tokens.
     """
     numbers, kept = torch.empty(0, dtype=torch.float64), torch.empty(0)
@@ -211,7 +211,7 @@ class _Memory(NamedTuple):
     """The attractors of one layer, and noise to add to them."""
 
     attractors: Float[Tensor, "M E"]
-    noise: Float[Tensor, "C M E"]  # as long as the attractors on average
+    noise: Float[Tensor, "C M E"]  # of the mean length of the attractors (root mean square)
 
     @classmethod
     def of(cls, workspace: GlobalWorkspace, generator: torch.Generator) -> "_Memory":
@@ -222,7 +222,7 @@ class _Memory(NamedTuple):
 
 
 class _Landscape(NamedTuple):
-    """One memory at one inverse temperature; the fields are those of `Basins`."""
+    """Results for one memory at one inverse temperature; the fields are those of `Basins`."""
 
     energy: Float[np.ndarray, " X"]
     energy_spread: Float[np.ndarray, " X"]

@@ -1,7 +1,7 @@
-"""Capacity: how much the memory holds as the number of priors and the pool size grow.
+"""Capacity: how much a memory can store as the number of priors and the pool size grow.
 
-Fresh priors are drawn and written repeatedly from pools of the split, through the trained maps of
-a layer; then the resulting memory is measured.
+Random priors are drawn and then updated repeatedly from pools of the split, with the trained maps
+of a layer; the resulting memory is measured.
 
 Dims     L layers   P numbers of priors   Q pool sizes
          T tokens available   E token width   S heads of the workspace   M priors   D prior width
@@ -26,8 +26,8 @@ from associative_transformer.workspace import GlobalWorkspace
 
 NUM_PRIORS = (8, 16, 32, 64, 128)
 POOL_SIZES = (1_024, 4_096, 16_384, 32_768)
-NEAR = 0.1  # largest distance of a recalled attractor, as a share of its norm
-MAX_STEPS = 500  # retrieval steps; a state that still moves then counts as it is
+NEAR = 0.1  # largest distance that a recalled attractor moves, as a share of its norm
+MAX_STEPS = 500  # retrieval steps; a state that still moves after them is treated as at rest
 AT_REST = 1e-5  # longest step of a state at rest, as a share of the norm of its attractor
 
 
@@ -37,10 +37,10 @@ class Capacity:
 
     num_priors: Int[np.ndarray, " P"]
     pool_sizes: Int[np.ndarray, " Q"]
-    num_moves: int  # writes of each memory
+    num_moves: int  # number of writes to each memory
     effective_rank: Float[np.ndarray, "L P Q"]
-    coverage: Float[np.ndarray, "L P Q"]  # share of the pool that some prior of a head takes
-    recalled: Float[np.ndarray, "L P Q"]  # share of attractors that are their own fixed points
+    coverage: Float[np.ndarray, "L P Q"]  # share of the pool that the priors of a head take
+    recalled: Float[np.ndarray, "L P Q"]  # share of attractors that retrieval keeps in place
 
 
 @torch.no_grad()
@@ -54,11 +54,11 @@ def measure_capacity(
 ) -> Capacity:
     """Write memories of several sizes from pools of several sizes, drawn from patch tokens.
 
-    Only as many batches are used as fill the largest pool. Pool sizes that the batches cannot
-    fill are left out; if they cannot fill the smallest, there is one pool of all tokens. Priors
-    do not interact during a write, so a memory of 8 priors is the first 8 rows of one of 128, and
-    only the largest is written. `recalled` is nan if the model does not read by Hopfield
-    retrieval.
+    Batches are read only until the largest pool is full. Pool sizes that the batches cannot fill
+    are left out; if even the smallest cannot be filled, all tokens form one pool. Priors do not
+    interact during a write, so a memory of 8 priors equals the first 8 rows of a memory of 128,
+    and only the largest memory is written. `recalled` is nan if the model does not read by
+    Hopfield retrieval.
     """
     layers = _gather_tokens(model, batches, max(pool_sizes))
     num_tokens = len(layers[0])
@@ -67,7 +67,7 @@ def measure_capacity(
     for layer, u in enumerate(layers):
         workspace = cast(GlobalWorkspace, model.blocks[layer].workspace)
         for column, size in enumerate(sizes):
-            generator = torch.Generator().manual_seed(seed)  # the same priors everywhere
+            generator = torch.Generator().manual_seed(seed)  # the same priors each time
             memory = copy.deepcopy(workspace).eval()
             fresh = torch.randn(max(num_priors), memory.priors.shape[1], generator=generator)
             memory.priors = fresh.to(u)
@@ -109,7 +109,7 @@ def _coverage(chosen: Int[Tensor, "S M K"], pool_size: int) -> float:
 
 
 def _share_recalled(memory: GlobalWorkspace, count: int) -> float:
-    """Return the share of the first `count` attractors that are their own fixed points."""
+    """Return the share of the first `count` attractors that retrieval keeps in place."""
     if memory.reader is not None:
         return float("nan")
     attractors = memory.to_attractor(memory.priors[:count])  # (M, E)
@@ -119,7 +119,7 @@ def _share_recalled(memory: GlobalWorkspace, count: int) -> float:
         previous, state = state, hopfield_retrieve(state, attractors, memory.config.beta)
         if ((state - previous).norm(dim=-1) <= AT_REST * norm).all():
             break
-    exact = "donot_use_mm_for_euclid_dist"  # matrix products are inexact for close attractors
+    exact = "donot_use_mm_for_euclid_dist"  # matrix products would be inexact for close attractors
     distance = torch.cdist(state, attractors, compute_mode=exact)
     to_own = distance.diag().clone()
     to_others = distance.fill_diagonal_(torch.inf).amin(dim=-1)

@@ -1,9 +1,9 @@
 """Competition in self-attention: how few tokens receive most of the attention of a token.
 
-After Ramsauer et al. 2021 (arXiv 2008.02217), who counted them for the heads of BERT.
+Follows Ramsauer et al. 2021 (arXiv 2008.02217), who counted these tokens for the heads of BERT.
 
 Dims     B batch   L layers with self-attention   H heads   N tokens per image
-         C = N + 1 counts, from 0
+         C = N + 1 possible counts, from 0 to N
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,8 +31,8 @@ class Competition:
 
     share: float
     num_images: int
-    layers: list[int]  # those with self-attention, from 0
-    counts: Int[np.ndarray, "L H C"]  # tokens of all images that need 0, 1, ..., N tokens
+    layers: list[int]  # indices of the layers with self-attention
+    counts: Int[np.ndarray, "L H C"]  # how many tokens of all images need 0, 1, ..., N tokens
 
     @property
     def uniform(self) -> int:
@@ -48,10 +48,10 @@ class Competition:
     def quantile(self, q: float) -> Float[np.ndarray, "L H"]:
         """Return for each head the smallest count that covers at least a share q of the tokens."""
         if not 0 <= q <= 1:
-            raise ValueError(f"a quantile must be between 0 and 1, not {q}")
+            raise ValueError(f"q must be between 0 and 1, not {q}")
         covered = self.counts.cumsum(axis=-1)
         total = covered[..., -1:]
-        required = np.maximum(np.ceil(q * total * (1 - 1e-12)), 1)  # 0.07 * 100 is more than 7
+        required = np.maximum(np.ceil(q * total * (1 - 1e-12)), 1)  # as floats, 0.07 * 100 > 7
         return (covered >= required).argmax(axis=-1).astype(np.float64)
 
     def describe(self) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Competition:
 
 
 def tokens_for_share(attention: Float[Tensor, "*B N"], share: float) -> Int[Tensor, "*B"]:
-    """Return the smallest number of tokens whose attention sums to `share` of the row."""
+    """Return the smallest number of tokens that receive at least `share` of a row of attention."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], not {share}")
     descending = attention.sort(dim=-1, descending=True).values
@@ -79,10 +79,10 @@ def tokens_for_share(attention: Float[Tensor, "*B N"], share: float) -> Int[Tens
 def measure_competition(
     model: PretrainedModel, batches: Iterable[Batch], share: float = 0.9
 ) -> Competition:
-    """Count in every head how many tokens receive `share` of the attention of each token.
+    """Count, for each head, how many tokens receive `share` of the attention of each token.
 
     Layers without self-attention are left out. The model keeps its mode. Raises UserError if no
-    layer has self-attention, and ValueError without images.
+    layer has self-attention, and ValueError if there are no images.
     """
     counts: dict[int, Tensor] = {}
     num_images = 0
@@ -90,8 +90,7 @@ def measure_competition(
         num_images += len(traced.labels)
         for index, layer in enumerate(traced.layers):
             if (attention := layer.attention) is not None:
-                more = _count(attention, share)
-                counts[index] = counts[index] + more if index in counts else more
+                counts[index] = counts.get(index, 0) + _count(attention, share)
     if not num_images:
         raise ValueError("there are no images to measure competition on")
     if not counts:
@@ -104,7 +103,7 @@ def measure_competition(
 
 
 def _count(attention: Float[Tensor, "B H N N"], share: float) -> Int[Tensor, "H N+1"]:
-    """Count the tokens of each head that need 0, 1, ..., N tokens, a head at a time for memory."""
+    """Count the tokens of each head that need 0, 1, ..., N tokens; by head, to save memory."""
     size = attention.shape[-1] + 1
     heads = (tokens_for_share(head, share).flatten() for head in attention.unbind(dim=1))
     return torch.stack([num_needed.bincount(minlength=size) for num_needed in heads])

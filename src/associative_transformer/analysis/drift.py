@@ -1,4 +1,4 @@
-"""Drift: how the memory moved from epoch to epoch of a training run.
+"""Drift: how far the memory moved from epoch to epoch during training.
 
 Dims     T epochs   L layers   M priors   D prior width
 """
@@ -17,15 +17,15 @@ from associative_transformer.interface import UserError
 
 @dataclass(frozen=True)
 class Drift:
-    """How the memory moved during training."""
+    """How far the memory moved during training."""
 
     epochs: list[int]  # numbers of the T epochs, from 1
-    angle: Float[np.ndarray, "T L"]  # degrees from the epoch before, mean over priors; first: 0
+    angle: Float[np.ndarray, "T L"]  # degrees since the previous epoch, mean over priors; first: 0
     effective_rank: Float[np.ndarray, "T L"]
 
 
 def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:
-    """Compare the memory after each epoch with that of the epoch before."""
+    """Compare the memory after each epoch with the memory after the previous one."""
     unit = normalize(torch.from_numpy(memory), dim=-1)
     before, after = unit[:-1], unit[1:]
     difference, total = (after - before).norm(dim=-1), (after + before).norm(dim=-1)
@@ -40,7 +40,7 @@ def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:
 
 
 def measure_drift_of_run(folder: Path) -> Drift | None:
-    """Measure the drift in the folder of a run; None if the folder has no `memory.npz`.
+    """Measure the drift from the `memory.npz` of a run; return None if the file is missing.
 
     Raises UserError if the file is damaged.
     """
@@ -50,7 +50,7 @@ def measure_drift_of_run(folder: Path) -> Drift | None:
     try:
         with np.load(path) as saved:
             priors = saved["priors"]
-    except Exception as error:  # for a damaged archive, zipfile raises nearly anything
+    except Exception as error:  # zipfile raises many types of exception for a damaged archive
         raise UserError(
             f"{path} is damaged ({error}): remove it to analyze the run without the drift of its "
             "memory"

@@ -23,7 +23,7 @@ from associative_transformer.workspace import GlobalWorkspace
 
 BETAS = (0.05, 1.0, 4.0)
 SAME = 0.01
-"""Retrieved tokens are the same if they are at most this far apart, in mean attractor norms."""
+"""Retrieved tokens at most this far apart, in mean attractor norms, count as the same."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Reconstruction:
     images: Int[np.ndarray, " I"]  # indices in the split
     before: Float[np.ndarray, "L I N 2"]
     after: Float[np.ndarray, "R L I N 2"]
-    explained: Float[np.ndarray, " L"]  # share of the variance of the tokens before
-    num_distinct: Int[np.ndarray, "R L"]  # retrieved tokens that differ, of I * N
+    explained: Float[np.ndarray, " L"]  # share of the variance before retrieval
+    num_distinct: Int[np.ndarray, "R L"]  # distinct tokens after retrieval, of I * N
 
 
 @torch.no_grad()
@@ -44,12 +44,12 @@ def measure_reconstruction(
 ) -> Reconstruction:
     """Retrieve the patch tokens of the first images once for each inverse temperature.
 
-    A token is distinct if it is farther than `SAME` from all distinct tokens before it. Raises
-    ValueError if the model does not read its memory by Hopfield retrieval.
+    A token is distinct if it is more than `SAME` mean attractor norms away from all earlier
+    distinct tokens. Raises ValueError if the model does not read its memory by Hopfield retrieval.
     """
     if model.config.read != "hopfield":
         raise ValueError(
-            f"a model with read={model.config.read} has no Hopfield retrieval to reconstruct by"
+            f"a model with read={model.config.read} has no Hopfield retrieval to measure"
         )
     layers = _first_tokens(model, batches, num_images)
     images = np.arange(len(layers[0]))
@@ -98,11 +98,11 @@ class Plane(NamedTuple):
 
 
 def _principal_plane(tokens: Float[Tensor, "T E"]) -> Plane:
-    """Return the plane of the first two components; the largest entry of each axis is positive."""
+    """Return the principal plane; the entry of largest magnitude in each axis is positive."""
     tokens = tokens.cpu().double()
     center = tokens.mean(dim=0)
-    _, size, axes = torch.linalg.svd(tokens - center)
-    variance, axes = size.square(), axes[:2]
+    _, singular_values, axes = torch.linalg.svd(tokens - center)
+    variance, axes = singular_values.square(), axes[:2]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     share = variance[:2].sum() / variance.sum() if variance.any() else torch.ones(())
     return Plane(center, axes * largest.sign(), share.item())

@@ -28,7 +28,7 @@ from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
 DEAD = 0.1
-"""A prior is dead if its usage is below this share of 1 / M, the usage if all were used alike."""
+"""A prior is dead if its usage is below this share of the mean usage, 1 / M."""
 DUPLICATE = 0.9
 """Priors are duplicates if their tokens overlap more than this (Jaccard, mean over heads)."""
 
@@ -86,14 +86,14 @@ def measure_selection(
     num_winners: int = 12,
     num_images: int = 48,
 ) -> SelectionStatistics:
-    """Let the priors of an AiT select from each batch, as from a pool of training.
+    """Let the priors of an AiT select tokens from each batch, as from a pool in training.
 
-    Entropy, coverage and overlaps are means over the pools, weighted by their tokens. A smaller
-    last pool may have fewer tokens than the bottleneck, which then takes all of them. The winners
-    are the best tokens of all pools, fewer than `num_winners` if a prior takes fewer. `taken`
+    Entropy, coverage and overlaps are means over the pools, weighted by their tokens. If the last
+    pool has fewer tokens than the bottleneck, every prior takes all of them. The winners are the
+    best tokens of all pools; there are fewer than `num_winners` if a prior takes fewer. `taken`
     covers the first `num_images` images. Images are numbered in the order of the batches.
 
-    The memory does not move, and the model keeps its mode. Raises UserError if it is not an AiT.
+    The memory does not change. Raises UserError for other models, and ValueError for no images.
     """
     if not isinstance(model, AiT):
         name = type(model).__name__
@@ -144,7 +144,7 @@ class _LayerTally:
         self, workspace: GlobalWorkspace, embed: TokenEmbed, num_winners: int, num_shown: int
     ) -> None:
         self.workspace = workspace
-        self.num_tokens, self.num_patches = embed.num_tokens, embed.num_patches  # of an image
+        self.num_tokens, self.num_patches = embed.num_tokens, embed.num_patches  # per image
         self.num_winners, self.num_shown = num_winners, num_shown
         self.num_images = self.pool_size = self.bottleneck = 0
         self.sums = [torch.zeros(()) for _ in _Means._fields]  # weighted by the tokens of a pool
@@ -178,7 +178,7 @@ class _LayerTally:
         self.num_images += len(u)
 
     def _add_winners(self, scores: Float[Tensor, "S M K"], chosen: Int[Tensor, "S M K"]) -> None:
-        """Keep the tokens with the highest scores of all pools; scores are descending."""
+        """Keep the tokens with the highest scores of all pools; `scores` must be descending."""
         tokens = chosen + self.num_images * self.num_tokens
         scores = torch.cat([self.scores, scores[..., : self.num_winners]], dim=-1)
         tokens = torch.cat([self.tokens, tokens[..., : self.num_winners]], dim=-1)
@@ -187,10 +187,10 @@ class _LayerTally:
         self.tokens = tokens.gather(-1, order)[..., : self.num_winners]
 
     def _add_taken(self, chosen: Int[Tensor, "S M K"], num_images: int) -> None:
-        """Keep the order in which each patch of the first images is taken; best token first."""
+        """Record the order in which the patches of the first images are taken, best first."""
         num_shown = min(max(self.num_shown - self.num_images, 0), num_images)
         end = num_shown * self.num_tokens
-        taken = chosen.new_zeros(*chosen.shape[:2], end + 1)  # the last entry is for later images
+        taken = chosen.new_zeros(*chosen.shape[:2], end + 1)  # the last entry is for other images
         order = torch.arange(1, chosen.shape[-1] + 1).expand_as(chosen)
         taken.scatter_(-1, chosen.clamp(max=end), order)
         taken = rearrange(taken[..., :end], "s m (i n) -> s m i n", n=self.num_tokens)
@@ -201,7 +201,7 @@ class _LayerTally:
         return _Means(*(total / (self.num_images * self.num_tokens) for total in self.sums))
 
     def winners(self) -> Int[Tensor, "S M W 2"]:
-        """Return image and patch of the best tokens; a question is patch -1."""
+        """Return the image and the patch of each winner; a question is patch -1."""
         image, token = self.tokens // self.num_tokens, self.tokens % self.num_tokens
         patch = token - (self.num_tokens - self.num_patches)  # an AiT has no class token
         return torch.stack([image, patch], dim=-1)

@@ -1,7 +1,7 @@
-"""Specialization: what the patches that a prior takes tell about class, position and content.
+"""Specialization: what the patches that a prior takes reveal about class, position and content.
 
-A pool is a batch of the split, as in training; the memory stays frozen. Only patches count: the
-priors may take class and question tokens too, but these are left out.
+A pool is a batch of the split, as in training; the memory stays frozen. Only patches
+are counted: the priors may also take question tokens, but these are left out.
 
 Dims     V variables   L layers   S heads of the workspace   M priors   O classes   N patches
          K bins of content   B images of a pool   W winners: pairs of a prior and a patch it takes
@@ -36,9 +36,9 @@ class Specialization:
     images, the positions within an image, the contents among all patches of the pool.
 
     Content is the mean brightness of a patch over its pixels and channels, normalized as for the
-    model. Its bins hold equally many patches of the first pool and are the same for all pools;
-    the outer edges are the smallest and the largest brightness of all. Equally bright patches
-    stay in one bin, so other bins may be empty.
+    model. Its bins contain equally many patches of the first pool and are the same for all pools;
+    the outer edges are the smallest and the largest brightness in any pool. Equally bright patches
+    share a bin, so other bins may be empty.
     """
 
     num_images: int  # with questions: number of questions
@@ -46,7 +46,7 @@ class Specialization:
     classes: list[str]  # with questions: answers
     information: Float[np.ndarray, "V L S M"]
     baseline: Float[np.ndarray, "V L S M"]  # mean over the permutations
-    p_value: Float[np.ndarray, "V L S M"]  # (1 + permutations with as much) / (1 + permutations)
+    p_value: Float[np.ndarray, "V L S M"]  # (1 + permutations at or above it) / (1 + permutations)
     by_class: Float[np.ndarray, "L S M O"]  # share of the patches taken, sums to 1; 0 if none
     by_position: Float[np.ndarray, "L S M N"]
     by_content: Float[np.ndarray, "L S M K"]
@@ -64,10 +64,11 @@ def measure_specialization(
 ) -> Specialization:
     """Measure whether the priors of an AiT take patches by class, by position or by content.
 
-    Each batch is one pool. Since the baseline shuffles within a pool, it contains what pools of a
-    single class (a split sorted by class) tell about the class.
+    Each batch is one pool. Since the baseline shuffles within a pool, it includes the information
+    about the class that comes from pools of a single class (as in a split sorted by class).
 
-    Raises UserError for other models, and ValueError without permutations, bins or images.
+    Raises UserError if the model is not an AiT, and ValueError if there are no permutations, bins
+    or images.
     """
     if not isinstance(model, AiT):
         raise UserError(f"{type(model).__name__} has no priors to specialize: use a run of AiT")
@@ -128,7 +129,7 @@ class _Brightness:
 
     def __init__(self, patch_size: int, num_bins: int) -> None:
         self.patch_size, self.num_bins = patch_size, num_bins
-        self.edges = torch.empty(0)  # until the first pool
+        self.edges = torch.empty(0)  # set by the first pool
 
     def assign_bins(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, "B N"]:
         brightness = patchify(images, self.patch_size).double().mean(dim=-1)  # (B, N)
@@ -147,14 +148,14 @@ class _Winners(NamedTuple):
 
 
 class _Tally:
-    """Counts of the patches taken, first as they are, then under each permutation."""
+    """Counts of the patches taken, first for the true variables, then for each permutation."""
 
     def __init__(self, model: AiT, sizes: tuple[int, ...], num_permutations: int) -> None:
         c, device = model.config, next(model.parameters()).device
         self.num_patches = model.embed.num_patches
         self.num_heads, self.num_priors = c.workspace.num_heads, c.workspace.num_priors
         rows = (1 + num_permutations, c.depth, self.num_heads * self.num_priors)
-        self.taken = [  # one table per variable, whose size does not depend on the images
+        self.taken = [  # one table per variable; its size does not depend on the number of images
             torch.zeros(*rows, size, dtype=torch.int32, device=device) for size in sizes
         ]
         self.total = [torch.zeros(size, dtype=torch.int64, device=device) for size in sizes]
@@ -178,7 +179,7 @@ class _Tally:
                     taken[permutation, layer] += counts
 
     def information(self) -> Float[np.ndarray, "R V L S M"]:
-        """Return the information about each variable, first as it is, then permuted."""
+        """Return the information about each variable, first true, then permuted."""
         layers = [
             torch.stack([mutual_information(layer, total) for layer in counts])
             for taken, total in zip(self.taken, self.total, strict=True)
@@ -195,12 +196,12 @@ class _Tally:
 
 
 def _select(layer: LayerTrace, num_patches: int) -> _Winners:
-    """Let the priors select from the pool, and leave out all tokens but patches."""
+    """Let the priors select from the pool, and keep only the patches."""
     u, workspace = cast(Tensor, layer.workspace_input), cast(GlobalWorkspace, layer.workspace)
     chosen = workspace.write(u.flatten(0, 1)).selection.chosen.flatten(0, 1)
     num_tokens = u.shape[1]
     image, patch = chosen // num_tokens, chosen % num_tokens - (num_tokens - num_patches)
-    is_patch = patch >= 0  # class token and question come first
+    is_patch = patch >= 0  # the question comes first
     return _Winners(is_patch.nonzero()[:, 0], (image * num_patches + patch)[is_patch])
 
 
@@ -212,7 +213,7 @@ def _variables(labels: Int[Tensor, " B"], content: Int[Tensor, "B N"]) -> list[T
 def _shuffle(
     labels: Int[Tensor, " B"], content: Int[Tensor, "B N"], generator: torch.Generator
 ) -> list[Tensor]:
-    """Shuffle each variable within the pool; drawn on the CPU to be the same on every device."""
+    """Shuffle each variable within the pool, drawing on the CPU so that all devices agree."""
     device = content.device
     images = torch.randperm(len(labels), generator=generator).to(device)
     positions = torch.rand(content.shape, generator=generator).argsort(dim=1).to(device)

@@ -32,9 +32,9 @@ def save_result(result: Any, folder: Path, name: str) -> None:  # noqa: ANN401
 
 
 def load_result(kind: type[Result], folder: Path, name: str) -> Result:
-    """Read a result of the given class back.
+    """Load a result of the given class.
 
-    Raises UserError if a file is missing or damaged, or holds a result of another class.
+    Raises UserError if a file is missing or damaged, or contains a result of another class.
     """
     try:
         values = json.loads((folder / f"{name}.json").read_text())
@@ -45,7 +45,7 @@ def load_result(kind: type[Result], folder: Path, name: str) -> Result:
             differences = ", ".join(sorted(values.keys() ^ expected))
             raise ValueError(f"unexpected or missing fields: {differences}")
         return kind(**values)
-    except Exception as error:  # for a damaged archive, zipfile raises nearly anything
+    except Exception as error:  # zipfile raises many types of exception for a damaged archive
         raise UserError(
             f"cannot read the result {name} in {folder} ({error}): run ait analyze again"
         ) from error

@@ -1,4 +1,4 @@
-"""What the layers of a model receive, recorded by hooks on its own forward pass.
+"""What the layers of a model receive, recorded by hooks during its forward pass.
 
 Dims     B batch   N tokens per image   E token width   H heads of the self-attention
 """
@@ -21,7 +21,7 @@ from associative_transformer.workspace import GlobalWorkspace
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What one layer receives; None for what the layer does not have."""
+    """What one layer receives; None for a module that it does not have."""
 
     self_attention: SelfAttention | None = None
     attention_input: Float[Tensor, "B N E"] | None = None  # tokens after the norm
@@ -33,7 +33,7 @@ class LayerTrace:
     def attention(self) -> Float[Tensor, "B H N N"] | None:
         """The attention of each token to all tokens, a row per token.
 
-        It is computed at each access, because that of all layers may not fit into memory.
+        It is computed at each access, because the attention of all layers may not fit into memory.
         """
         if self.self_attention is None or self.attention_input is None:
             return None
@@ -44,7 +44,7 @@ class LayerTrace:
 class ModelTrace:
     """One batch without its padding, and what each layer received, in the order of the calls.
 
-    The tokens of a layer are ordered class token, question, patches in raster order.
+    The tokens of a layer are the class token, the question, and the patches in raster order.
     """
 
     images: Float[Tensor, "B C H W"]
@@ -58,8 +58,8 @@ def trace(model: PretrainedModel, batch: Batch) -> ModelTrace:
     """Run a model on a batch in evaluation mode and record what its layers receive.
 
     A layer is one call of a module in `model.blocks`; a model without `blocks` has no layers.
-    Recorded are the inputs of the `SelfAttention` and the `GlobalWorkspace` inside. Afterwards
-    the model has no hooks and is in the same mode as before.
+    The inputs of its `SelfAttention` and its `GlobalWorkspace` are recorded. Afterwards the hooks
+    are removed and the model is in the same mode as before.
     """
     is_real = batch.labels != PADDING
     images = batch.images[is_real]
@@ -79,7 +79,7 @@ def trace_all(model: PretrainedModel, batches: Iterable[Batch]) -> Iterator[Mode
 
 
 def _register_hooks(model: nn.Module, layers: list[LayerTrace]) -> Iterator[RemovableHandle]:
-    """Let each block append a `LayerTrace` to `layers`, and its modules fill it in."""
+    """Make each block append a `LayerTrace` to `layers`, and its modules fill it in."""
 
     def start_layer(*_: object) -> None:
         layers.append(LayerTrace())

@@ -36,16 +36,16 @@ class Drawing(NamedTuple):
 
 
 DRAWINGS = {
-    "competition": Drawing(draw_competition, lambda r: r.layers, max_layers=12),  # low rows
+    "competition": Drawing(draw_competition, lambda r: r.layers, max_layers=12),  # short rows
     "selection": Drawing(draw_selection, lambda r: range(len(r.usage))),
     "specialization": Drawing(draw_specialization, lambda r: ()),  # always draws all layers
     "basins": Drawing(draw_basins, lambda r: range(r.energy.shape[1])),
     "reconstruction": Drawing(draw_reconstruction, lambda r: range(len(r.before))),
     "capacity": Drawing(draw_capacity, lambda r: range(len(r.effective_rank))),
 }
-"""The table of figures, by the name of the analysis."""
+"""How to draw each figure, by the name of its analysis."""
 
-WIDTH = 5.5  # inches: the text width of a page
+WIDTH = 5.5  # inches, the text width of a page
 LINE_INCHES = 0.14
 MAX_CHARACTERS = 105  # per line of the caption
 
@@ -73,7 +73,7 @@ STYLE = {
         marker=["o", "s", "^", "D", "v", "P", "X"],
         linestyle=["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))],
     ),
-    "text.parse_math": False,  # a $ in a name is shown as it is
+    "text.parse_math": False,  # show a $ in a name literally
     "svg.fonttype": "none",
     "svg.hashsalt": "associative_transformer",  # equal figures get equal ids
     "savefig.dpi": 200,
@@ -89,16 +89,16 @@ def draw_analysis(
 ) -> list[Path]:
     """Draw each result as FOLDER/figures/NAME.png and .svg, and return the files written.
 
-    `image_of` returns an image by its index in the split. `caption` names model, data and seed;
-    what a figure shows is appended to it. `items` is what the split consists of: images or
-    questions. Raises UserError if a file cannot be written.
+    `image_of` returns an image by its index in the split. `caption` names the model, the data
+    and the seed; a description of each figure is appended to it. `items` is what the split
+    consists of: images or questions. Raises UserError if a file cannot be written.
     """
     folder = folder / "figures"
     make_folder(folder)
     written = []
-    # independent of the user's matplotlibrc
+    # ignore the user's matplotlibrc
     with style.context(STYLE, after_reset=True), warnings.catch_warnings():
-        # characters that the font lacks are boxes in the PNG; the SVG has them
+        # characters missing from the font become boxes in the PNG, but are kept in the SVG
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for name, drawing in DRAWINGS.items():
             result = getattr(analysis, name)
@@ -106,8 +106,8 @@ def draw_analysis(
                 continue
             figure = Figure()
             layers, note = _select_layers(drawing.layers(result), drawing.max_layers)
-            shown = drawing.draw(figure, result, Context(analysis, layers, image_of, items))
-            _write_caption(figure, f"{caption}. {shown}{note}")
+            description = drawing.draw(figure, result, Context(analysis, layers, image_of, items))
+            _write_caption(figure, f"{caption}. {description}{note}")
             for ending in ("png", "svg"):
                 written.append(folder / f"{name}.{ending}")
                 write_file(written[-1], _encode(figure, ending))
@@ -115,7 +115,7 @@ def draw_analysis(
 
 
 def _select_layers(layers: Sequence[int], max_layers: int) -> tuple[list[int], str]:
-    """Return indices evenly spaced from the first layer to the last, and a note on the rest."""
+    """Return evenly spaced indices, first and last included, and a note if any are left out."""
     count = len(layers)
     if count <= max_layers:
         return list(range(count)), ""
@@ -125,7 +125,7 @@ def _select_layers(layers: Sequence[int], max_layers: int) -> tuple[list[int], s
 
 
 def _write_caption(figure: Figure, caption: str) -> None:
-    """Make the figure higher and write the caption below the axes."""
+    """Make the figure taller and write the caption below the axes."""
     plain = "".join(c if c.isprintable() else " " for c in caption)
     lines = textwrap.wrap(plain, MAX_CHARACTERS)
     figure.set_figheight(figure.get_figheight() + LINE_INCHES * len(lines))
@@ -134,6 +134,6 @@ def _write_caption(figure: Figure, caption: str) -> None:
 
 def _encode(figure: Figure, ending: str) -> bytes:
     buffer = io.BytesIO()
-    no_time = {"Date": None} if ending == "svg" else {"Software": None}
-    figure.savefig(buffer, format=ending, metadata=no_time)
+    metadata = {"Date": None} if ending == "svg" else {"Software": None}  # for equal bytes
+    figure.savefig(buffer, format=ending, metadata=metadata)
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from associative_transformer.analysis.basins import Basins
 from associative_transformer.figures.context import Context
 
 ROW_INCHES = 1.4
-MAX_LINEAR = 20  # largest ratio of energies on a linear scale; the first step may take off 95 %
+MAX_LINEAR = 20  # largest ratio of energies on a linear scale; a step may remove 95 %
 STATES = (  # name, color, hatch
     ("uniform", "C5", "...."),
     ("metastable", "C3", "////"),
@@ -47,8 +47,8 @@ def draw_basins(figure: Figure, basins: Basins, context: Context) -> str:
     return (
         f"{basins.num_tokens:,} tokens of each layer, retrieved until they come to rest; error "
         "bars: standard deviation over the tokens. At rest, 90 % of the weight is on one "
-        "attractor (single), on several (metastable), or on all as in their mean (uniform). "
-        f"Trained at β = {basins.trained_beta:g}."
+        "attractor (single), on several (metastable), or on all, as at their mean (uniform). "
+        f"Trained with β = {basins.trained_beta:g}."
     )
 
 

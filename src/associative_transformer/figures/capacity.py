@@ -40,6 +40,6 @@ def draw_capacity(figure: Figure, capacity: Capacity, context: Context) -> str:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return (
-        f"Fresh memories after {c.num_moves} writes. Covered: share of the pool that some prior "
-        "of a head takes. Recalled: share of attractors that are their own fixed points."
+        f"Fresh memories after {c.num_moves} writes. Covered: share of the pool that the "
+        "priors of a head take. Recalled: share of attractors that retrieval keeps in place."
     )

@@ -40,7 +40,7 @@ def draw_competition(figure: Figure, competition: Competition, context: Context)
         ax.axhline(uniform, color="C2", linestyle=":", marker="", linewidth=1.2, zorder=0)
         ax.set(xlim=(0.4, num_heads + 0.6), ylim=(-0.04 * num_tokens, num_tokens + 0.5))
         ax.set_ylabel(f"layer {competition.layers[row] + 1}")
-    axes[-1].set_xlabel("head (above it: the median)")
+    axes[-1].set_xlabel("head (median shown above)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(17, integer=True, min_n_ticks=1))
     figure.supylabel(f"tokens for {share} of the attention", fontsize=8)
     figure.legend(

@@ -1,4 +1,4 @@
-"""What a figure may need in addition to its own result.
+"""What a figure may need in addition to the result that it shows.
 
 Dims     C channels   H height   W width
 """

@@ -59,7 +59,7 @@ def _draw_layer(row: list[Axes], r: Reconstruction, layer: int, num_shown: int) 
     row[0].set_title(f"before, {100 * r.explained[layer]:.0f} % explained", fontsize=7)
     row[0].set_ylabel(f"layer {layer + 1}\ncomponent 2")
     for i, ax in enumerate(row[1:]):
-        if i > 0:  # on the scale of the first beta
+        if i > 0:  # same limits as for the first beta
             ax.sharex(row[1])
             ax.sharey(row[1])
             ax.tick_params(labelleft=False)
@@ -84,7 +84,7 @@ def _draw_tokens(ax: Axes, tokens: Float[np.ndarray, "I N 2"]) -> None:
 def _limits(
     after: Float[np.ndarray, "R I N"], before: Float[np.ndarray, "J N"]
 ) -> tuple[float, float]:
-    """Return limits that show all retrieved tokens, but not the rounding if they are all equal."""
+    """Return limits that show all retrieved tokens but hide rounding errors if all are equal."""
     after, before = after[np.isfinite(after)], before[np.isfinite(before)]
     if not len(after):
         return 0.0, 1.0

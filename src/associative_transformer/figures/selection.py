@@ -1,4 +1,4 @@
-"""Selection: the patches that some priors take, on the images, and the drift of the memory.
+"""Selection: patches that the most used priors take, drawn on images, and drift of the memory.
 
 Dims     S heads   P patches of an image, in raster order   G patches per row and column
          C channels   H height   W width
@@ -46,10 +46,10 @@ def draw_selection(figure: Figure, selection: SelectionStatistics, context: Cont
     duplicates = ", ".join(str(count) for count in selection.is_duplicate[layers].sum(axis=1))
     caption = (
         f"Outlined: patches taken by any of the {selection.taken.shape[1]} heads of a prior from "
-        f"pools of {selection.pool_size:,} tokens, solid if taken first, half transparent if "
-        f"taken last (number {selection.bottleneck:,}); the rest is dimmed. Shown are the most "
-        f"used priors of each layer without duplicates ({duplicates} of "
-        f"{selection.usage.shape[1]} priors in these layers) on {num_images} of "
+        f"pools of {selection.pool_size:,} tokens, opaque if taken first, half transparent if "
+        f"taken last (number {selection.bottleneck:,}); the rest is dimmed. Rows: the most used "
+        f"priors of each layer, without duplicates ({duplicates} of "
+        f"{selection.usage.shape[1]} priors in these layers), on {num_images} of "
         f"{selection.num_images:,} {context.items}."
     )
     if drift is None:
@@ -115,7 +115,7 @@ def _most_used(selection: SelectionStatistics, layer: int) -> list[int]:
 
 
 def _first_order(taken: Int[np.ndarray, "S P"]) -> Int[np.ndarray, "G G"]:
-    """Return when each patch is taken first by any head, 0 if no head takes it."""
+    """Return the earliest order in which any head takes each patch; 0 if no head takes it."""
     never = np.iinfo(taken.dtype).max
     order = np.where(taken > 0, taken, never).min(axis=0)
     return np.where(order == never, 0, order).reshape(2 * (math.isqrt(len(order)),))

@@ -25,8 +25,8 @@ def draw_sheet(
 ) -> None:
     """Draw images in rows, each with its caption below, and write the sheet as PNG, SVG or PDF.
 
-    The values of the images lie in [0, 1]. Raises UserError if the file cannot be written or its
-    name has another ending.
+    Image values are clamped to [0, 1]. Raises UserError if the file cannot be written or its name
+    has another ending.
     """
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"cannot write {path}: the name must end in {', '.join(FORMATS)}")
@@ -52,7 +52,7 @@ def draw_sheet(
 
 
 def write_images(images: Float[Tensor, "N C H W"], folder: Path) -> None:
-    """Write images with values in [0, 1] in their own size as 0.png, 1.png, ...
+    """Write images with values in [0, 1] at their own size as 0.png, 1.png, ...
 
     Raises UserError if a file cannot be written.
     """

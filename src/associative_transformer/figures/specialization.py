@@ -1,4 +1,4 @@
-"""Specialization: winning patches, and what they tell about class, position and content.
+"""Specialization: winning patches, and what they reveal about class, position and content.
 
 Dims     V variables   L layers   S heads   M priors   W winners   C channels   H height   W width
 """
@@ -47,8 +47,8 @@ def draw_specialization(figure: Figure, specialization: Specialization, context:
     heads = _most_informative(excess.sum(axis=0), is_shown)
     map_inches = len(VARIABLES) * (LAYER_INCHES * min(max(excess.shape[1], 4), 12) + 0.28) + 0.3
     note = (
-        f"Maps: information above that of {specialization.num_permutations} permutations, mean "
-        f"over {excess.shape[2]} heads (1 mbit = 0.001 bit), from "
+        f"Maps: information above the mean of {specialization.num_permutations} permutations, "
+        f"averaged over {excess.shape[2]} heads (1 mbit = 0.001 bit), from "
         f"{specialization.num_images:,} {context.items}."
     )
     if selection is None or not heads or selection.winners.shape[3] == 0:
@@ -69,9 +69,9 @@ def draw_specialization(figure: Figure, specialization: Specialization, context:
     _draw_maps(lower, excess.mean(axis=2))
     questions = "; Q: a question" if (selection.winners[..., 1] < 0).any() else ""
     return (
-        "Rows: the priors whose patches tell most about class, position and content, without "
-        "duplicates, each with its most informative head; right: what they tell most about, and "
-        f"their most frequent class{questions}. {note}"
+        "Rows: the priors whose patches reveal the most about class, position and content, "
+        "without duplicates, each with its most informative head; right: the variable they reveal "
+        f"the most about, and their most frequent class{questions}. {note}"
     )
 
 
@@ -116,7 +116,7 @@ def _draw_labels(
     head: HeadOfPrior,
     row: int,
 ) -> None:
-    """Write the name of the prior to the left of its patches, and what they tell to the right."""
+    """Write the name of the prior left of its patches, and what they reveal right of them."""
     information = excess[:, *head]  # (V,)
     most = int(information.argmax())
     lines = [f"{VARIABLES[most]} {1000 * information[most]:.3g} mbit"]
