@@ -93,7 +93,7 @@ def measure_selection(
     best tokens of all pools; there are fewer than `num_winners` if a prior takes fewer. `taken`
     covers the first `num_images` images. Images are numbered in the order of the batches.
 
-    The memory does not change. Raises UserError for other models, and ValueError for no images.
+    The memory does not change. Raises UserError for other models, and ValueError without images.
     """
     if not isinstance(model, AiT):
         name = type(model).__name__
