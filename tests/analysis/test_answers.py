@@ -222,8 +222,10 @@ def test_a_model_that_predicts_nan_is_refused(value: float) -> None:
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"]])
 def test_a_wrong_number_of_class_names_is_refused(names: list[str]) -> None:
     split = split_of(torch.randn(5, 3), [0, 1, 1, 0, 1])
+    model = Echo().train()
     with pytest.raises(ValueError, match=f"predicts 3 classes, but {len(names)} are given"):
-        measure_answers(Echo(), split.eval_batches(5), names)
+        measure_answers(model, split.eval_batches(5), names)
+    assert model.training  # its own mode, after an error too
 
 
 def test_an_empty_split_is_refused() -> None:

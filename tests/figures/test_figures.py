@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from associative_transformer.figures import draw_sheet
+from associative_transformer.figures import draw_sheet, write_images
 from associative_transformer.interface import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -97,3 +97,10 @@ def test_a_sheet_that_cannot_be_written_is_reported_and_leaves_no_file(
     with pytest.raises(UserError, match=f"cannot write {tmp_path / name}"):
         draw_sheet(plain(RED), ["caption"], tmp_path / name, "title")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.png"]
+
+
+def test_image_files_hold_the_values_clamped_to_the_range_of_pixels(tmp_path: Path) -> None:
+    values = torch.tensor([0.4, 1.5, -1.0])
+    write_images(values[:, None, None, None].expand(-1, 3, 2, 2), tmp_path / "images")
+    pixels = [np.array(Image.open(tmp_path / "images" / f"{i}.png")) for i in range(3)]
+    assert [set(image.ravel()) for image in pixels] == [{102}, {255}, {0}]

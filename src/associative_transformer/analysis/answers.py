@@ -64,20 +64,18 @@ def measure_answers(
     order. The model runs in evaluation mode and is then returned to its own. Raises UserError if
     it predicts nan, and ValueError if `classes` has the wrong length or there are no items.
     """
-    was_training = model.training
     edges = np.linspace(0, 1, num_bins + 1)
     confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64)
     sums = torch.zeros(3, num_bins, dtype=torch.float64)  # items, confidence, correct answers
     empty = torch.zeros(0, dtype=torch.int64)
     worst = _Predictions(empty, empty, empty, empty.double())
-    for predictions in _predict(model.eval(), batches, len(classes)):
+    for predictions in _predict(model, batches, len(classes)):
         pairs = predictions.labels * len(classes) + predictions.predicted
         confusion += pairs.bincount(minlength=len(confusion))
         sums += _sum_by_bin(predictions, torch.from_numpy(edges))
         is_wrong = predictions.predicted != predictions.labels
         wrong = _Predictions(*(column[is_wrong] for column in predictions))
         worst = _most_confident(worst, wrong, num_worst)
-    model.train(was_training)
     items, confidence, correct = sums.numpy()
     if not items.any():
         raise ValueError("there are no items to answer")
@@ -100,24 +98,31 @@ def measure_answers(
 def _predict(
     model: nn.Module, batches: Iterable[Batch], num_classes: int
 ) -> Iterator[_Predictions]:
-    """Yield the predictions for each batch without its padding."""
-    num_items = 0
-    for batch in batches:
-        with torch.no_grad():
-            logits = model(batch.images, batch.questions).logits.cpu().double()
-        labels = batch.labels.cpu()
-        is_real = labels != PADDING
-        if logits.shape[1] != num_classes:
-            raise ValueError(
-                f"the model predicts {logits.shape[1]} classes, but {num_classes} are given"
-            )
-        best = logits[is_real].argmax(dim=-1)
-        confidence = logits[is_real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]
-        if confidence.isnan().any():
-            raise UserError("the model predicts nan because its weights are damaged: train again")
-        items = num_items + torch.arange(len(best))
-        num_items += len(best)
-        yield _Predictions(items, labels[is_real], best, confidence)
+    """Yield the predictions for each batch without its padding, in evaluation mode."""
+    num_items, was_training = 0, model.training
+    model.eval()
+    try:
+        for batch in batches:
+            with torch.no_grad():
+                logits = model(batch.images, batch.questions).logits.cpu().double()
+            labels = batch.labels.cpu()
+            is_real = labels != PADDING
+            if logits.shape[1] != num_classes:
+                raise ValueError(
+                    f"the model predicts {logits.shape[1]} classes, but {num_classes} are given"
+                )
+            best = logits[is_real].argmax(dim=-1)
+            confidence = logits[is_real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]
+            if confidence.isnan().any():
+                raise UserError(
+                    "the model predicts nan: check the images, or train again if its weights "
+                    "are damaged"
+                )
+            items = num_items + torch.arange(len(best))
+            num_items += len(best)
+            yield _Predictions(items, labels[is_real], best, confidence)
+    finally:
+        model.train(was_training)
 
 
 def _sum_by_bin(predictions: _Predictions, edges: Float[Tensor, " A"]) -> Float[Tensor, "3 C"]:

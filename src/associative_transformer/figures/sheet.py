@@ -52,14 +52,14 @@ def draw_sheet(
 
 
 def write_images(images: Float[Tensor, "N C H W"], folder: Path) -> None:
-    """Write images with values in [0, 1] at their own size as 0.png, 1.png, ...
+    """Write images, clamped to [0, 1], at their own size as 0.png, 1.png, ...
 
     Raises UserError if a file cannot be written.
     """
     make_folder(folder)
     for number, image in enumerate(images):
         buffer = io.BytesIO()
-        to_pil_image((255 * image).round().byte()).save(buffer, "PNG")
+        to_pil_image((255 * image.clamp(0, 1)).round().byte()).save(buffer, "PNG")
         write_file(folder / f"{number}.png", buffer.getvalue())
 
 
