@@ -1,12 +1,12 @@
-"""Kill runs at random moments, resume them, and report anything that they have lost.
+"""Kill runs at random moments, resume them, and report anything that was lost.
 
     PYTHONPATH=tests python tests/drivers/kill.py --kills 100 --real 10 --seed 0
 
-Each run is killed (SIGKILL) several times and resumed each time. At its end weights, memory,
-moments, metrics and result have to equal those of an undisturbed run, bit for bit, except for what
-depends on the clock (`timing`). Most processes are forked from this one, which has imported
-everything, and call the `main` of `ait`; `--real` kills are of processes started as users start
-them. Finally one run is stopped by SIGINT and one by SIGTERM.
+Each run is killed (SIGKILL) several times and resumed each time. At the end, its weights, memory,
+moments, metrics and result must equal those of an undisturbed run, bit for bit, except for values
+under `timing`. Most processes are forked from this one, which has imported everything, and call
+the `main` of `ait`; `--real` of the kills hit processes started in the same way as by a user.
+Finally, one run is stopped by SIGINT and one by SIGTERM.
 """
 
 import argparse
@@ -41,7 +41,7 @@ COMMAND = (
     "--model.workspace.dropout 0.1"
 ).split()
 KILLS_PER_RUN = 8
-TIMEOUT = 120.0  # seconds after which a process is taken to hang
+TIMEOUT = 120.0  # seconds after which a process is assumed to hang
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -120,7 +120,7 @@ class Child:
             pass
 
     def halt_when(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Halt the process again and again until the condition holds while it is halted."""
+        """Halt the process repeatedly until the condition holds while it is halted."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.is_over():
             os.kill(self.pid, signal.SIGSTOP)
@@ -144,7 +144,7 @@ class Killer:
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         child = self._start("undisturbed", is_real=True)
         assert child.wait() == 0, child.log.read_text()
-        started = time.monotonic()  # how long does a forked run take?
+        started = time.monotonic()  # to measure how long a forked run takes
         child = self._start("forked", is_real=False)
         assert child.wait() == 0, child.log.read_text()
         self.seconds = time.monotonic() - started
@@ -226,7 +226,7 @@ class Killer:
             child.watch(lambda: any(path.exists() for path in others))
 
     def _moment(self, folder: Path) -> str:
-        """Describe what a kill has interrupted, judged by the files that it left."""
+        """Describe what a kill interrupted, judging by the files that it left."""
         checkpoint = folder / "checkpoint"
         if not (folder / "experiment.yaml").exists():
             return "before anything was written"
@@ -252,11 +252,11 @@ class Killer:
         self.tally.lost += [f"{name}: {key} differs" for key in a if a[key] != b[key]]
         files = [{p.relative_to(x) for p in x.rglob("*")} for x in (ours, theirs)]
         if files[0] != files[1]:
-            self.tally.lost.append(f"{name}: other files: {files[0] ^ files[1]}")
+            self.tally.lost.append(f"{name}: different files: {files[0] ^ files[1]}")
 
 
-def kill_runs(root: Path, kills: int, real_kills: int, seed: int, is_stopped: bool) -> Tally:
-    """Kill runs until there were `kills` kills; if `is_stopped`, stop one by each signal."""
+def kill_runs(root: Path, kills: int, real_kills: int, seed: int, use_stops: bool) -> Tally:
+    """Kill runs `kills` times in total; if `use_stops`, also stop one run with each signal."""
     killer = Killer(root, seed)
     tally = killer.tally
     while tally.kills < real_kills and not tally.lost:
@@ -265,7 +265,7 @@ def kill_runs(root: Path, kills: int, real_kills: int, seed: int, is_stopped: bo
     while tally.kills < kills and not tally.lost:
         num_wanted = min(KILLS_PER_RUN, kills - tally.kills)
         killer.kill_a_run(f"run {tally.runs}", num_wanted, is_real=False)
-    for signum in EXIT_CODES if is_stopped else ():
+    for signum in EXIT_CODES if use_stops else ():
         killer.stop_a_run(signum)
     return tally
 
@@ -273,7 +273,7 @@ def kill_runs(root: Path, kills: int, real_kills: int, seed: int, is_stopped: bo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="number of kills")
-    parser.add_argument("--real", type=int, default=10, help="those of processes started anew")
+    parser.add_argument("--real", type=int, default=10, help="kills of processes started anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stops", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`ait` as a launcher starts it; environment variables make its steps slower or let them fail."""
+"""`ait` as started by a launcher; environment variables make its steps slow or make them fail."""
 
 import os
 import sys

@@ -35,7 +35,7 @@ def make_batch(num_images: int = 8) -> Batch:
     return Batch(images, None, torch.randint(2, (num_images,)))
 
 
-def everything(step: TrainingStep) -> list[Tensor]:
+def snapshot(step: TrainingStep) -> list[Tensor]:
     """Return copies of the weights, the memory and the moments of the optimizer."""
     moments = step.optimizer.state_dict()["state"].values()
     tensors = [*step.model.state_dict().values(), *(t for m in moments for t in m.values())]

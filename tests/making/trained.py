@@ -1,4 +1,4 @@
-"""Tiny experiments, runs of them that are stopped or crash, and what a run leaves behind."""
+"""Tiny experiments, ways to stop or crash their runs, and what a run leaves behind."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from making.tiny import tiny
 
 CPU = torch.device("cpu")
 STEPS = 4
-"""Steps of an epoch, in all experiments of this file."""
+"""Steps per epoch in all experiments of this file."""
 
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)
 MODEL = AiTConfig(
@@ -62,7 +62,7 @@ RELATIONS = replace(
     train=replace(EXPERIMENT.train, batch_size=12),
 )
 
-FOR_TRIANGLES: dict[str, Any] = {  # of the fields that a configuration has
+FOR_TRIANGLES: dict[str, Any] = {  # used for the fields that a configuration has
     "image_size": 64,
     "num_classes": 2,
     "patch_size": 32,
@@ -81,10 +81,6 @@ def on_triangles(config_class: type[Any]) -> ModelConfig:
 
 
 ON_TRIANGLES = {config.kind: config for config in map(on_triangles, MODELS)}
-COMPARED = {
-    kind: ON_TRIANGLES[kind]
-    for kind in ("coordination", "perceiver", "set-transformer", "brims", "luna")
-}
 
 
 def vary(
@@ -126,11 +122,11 @@ class Steps:
 
 
 class Crash(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the sudden end of a process."""
 
 
 def train_to_the_end(experiment: Experiment, folder: Path) -> int:
-    """Train, resume whenever the run is stopped, and return how often it was."""
+    """Train, resuming after each stop, and return the number of stops."""
     num_stops = 0
     while num_stops < 20:
         try:
@@ -147,7 +143,7 @@ def without_timing(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return everything that a run leaves behind and that does not depend on the clock."""
+    """Return everything that a run leaves behind, except values that depend on the clock."""
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     with np.load(folder / "memory.npz") as saved:
         memory = saved["priors"].tobytes()
@@ -176,7 +172,7 @@ def assert_same_outcome(ours: Path, theirs: Path) -> None:
 
 
 VARIATIONS = {
-    **{  # four images a step: the more expensive models take long enough with these
+    **{  # only four images per step, since some models are slow
         kind: replace(
             EXPERIMENT,
             data=TriangleConfig(num_train=16, num_test=8),

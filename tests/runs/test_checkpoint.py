@@ -26,6 +26,7 @@ from associative_transformer.runs.checkpoint import (
     save_checkpoint,
 )
 from associative_transformer.workspace import WorkspaceConfig
+from making.hostile import Malice
 from making.trained import Crash
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
@@ -102,7 +103,7 @@ def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
     torch.manual_seed(7)
     ours.step()
     torch.manual_seed(7)
-    theirs.step()  # from the same moments and the same count of steps
+    theirs.step()  # with the same moments and step count
     assert theirs.fingerprint() == ours.fingerprint()
 
 
@@ -123,7 +124,7 @@ def test_without_a_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_the_last_two_checkpoints_are_kept_and_no_more(tmp_path: Path) -> None:
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     trainee = Trainee(num_steps=1)
     for step in range(1, 5):
         trainee.save(tmp_path, step)
@@ -164,7 +165,7 @@ DISK = (
 
 
 def crashes(trainee: Trainee, folder: Path, crashing: Crashing) -> bool:
-    """Save the third checkpoint, and return whether it crashed before its end."""
+    """Save a third checkpoint and return whether saving crashed."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in DISK:
             patch.setattr(owner, name, crashing.wrap(getattr(owner, name)))
@@ -188,7 +189,7 @@ def test_a_crash_at_any_moment_of_saving_leaves_a_complete_checkpoint(
             break
         fingerprints[3] = trainee.fingerprint()
         restored.add(restored_step(folder, fingerprints))
-        trainee.save(folder, 3)  # the remains of the crash do not matter
+        trainee.save(folder, 3)  # whatever the crash left behind does not matter
         assert restored_step(folder, fingerprints) == 3
         assert sorted(path.name for path in folder.iterdir()) == ["last", "previous"]
     else:
@@ -233,7 +234,7 @@ def make_a_list(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, make_a_list])
 @pytest.mark.parametrize("name", FILES)
-def test_the_checkpoint_before_a_damaged_one_is_restored(
+def test_if_the_last_checkpoint_is_damaged_the_previous_one_is_restored(
     name: str,
     damage: Callable[[bytes], bytes],
     tmp_path: Path,
@@ -246,18 +247,18 @@ def test_the_checkpoint_before_a_damaged_one_is_restored(
     assert f"{tmp_path / 'last'} is damaged" in capsys.readouterr().err
 
 
-def cut(content: bytes, chance: random.Random) -> bytes:
-    return content[: chance.randrange(len(content))]
+def cut(content: bytes, generator: random.Random) -> bytes:
+    return content[: generator.randrange(len(content))]
 
 
-def flip(content: bytes, chance: random.Random) -> bytes:
-    index, bit = chance.randrange(len(content)), 1 << chance.randrange(8)
+def flip(content: bytes, generator: random.Random) -> bytes:
+    index, bit = generator.randrange(len(content)), 1 << generator.randrange(8)
     return content[:index] + bytes([content[index] ^ bit]) + content[index + 1 :]
 
 
 @pytest.mark.parametrize("damage", [cut, flip])
 @pytest.mark.parametrize("name", FILES)
-def test_random_damage_is_noticed_and_the_checkpoint_before_is_restored_and_kept(
+def test_random_damage_is_noticed_and_the_previous_checkpoint_is_restored_and_kept(
     name: str,
     damage: Callable[[bytes, random.Random], bytes],
     tmp_path: Path,
@@ -272,7 +273,7 @@ def test_random_damage_is_noticed_and_the_checkpoint_before_is_restored_and_kept
         assert restored_step(folder, fingerprints) == 1
         err = capsys.readouterr().err
         assert f"{folder / 'last'} is damaged" in err
-        assert f"continuing from the checkpoint before it, {folder / 'previous'}" in err
+        assert f"continuing from the previous checkpoint, {folder / 'previous'}" in err
         assert not (folder / "last").exists()
         kept = {path.name: path.read_bytes() for path in (folder / "previous").iterdir()}
         assert kept == previous
@@ -301,7 +302,7 @@ def test_a_crash_in_the_first_save_after_a_damaged_checkpoint_keeps_the_good_one
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_checkpoint_before_one_that_lacks_a_file_is_restored(
+def test_if_the_last_checkpoint_lacks_a_file_the_previous_one_is_restored(
     name: str, tmp_path: Path
 ) -> None:
     fingerprints = save_two_checkpoints(tmp_path)
@@ -356,16 +357,6 @@ def test_running_out_of_memory_is_not_taken_for_damage(
         trainee.restore(tmp_path)
 
 
-class Malice:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, trap: Path) -> None:
-        self.trap = trap
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.trap),)
-
-
 @pytest.mark.parametrize("is_torch", [False, True], ids=["pickle", "torch"])
 @pytest.mark.parametrize("has_digest", [False, True], ids=["wrong digest", "right digest"])
 def test_a_malicious_optimizer_file_runs_nothing(
@@ -390,7 +381,7 @@ def test_a_malicious_optimizer_file_runs_nothing(
 
 
 def sign(folder: Path) -> None:
-    """Write the digests that belong to the files of a checkpoint, as its author could."""
+    """Make the digests of a checkpoint match its files, as an attacker could."""
     with pytest.MonkeyPatch.context() as patch:
         contents = {name: (folder / name).read_bytes() for name in FILES[:2]}
         state = json.loads((folder / "state.json").read_text())

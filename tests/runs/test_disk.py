@@ -1,6 +1,6 @@
-"""Real disks that are full or read-only: the error, and the files that were there before.
+"""Real disks that are full or read-only: the error, and earlier files, which must be kept.
 
-Mounting a disk needs the rights of root; without them only the limit on file sizes is tested.
+Mounting a disk requires root; without it, only the limit on file sizes is tested.
 """
 
 import resource
@@ -33,7 +33,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "disk"
     path.mkdir()
     if not mount("-o", "size=4m", "none", path):
-        pytest.skip("mounting a disk needs the rights of root")
+        pytest.skip("mounting a disk requires root")
     yield path
     subprocess.run(["umount", path], check=True)
 
@@ -85,7 +85,7 @@ def test_a_run_ended_by_a_disk_that_fills_up_at_any_moment_can_be_resumed(
     assert not [path for path in folder.rglob("*") if ".partial" in path.name]
 
 
-def test_a_folder_on_a_read_only_disk_is_reported_and_left_as_it_is(
+def test_a_folder_on_a_read_only_disk_is_reported_and_left_unchanged(
     disk: Path, undisturbed: Path
 ) -> None:
     stop_at(2, disk / "run")
@@ -105,7 +105,7 @@ def test_a_run_ended_by_a_disk_that_becomes_read_only_can_be_resumed(
 ) -> None:
     folder = disk / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "hold_folder", nullcontext)  # mount refuses while it is open
+        patch.setattr(train_module, "hold_folder", nullcontext)  # an open file stops mount
         steps = Steps().install(patch)
         counted = TrainingStep.__call__
 

@@ -83,7 +83,7 @@ def test_a_run_starts_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_an_existing_run_is_refused_with_both_flags_that_accept_it(tmp_path: Path) -> None:
+def test_the_error_for_an_existing_run_names_both_flags_that_accept_it(tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
     with pytest.raises(UserError, match=rf"{folder} exists.*--resume.*--overwrite"):
         check_folder(folder, EXPERIMENT, resume=False, overwrite=False)
@@ -128,7 +128,7 @@ def test_a_run_killed_while_it_replaces_an_older_one_is_started_again_by_the_sam
     assert sorted(p.name for p in folder.iterdir()) == ["environment.json", "experiment.yaml"]
 
 
-def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_again(
+def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_from_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare_folder(tmp_path, EXPERIMENT, CPU, resume=False)
@@ -141,8 +141,8 @@ def test_a_run_resumed_before_its_first_checkpoint_says_that_it_starts_again(
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--resume and --overwrite"):
-        folder = make_complete_run(tmp_path / "run", EXPERIMENT)
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
+    with pytest.raises(UserError, match="--resume and --overwrite"):
         check_folder(folder, EXPERIMENT, resume=True, overwrite=True)
 
 
@@ -155,7 +155,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(exists: bool, tmp_path: Path) 
         check_folder(folder, EXPERIMENT, resume=True, overwrite=False)
 
 
-def test_a_run_is_not_resumed_with_another_configuration_and_the_fields_are_named(
+def test_a_run_is_not_resumed_with_a_different_configuration_and_the_fields_are_named(
     tmp_path: Path,
 ) -> None:
     folder = make_complete_run(tmp_path / "run", EXPERIMENT)
@@ -164,7 +164,7 @@ def test_a_run_is_not_resumed_with_another_configuration_and_the_fields_are_name
         model=replace(EXPERIMENT.model, depth=3),
         train=replace(EXPERIMENT.train, lr=0.5, seed=3),
     )
-    with pytest.raises(UserError, match="another configuration") as error:
+    with pytest.raises(UserError, match="a different configuration") as error:
         check_folder(folder, other, resume=True, overwrite=False)
     assert "model.depth (3 here, 1 there)" in str(error.value)
     assert "train.lr (0.5 here, 0.01 there)" in str(error.value)

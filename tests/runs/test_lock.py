@@ -26,7 +26,7 @@ Hold = Callable[..., int]
 def hold() -> Iterator[Hold]:
     """A function that locks a folder in another process and returns the id of that process.
 
-    With `has_worker` the process has a child, which goes on if the process is killed.
+    With `has_worker`, the process has a child that keeps running if the process is killed.
     """
     pids: list[int] = []
 
@@ -64,7 +64,7 @@ def test_a_second_process_is_refused_with_the_id_of_the_first(tmp_path: Path, ho
     pid = hold(tmp_path)
     for enter in (lambda: check_free(tmp_path), hold_folder(tmp_path).__enter__):
         with pytest.raises(
-            UserError, match=rf"another process \({pid} on .+\) trains in {tmp_path}"
+            UserError, match=rf"another process \({pid} on .+\) is training in {tmp_path}"
         ):
             enter()
 
@@ -108,9 +108,9 @@ def test_a_lock_file_removed_by_its_last_holder_is_not_mistaken_for_the_lock(
 
     def late(file: int, folder: Path) -> None:
         calls.append(file)
-        if len(calls) == 1:  # between opening and locking it
+        if len(calls) == 1:  # the file is removed after it was opened
             (folder / ".lock").unlink()
-        if len(calls) == 2:  # and another process has created a new one
+        if len(calls) == 2:  # it is removed, and another process creates a new one
             (folder / ".lock").unlink()
             (folder / ".lock").touch()
         lock_file(file, folder)
@@ -136,7 +136,7 @@ def test_without_record_locks_a_line_says_so_and_the_run_starts(
     else:
         monkeypatch.setattr(lock.fcntl, "lockf", refuse)
     with hold_folder(tmp_path):
-        assert "do not start a second run there" in capsys.readouterr().err
+        assert "do not start a second run in it" in capsys.readouterr().err
 
 
 def test_a_link_in_place_of_the_lock_file_is_not_followed(tmp_path: Path) -> None:
@@ -177,13 +177,13 @@ def test_a_second_run_in_a_folder_is_refused_before_it_does_anything(
 def test_a_run_that_another_process_has_begun_in_the_meantime_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Hold
 ) -> None:
-    folder, make = tmp_path / "run", TrainingRun.__init__
+    folder, initialize = tmp_path / "run", TrainingRun.__init__
 
-    def make_late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
+    def initialize_late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
         hold(folder)
-        make(run, *arguments)
+        initialize(run, *arguments)
 
-    monkeypatch.setattr(TrainingRun, "__init__", make_late)
+    monkeypatch.setattr(TrainingRun, "__init__", initialize_late)
     with pytest.raises(UserError, match="another process"):
         train(EXPERIMENT, folder)
     assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -192,19 +192,19 @@ def test_a_run_that_another_process_has_begun_in_the_meantime_is_left_alone(
 def test_a_run_that_another_process_has_completed_in_the_meantime_is_left_alone(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = TrainingRun.__init__
+    initialize = TrainingRun.__init__
 
-    def make_late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
-        make(run, *arguments)
+    def initialize_late(run: TrainingRun, *arguments: Any) -> None:  # noqa: ANN401
+        initialize(run, *arguments)
         shutil.copytree(undisturbed, tmp_path / "run")
 
-    monkeypatch.setattr(TrainingRun, "__init__", make_late)
+    monkeypatch.setattr(TrainingRun, "__init__", initialize_late)
     with pytest.raises(UserError, match="exists: pass --resume"):
         train(EXPERIMENT, tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_run_killed_with_its_lock_is_resumed(
+def test_a_run_killed_while_it_holds_the_lock_can_be_resumed(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, hold: Hold
 ) -> None:
     steps = Steps(interrupts={6}).install(monkeypatch)

@@ -1,4 +1,4 @@
-"""Values that are not finite: the error names where they came from."""
+"""Values that are not finite: the error names their source."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from associative_transformer.training.anomaly import find_anomaly
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace import GlobalWorkspace
-from making.steps import everything, make_batch, make_step, same, spoil
+from making.steps import make_batch, make_step, same, snapshot, spoil
 from making.trained import EXPERIMENT, ON_TRIANGLES, Steps, assert_same_outcome, vary
 
 read = GlobalWorkspace.read
@@ -74,7 +74,7 @@ def test_without_an_anomaly_the_step_is_the_same_and_leaves_no_hooks() -> None:
     for _ in range(2):
         batch = make_batch()
         assert torch.equal(ours(batch), theirs(batch))
-    assert same(everything(ours), everything(theirs))
+    assert same(snapshot(ours), snapshot(theirs))
     assert not any(module._forward_hooks for module in ours.model.modules())
     assert not torch.is_anomaly_enabled()
 
@@ -95,7 +95,7 @@ def test_other_errors_of_the_step_are_raised_unchanged() -> None:
     assert not model._forward_hooks
 
 
-def test_a_run_can_be_resumed_with_the_detection_which_changes_nothing(
+def test_a_run_resumed_with_anomaly_detection_gives_the_same_result(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Steps(interrupts={6}).install(monkeypatch)

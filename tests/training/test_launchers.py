@@ -1,4 +1,4 @@
-"""`ait train` under torchrun and accelerate gives the run of one process on any number of them."""
+"""`ait train` under torchrun or accelerate: any number of processes train the same run as one."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RUN = [
     *("--data.num-train", "400", "--data.num-test", "103", "--data.val-fraction", "0.1"),
     *("--train.device", "cpu", "--train.log-every", "2", "--train.checkpoint-every", "4"),
 ]
-TIMEOUT = 150  # seconds; a launcher gives workers 30 to end
+TIMEOUT = 150  # seconds; a launcher gives its workers 30 to end
 
 
 @contextmanager
@@ -79,8 +79,8 @@ def torchrun(ranks: int, *options: str) -> list[str]:
     ]
 
 
-def node_of_two(port: int) -> list[str]:
-    """Return the command of each of two launchers that have one worker each."""
+def node_command(port: int) -> list[str]:
+    """Return the command that starts each of two nodes, with one worker per node."""
     command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
     return [*command, "--rdzv-id", "two", LAUNCHED, *RUN, "--resume"]
@@ -153,7 +153,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def test_three_processes_train_the_run_of_one_and_one_of_them_prints(
+def test_three_processes_train_the_same_run_as_one_and_only_one_prints(
     single: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -186,7 +186,7 @@ def test_three_processes_share_the_images_of_an_evaluation(single: Path, tmp_pat
     assert files[0] == files[1]
 
 
-def test_a_stopped_run_can_be_resumed_with_another_number_of_processes(
+def test_a_stopped_run_can_be_resumed_with_a_different_number_of_processes(
     single: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -207,7 +207,7 @@ def test_a_stopped_run_can_be_resumed_with_another_number_of_processes(
     assert_same_run(folder_in(runs), single)
 
 
-def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> None:
+def test_if_one_rank_fails_the_others_end_and_its_message_is_shown(tmp_path: Path) -> None:
     started_at = time.monotonic()
     command = [*torchrun(2), LAUNCHED, *RUN, "--runs", str(tmp_path / "runs")]
     with started(*command, FAILING_RANK="1") as launcher:
@@ -219,7 +219,7 @@ def test_a_rank_that_fails_ends_the_others_with_its_message(tmp_path: Path) -> N
 
 def test_two_launchers_joined_as_two_nodes_train_one_run(single: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command = [*node_of_two(free_port()), "--runs", str(runs)]
+    command = [*node_command(free_port()), "--runs", str(runs)]
     with started(*command) as first, started(*command) as second:
         codes, outputs, errors = zip(*map(finish, (first, second)), strict=True)
     assert codes == (0, 0), "".join(errors)
@@ -255,7 +255,10 @@ def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
     single: Path, tmp_path: Path, rank: int
 ) -> None:
     runs = tmp_path / "runs"
-    command, slow = [*node_of_two(free_port()), "--runs", str(runs)], {"SECONDS_PER_STEP": "0.1"}
+    command, slow = (
+        [*node_command(free_port()), "--runs", str(runs)],
+        {"SECONDS_PER_STEP": "0.1"},
+    )
     with started(*command, **slow) as first, started(*command, **slow) as second:
         wait_for_checkpoint(runs, first, second)
         workers = [*children(first.pid), *children(second.pid)]
@@ -270,8 +273,8 @@ def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
 
 def test_a_lost_node_is_replaced_by_another_launcher(single: Path, tmp_path: Path) -> None:
     runs, port = tmp_path / "runs", free_port()
-    command = [*node_of_two(port), "--runs", str(runs)]
-    # otherwise torch's launcher does not pass the address of a store on to a new one
+    command = [*node_command(port), "--runs", str(runs)]
+    # otherwise torch's launcher does not give the address of a store to a new launcher
     slow = {"SECONDS_PER_STEP": "0.1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with started(*command, **slow) as first:
         wait_for_listener(port)  # where the launchers meet

@@ -1,4 +1,4 @@
-"""Whole runs: the files they leave behind, and that a resumed run equals an undisturbed one."""
+"""Whole runs: their files, and resumed runs, which must equal undisturbed ones."""
 
 import errno
 import json
@@ -290,7 +290,7 @@ def test_a_run_is_resumed_only_with_its_own_data_precision_and_pools(
         patch.setattr(TrainingRun, "_finish", stop)
         train(first, tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"same --data\.source"):
-        patch.setattr(DataSet, "digest", "of another set")
+        patch.setattr(DataSet, "digest", "of other data")
         train(first, tmp_path / "run", resume=True)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"in float32.*bfloat16"):
         patch.setattr(Accelerator, "mixed_precision", "bf16")
@@ -307,7 +307,7 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run_bit_for_b
 ) -> None:
     experiment = VARIATIONS[variation]
     train(experiment, tmp_path / "undisturbed")
-    # within the first epoch, twice in a row, at the end of an epoch, in the last step of all
+    # within the first epoch, twice in a row, at the end of an epoch, in the very last step
     stops = {2, 6, 7, 2 * STEPS, 3 * STEPS}
     steps = Steps(interrupts=stops).install(monkeypatch)
     assert train_to_the_end(experiment, tmp_path / "resumed") == len(stops)
@@ -315,7 +315,7 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run_bit_for_b
     assert_same_outcome(tmp_path / "resumed", tmp_path / "undisturbed")
 
 
-def test_a_resumed_run_augments_images_as_the_undisturbed_one(
+def test_a_resumed_run_augments_images_like_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_image_folder(tmp_path / "data")
@@ -406,7 +406,7 @@ TWO_EPOCHS = vary(data={"val_fraction": 0.25}, epochs=2)
     ],
     ids=["checkpoint", "best", "result", "history", "model"],
 )
-def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
+def test_a_crash_between_two_files_of_a_run_changes_nothing_after_resuming(
     owner: Any,  # noqa: ANN401
     name: str,
     is_done: bool,
@@ -432,7 +432,7 @@ def test_a_crash_between_two_files_of_a_run_does_not_show_after_resuming(
     assert_same_outcome(tmp_path / "crashed", two_epochs)
 
 
-def test_a_damaged_last_checkpoint_costs_time_and_nothing_else(
+def test_a_damaged_last_checkpoint_costs_only_time(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Steps(interrupts={10}).install(monkeypatch)
@@ -444,7 +444,7 @@ def test_a_damaged_last_checkpoint_costs_time_and_nothing_else(
     assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_a_run_without_any_checkpoint_is_resumed_from_its_start(
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(
     tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Steps(crashes={1}).install(monkeypatch)
@@ -466,11 +466,11 @@ def test_skipped_steps_are_counted_across_stops(
     assert [json.loads(row)["skipped_steps"] for row in rows] == [2, 2, 3]
 
 
-def test_ten_bad_steps_in_a_row_end_a_run_that_was_resumed_between_them(
+def test_ten_bad_steps_in_a_row_end_a_run_even_if_it_was_resumed_between_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Steps(bad=set(range(2, 12)), interrupts={6}).install(monkeypatch)
-    with pytest.raises(UserError, match="not finite 10 steps in a row"):
+    with pytest.raises(UserError, match="not finite for 10 steps in a row"):
         train_to_the_end(EXPERIMENT, tmp_path / "run")
     assert steps.count == 12  # the count is checked at the end of each epoch
 
@@ -531,7 +531,7 @@ def test_checkpoints_are_saved_every_epoch_and_every_n_steps(
 
 
 def script_validation(patch: pytest.MonkeyPatch, accuracies: Any) -> list[int]:  # noqa: ANN401
-    """Replace the validation accuracies, in turn; return the sizes of all splits scored."""
+    """Make validation return `accuracies` in turn; return a list that collects the split sizes."""
     sizes: list[int] = []
 
     def scripted(*arguments: Any) -> Evaluation:  # noqa: ANN401
@@ -572,7 +572,7 @@ def test_the_first_best_validation_epoch_is_saved_and_reported_and_the_last_one_
     assert result.best_validation.test_accuracy == scored.accuracy
     model.load_state_dict(load_file(folder / "checkpoint" / "last" / "model.safetensors"))
     assert result.test_accuracy == evaluate(model, test.eval_batches(12), 2).accuracy
-    # each epoch scores the validation images, and only the end of the run the test images
+    # each epoch scores the validation images; only the end of the run scores the test images
     assert sizes == [16, 16, 16, 60, 60]
 
 
@@ -666,7 +666,7 @@ def test_an_experiment_that_cannot_be_trained_is_refused_before_anything_is_writ
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_is_not_resumed_with_another_configuration(
+def test_a_run_is_not_resumed_with_a_different_configuration(
     tmp_path: Path, undisturbed: Path
 ) -> None:
     folder = shutil.copytree(undisturbed, tmp_path / "run")
@@ -696,7 +696,7 @@ def test_a_run_ended_by_a_full_disk_can_be_resumed(
     assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_a_model_that_cannot_be_saved_is_named_and_leaves_no_result(
+def test_a_run_whose_model_cannot_be_saved_reports_it_and_writes_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(*_: object) -> None:
@@ -724,7 +724,7 @@ def test_a_run_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- progress and trackers ---
 
 
-def test_on_epoch_end_is_called_when_the_epoch_is_on_disk(
+def test_on_epoch_end_is_called_after_the_epoch_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -840,7 +840,7 @@ def test_a_signal_does_not_wait_for_the_test(
     assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_while_the_best_epoch_is_scored_leaves_the_last_one_in_its_place(
+def test_a_signal_while_the_best_epoch_is_scored_does_not_change_the_last_checkpoint(
     tmp_path: Path, validated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ STEP = torch.tensor([6.0, 3.0, 4.0, 8.0], dtype=torch.float64)  # eight images, 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make each reading of the clock one second later than the one before."""
+    """Make each reading of the clock one second later than the previous one."""
     ticks = itertools.count(100.0)
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(ticks))
 
@@ -27,22 +27,22 @@ def start(state: TrainingState) -> EpochMeter:
     return started
 
 
-def test_the_standing_has_the_position_and_the_means_over_all_images() -> None:
+def test_the_metrics_are_the_position_and_the_means_over_all_images() -> None:
     state = TrainingState(epoch=2)
     epoch = start(state)
     epoch.add(STEP)
     epoch.add(torch.zeros_like(STEP))  # a skipped step
     epoch.add(2 * STEP)
-    standing = epoch.standing()
-    assert (standing.epoch, standing.step) == (3, 3)
-    assert (standing.loss, standing.balance_loss, standing.accuracy) == (0.75, 0.375, 50.0)
-    assert standing.samples_per_second == 3 * 8 / 1.0  # read a second after the start
+    metrics = epoch.metrics()
+    assert (metrics.epoch, metrics.step) == (3, 3)
+    assert (metrics.loss, metrics.balance_loss, metrics.accuracy) == (0.75, 0.375, 50.0)
+    assert metrics.samples_per_second == 3 * 8 / 1.0  # read a second after the start
 
 
 def test_an_epoch_without_a_good_step_has_means_of_zero() -> None:
     epoch = start(TrainingState())
     epoch.add(torch.zeros_like(STEP))
-    assert epoch.standing().loss == epoch.standing().accuracy == 0.0
+    assert epoch.metrics().loss == epoch.metrics().accuracy == 0.0
 
 
 def test_a_resumed_epoch_continues_its_sums_and_its_clock() -> None:
@@ -59,11 +59,11 @@ def test_a_resumed_epoch_continues_its_sums_and_its_clock() -> None:
     assert resumed.seconds == seconds
     resumed.start_clock()
     resumed.add(STEP)
-    assert resumed.standing().loss == 0.75
+    assert resumed.metrics().loss == 0.75
     assert resumed.seconds > seconds
 
 
-def test_a_stopped_clock_stands_still() -> None:
+def test_a_stopped_clock_does_not_advance() -> None:
     epoch = start(TrainingState())
     epoch.add(STEP)
     epoch.stop_clock()

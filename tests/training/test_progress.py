@@ -6,16 +6,16 @@ import re
 import pytest
 
 from associative_transformer.training import progress
-from associative_transformer.training.progress import Standing, TrainingProgress
+from associative_transformer.training.progress import RunningMetrics, TrainingProgress
 
-STANDING = Standing(
+METRICS = RunningMetrics(
     epoch=2, step=5, loss=0.6931, balance_loss=0.01234, accuracy=51.5, samples_per_second=1234.4
 )
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make each reading of the clock ten seconds later than the one before."""
+    """Make each reading of the clock ten seconds later than the previous one."""
     ticks = itertools.count(0.0, 10.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
 
@@ -30,8 +30,8 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
-def test_a_standing_is_written_with_loss_balance_accuracy_and_speed() -> None:
-    assert str(STANDING) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 samples/s")
+def test_metrics_are_written_with_loss_balance_accuracy_and_speed() -> None:
+    assert str(METRICS) == ("loss 0.693  balance 0.0123  accuracy 51.50 %  1,234 samples/s")
 
 
 def test_without_a_terminal_a_line_is_written_every_30_seconds_with_the_time_left(
@@ -39,7 +39,7 @@ def test_without_a_terminal_a_line_is_written_every_30_seconds_with_the_time_lef
 ) -> None:
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
         for step in range(1, 9):
-            bar.show(STANDING._replace(epoch=1, step=step))
+            bar.show(METRICS._replace(epoch=1, step=step))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "\x1b" not in captured.err
@@ -57,11 +57,11 @@ def test_the_time_left_of_a_resumed_run_is_estimated_from_its_own_steps(
 ) -> None:
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=20) as bar:
         for step in range(1, 5):
-            bar.show(STANDING._replace(epoch=3, step=step))
+            bar.show(METRICS._replace(epoch=3, step=step))
     assert capsys.readouterr().err.rstrip().endswith("0:02:40 left")  # 16 steps of ten seconds
 
 
-def test_a_long_line_is_written_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_line_is_written_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     line = "epoch 1/2  " + "x" * 300 + "  [bold]tags[/bold] are plain text"
     with TrainingProgress(epochs=2, steps_per_epoch=5, steps_done=0) as bar:
         bar.write(line)
@@ -73,7 +73,7 @@ def test_a_terminal_of_80_columns_shows_a_bar_with_all_numbers(
 ) -> None:
     on_a_terminal(monkeypatch)
     with TrainingProgress(epochs=4, steps_per_epoch=10, steps_done=0) as bar:
-        bar.show(STANDING)
+        bar.show(METRICS)
         bar.write("a line above the bar")
     captured = capsys.readouterr()
     assert captured.out == ""

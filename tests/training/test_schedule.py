@@ -10,7 +10,7 @@ from associative_transformer.experiment import Schedule, TrainConfig
 from associative_transformer.training.schedule import learning_rate
 
 
-def test_the_learning_rate_is_that_of_the_paper() -> None:
+def test_the_default_learning_rate_is_that_of_the_paper() -> None:
     paper = TrainConfig()
     rates = [learning_rate(paper, epoch) for epoch in range(100)]
     warm_up = [1e-5, 2.8e-5, 4.6e-5, 6.4e-5, 8.2e-5, 1e-4]
@@ -24,7 +24,7 @@ def test_the_learning_rate_is_that_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
-def test_the_learning_rate_follows_its_fields(warmup: int) -> None:
+def test_the_learning_rate_follows_the_configuration(warmup: int) -> None:
     train = TrainConfig(epochs=8, lr=1e-3, schedule=Schedule(warmup, warmup_lr=1e-4, min_lr=1e-5))
     for epoch in range(8):
         if epoch < warmup:
@@ -44,7 +44,7 @@ def test_an_inverse_square_root_falls_from_the_end_of_the_warm_up() -> None:
     assert [learning_rate(without_warmup, epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
 
 
-def test_one_cycle_is_that_of_torch() -> None:
+def test_one_cycle_equals_that_of_torch() -> None:
     epochs, lr = 20, 1e-3
     schedule = Schedule(6, warmup_lr=lr / 25, min_lr=lr / 25 / 1e4, shape="one_cycle")
     train = TrainConfig(epochs=epochs, lr=lr, schedule=schedule)

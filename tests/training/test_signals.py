@@ -26,7 +26,7 @@ def test_a_signal_ends_an_interruptible_block_at_once() -> None:
         pytest.fail("the block went on")
 
 
-def test_a_signal_that_has_arrived_earlier_keeps_an_interruptible_block_from_starting() -> None:
+def test_an_earlier_signal_keeps_an_interruptible_block_from_starting() -> None:
     with StopSignals() as stop:
         send(signal.SIGINT)
         with pytest.raises(Interrupted), stop.interruptible():
@@ -42,7 +42,7 @@ def test_after_an_interruptible_block_a_signal_waits_again() -> None:
             stop.check()
 
 
-def test_a_second_signal_acts_as_if_nothing_had_been_set() -> None:
+def test_a_second_signal_acts_as_if_the_handlers_had_not_been_set() -> None:
     with pytest.raises(KeyboardInterrupt), StopSignals():
         send(signal.SIGINT)
         send(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A training step against the same step written by hand, and steps that must change nothing.
+"""Training steps compared with steps written by hand, and steps that must change nothing.
 
 Dims     B batch   C channels   H W image side
 """
@@ -28,12 +28,12 @@ from associative_transformer.training.step import (
     Sums,
     make_accelerator,
 )
-from making.steps import CONFIG, PROJECT, everything, make_batch, make_step, same, spoil
+from making.steps import CONFIG, PROJECT, make_batch, make_step, same, snapshot, spoil
 
 
 @pytest.fixture(autouse=True)
 def forget_the_precision() -> Iterator[None]:
-    """Reset the precision, which accelerate sets once per process, but tests need several."""
+    """Reset the precision: accelerate sets it once per process, but the tests need several."""
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
@@ -100,7 +100,7 @@ def test_steps_equal_those_of_adamw_written_by_hand(train: dict[str, Any]) -> No
         step(batch)
         by_hand(batch)
     if (limit := step.train.clip_norm) is not None:
-        assert (by_hand.norm > limit) == (limit < 1)  # the small limit clips, the large one not
+        assert (by_hand.norm > limit) == (limit < 1)  # only the small limit clips
     theirs = by_hand.model.state_dict()
     for name, ours in step.model.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4, msg=name)
@@ -122,7 +122,7 @@ def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_memory_moves_once_per_micro_batch(parts: int) -> None:
+def test_the_memory_is_updated_once_per_micro_batch(parts: int) -> None:
     step = make_step(accumulation_steps=parts)
     by_hand = deepcopy(step.model)
     forwards: list[int] = []
@@ -159,9 +159,9 @@ def test_a_step_returns_the_sums_over_its_images() -> None:
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) -> None:
     step = make_step(accumulation_steps=parts)
     step(make_batch())
-    before = everything(step)
+    before = snapshot(step)
     sums = step(spoil(make_batch()))
-    assert same(everything(step), before)
+    assert same(snapshot(step), before)
     assert step.skipped.total == step.skipped.in_a_row == 1
     assert not sums.any()
     assert all(p.grad is None or not p.grad.any() for p in step.model.parameters())
@@ -170,11 +170,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(parts: int) ->
 def test_an_infinite_gradient_after_a_finite_forward_restores_the_memory() -> None:
     step = make_step()
     step(make_batch())
-    before = everything(step)
+    before = snapshot(step)
     handle = step.model.head[2].weight.register_hook(lambda gradient: gradient * torch.inf)
     sums = step(make_batch())
     handle.remove()
-    assert same(everything(step), before)
+    assert same(snapshot(step), before)
     assert step.skipped.total == 1
     assert not sums.any()
 
@@ -182,13 +182,13 @@ def test_an_infinite_gradient_after_a_finite_forward_restores_the_memory() -> No
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_as_well() -> None:
     step = make_step()
     step(make_batch())
-    before = everything(step)
+    before = snapshot(step)
     handle = step.model.register_forward_hook(
         lambda model, inputs, output: output._replace(aux_loss=output.aux_loss + torch.inf)
     )
     sums = step(make_batch())
     handle.remove()
-    assert same(everything(step), before)
+    assert same(snapshot(step), before)
     assert step.skipped.total == step.skipped.in_a_row == 1
     assert not sums.any()
 
@@ -216,9 +216,9 @@ def test_a_step_that_is_not_finite_restores_the_statistics_of_a_batchnorm() -> N
     config = ConvMLPConfig(image_size=64, num_classes=2, question_dim=0, conv_dim=4, hidden_dim=8)
     step = make_step(ConvMLP(config))
     step(make_batch())
-    before = everything(step)
+    before = snapshot(step)
     step(spoil(make_batch()))
-    assert same(everything(step), before)
+    assert same(snapshot(step), before)
     assert step.skipped.total == 1
 
 
@@ -230,7 +230,7 @@ def test_training_continues_as_if_a_skipped_step_had_not_happened() -> None:
         ours(batch)
     for batch in (first, second):
         theirs(batch)
-    assert same(everything(ours), everything(theirs))
+    assert same(snapshot(ours), snapshot(theirs))
     assert (ours.skipped.total, ours.skipped.in_a_row) == (1, 0)
 
 
@@ -242,15 +242,15 @@ def test_ten_bad_steps_in_a_row_end_the_training_and_nine_do_not() -> None:
             step(spoil(make_batch()))
         step(make_batch())
     assert step.skipped.total == 18
-    before = everything(step)
+    before = snapshot(step)
     for _ in range(9):
         step(spoil(make_batch()))
     step.skipped.check()
     step(spoil(make_batch()))
-    assert same(everything(step), before)
+    assert same(snapshot(step), before)
     step(make_batch())  # a good step afterwards does not hide them
     for _ in range(2):
-        with pytest.raises(UserError, match="not finite 10 steps in a row"):
+        with pytest.raises(UserError, match="not finite for 10 steps in a row"):
             step.skipped.check()
 
 
@@ -298,7 +298,7 @@ def test_a_step_never_waits_for_the_device(train: dict[str, Any]) -> None:
     assert reads.count == 1
 
 
-def test_the_remedy_for_a_diverging_run_is_one_that_works() -> None:
+def test_the_suggested_remedy_for_a_diverging_run_works() -> None:
     step = make_step()
     with pytest.raises(UserError) as error:
         for _ in range(10):
@@ -337,7 +337,7 @@ def test_bfloat16_is_autocast_and_leaves_weights_moments_and_memory_in_float32()
     assert seen == [torch.bfloat16]
     assert sums.isfinite().all()
     assert step.skipped.total == 0
-    assert {tensor.dtype for tensor in everything(step)} == {torch.float32}
+    assert {tensor.dtype for tensor in snapshot(step)} == {torch.float32}
     assert all(not torch.equal(a, b) for a, b in zip(before, memories(step.model), strict=True))
 
 
@@ -349,7 +349,7 @@ def test_on_a_cpu_precision_auto_is_float32() -> None:
     assert seen == [torch.float32]
 
 
-def test_one_process_can_train_in_different_precisions_one_after_the_other() -> None:
+def test_one_process_can_train_in_different_precisions_in_turn() -> None:
     for precision, used in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
         step = make_step(precision=precision)
         step(make_batch())
@@ -386,9 +386,9 @@ def test_several_processes_are_refused_for_a_model_with_a_batchnorm(
         make_step(ConvMLP(config))
 
 
-def test_processes_meet_by_the_method_that_replaces_lost_ones() -> None:
+def test_processes_find_each_other_by_the_method_that_can_replace_lost_ones() -> None:
     assert make_accelerator(TrainConfig(), PROJECT).init_handler.init_method == INIT_METHOD
 
 
-def test_the_device_cpu_is_a_cpu() -> None:
+def test_the_device_cpu_does_not_use_a_gpu() -> None:
     assert make_accelerator(TrainConfig(device="cpu"), PROJECT).device == torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Save and restore a run, so that a resumed run gives the same result as an undisturbed one.
+"""Save and restore a run, so that a resumed run gives the same result as an uninterrupted one.
 
 A checkpoint is a folder with `model.safetensors` (weights and memory), `optimizer.pt` (read with
 `weights_only=True`) and `state.json` (position, running sums, and a digest of each file).
@@ -25,9 +25,9 @@ WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 @dataclass
 class TrainingState:
-    """The position of a run and what it has counted so far; saved in every checkpoint."""
+    """The position and the running totals of a run; saved in every checkpoint."""
 
-    epoch: int = 0  # the epoch under way, from 0
+    epoch: int = 0  # the current epoch, from 0
     step: int = 0  # optimizer steps done in this epoch
     sums: list[float] = field(default_factory=list)  # `Sums` of these steps; empty: none yet
     skipped_steps: int = 0
@@ -41,7 +41,7 @@ class TrainingState:
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
     def check_resumable(self, current: "TrainingState", folder: Path) -> None:
-        """Raise UserError if the `current` process cannot continue the run from this state."""
+        """Raise UserError if a process with the state `current` cannot continue this run."""
         if self.data != current.data:
             raise UserError(
                 f"the run in {folder} was trained on different data with the same name: "
@@ -63,10 +63,10 @@ class TrainingState:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Save a checkpoint as `folder/last`, after renaming the one before to `folder/previous`.
+    """Save a checkpoint as `folder/last`, after renaming the old one to `folder/previous`.
 
     A crash at any moment leaves at least one of the two complete. Raises UserError if the disk is
-    full or cannot be written; the earlier checkpoints then stay as they are.
+    full or cannot be written; the last complete checkpoint is then kept.
     """
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
@@ -99,8 +99,8 @@ def restore_checkpoint(
     """Load the newest undamaged checkpoint and return its state, or None if there is none.
 
     If `last` is damaged, `previous` is used and a line on stderr says so. The damaged one is
-    renamed to `damaged`: the next save would otherwise move it to the place of the good one.
-    Raises UserError if both are damaged.
+    renamed to `damaged`: otherwise the next save would replace the good one with it.
+    Raises UserError if every checkpoint is damaged.
     """
     damaged = []
     for path in (folder / "last", folder / "previous"):
@@ -110,15 +110,15 @@ def restore_checkpoint(
             state, weights, moments = _read(path)
             model.load_state_dict(weights)
             optimizer.load_state_dict(moments)
-        except (MemoryError, torch.OutOfMemoryError):  # not the fault of the files
+        except (MemoryError, torch.OutOfMemoryError):  # not caused by the files
             raise
-        except Exception as error:  # damaged files make the readers raise nearly anything
+        except Exception as error:  # reading damaged files may raise almost anything
             damaged.append(path)
             print(f"{path} is damaged ({error}) and is not used", file=sys.stderr)
             continue
         if damaged:
             _set_aside(folder / "last", folder / "damaged")
-            print(f"continuing from the checkpoint before it, {path}", file=sys.stderr)
+            print(f"continuing from the previous checkpoint, {path}", file=sys.stderr)
         return {key: value for key, value in state.items() if key != "digests"}
     if damaged:
         raise UserError(f"every checkpoint in {folder} is damaged: start again with --overwrite")
@@ -151,7 +151,7 @@ def load_best(folder: Path, model: nn.Module, digest: str) -> None:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError("its content was changed")
+            raise ValueError("its content has changed")
         model.load_state_dict(load(content))
     except Exception as error:  # as in restore_checkpoint
         raise UserError(f"{path} is damaged ({error}): start again with --overwrite") from error
@@ -160,11 +160,11 @@ def load_best(folder: Path, model: nn.Module, digest: str) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
     state = json.loads((path / STATE).read_text())
     if state.pop("digest") != _digest(state):
-        raise ValueError(f"the content of {STATE} was changed")
+        raise ValueError(f"the content of {STATE} has changed")
     content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != state["digests"][name]:
-            raise ValueError(f"the content of {name} was changed")
+            raise ValueError(f"the content of {name} has changed")
     moments = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
     return state, load(content[WEIGHTS]), moments
 

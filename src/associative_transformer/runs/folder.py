@@ -31,14 +31,14 @@ class History:
     """The measurements of a run, with one entry per epoch."""
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of `metrics.jsonl`; what depends on the clock is under the key `timing`."""
+    """Rows of `metrics.jsonl`; values that depend on the clock are under the key `timing`."""
     memory: list[Float[np.ndarray, "..."]] = field(default_factory=list)
     """Priors (L, M, D) of all layers after each epoch, for `memory.npz`; empty arrays for a model
     without memory."""
 
     @classmethod
     def read(cls, folder: Path, epochs: int | None) -> "History":
-        """Read the first `epochs` entries, or with None all that a run under way has written.
+        """Read the first `epochs` entries, or all entries of an unfinished run if None.
 
         Raises UserError if the files are damaged.
         """
@@ -50,18 +50,18 @@ class History:
             with np.load(folder / "memory.npz") as saved:
                 memory = list(saved["priors"][:epochs])
             metrics = [json.loads(row) for row in rows]
-            length = min(len(metrics), len(memory))  # one is written before the other
+            length = min(len(metrics), len(memory))  # one file is written before the other
             if epochs is not None and length < epochs:
                 raise ValueError(f"it ends before epoch {epochs}")
             return cls(metrics[:length], memory[:length])
-        except Exception as error:  # damaged archives make zipfile raise nearly anything
+        except Exception as error:  # reading damaged files may raise almost anything
             raise UserError(
                 f"the history of the run in {folder} is damaged ({error}): "
                 "start again with --overwrite"
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Write both files, each as a whole."""
+        """Write both files, each atomically."""
         rows = "".join(json.dumps(row) + "\n" for row in self.metrics)
         write_file(folder / "metrics.jsonl", rows.encode())
         buffer = io.BytesIO()
@@ -72,9 +72,9 @@ class History:
 def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: bool) -> None:
     """Check that a run may start or continue in a folder, before anything is written.
 
-    Raises UserError if the folder exists although neither `resume` nor `overwrite` is set, if it
-    holds no run to resume or one with a different configuration, or if `overwrite` would remove a
-    folder that is not a run folder.
+    Raises UserError if the folder exists but neither `resume` nor `overwrite` is set, or if both
+    are; if it contains no run to resume, or one with a different configuration; or if `overwrite`
+    would remove a folder that is not a run folder.
     """
     is_run = (folder / "experiment.yaml").exists()
     if resume and overwrite:
@@ -92,7 +92,7 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
                 f"{name} ({mine} here, {theirs} there)" for name, (mine, theirs) in changed.items()
             ]
             raise UserError(
-                f"the run in {folder} has another configuration: {', '.join(fields)}; "
+                f"the run in {folder} has a different configuration: {', '.join(fields)}; "
                 "pass the values that it was started with, or choose another --name"
             )
     elif not folder.exists() or (folder.is_dir() and _is_empty(folder)):
@@ -109,12 +109,12 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
 
 
 def _is_empty(folder: Path) -> bool:
-    """Return whether a folder is empty, apart from what a run killed at its start leaves."""
+    """Return whether a folder is empty, apart from the files of a run killed at its start."""
     return {path.name for path in folder.iterdir()} <= {LOCK, ".experiment.yaml.partial"}
 
 
 def check_links(folder: Path) -> None:
-    """Raise UserError if a folder in a run folder is a link, which would lead writes elsewhere.
+    """Raise UserError if a folder in a run folder is a link, since writes would follow it.
 
     Links to files are allowed: reading follows them and writing replaces them.
     """
@@ -142,9 +142,9 @@ def prepare_folder(
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files of a run, its result first; its experiment stays, to be replaced.
+    """Remove the files of a run, its result first; keep `experiment.yaml`, which is replaced next.
 
-    A kill in the middle therefore leaves a folder that can still be overwritten as a run.
+    If the process is killed in between, the folder can therefore still be overwritten as a run.
     """
     try:
         if folder.is_symlink():

@@ -1,7 +1,8 @@
-"""A lock, so that only one process at a time trains in a run folder.
+"""A lock that lets only one process at a time train in a run folder.
 
-Not `filelock`: it uses flock, which data workers inherit, so that a killed run would block its
-folder until they have ended too; and it records no holder and leaves its file behind.
+`filelock` is not used: its locks (flock) are inherited by data workers, so a killed run would
+block its folder until they have ended too. It also does not record which process holds the lock,
+and it leaves its file behind.
 """
 
 import errno
@@ -29,11 +30,12 @@ FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from training in `folder`, which is created if it does not exist.
 
-    The lock ends with the process, however that ends. It is a record lock, which belongs to the
-    process and not to the open file, so workers that outlive the process do not hold it.
+    The lock is released when the process ends, even if it is killed. It is a record lock, which
+    belongs to the process and not to the open file, so workers that outlive the process do not
+    hold it.
 
-    Raises UserError if another process holds the lock or the folder cannot be written. On Windows
-    and on some network file systems there are no locks: a line on stderr says so, and the run
+    Raises UserError if another process holds the lock or the folder cannot be written. Windows
+    and some network file systems have no record locks: a line on stderr says so, and the run
     starts without one.
     """
     path = folder / LOCK
@@ -50,12 +52,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # before the lock is released: later it could be another process's
+            path.unlink()  # while locked: later it could be another process's
         os.close(file)
 
 
 def check_free(folder: Path) -> None:
-    """Raise UserError if another process trains in `folder`; write nothing."""
+    """Raise UserError if another process is training in `folder`; write nothing."""
     with suppress(OSError):
         file = os.open(folder / LOCK, FLAGS)
         try:
@@ -65,7 +67,7 @@ def check_free(folder: Path) -> None:
 
 
 def _open_locked(path: Path) -> int:
-    """Open the file and lock it; try again if its last holder removed it in between."""
+    """Open the file and lock it; try again if its previous holder has just removed it."""
     while True:
         file = os.open(path, FLAGS | os.O_CREAT, 0o666)
         try:
@@ -89,10 +91,10 @@ def _lock(file: int, folder: Path) -> None:
         if error.errno in HELD:
             holder = os.read(file, 100).decode(errors="replace") or "just starting"
             raise UserError(
-                f"another process ({holder}) trains in {folder}: wait until it ends, or choose "
-                "another --name"
+                f"another process ({holder}) is training in {folder}: wait until it ends, or "
+                "choose another --name"
             ) from error
         print(
-            f"{folder} cannot be locked ({error.strerror}): do not start a second run there",
+            f"{folder} cannot be locked ({error.strerror}): do not start a second run in it",
             file=sys.stderr,
         )

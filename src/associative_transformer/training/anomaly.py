@@ -23,7 +23,7 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
     """Raise UserError naming the source of the first value or gradient that is not finite.
 
     In the forward pass the source is a module, in the backward pass an operation and the line that
-    called it, or the parameter with an infinite gradient. Checking all of them is slow.
+    called it, or the parameter whose gradient is not finite. These checks make a step slow.
     """
     hooks = [
         module.register_forward_hook(partial(_check_output, name or "the model"))

@@ -1,9 +1,9 @@
 """The training loop: one run of an experiment, from its start or from its last checkpoint.
 
-A run folder holds everything that tables, figures and reports read. `result.json` is written last
-and marks the run as complete. On a CPU a run that was stopped and resumed gives the weights,
-memory, metrics and result of an undisturbed one, bit for bit; what depends on the clock is kept
-under the key `timing`.
+A run folder contains everything that tables, figures and reports read. `result.json` is written
+last and marks the run as complete. On a CPU, a run that was stopped and resumed has the same
+weights, memory, metrics and result as an uninterrupted one, bit for bit; only values under the
+key `timing` depend on the clock.
 """
 
 from collections.abc import Callable
@@ -57,24 +57,24 @@ def train(
 ) -> RunResult:
     """Train in `folder` and return the content of its `result.json`.
 
-    `on_epoch_end` is called with the folder after each epoch. Raises UserError for what the user
-    can fix, and Interrupted if a signal stopped the run, after saving it.
+    `on_epoch_end` is called with the folder after each epoch. Raises UserError for errors
+    that the user can fix, and Interrupted if a signal stopped the run, which is saved first.
     """
     check_free(folder)
     check_folder(folder, experiment, resume, overwrite)
     if resume and (result := read_result(folder)):
         return result
-    run = TrainingRun(experiment, folder)  # finds most mistakes, before anything is written
+    run = TrainingRun(experiment, folder)  # finds most errors before anything is written
     if not run.is_main:
         return run.train(on_epoch_end)
     with hold_folder(folder):
-        check_folder(folder, experiment, resume, overwrite)  # again: others may have written there
+        check_folder(folder, experiment, resume, overwrite)  # another process may have written
         prepare_folder(folder, experiment, run.device, resume)
         return run.train(on_epoch_end)
 
 
 class TrainingRun:
-    """A run: its data, model and training step, and the state that its checkpoints hold."""
+    """A run: its data, model and training step, and the state saved in its checkpoints."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment, self.folder, self.config = experiment, folder, experiment.train
@@ -117,7 +117,7 @@ class TrainingRun:
     def _restore(self) -> None:
         """Load the last checkpoint, if there is one."""
         step = self.take_step
-        with distributed.first_alone():  # it may rename a damaged checkpoint
+        with distributed.first_alone():  # rank 0 may rename a damaged checkpoint
             saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
         distributed.check_same((saved, self.state.data))
         if saved is not None:
@@ -161,7 +161,7 @@ class TrainingRun:
         )
         for batch in batches:
             if self.share.num_ranks == 1 or state.step % c.log_every == 0:
-                stop.check()  # here several processes wait for each other
+                stop.check()  # several processes wait for each other here
             self.take_step.seed(state.epoch, state.step + 1)  # for dropout
             self.meter.add(self.take_step(batch))
             is_last = state.step == self.steps_per_epoch
@@ -169,9 +169,9 @@ class TrainingRun:
                 self.take_step.skipped.check()
                 self._log(bar)
             elif state.step == 1:
-                bar.show(self.meter.standing())
+                bar.show(self.meter.metrics())
             is_due = c.checkpoint_every and state.step % c.checkpoint_every == 0
-            if is_due and not is_last:  # the end of the epoch saves anyway
+            if is_due and not is_last:  # the end of an epoch is saved anyway
                 self._save()
         self.meter.stop_clock()
 
@@ -184,26 +184,26 @@ class TrainingRun:
         return evaluate_split(self.model, split, self.config.batch_size, num_classes)
 
     def _end_epoch(self, validation: Evaluation | None, bar: TrainingProgress) -> None:
-        """Write the metrics of the epoch, and save the run at the start of the next one."""
-        standing = self.meter.standing()
+        """Write the metrics of the epoch, then save the run as of the start of the next one."""
+        metrics = self.meter.metrics()
         row: dict[str, Any] = {
-            "epoch": standing.epoch,
+            "epoch": metrics.epoch,
             "lr": learning_rate(self.config, self.state.epoch),
-            "loss": standing.loss,
-            "balance_loss": standing.balance_loss,
-            "accuracy": standing.accuracy,
+            "loss": metrics.loss,
+            "balance_loss": metrics.balance_loss,
+            "accuracy": metrics.accuracy,
             "skipped_steps": self.take_step.skipped.total,
             "timing": {
                 "seconds": self.meter.seconds,
-                "samples_per_second": standing.samples_per_second,
+                "samples_per_second": metrics.samples_per_second,
             },
         }
-        line = f"epoch {standing.epoch}/{self.config.epochs}  {standing}"
+        line = f"epoch {metrics.epoch}/{self.config.epochs}  {metrics}"
         if validation is not None:
             row["validation"] = {"accuracy": validation.accuracy, "loss": validation.loss}
             self._track("validation", row["validation"])
             line += f"  validation {validation.accuracy:.2f} %"
-            self._keep_best(validation.accuracy, standing.epoch)
+            self._keep_best(validation.accuracy, metrics.epoch)
         bar.write(line)
         priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
         self.history.metrics.append(row)
@@ -230,7 +230,7 @@ class TrainingRun:
             save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
 
     def _finish(self, last: Evaluation) -> RunResult:
-        """Score the best epoch, save the model, and write the result after everything else.
+        """Score the best epoch, save the model, and write the result last.
 
         `last` holds the scores of the last epoch on the test images.
         """
@@ -265,7 +265,7 @@ class TrainingRun:
         return result
 
     def _score_best(self) -> BestValidation | None:
-        """Load the best epoch into the model and score it; None without validation images."""
+        """Load and score the weights of the best epoch; return None without validation images."""
         if self.state.best_epoch is None:
             return None
         load_best(self.folder / "checkpoint", self.model, self.state.best_digest)
@@ -282,10 +282,10 @@ class TrainingRun:
             raise UserError(f"cannot write the model to {self.folder}: {error}") from error
 
     def _log(self, bar: TrainingProgress) -> None:
-        standing = self.meter.standing()
-        bar.show(standing)
+        metrics = self.meter.metrics()
+        bar.show(metrics)
         lr = learning_rate(self.config, self.state.epoch)
-        self._track("train", {**standing._asdict(), "lr": lr})
+        self._track("train", {**metrics._asdict(), "lr": lr})
 
     def _track(self, part: str, values: dict[str, int | float]) -> None:
         named = {f"{part}/{name}": value for name, value in values.items()}
@@ -296,5 +296,5 @@ class TrainingRun:
 
 
 def _agree(signum: int) -> int:
-    """Return the same signal on all processes: the largest number that one of them has."""
+    """Return the largest signal number among the processes, the same on all of them."""
     return max(distributed.gather_objects(signum))

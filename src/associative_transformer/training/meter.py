@@ -1,4 +1,4 @@
-"""Position, sums and time of the epoch under way.
+"""Position, sums and time of the current epoch.
 
 Dims     S fields of `Sums`
 """
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from associative_transformer import distributed
 from associative_transformer.runs.checkpoint import TrainingState
-from associative_transformer.training.progress import Standing
+from associative_transformer.training.progress import RunningMetrics
 from associative_transformer.training.step import Sums
 
 
 class EpochMeter:
-    """The position in the epoch under way, with its loss, accuracy and speed so far.
+    """The position in the current epoch, with its loss, accuracy and speed so far.
 
-    The position is in `state`, which checkpoints hold. The sums are on the device, and each
-    process has those of its own images: `standing` and `store` add them up, which waits for the
-    device and for the other processes.
+    The position is kept in `state`, which is saved in checkpoints. The sums are on the device, and
+    those of each process cover only its own images: `metrics` and `store` add them up, which waits
+    for the device and for the other processes.
     """
 
     def __init__(self, state: TrainingState, batch_size: int, device: torch.device) -> None:
@@ -31,15 +31,15 @@ class EpochMeter:
     def resume(self, state: TrainingState) -> None:
         """Continue from a saved state."""
         self.state = state
-        if state.sums and distributed.rank() == 0:  # the sums are those of all processes
+        if state.sums and distributed.rank() == 0:  # the saved sums are those of all processes
             self.sums.copy_(torch.tensor(state.sums, dtype=torch.float64))
 
     def start_clock(self) -> None:
-        """Start measuring the time of the epoch, in addition to that before a resumption."""
+        """Start the clock of the epoch, continuing from the time before a resumption."""
         self.started = time.perf_counter() - self.state.timing["epoch"]
 
     def stop_clock(self) -> None:
-        """Stop measuring: what follows is not training."""
+        """Stop the clock: what follows, such as validation, is not training."""
         self.state.timing["epoch"], self.started = self.seconds, None
 
     @property
@@ -54,11 +54,11 @@ class EpochMeter:
         self.sums += sums
         self.state.step += 1
 
-    def standing(self) -> Standing:
+    def metrics(self) -> RunningMetrics:
         """Return the position and the means over the epoch so far."""
         loss, balance_loss, correct, images = distributed.add(self.sums).tolist()
         images = max(images, 1.0)
-        return Standing(
+        return RunningMetrics(
             epoch=self.state.epoch + 1,
             step=self.state.step,
             loss=loss / images,

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Time between two lines within an epoch if there is no terminal."""
+"""Minimum time between two lines within an epoch if there is no terminal."""
 
 
-class Standing(NamedTuple):
+class RunningMetrics(NamedTuple):
     """Position in an epoch, and the means over its images so far."""
 
     epoch: int  # from 1
@@ -69,17 +69,17 @@ class TrainingProgress:
     ) -> None:
         self.bar.__exit__(kind, error, trace)
 
-    def show(self, standing: Standing) -> None:
-        """Update the bar or, without a terminal, write a line every 30 seconds."""
-        done = (standing.epoch - 1) * self.steps_per_epoch + standing.step
-        epoch = f"epoch {standing.epoch}/{self.epochs}"
-        numbers = standing.short()
+    def show(self, metrics: RunningMetrics) -> None:
+        """Update the bar or, without a terminal, write a line at most every 30 seconds."""
+        done = (metrics.epoch - 1) * self.steps_per_epoch + metrics.step
+        epoch = f"epoch {metrics.epoch}/{self.epochs}"
+        numbers = metrics.short()
         self.bar.update(self.task, completed=done, description=epoch, numbers=numbers)
         now = time.monotonic()
         if self.bar.disable and now - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = now
-            step = f"step {standing.step}/{self.steps_per_epoch}"
-            self.write(f"{epoch}  {standing}  {step}  {self._time_left(done, now)} left")
+            step = f"step {metrics.step}/{self.steps_per_epoch}"
+            self.write(f"{epoch}  {metrics}  {step}  {self._time_left(done, now)} left")
 
     def write(self, line: str) -> None:
         """Write one line, above the bar if there is one."""

@@ -8,14 +8,14 @@ from associative_transformer.experiment import TrainConfig
 def learning_rate(train: TrainConfig, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0.
 
-    The warm-up rises from `warmup_lr` to `lr`, linearly or, for `one_cycle`, along half a cosine.
-    After it, with t epochs since the warm-up and a cosine of length T:
+    During the warm-up it rises from `warmup_lr` to `lr`, linearly or, for `one_cycle`, along half
+    a cosine. Then, t epochs after the warm-up and with a cosine of length T:
 
         cosine, one_cycle   min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2
         inverse_sqrt        lr sqrt(warmup_epochs / epoch)
 
     `one_cycle` reaches `min_lr` in the last epoch, as torch's OneCycleLR does. `cosine` has
-    T = epochs, as in the official code, so that its end is cut off by the warm-up.
+    T = epochs, as in the official code, so the warm-up cuts off its end.
     """
     s = train.schedule
     if epoch < s.warmup_epochs:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A signal stops the run. Not an Exception, so that nothing handles it as an error."""
+    """A signal stopped the run. Not an Exception, so that nothing handles it as an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -20,8 +20,8 @@ class Interrupted(BaseException):
 class StopSignals:
     """Handlers of SIGINT and SIGTERM that stop a run at the next point that allows it.
 
-    Such a point is a call of `check` or a block of `interruptible`; both raise Interrupted. A
-    second signal acts at once, as if the handlers had not been set.
+    Such a point is a call of `check` or an `interruptible` block; both raise Interrupted. A second
+    signal acts at once, as if the handlers had not been set.
 
     If several processes train together, `agree` must return the same signal on all of them, given
     the signal of this process (0: none). All of them must then reach the same points, and a
@@ -31,7 +31,7 @@ class StopSignals:
     def __init__(self, agree: Callable[[int], int] | None = None) -> None:
         self.agree = agree
         self.signum: int | None = None
-        self.former_handlers: dict[signal.Signals, Any] = {}
+        self.previous_handlers: dict[signal.Signals, Any] = {}
         self.process = os.getpid()
         self.acts_at_once = False
 
@@ -39,7 +39,7 @@ class StopSignals:
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
             signals = ()  # Python delivers signals to the main thread only
-        self.former_handlers = {s: signal.signal(s, self._catch) for s in signals}
+        self.previous_handlers = {s: signal.signal(s, self._catch) for s in signals}
         return self
 
     def __exit__(
@@ -60,9 +60,9 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise Interrupted if a signal has arrived, or arrives at any moment of the block.
+        """Raise Interrupted if a signal has arrived, or arrives during the block.
 
-        Meant for work that takes long and does not change the run, such as scoring.
+        Meant for slow work that does not change the run, such as scoring.
         """
         try:
             self.acts_at_once = self.agree is None
@@ -79,5 +79,5 @@ class StopSignals:
             raise Interrupted(signum)
 
     def _restore_handlers(self) -> None:
-        for signum, handler in self.former_handlers.items():
+        for signum, handler in self.previous_handlers.items():
             signal.signal(signum, handler)

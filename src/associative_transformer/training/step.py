@@ -1,6 +1,6 @@
-"""One step of training: forward, backward and update, or no change at all.
+"""One step of training: forward, backward and update, or no change if the gradient is not finite.
 
-A step never waits for the device: it decides and counts there whether its gradient is finite.
+A step never waits for the device: the gradient is checked, and skipped steps are counted, there.
 """
 
 from contextlib import nullcontext
@@ -25,11 +25,11 @@ from associative_transformer.training.anomaly import REMEDY, find_anomaly
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
-"""Number of steps in a row without a finite gradient after which training stops."""
+"""Training stops after this many steps in a row without a finite gradient."""
 
 
 class Sums(NamedTuple):
-    """Sums over images, of which a mean divides by `images`."""
+    """Sums over images; dividing them by `images` gives the means."""
 
     loss: Float[Tensor, ""]  # cross-entropy in nats
     balance_loss: Float[Tensor, ""]
@@ -38,11 +38,11 @@ class Sums(NamedTuple):
 
 
 class SkippedSteps:
-    """Counts of the steps without a finite gradient, on the device; reading one waits for it."""
+    """Counts of skipped steps, kept on the device; reading a count waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self._total, self._in_a_row, self._longest = counts  # longest row since the last check
+        self._total, self._in_a_row, self._longest = counts  # longest streak since the last check
 
     def count(self, is_bad: Bool[Tensor, ""]) -> None:
         """Count a step, which was skipped if `is_bad`."""
@@ -70,7 +70,7 @@ class SkippedSteps:
         """Raise UserError if `MAX_BAD_STEPS` steps in a row were skipped since the last check."""
         if int(self._longest) >= MAX_BAD_STEPS:
             raise UserError(
-                f"the gradient was not finite {MAX_BAD_STEPS} steps in a row: {REMEDY}; "
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row: {REMEDY}; "
                 "--train.detect-anomaly names the operation"
             )
         self._longest.copy_(self._in_a_row)
@@ -79,8 +79,8 @@ class SkippedSteps:
 class TrainingStep:
     """A step of AdamW, with the gradient averaged over the micro-batches of a batch.
 
-    A step whose gradient is not finite changes neither weights nor memory nor the statistics of a
-    BatchNorm; `skipped` counts it.
+    A step whose loss or gradient is not finite changes neither the weights nor the memory nor the
+    statistics of a BatchNorm; `skipped` counts it.
     """
 
     def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
@@ -117,7 +117,7 @@ class TrainingStep:
             parts.append(self._accumulate(last))
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
         is_bad = ~self._clip().isfinite()
-        # the fused AdamW leaves weights and moments as they are if this tensor is 1
+        # the fused AdamW leaves weights and moments unchanged if this tensor is 1
         self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -133,7 +133,7 @@ class TrainingStep:
         otherwise each draws its own.
         """
         rank = 0 if self.workspaces else distributed.rank()
-        own = [rank] if rank else []  # one process draws what rank 0 draws
+        own = [rank] if rank else []  # a single process draws the same as rank 0
         sequence = np.random.SeedSequence((self.train.seed, *position, *own))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
@@ -150,7 +150,7 @@ class TrainingStep:
             logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
         total = loss + aux_loss
-        # if the loss is not finite, make the gradient so as well, which reaches all ranks
+        # a loss that is not finite must give a NaN gradient, which reaches all ranks
         total = total * torch.where(total.isfinite(), 1.0, torch.nan)
         self.accelerator.backward(total / self.train.accumulation_steps)
         correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()
@@ -174,7 +174,7 @@ class TrainingStep:
 
 
 def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
-    """Raise UserError if the processes cannot divide a batch, or would change the result."""
+    """Raise UserError if the processes cannot divide a batch or would change the result."""
     ranks, parts = distributed.num_ranks(), train.accumulation_steps
     if train.batch_size % (ranks * parts):
         raise UserError(
