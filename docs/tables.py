@@ -1,7 +1,7 @@
 """Write the tables that are generated from the code: `make tables`.
 
-These are the tables of models in the README and in `docs/models.md`, between comments that name
-them, and `src/associative_transformer/recipes/table.json`, which `ait list` shows.
+These are the tables of models in the README and in `docs/models.md`, between marker comments,
+and `src/associative_transformer/recipes/table.json`, which `ait list` shows.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from associative_transformer.models import MODELS, ModelConfig, build_model
-from associative_transformer.recipes import PUBLISHED, RECIPES
+from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 
 ROOT = Path(__file__).parents[1]
 START = "<!-- models: written by make tables -->\n"
@@ -28,7 +28,7 @@ class Size(NamedTuple):
     image: str
     depth: str
     live: int
-    reference: int  # with what the code of the reference registers and never uses
+    reference: int  # including what the reference code registers but never uses
     recipe: str | None  # the recipe that trains exactly this configuration
 
 
@@ -81,7 +81,7 @@ def recipe_table() -> str:
             "model": _describe(recipe.model),
             "epochs": recipe.train.epochs,
             "live_parameters": _count_parameters(recipe.model)[0],
-            "published": PUBLISHED.get(name),
+            "published": PUBLISHED_TEXT.get(name),
         }
         for name, recipe in RECIPES.items()
     ]

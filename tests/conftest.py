@@ -67,7 +67,7 @@ def seed() -> None:
 
 @pytest.fixture
 def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ait:
-    """A function that runs a command of `ait` in an empty folder."""
+    """Return a function that runs a command of `ait` in an empty folder."""
     main = import_module("associative_transformer.cli").main  # after shape checks are switched on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -90,7 +90,7 @@ def ait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
-    """A function that replaces `python -m associative_transformer` with a shell script.
+    """Return a function that replaces `python -m associative_transformer` with a shell script.
 
     The script appends its arguments to a log and completes the run; the function returns the path
     of the log. `body` runs just before the run is complete, and can use the variables `name`,
@@ -117,13 +117,13 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `images` and the complete runs `ait` and `vit`, both with reports."""
+    """Return a folder with `images` and the complete runs `ait` and `vit`, both with reports."""
     return import_module("making.reports").make_reported_runs(tmp_path_factory.mktemp("reported"))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The complete run of `making.trained.EXPERIMENT`, which tests must not change."""
+    """Return the complete run of `making.trained.EXPERIMENT`, which tests must not change."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     import_module("associative_transformer.training.loop").train(
         import_module("making.trained").EXPERIMENT, folder

@@ -47,7 +47,7 @@ Path("answers.json").write_text(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    """The script behind `make tables`."""
+    """Return the script behind `make tables`."""
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -138,9 +138,9 @@ def run(folder: Path, *arguments: str) -> str:
 @pytest.mark.slow
 def test_a_new_model_passes_the_contract_of_all_models(copy: Path) -> None:
     files = ("tests/models/test_models.py", "tests/test_architecture.py")
-    said = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", *files)
-    contract = 9  # tests of every model, at the least
-    assert int(re.findall(r"(\d+) passed", said)[0]) >= contract
+    output = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "toy", *files)
+    contract = 9  # tests of each model, at least
+    assert int(re.findall(r"(\d+) passed", output)[0]) >= contract
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ class LaterExperiment(Experiment):
 
 @pytest.fixture
 def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LaterExperiment:
-    """An experiment of this version, loaded by a later one."""
+    """Return an experiment of this version, loaded by a later one."""
     save_experiment(TRIANGLE, tmp_path / "experiment.yaml")
     monkeypatch.setattr(experiment_module, "_ADAPTER", TypeAdapter(LaterExperiment))
     return load_experiment(tmp_path / "experiment.yaml")

@@ -1,4 +1,4 @@
-"""Patterns that the style guide rules out in the English of code and docs."""
+"""Phrases that do not occur in the English of code and docs, with what to write instead."""
 
 import io
 import re

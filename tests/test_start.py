@@ -77,7 +77,7 @@ for step in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, set[str]]:
-    """The slow modules that each step imports."""
+    """Return the slow modules that each step imports."""
     command = [sys.executable, "-c", RUN, json.dumps(list(STEPS))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     modules = [set(json.loads(line)) for line in done.stdout.splitlines()]

@@ -25,7 +25,12 @@ MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerpr
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of each epoch: a warm-up followed by a decay."""
+    """Learning rate of each epoch: a warm-up followed by a decay.
+
+    cosine: a linear warm-up, then a cosine as long as the whole training, so its end is cut off,
+    as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 / sqrt(epoch).
+    one_cycle: a rising cosine, then a falling one that ends with the last epoch.
+    """
 
     warmup_epochs: int = 5
     """Length of the warm-up in epochs."""
@@ -34,9 +39,7 @@ class Schedule:
     min_lr: float = 1e-6
     """Lowest learning rate of cosine and one_cycle."""
     shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
-    """cosine: linear warm-up, then a cosine as long as the whole training (so its end is cut off),
-    as in the official code; inverse_sqrt: linear warm-up, then proportional to 1 / sqrt(epoch);
-    one_cycle: a rising cosine, then a falling one that ends with the last epoch."""
+    """Decay after the warm-up; one_cycle also warms up along a cosine instead of linearly."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):

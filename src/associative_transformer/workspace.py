@@ -39,7 +39,10 @@ Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 
 @dataclass(frozen=True)
 class WorkspaceConfig:
-    """The memory and the two attentions that write and read it."""
+    """The memory and the two attentions that write and read it.
+
+    If there are several pools, the memory moves towards the mean of what they write.
+    """
 
     num_priors: int = 32
     """M: rows of the explicit memory."""
@@ -64,8 +67,7 @@ class WorkspaceConfig:
     reset_each_epoch: bool = False
     """Draw the memory anew at the start of each training epoch."""
     pool: Pool = "global"
-    """Which tokens form a pool: those of all processes (global), of each machine (node) or of
-    each process (local). The memory moves towards the mean of what the pools write."""
+    """Pool the tokens of all processes (global), each machine (node) or each process (local)."""
 
     def __post_init__(self) -> None:
         for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):

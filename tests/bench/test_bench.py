@@ -474,7 +474,7 @@ def test_a_write_has_the_given_precision_and_is_compiled_on_request(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with images of two classes: ten for training, two for testing."""
+    """Return a folder with images of two classes: ten for training, two for testing."""
     for split, number in (("train", 5), ("test", 1)):
         for name in ("cat", "dog"):
             (tmp_path / "images" / split / name).mkdir(parents=True)

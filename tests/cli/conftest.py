@@ -13,7 +13,7 @@ from making.commands import IMAGES, QUESTIONS, TRIANGLE, make_images
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `images` and the complete runs `triangle/0`, `colors/0` and `asked/0`."""
+    """Return `images` and the complete runs `triangle/0`, `colors/0` and `asked/0`."""
     main = import_module("associative_transformer.cli").main  # after shape checks are switched on
     root = tmp_path_factory.mktemp("trained")
     images = make_images(root / "images")
@@ -31,14 +31,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained`, without checkpoints, that a test may change."""
+    """Return a copy of `trained`, without checkpoints, that a test may change."""
     ignored = shutil.ignore_patterns("checkpoint")
     return shutil.copytree(trained, tmp_path / "trained", ignore=ignored)
 
 
 @pytest.fixture
 def picture(trained: Path, tmp_path: Path) -> Path:
-    """The third test picture of the run `asked`, as a file."""
+    """Return the third test picture of the run `asked`, as a file."""
     experiment = import_module("associative_transformer.experiment")
     clevr = import_module("associative_transformer.data.sort_of_clevr")
     config = experiment.load_experiment(trained / "asked" / "0" / "experiment.yaml").data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from associative_transformer.recipes import PUBLISHED, RECIPES
+from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 from making.commands import Ait, assert_refused
 
 
@@ -14,7 +14,7 @@ def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) 
     for words in ("cifar10 ", "ait, 2 layers of 768", " 100 ", "15,673,322", "83.34 %"):
         assert words in rows["cifar10-ait-small"]
     for name, row in rows.items():
-        assert ("%" in row) == (name in PUBLISHED)
+        assert ("%" in row) == (name in PUBLISHED_TEXT)
     assert_refused(ait("list", "--all"), "--all")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from associative_transformer.recipes import RECIPES, ROWS
+from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import shorten
 from associative_transformer.tables.run_all import PlannedRun
 from associative_transformer.training.signals import Interrupted
@@ -18,7 +18,7 @@ A, B = "triangle-vit-small", "triangle-ait-small"
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
-    """The runs that the command would train; they are only recorded."""
+    """Return the runs that the command would train; they are only recorded."""
     planned: list[PlannedRun] = []
 
     def record(runs: list[PlannedRun], on_start: object) -> list[object]:
@@ -46,7 +46,7 @@ def test_a_table_is_trained_with_all_its_rows_and_three_seeds(
     done = ait("run-table", table)
     assert done.code == 0
     assert f"{runs} runs, 0 of them complete\n" in done.out
-    names = [name for row in ROWS[table].values() for name in row]
+    names = [name for row in TABLE_RECIPES[table].values() for name in row]
     assert [run.recipe for run in planned] == names * 3
     assert names[: len(first)] == first
     seeds = [run.experiment.train.seed for run in planned]
@@ -81,7 +81,10 @@ def test_budget_folder_and_local_copies_apply_to_every_run(
     (tmp_path / "copy").mkdir()
     flags = "--rows vit-small --seeds 1 0 --budget smoke --runs mine --sources cifar10 copy"
     assert ait("run-table", "classification", *flags.split()).code == 0
-    smoke = [shorten(RECIPES[name], "smoke").name for name in ROWS["classification"]["vit-small"]]
+    smoke = [
+        shorten(RECIPES[name], "smoke").name
+        for name in TABLE_RECIPES["classification"]["vit-small"]
+    ]
     expected = [Path("mine", name, seed) for seed in ("1", "0") for name in smoke]
     assert [run.folder for run in planned] == expected
     sources = [getattr(run.experiment.data, "source", None) for run in planned]

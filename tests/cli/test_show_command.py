@@ -23,7 +23,7 @@ FEW = ["--data.num-train", 4, "--data.num-test", 5]
 
 @pytest.fixture
 def sheets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[str], Path]]:
-    """The sheets that the command would draw; they are only recorded."""
+    """Return the sheets that the command would draw; they are only recorded."""
     drawn: list[tuple[Tensor, list[str], Path]] = []
 
     def record(images: Tensor, captions: list[str], path: Path, title: str) -> None:

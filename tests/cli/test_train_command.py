@@ -91,7 +91,7 @@ def test_the_next_commands_can_be_copied_and_run(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dict[str, Any]]]:
-    """The arguments of each call of `train`, which is replaced and does not train."""
+    """Return the arguments of each call of `train`, which is replaced and does not train."""
     calls: list[tuple[Experiment, Path, dict[str, Any]]] = []
 
     def record(experiment: Experiment, folder: Path, **options: object) -> RunResult:

@@ -1,6 +1,6 @@
-"""A tiny configuration of every model, derived from the table of models."""
+"""A tiny configuration of every model, derived from the table of models, and a few variants."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ SIZES: dict[str, Any] = {  # of the fields that a configuration has
     "dropout": 0.0,
     "attention_dropout": 0.0,
 }
+SLOTS = SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5)
 CONVOLUTIONS = {"image_size": 9, "conv_dim": 6, "num_convs": 2}
 OWN_SIZES: dict[type, dict[str, Any]] = {  # in addition to, or instead of, those above
     AiTConfig: {"workspace": MEMORY},
@@ -45,7 +46,7 @@ OWN_SIZES: dict[type, dict[str, Any]] = {  # in addition to, or instead of, thos
         "comm_dim": 4,
     },
     ConvMLPConfig: CONVOLUTIONS,
-    CoordinationConfig: {"slots": SlotsConfig(num_slots=3, num_heads=2, key_dim=4, bottleneck=5)},
+    CoordinationConfig: {"slots": SLOTS},
     LunaConfig: {"num_packed": 3},
     PerceiverConfig: {
         "fourier": FourierConfig(num_bands=3),
@@ -64,9 +65,9 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def tiny(config_class: type[Any], **changes: Any) -> Any:  # noqa: ANN401
-    """Return a configuration that builds and trains in milliseconds.
+    """Return a configuration whose model is built and trained in milliseconds.
 
-    Raises AssertionError, naming the model, if the sizes above do not make it one.
+    Raises AssertionError with the name of the model if the sizes above do not fit it.
     """
     names = {field.name for field in fields(config_class)}
     sizes = {name: size for name, size in SIZES.items() if name in names}
@@ -83,3 +84,27 @@ def tiny(config_class: type[Any], **changes: Any) -> Any:  # noqa: ANN401
 
 TINY: dict[str, Any] = {config.kind: config for config in map(tiny, MODELS)}
 """The tiny configuration of each model of the table, by its kind."""
+
+QUESTION_DIM = 7
+VARIANTS: dict[str, Any] = {
+    "coordination-unshared-soft": tiny(
+        CoordinationConfig, share_layers=False, slots=replace(SLOTS, bottleneck=None)
+    ),
+    "coordination-unshared-soft-question": tiny(
+        CoordinationConfig,
+        share_layers=False,
+        slots=replace(SLOTS, bottleneck=None),
+        question_dim=QUESTION_DIM,
+    ),
+    "coordination-unshared-layer": tiny(
+        CoordinationConfig, share_layers=False, slots=replace(SLOTS, scope="layer")
+    ),
+    "set-transformer-set-decoder": tiny(
+        SetTransformerConfig, pool="pma", pos="none", decoder_depth=2
+    ),
+    "set-transformer-set-decoder-question": tiny(
+        SetTransformerConfig, pool="pma", pos="none", decoder_depth=1, question_dim=QUESTION_DIM
+    ),
+    "luna-one-layer": tiny(LunaConfig, depth=1),
+}
+"""Further configurations, by name: combinations of several fields."""

@@ -1,6 +1,7 @@
 """BRIMs against slow loops, and the rules by which its modules compete and learn."""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -338,17 +339,27 @@ def test_activation_checkpointing_recomputes_only_in_training() -> None:
     assert steps() == 9
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: many small operations on two are slow if other processes run."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_model_overfits_one_small_batch() -> None:
     config = replace(TINY, resolution=2, embed_dim=96, module_dim=24, num_active=3)
-    model, images, losses = BRIMs(config), pictures(config, 6), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(100):
+    model, images, losses = BRIMs(config), pictures(config, 6), [math.inf]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-2, betas=(0.8, 0.95))
+    while losses[-1] >= 0.05 and len(losses) <= 100:
         optimizer.zero_grad()
         loss = loss_of(model, images)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] > 1 and min(losses) < 0.05
+    assert losses[1] > 1 and losses[-1] < 0.05
 
 
 def test_under_bfloat16_autocast_the_competition_is_decided_in_float32() -> None:

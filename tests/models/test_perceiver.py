@@ -161,7 +161,7 @@ def test_the_named_size_is_that_of_the_comparison() -> None:
 
 @every_tie
 @every_form
-def test_each_repeat_runs_the_modules_that_tying_gives_it(tie: str, form: str) -> None:
+def test_each_repeat_runs_the_modules_that_its_tie_assigns(tie: str, form: str) -> None:
     model = Perceiver(replace(SMALL, tie=tie, form=form))
     calls: list[nn.Module] = []
     for module in [*model.cross_blocks, *model.self_blocks]:

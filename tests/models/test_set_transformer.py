@@ -229,15 +229,15 @@ def cost(block: nn.Module, num_tokens: int) -> int:
 
 
 def test_inducing_points_make_the_cost_linear_in_the_tokens() -> None:
-    def bends(block: nn.Module) -> int:
+    def second_difference(block: nn.Module) -> int:
         once, twice, thrice = (cost(block, num_tokens) for num_tokens in (50, 100, 150))
         assert 0 < once < twice < thrice
         return (thrice - twice) - (twice - once)
 
-    assert bends(ISAB(8, 8, 2, 3)) == 0
-    assert bends(PMA(8, 8, 2)) == 0
+    assert second_difference(ISAB(8, 8, 2, 3)) == 0
+    assert second_difference(PMA(8, 8, 2)) == 0
     # scores and sums take 2 multiply-adds, 4 operations, per pair of tokens and column
-    assert bends(SAB(8, 8, 2)) == 4 * 8 * 2 * 50**2
+    assert second_difference(SAB(8, 8, 2)) == 4 * 8 * 2 * 50**2
 
 
 @each_norm

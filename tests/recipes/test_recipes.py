@@ -29,9 +29,9 @@ from associative_transformer.models.relation_network import ConvMLPConfig, Relat
 from associative_transformer.models.set_transformer import SetTransformerConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import (
-    PUBLISHED,
+    PUBLISHED_TEXT,
     RECIPES,
-    ROWS,
+    TABLE_RECIPES,
     ablations,
     classification,
     find_recipe,
@@ -282,12 +282,12 @@ def test_a_search_for_the_name_of_a_recipe_finds_its_definition(name: str) -> No
 
 def test_a_table_has_its_rows_in_the_order_of_the_paper() -> None:
     last = (*PATCHED[:6], "cnn-rn", "cnn-mlp", *PATCHED[6:], *(f"{name}-p5" for name in PATCHED))
-    assert {table: list(rows) for table, rows in ROWS.items()} == {
+    assert {table: list(rows) for table, rows in TABLE_RECIPES.items()} == {
         "classification": list(TABLE_1),
         "ablations": list(ABLATIONS),
         "relational": list(last),
     }
-    for table, rows in ROWS.items():
+    for table, rows in TABLE_RECIPES.items():
         for row, names in rows.items():
             sets = ["sort-of-clevr"] if table == "relational" else SETS
             assert names == tuple(f"{data}-{row}" for data in sets)
@@ -399,7 +399,7 @@ def test_the_published_figures_of_the_first_table_are_those_of_the_paper() -> No
     assert len(classification.PUBLISHED_SIZES) == sum(
         row.size is not None for row in TABLE_1.values()
     )
-    assert classification.SETS == SETS
+    assert classification.DATA_SETS == SETS
     assert set(classification.QUOTED) == {"Luna", "BRIMs", "Perceiver"}
 
 
@@ -413,17 +413,17 @@ def test_published_accuracies_are_written_out() -> None:
     for model, (binary, other) in TABLE_2.items():
         words = f"{binary:.2f} % binary" + (f", {other:.2f} % not" if other else "")
         written_out[f"sort-of-clevr-{model}"] = words
-    assert written_out == PUBLISHED
-    assert PUBLISHED["sort-of-clevr-ait-small"] == "76.82 % binary, 99.85 % not"
-    assert PUBLISHED["sort-of-clevr-ait-base"] == "80.03 % binary"
-    assert PUBLISHED["cifar100-ait-small"] == "56.30 %"
+    assert written_out == PUBLISHED_TEXT
+    assert PUBLISHED_TEXT["sort-of-clevr-ait-small"] == "76.82 % binary, 99.85 % not"
+    assert PUBLISHED_TEXT["sort-of-clevr-ait-base"] == "80.03 % binary"
+    assert PUBLISHED_TEXT["cifar100-ait-small"] == "56.30 %"
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_small_recipes_are_short_and_have_no_published_accuracy(name: str) -> None:
     assert RECIPES[name].train.epochs <= 10
     assert count(RECIPES[name].model)[0] < 2e6  # for two cores
-    assert name not in PUBLISHED
+    assert name not in PUBLISHED_TEXT
 
 
 # --- ablations ---
@@ -451,7 +451,7 @@ def test_the_published_averages_of_the_ablations_are_those_of_the_paper() -> Non
     assert averages == {row: ABLATIONS[row][1] for row in averages}
 
 
-# --- recipes of the sources ---
+# --- recipes from the source papers ---
 
 
 def constant(lr: float) -> Schedule:
@@ -579,7 +579,7 @@ def test_a_relational_recipe_has_the_model_of_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RELATIONAL)
-def test_all_relational_recipes_are_trained_alike(name: str) -> None:
+def test_all_relational_recipes_share_one_training(name: str) -> None:
     assert RECIPES[name].train == replace(PROTOCOL, batch_size=64)
 
 
@@ -604,10 +604,7 @@ def test_a_relational_recipe_has_its_known_size(name: str) -> None:
     if name.endswith("-p5"):
         tokens, pixels = 75 // 5 * 75 // 5 - 5 * 5, 3 * (5 * 5 - 15 * 15)
         finer = tokens * 768 * (10 + 2) + pixels * (768 + 2)  # head and patches with their norms
-        if model in (
-            "coordination",
-            "set-transformer",
-        ):  # neither these norms nor a head of all tokens
+        if model in ("coordination", "set-transformer"):  # no norms, no head of all tokens
             finer = pixels * 256
     assert live == RELATIONAL_LIVE[model] + finer
     if model in ("ait-small", "ait-medium", "ait-base"):
@@ -635,7 +632,7 @@ def test_the_small_relational_recipes_are_short_and_otherwise_like_the_large_one
     assert tiny.train.epochs < large.train.epochs
     first = RECIPES[RELATIONAL_TINY[0]]
     assert (tiny.data, tiny.train) == (first.data, first.train)
-    assert name not in PUBLISHED
+    assert name not in PUBLISHED_TEXT
     assert count(tiny.model)[0] < 1e6
 
 

@@ -77,7 +77,7 @@ SECTIONS = ["run", "training", "competition", "priors", "images", "memory", "bet
 
 @pytest.fixture
 def runs(root: Path, tmp_path: Path) -> Path:
-    """A copy of the reported runs that a test may change."""
+    """Return a copy of the reported runs that a test may change."""
     return shutil.copytree(root, tmp_path / "runs")
 
 

@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of planted numbers, and a comparison."""
+    """Return a report of planted numbers, and a comparison."""
     runs = shutil.copytree(root, tmp_path_factory.mktemp("browser") / "runs")
     analysis = load_analysis(runs / "ait")
     assert analysis is not None and analysis.selection is not None

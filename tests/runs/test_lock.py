@@ -24,7 +24,7 @@ Hold = Callable[..., int]
 
 @pytest.fixture
 def hold() -> Iterator[Hold]:
-    """A function that locks a folder in another process and returns the id of that process.
+    """Return a function that locks a folder in another process and returns the id of that process.
 
     With `has_worker`, the process has a child that keeps running if the process is killed.
     """

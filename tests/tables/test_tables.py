@@ -142,7 +142,7 @@ def test_recipes_for_one_data_set_have_their_own_groups(tmp_path: Path) -> None:
     assert list(sections) == [
         "recipes of the paper",
         "Triangle with other patch sizes",
-        "recipes of the sources",
+        "recipes from the source papers",
         "reduced recipes",
     ]
     other, sources, tiny = list(sections.values())[1:]
@@ -409,7 +409,11 @@ def test_without_runs_every_relational_recipe_is_listed_with_its_published_figur
 ) -> None:
     table = relational_table(tmp_path / name)
     sections = sections_of(table)
-    assert list(sections) == ["recipes of the paper", "recipes of the sources", "reduced recipes"]
+    assert list(sections) == [
+        "recipes of the paper",
+        "recipes from the source papers",
+        "reduced recipes",
+    ]
     full, sources, tiny = sections.values()
     published = ("published relational", "published non-relational")
     assert {m: tuple(row[cell] for cell in published) for m, row in full.items()} == RELATIONAL
@@ -461,7 +465,11 @@ def test_the_mean_excludes_an_unfinished_relational_run(tmp_path: Path) -> None:
     ("name", "section", "row"),
     [
         ("sort-of-clevr-ait-tiny", "reduced recipes", "ait-tiny"),
-        ("sort-of-clevr-coordination-source", "recipes of the sources", "coordination-source"),
+        (
+            "sort-of-clevr-coordination-source",
+            "recipes from the source papers",
+            "coordination-source",
+        ),
     ],
 )
 def test_other_recipes_are_not_next_to_published_figures(

@@ -116,7 +116,7 @@ def wait_for_listener(port: int) -> None:
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was trained in one process."""
+    """Return the folder of a run that was trained in one process."""
     runs = tmp_path_factory.mktemp("single")
     with started("ait", *RUN, "--runs", str(runs)) as process:
         code, _, err = finish(process)

@@ -383,7 +383,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The complete run of TWO_EPOCHS with validation accuracies of 50 and 60 %."""
+    """Return the complete run of TWO_EPOCHS with validation accuracies of 50 and 60 %."""
     folder = tmp_path_factory.mktemp("two_epochs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         script_validation(patch, iter([50.0, 60.0]))
@@ -794,7 +794,7 @@ def position(folder: Path) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The complete run of VALIDATED with scripted accuracies; its first epoch is the best."""
+    """Return the complete run of VALIDATED with scripted accuracies, the first one best."""
     folder = tmp_path_factory.mktemp("validated") / "run"
     with pytest.MonkeyPatch.context() as patch:
         script_validation(patch, iter([60.0, 50.0, 55.0]))

@@ -57,8 +57,7 @@ class ModelOptions(Options):
     """Options of the benchmarks of models."""
 
     recipes: tyro.conf.Positional[tuple[str, ...]] = ("cifar10-vit-small", "cifar10-ait-small")
-    """Recipes to measure. plain:NAME is an AiT with the plain implementation, triton:NAME one with
-    the Triton kernels, dense:NAME one without top-k, timm:NAME timm's ViT of the same shape."""
+    """Recipes, or plain:NAME, triton:NAME, dense:NAME (no top-k) or timm:NAME (timm's ViT)."""
     rival: str | None = None
     """The recipe that the others are compared with; None: the first one."""
     batch_size: int = 64

@@ -7,7 +7,7 @@ from typing import Literal
 
 from associative_transformer.cli.options import format_command, parse
 from associative_transformer.interface import UserError
-from associative_transformer.recipes import RECIPES, ROWS
+from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
 
 
@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> None:
 
 def _choose(table: str, words: tuple[str, ...]) -> list[str]:
     """Return the recipes that the words, each a row or a recipe, select, in the same order."""
-    rows = ROWS[table]
+    rows = TABLE_RECIPES[table]
     recipes: list[str] = []
     for word in words or tuple(rows):
         if word not in rows and word not in RECIPES:

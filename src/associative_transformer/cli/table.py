@@ -17,8 +17,7 @@ class TableOptions:
     """Write a table of finished runs next to the published results."""
 
     table: Literal["classification", "ablations", "relational"]
-    """classification: CIFAR-10, CIFAR-100 and Triangle; ablations: variants of AiT-Small;
-    relational: Sort-of-CLEVR."""
+    """classification: CIFAR and Triangle; ablations: of AiT-Small; relational: Sort-of-CLEVR."""
     runs: Path = RUNS
     """Folder of all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"

@@ -49,7 +49,7 @@ def build_model(config: ModelConfig) -> PretrainedModel:
 def count_operations(config: ModelConfig) -> int:
     """Count the floating-point operations of the forward pass in training, for one image.
 
-    Counts what torch's counter knows: matrix products, convolutions and attention.
+    Includes only what torch's counter covers: matrix products, convolutions and attention.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 

@@ -50,7 +50,7 @@ class AiTConfig:
     question_dim: int = 0
     """Q: features of a question about the image, which becomes the first token; 0: no question."""
     pos: Positions = "none"
-    """Position embedding; the paper's model has none, so only its head knows positions."""
+    """Position embedding; the paper's model has none, so only its head distinguishes positions."""
     embed_dim: int = 768
     """E: token width."""
     depth: int = 2
@@ -162,7 +162,7 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         """Count parameters as the paper's table does.
 
         In addition to the live parameters it counts the memories, and a 5x5 convolution stem, a
-        class token and positions, which the official code registers and never uses.
+        class token and positions, which the official code registers but never uses.
         """
         c = self.config
         stem = (25 * c.num_channels + 1) * c.embed_dim
@@ -218,7 +218,7 @@ def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: fl
     num_channels = 3 if patch % 3 == 0 and isqrt(patch // 3) ** 2 == patch // 3 else 1
     patch_size = isqrt(patch // num_channels)
     num_priors, prior_dim = shape[block + "memoryupdate.memory"]
-    kept = float(state_dict[block + "memoryupdate.beta"])
+    old_share = float(state_dict[block + "memoryupdate.beta"])
     return AiTConfig(
         image_size=isqrt(width // embed_dim) * patch_size,
         patch_size=patch_size,
@@ -234,7 +234,7 @@ def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: fl
             num_heads=shape[block + "memoryupdate.mha.w_qs.weight"][0] // prior_dim,
             bottleneck=bottleneck,
             beta=beta,
-            smoothing=round(1 - kept, 6),
+            smoothing=round(1 - old_share, 6),
             differentiable_write=False,
         ),
     )
@@ -266,7 +266,7 @@ _OFFICIAL_BLOCK = {
 
 
 def _official_name(key: str) -> str | None:
-    """Translate a key of the official state dict; None if the official code never uses it."""
+    """Translate a key of the official state dict; return None if that code never uses it."""
     module, _, leaf = key.rpartition(".")
     if key in ("pos_embedding", "cls_token") or module == "to_patch_embedding_cnn.0":
         return None

@@ -213,7 +213,7 @@ class Recurrence(nn.Module):
 
 
 class BRIMs(PretrainedModel, tags=["brims"]):
-    """Image classifier of the highest layer's state after the last pixel.
+    """Image classifier that uses the highest layer's state after the last pixel.
 
     Takes pixels from 0 to 1, not normalized, and rounds them to integers from 0 to 255.
 
@@ -276,7 +276,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count also what the reference zeroes or never uses: entries off the blocks, norms."""
+        """Also count what the reference zeroes (weights outside the blocks) or never uses."""
         c = self.config
         n, s, values = c.num_modules, c.module_dim, VALUE_RATIO * c.module_dim
         outside = n * (n - 1) * (values + s) * 4 * s

@@ -1,7 +1,7 @@
 """Coordination through a shared global workspace (Goyal et al. 2022, arXiv 2103.01197).
 
 This is the configuration that the paper calls TR + HSW, as in anirudh9119/shared_workspace, with
-the faults of that code fixed. It has no self-attention: tokens meet only in the workspace's slots.
+that code's bugs fixed. It has no self-attention: tokens meet only in the workspace's slots.
 
 Dims     B batch   C channels   H W image side   N tokens   E token and slot width   M slots
          S heads   D key width of a head   G width of both gates, 2 E   Q question features
@@ -48,8 +48,7 @@ class SlotsConfig:
     scale: float = 1.0
     """Factor of the similarities; the reference omits the usual 1 / sqrt(D)."""
     scope: Literal["model", "layer"] = "model"
-    """model: layers pass the slots on; layer: each layer starts with new slots, as unshared layers
-    of the reference do."""
+    """model: layers pass their slots on; layer: each layer starts with new slots."""
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "num_heads", "key_dim", "mlp_depth"):
@@ -154,8 +153,8 @@ class SlotwiseLinear(nn.Module):
 class SharedWorkspace(nn.Module):
     """The workspace: tokens write to the slots, the slots are updated and then broadcast.
 
-    Write and broadcast share their projections. The bias of the keys shifts all similarities of a
-    query alike and so has no effect; it is kept because the published sizes include it.
+    Write and broadcast share their projections. The bias of the keys has no effect, since it
+    shifts all similarities of a query equally; it is kept because the published sizes include it.
     """
 
     def __init__(self, embed_dim: int, config: SlotsConfig) -> None:
@@ -185,7 +184,7 @@ class SharedWorkspace(nn.Module):
         slots: Float[Tensor, "B M E"],
         written: Float[Tensor, "B M E"],
     ) -> Float[Tensor, "B M E"]:
-        """Mix what was written into the slots, as much as the gates admit."""
+        """Mix what was written into the slots, weighted by the gates."""
         new = hidden = self.norm1(slots + written)  # W'
         for _ in range(self.config.mlp_depth):
             hidden = self.phi(hidden).relu()
@@ -269,7 +268,7 @@ class Coordination(PretrainedModel, tags=["shared-workspace"]):
         return ModelOutput(self.head(x[:, 0]), torch.zeros((), device=x.device))
 
     def first_slots(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B M E"]:
-        """Return the slots at the start of a forward pass: [I | 0], neither learned nor kept."""
+        """Return the slots at the start of a forward pass: [I | 0], neither learned nor saved."""
         shape = (self.config.slots.num_slots, self.config.embed_dim)
         return torch.eye(*shape, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
 
@@ -282,10 +281,10 @@ class Coordination(PretrainedModel, tags=["shared-workspace"]):
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count as the paper's table does, including what the reference registers and never uses.
+        """Count as the paper's table does, including what the reference registers but never uses.
 
-        That is two position tables of 300 rows, one more in each block, and in its code for
-        questions an attention of 4 heads of width 32 with a gate and a norm in each block.
+        These are two position tables of 300 rows and another one in each block. Its code for
+        questions adds to each block an attention of 4 heads of width 32, with a gate and a norm.
         """
         dim, heads_dim, blocks = self.config.embed_dim, 4 * 32, len(self.blocks)
         tables = (2 + blocks) * 300 * dim

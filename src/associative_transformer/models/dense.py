@@ -1,4 +1,4 @@
-"""A ViT without attention: our definition of Dense-Small and Dense-Base, which the paper omits.
+"""A ViT without attention: Dense-Small and Dense-Base, named but not defined in the paper.
 
 Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
 Sizes    Dense-Small 2, Dense-Base 12 layers at E 768
@@ -71,8 +71,8 @@ class Block(nn.Module):
 class Dense(PretrainedModel, tags=["dense"]):
     """Image classifier whose tokens are processed independently and meet only in the head.
 
-    The paper reports Dense-Small and Dense-Base without defining them. This definition is ours:
-    its ViT, including the flattened head, without any self-attention.
+    The paper reports Dense-Small and Dense-Base without defining them. Here, they are the paper's
+    ViT, including its flattened head, without self-attention.
 
     >>> images, questions = torch.rand(2, 3, 75, 75), torch.rand(2, 18)
     >>> logits, _ = Dense(DENSE_SMALL)(images, questions)

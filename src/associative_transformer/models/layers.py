@@ -22,8 +22,8 @@ Positions = Literal["none", "learned"]
 class PatchTokens(nn.Module):
     """Tokens of an image and its question: class token, question, patches in raster order.
 
-    A subclass creates the maps; without a class token or a question, theirs is None. Inside a
-    patch the order is (row, column, channel), channel fastest.
+    A subclass sets the attributes below; those of an unused class token or question are None.
+    Inside a patch the order is (row, column, channel), channel fastest.
     """
 
     patches: nn.Module  # P to E
@@ -53,9 +53,9 @@ class PatchTokens(nn.Module):
 
 
 class TokenEmbed(PatchTokens):
-    """Tokens by a linear map between two norms, with learned positions if wanted.
+    """Tokens from a linear map between two norms, with optional learned positions.
 
-    The official code declares positions and never adds them: `pos="none"`.
+    The official code declares positions but never adds them: `pos="none"`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TokenEmbed(PatchTokens):
 
 
 class LinearTokenEmbed(PatchTokens):
-    """Tokens by a linear map alone; the caller adds positions."""
+    """Tokens from a linear map alone; the caller adds positions."""
 
     patches: nn.Linear
 
@@ -152,7 +152,7 @@ class FeedForward(nn.Sequential):
 
 
 class FlattenHead(nn.Sequential):
-    """Classifier of all tokens, concatenated in their order."""
+    """LayerNorm and linear map of all tokens, concatenated in order."""
 
     def __init__(self, num_tokens: int, embed_dim: int, num_classes: int) -> None:
         width = num_tokens * embed_dim
@@ -185,7 +185,7 @@ def check_inputs(
     image_size: int,
     takes_questions: bool,
 ) -> None:
-    """Raise ValueError if the images have another size, or questions are missing or unexpected."""
+    """Raise ValueError if images have the wrong size, or questions are missing or unexpected."""
     height, width = images.shape[-2:]
     if (height, width) != (image_size, image_size):
         size = f"{image_size}x{image_size}"
@@ -204,9 +204,9 @@ def check_sizes(config: object) -> None:
     sizes = vars(config)
     for name, value in sizes.items():
         is_size = name.startswith("num_") or name.endswith(("_dim", "_size")) or name == "depth"
-        least = 0 if name == "question_dim" else 1  # 0: no questions
-        if is_size and value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+        minimum = 0 if name == "question_dim" else 1  # 0: no questions
+        if is_size and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, not {value}")
         if name.endswith("dropout") and not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:

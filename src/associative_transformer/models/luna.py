@@ -127,7 +127,7 @@ class LunaEmbed(nn.Module):
         self.init_tokens()
 
     def init_tokens(self) -> None:
-        """Initialize embeddings as small as P_0, since scaled up they would drown the positions.
+        """Initialize embeddings as small as P_0; the usual scale would drown out the positions.
 
         The reference does this for its vocabulary; doing it for patches is our choice.
         """
@@ -234,7 +234,7 @@ class Luna(PretrainedModel, tags=["luna"]):
         self.recompute = enable
 
     def reference_parameters(self) -> int:
-        """Count also what has no effect: biases of untied keys and the last norm of P."""
+        """Also count what has no effect: biases of untied keys and the last norm of P."""
         c = self.config
         key_biases = 0 if c.is_tied else 2 * c.depth * c.embed_dim
         last_norm = 2 * c.embed_dim

@@ -1,5 +1,9 @@
 """Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents read all pixels several times.
 
+`form="package"` and `tie="after_first"` follow lucidrains/perceiver-pytorch, `form="paper"` and
+`tie="paper"` the paper. The feed-forward has a hidden width of 4 E in the package and E in the
+paper.
+
 Dims     B batch   C channels   H W image side   N = H * W pixels   K bands of the position code
          F = C + 2 (2K + 1) data width   M latents   E latent width   L width of keys and values
          O classes
@@ -59,7 +63,7 @@ class PerceiverConfig:
     latent_dim: int = 512
     """E: width of a latent."""
     depth: int = 6
-    """How often the latents read the pixels."""
+    """Number of times that the latents read the pixels."""
     num_selfs: int = 1
     """Self-attention blocks of the latents after each read."""
     num_heads: int = 8
@@ -69,15 +73,9 @@ class PerceiverConfig:
     cross_dim: int = 64
     """Width of the single head of the cross-attention."""
     tie: Literal["none", "after_first", "paper"] = "none"
-    """Weights that the repeats share. none: no weights; after_first: all repeats except for the
-    first share all weights, as in lucidrains/perceiver-pytorch; paper: all share the latent
-    blocks, and all except for the first share the cross-attention, as in the paper.
-    """
+    """after_first: repeats 2, 3, ... share weights; paper: the first also shares latent blocks."""
     form: Literal["package", "paper"] = "package"
-    """package: as in lucidrains/perceiver-pytorch, with a gated feed-forward of factor 4, biases
-    only on output projections, and a LayerNorm before the classifier; paper: as in the paper,
-    with a plain feed-forward of factor 1, biases everywhere, and no such norm.
-    """
+    """paper: plain instead of gated feed-forward, biases everywhere, no norm before the head."""
     dropout: float = 0.0
     """Dropout rate of the attention weights and of what a feed-forward adds."""
 
@@ -134,8 +132,8 @@ class GEGLU(nn.Module):
         return a * gelu(b)
 
 
-class FeedForward(nn.Sequential):
-    """Two linear maps with GEGLU, which takes two inputs per hidden unit, or GELU in between."""
+class LatentFeedForward(nn.Sequential):
+    """Two linear maps with GEGLU (form "package") or GELU (form "paper") in between."""
 
     def __init__(self, config: PerceiverConfig) -> None:
         dim, is_gated = config.latent_dim, config.form == "package"
@@ -158,7 +156,7 @@ class CrossBlock(nn.Module):
         self.norm1 = nn.LayerNorm(c.latent_dim)
         self.attention = Attention(c, data_dim, num_heads=1, head_dim=c.cross_dim)
         self.norm2 = nn.LayerNorm(c.latent_dim)
-        self.feed_forward = FeedForward(c)
+        self.feed_forward = LatentFeedForward(c)
 
     def keys_values(self, data: Float[Tensor, "B N F"]) -> Float[Tensor, "B N L"]:
         """Compute keys and values of the pixels, which do not depend on the latents."""
@@ -180,7 +178,7 @@ class SelfBlock(nn.Module):
         self.norm1 = nn.LayerNorm(c.latent_dim)
         self.attention = Attention(c, c.latent_dim, c.num_heads, c.head_dim)
         self.norm2 = nn.LayerNorm(c.latent_dim)
-        self.feed_forward = FeedForward(c)
+        self.feed_forward = LatentFeedForward(c)
 
     def forward(self, z: Float[Tensor, "B M E"]) -> Float[Tensor, "B M E"]:
         x = self.norm1(z)
@@ -189,7 +187,7 @@ class SelfBlock(nn.Module):
 
 
 class Perceiver(PretrainedModel, tags=["perceiver"]):
-    """Image classifier of the mean of latents that repeatedly read all pixels.
+    """Image classifier that uses the mean of latents that repeatedly read all pixels.
 
     The cost is linear in the number of pixels. Modules that repeats share are registered once.
 

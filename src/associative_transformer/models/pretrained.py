@@ -51,7 +51,7 @@ class ModelConfig(Hashable, Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Classes to tell apart."""
+        """Number of classes."""
 
 
 class PretrainedModel(

@@ -25,7 +25,7 @@ from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000
 """Relations that a CPU computes at once. The activations of more relations would not fit into its
-cache, and the system would have to provide fresh pages; `docs/reproduce.md` has the times.
+cache and would need newly allocated memory; `docs/reproduce.md` has the times.
 """
 GPU_RELATIONS = 2_000_000
 """Relations that any other device computes at once: 2 GB for each layer of width 256."""
@@ -123,7 +123,7 @@ class AnswerMLP(nn.Sequential):
 
 
 class RelationNetwork(PretrainedModel, tags=["relation-network"]):
-    """Classifier of the sum of a learned relation over all pairs, or triples, of objects.
+    """Classifier that sums a learned relation over all pairs, or triples, of objects.
 
     An object is a cell in the grid of the convolutions: RN = f(sum_ij g(o_i, o_j, q)), Eq. 1.
 
@@ -187,7 +187,7 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
 
 
 class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
-    """Classifier of the convolutions' grid and the question: an MLP, without relations.
+    """Classifier that passes the convolutions' grid and the question to an MLP, without relations.
 
     >>> images, questions = torch.rand(2, 3, 75, 75), torch.rand(2, 18)
     >>> logits, _ = ConvMLP(CNN_MLP)(images, questions)

@@ -240,7 +240,7 @@ SET_TRANSFORMER = SetTransformerConfig()
 
 
 def _xavier_uniform(num_rows: int, width: int) -> nn.Parameter:
-    """Draw rows as the authors do, whose Xavier bound also depends on the batch axis."""
+    """Draw rows within the authors' Xavier bound, which also depends on the batch axis."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_rows, width)))
 
 

@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class ClassTokenHead(nn.Module):
-    """Classifier of the first token."""
+    """LayerNorm and linear map of the first token."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""The recipes: every experiment that has a name, and the tables they belong to.
+"""The recipes: all named experiments, and the tables they belong to.
 
 `table.json`, in this folder, holds what `ait list` shows, so that the command can read it without
 importing torch: a JSON list with one object per recipe, in the order of `RECIPES`, with the keys
 `name`, `data`, `model` ("ait, 2 layers of 768"), `epochs`, `live_parameters` (an integer) and
-`published` (a text such as "85.44 %", or null). `make tables` writes it.
+`published` (a string such as "85.44 %", or null). `make tables` writes it.
 """
 
 from collections.abc import Iterable
@@ -38,10 +38,10 @@ def _group(names: Iterable[str], data_sets: Iterable[str]) -> dict[str, tuple[st
     return rows
 
 
-ROWS = {
-    "classification": _group((row.name for row in classification.ROWS), classification.SETS),
+TABLE_RECIPES = {
+    "classification": _group((row.name for row in classification.ROWS), classification.DATA_SETS),
     "ablations": _group(
-        (name for row in ablations.ROWS for name in row.recipes), classification.SETS
+        (name for row in ablations.ROWS for name in row.recipes), classification.DATA_SETS
     ),
     "relational": _group(
         (experiment.name for experiment in relational.EXPERIMENTS), ("sort-of-clevr",)
@@ -49,7 +49,7 @@ ROWS = {
 }
 """The recipes of each row of the paper's tables; rows are named without the data set."""
 
-PUBLISHED = {
+PUBLISHED_TEXT = {
     row.name: f"{row.published:.2f} %" for row in classification.ROWS if row.published is not None
 } | {
     name: f"{binary:.2f} % binary, {other:.2f} % not" if other else f"{binary:.2f} % binary"

@@ -1,4 +1,4 @@
-"""The ablations of AiT-Small: each removes one part, on all three data sets of Table 1.
+"""The ablations of AiT-Small: each changes one part, on all three data sets of Table 1.
 
 `ait train cifar10-ait-small-without-bottleneck`, `ait run-table ablations`, `ait table ablations`.
 Without memory and workspace AiT-Small is ViT-Small, and the published averages of the two are
@@ -20,7 +20,7 @@ class Ablation(NamedTuple):
     title: str
     average: float  # published, over the three data sets, in percent
     recipes: tuple[str, ...]  # one for each data set
-    change: Callable[[AiTConfig], AiTConfig] | None = None  # of AiT-Small; None: in Table 1
+    change: Callable[[AiTConfig], AiTConfig] | None = None  # None: a recipe of Table 1
 
 
 def _model(**changes: Any) -> Callable[[AiTConfig], AiTConfig]:  # noqa: ANN401
@@ -95,7 +95,7 @@ def _ablate(name: str, recipe: str, change: Callable[[AiTConfig], AiTConfig]) ->
     """Return a recipe of AiT-Small, changed and under another name."""
     full = next(row for row in classification.ROWS if row.name == recipe).experiment
     if not isinstance(full.model, AiTConfig):
-        raise ValueError(f"{recipe} trains no AiT, so it has no ablations")
+        raise ValueError(f"{recipe} does not train an AiT, so it has no ablations")
     return replace(full, name=name, model=change(full.model))
 
 

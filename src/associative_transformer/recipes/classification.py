@@ -1,11 +1,11 @@
 """Table 1 of the paper, image classification, and small recipes for a machine without a GPU.
 
 `ait train cifar10-ait-small`, `ait run-table classification`, `ait table classification`; times
-and devices are in `docs/reproduce.md`. The paper trains AiT and ViT alike, with AdamW for 100
-epochs, and does not say how it trained the other models; here all rows share that recipe. On
-Triangle, AiT and ViT see 4 patches of 32 pixels and the others 256 patches of 4 pixels, as in the
-source of each; the recipes `-p4` and `-p32` swap the two. Recipes that end in `-source` train a
-model as its own source does.
+and devices are in `docs/reproduce.md`. The paper trains AiT and ViT in the same way, with
+AdamW for 100 epochs, and does not say how it trained the other models; here all rows are trained
+like that. On Triangle, AiT and ViT see 4 patches of 32 pixels and the others 256 patches of 4
+pixels, as in their sources; the recipes `-p4` and `-p32` swap the two. Recipes that end in
+`-source` train a model as its own source does.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL
 from associative_transformer.workspace import WorkspaceConfig
 
-SETS = ("cifar10", "cifar100", "triangle")
+DATA_SETS = ("cifar10", "cifar100", "triangle")
 """The columns of the table; the name of a recipe starts with its column."""
 
 
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
     @property
     def data_set(self) -> str:
-        """The column of the recipe, one of `SETS`."""
+        """The column of the recipe, one of `DATA_SETS`."""
         return self.name.partition("-")[0]
 
     @property
@@ -155,12 +155,12 @@ PUBLISHED_SIZES = {  # slides; millions of parameters, for CIFAR-10
     "Luna": 77.6,
 }
 QUOTED = {
-    "Luna": "Luna: both figures look quoted. 47.86 is the score of Luna-256 on another task, "
-    "Long Range Arena's gray CIFAR-10 as 1,024 pixels (recipe cifar10-luna-lra), and 77.6 M is "
-    "the size of a translation model; no image model of that size is known. Ours resembles "
+    "Luna": "Luna: both figures seem to be quoted. 47.86 is the score of Luna-256 on another "
+    "task, Long Range Arena's gray CIFAR-10 as 1,024 pixels (recipe cifar10-luna-lra), and 77.6 M "
+    "is the size of a translation model; no image model of that size is known. Ours resembles "
     "ViT-Base and shows its true size.",
-    "BRIMs": "BRIMs: 60.10 looks quoted from its paper, for images of 19x19. Ours sees 16x16 "
-    "pixels, also on Triangle, for which nothing is published.",
+    "BRIMs": "BRIMs: 60.10 seems to be quoted from its paper, for images of 19x19. Ours sees "
+    "16x16 pixels, also on Triangle, for which nothing is published.",
     "Perceiver": "Perceiver: two models have the published size; ours is the one that was built "
     "for ten classes.",
 }
@@ -173,7 +173,7 @@ CIFAR10_TINY = AiTConfig(
     mlp_ratio=2.0,
     workspace=WorkspaceConfig(num_priors=16, prior_dim=16, num_heads=4, bottleneck=256),
 )
-GRAY = TriangleConfig(channels=1)
+GRAY_TRIANGLE = TriangleConfig(channels=1)
 TRIANGLE_TINY = replace(triangle(CIFAR10_TINY, 32), num_channels=1)
 FAST = TrainConfig(
     epochs=4,
@@ -185,6 +185,6 @@ FAST = TrainConfig(
 )
 FAST_TRIANGLE = replace(FAST, epochs=9)
 TINY = [
-    Experiment("triangle-ait-tiny", GRAY, TRIANGLE_TINY, FAST_TRIANGLE),
+    Experiment("triangle-ait-tiny", GRAY_TRIANGLE, TRIANGLE_TINY, FAST_TRIANGLE),
     Experiment("cifar10-ait-tiny", CIFAR10, CIFAR10_TINY, FAST),
 ]

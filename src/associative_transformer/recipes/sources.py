@@ -1,7 +1,8 @@
 """The models of Table 1, trained as in their own sources if that training is known.
 
-`ait train cifar10-brims-source`. Two departures: learning rates change once per epoch, and the
-sources of Coordination and Set Transformer give Triangle four classes, two of which never occur.
+`ait train cifar10-brims-source`. There are two differences: learning rates change once per epoch,
+and Triangle has two classes; the sources of Coordination and Set Transformer give it four, two of
+which never occur.
 """
 
 from dataclasses import replace

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.models import count_operations
-from associative_transformer.recipes import PUBLISHED, RECIPES
+from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.report.charts import Grid, Section, format_number
 from associative_transformer.runs.environment import Environment
@@ -158,8 +158,8 @@ def _results(facts: Facts) -> Grid:
     """Return a table of the result and the published one."""
     recipe = RECIPES.get(facts.experiment.name.partition("+")[0])
     published, title = "none", "published"
-    if recipe is not None and recipe.name in PUBLISHED:
-        published = PUBLISHED[recipe.name]
+    if recipe is not None and recipe.name in PUBLISHED_TEXT:
+        published = PUBLISHED_TEXT[recipe.name]
         if differences(facts.experiment, recipe):
             title = f"published, for the unchanged {recipe.name}"
     result = facts.result

@@ -22,7 +22,7 @@ from associative_transformer.tables.collect import (
 )
 from associative_transformer.tabular import RowGroup, Table
 
-SETS = dict(zip(classification.SETS, ("CIFAR-10", "CIFAR-100", "Triangle"), strict=True))
+SETS = dict(zip(classification.DATA_SETS, ("CIFAR-10", "CIFAR-100", "Triangle"), strict=True))
 COLUMNS = (
     "model",
     *(column for title in SETS.values() for column in (title, "published")),
@@ -71,7 +71,7 @@ def classification_table(folder: Path) -> Table:
     ]
     others = [
         ("Triangle with other patch sizes", classification.OTHER_PATCHES),
-        ("recipes of the sources", sources.EXPERIMENTS),
+        ("recipes from the source papers", sources.EXPERIMENTS),
         ("reduced recipes: not comparable with the published figures", classification.TINY),
     ]
     notes = [NOTE, *(f"[{i}] {text}" for i, text in enumerate(classification.QUOTED.values(), 1))]

@@ -39,7 +39,7 @@ def relational_table(folder: Path) -> Table:
     """Build Table 2 from a folder of runs."""
     groups = {
         "recipes of the paper": relational.EXPERIMENTS,
-        "recipes of the sources": relational.SOURCES,
+        "recipes from the source papers": relational.SOURCES,
         "reduced recipes: not comparable with the published figures": relational.TINY,
     }
     recipes = {recipe.name: recipe for group in groups.values() for recipe in group}
