@@ -1,6 +1,7 @@
 """A tiny configuration of every model, derived from the table of models, and a few variants."""
 
 from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -105,6 +106,18 @@ VARIANTS: dict[str, Any] = {
     "set-transformer-set-decoder-question": tiny(
         SetTransformerConfig, pool="pma", pos="none", decoder_depth=1, question_dim=QUESTION_DIM
     ),
+    "set-transformer-without-positions": tiny(SetTransformerConfig, pos="none"),
+    "set-transformer-one-block": tiny(SetTransformerConfig, depth=1, num_heads=1, num_inducing=1),
+    "set-transformer-pooled-positions": tiny(SetTransformerConfig, pool="pma"),
+    "set-transformer-decoder-without-norms": tiny(
+        SetTransformerConfig, pool="pma", pos="none", decoder_depth=2, use_norm=False
+    ),
     "luna-one-layer": tiny(LunaConfig, depth=1),
+    **{
+        f"perceiver-{tie}-{form}-dropout": tiny(
+            PerceiverConfig, tie=tie, form=form, depth=3, num_selfs=2, latent_dim=16, dropout=0.3
+        )
+        for tie, form in product(("none", "after_first", "paper"), ("package", "paper"))
+    },
 }
 """Further configurations, by name: combinations of several fields."""

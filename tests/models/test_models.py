@@ -106,11 +106,11 @@ WITHOUT_GRADIENT = {  # parameters of `workspace` that get no gradient, and why
 }
 
 WITHOUT_EFFECT = {  # parameters whose gradient is zero
-    # a single seed has no choice of keys
+    # attention to one row, from a single seed or inducing point, does not depend on its key
     name: {f"pool.{sab}.mab.to_k.{leaf}" for sab in (1, 2) for leaf in ("weight", "bias")}
     for name in CONFIGS
     if "decoder" in name
-}
+} | {"set-transformer-one-block": {"blocks.0.mab1.to_k.weight", "blocks.0.mab1.to_k.bias"}}
 
 BFLOAT16_TOLERANCE = {"brims": 0.01}  # of the loss, by the kind of the model; 0.05 for the others
 
