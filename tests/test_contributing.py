@@ -117,7 +117,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(package / "models" / "__init__.py", REGISTRATION, before=vit)
     recipes = package / "recipes" / "classification.py"
     insert(recipes, "from associative_transformer.models.toy import TOY", before=vit)
-    insert(recipes, f"    {ROW}", before="]\nEXPERIMENTS")
+    insert(recipes, f"    {ROW},", before="]\nEXPERIMENTS")
     return root
 
 
