@@ -2,9 +2,10 @@
 
 import io
 import os
+import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 Options = TypeVar("Options")
+
+OWN_FILES = {"", "experiment", "environment", "metrics", "memory", "config", "model", "result"}
+OWN_FILES |= {"evaluation", "confusion", "skipped", "report", "comparison", "readme"}
+"""How the names of a run's own files begin, up to a dot or hyphen, in lower case."""
+OWN_FOLDERS = {"checkpoint", "analysis", "figures", "tracker"}
+"""The folders of a run."""
+TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".html", ".md", ".txt")
+"""What commands write next to images, and may write again."""
 
 
 def parse(
@@ -41,10 +50,63 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {count}")
 
 
-def check_output(path: Path | None) -> None:
-    """Raise UserError if the folder of the output file does not exist."""
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for --output: create it first")
+def check_output(
+    path: Path | None, *inputs: Path, replaces: Iterable[str] = (), flag: str = "--output"
+) -> None:
+    """Check that a file can be written to a path without harm to anything else.
+
+    `inputs` are files, and folders, that the command reads; in a run folder, only the own files
+    named in `replaces` may be replaced. Raises UserError if the folder of the path does not exist;
+    if the path is a folder, a symbolic link, a device or a pipe; or if it is an input, an existing
+    file of an input folder other than a text file, or a run's own file.
+    """
+    if path is None:
+        return
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {flag} {path}: {reason}; pass another path") from error
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for {flag} {path}: create it first")
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: add the name of a file")
+    if path.is_symlink():
+        raise UserError(
+            f"{flag} {path} is a symbolic link to {path.readlink()}: pass the path of a file"
+        )
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {path} is a device or a pipe: pass the path of a file")
+    for given in inputs:
+        if _would_replace(path, given):
+            raise UserError(
+                f"{flag} {path} would replace an input of this command: pass another path"
+            )
+    run = next((folder for folder in path.resolve().parents if _is_run(folder)), None)
+    if run is not None:
+        first, *below = path.resolve().relative_to(run).parts
+        names = OWN_FOLDERS if below else OWN_FILES
+        if first not in replaces and re.split("[.-]", first.lower())[0] in names:
+            raise UserError(f"{flag} {path} is reserved for the run itself: pass another path")
+
+
+def _would_replace(path: Path, given: Path) -> bool:
+    """Return whether writing to a path replaces an input file, or one in an input folder."""
+    if not (path.exists() and given.exists()):
+        return False
+    if not given.is_dir():
+        return path.samefile(given)
+    is_inside = path.resolve().is_relative_to(given.resolve())
+    is_text = path.suffix.lower() in TEXT_SUFFIXES and not path.name.startswith("metadata.")
+    return is_inside and not is_text
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder contains a run, or a model."""
+    is_model = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+    return is_model or (folder / "experiment.yaml").is_file()
 
 
 def format_command(*words: str) -> str:

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(
             "there are no image files or folders to classify: pass them after the run folder"
         )
-    check_output(options.output)
+    check_output(options.output, *options.paths)
     device = choose_device(options.device)
     saved = load_run(options.run)
     model, data, classes = saved.model.to(device), saved.experiment.data, saved.classes

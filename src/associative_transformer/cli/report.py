@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(
             f"ait report takes one or two runs, not {len(options.runs)}: pass the folder of each"
         )
-    check_output(options.output)
+    check_output(options.output, replaces=("report.html", "comparison.html"))
     from associative_transformer.report import AnalysisOptions, write_comparison, write_report
 
     device = str(choose_device(options.device))

@@ -53,7 +53,12 @@ def run(arguments: list[str]) -> None:
     from associative_transformer.figures import draw_sheet, write_images
 
     output = options.output or Path(f"{name}.png")
-    check_output(output)
+    source = getattr(options.data, "source", None)
+    inputs = [] if source is None else [Path(source)]
+    check_output(output, *inputs)
+    if options.pictures is not None and options.pictures.is_dir():
+        for number in range(options.num_images):
+            check_output(options.pictures / f"{number}.png", *inputs, flag="--pictures")
     data = options.data.load_test(torch.device("cpu"))
     rows = torch.unique(data.test.rows)[: options.num_images]
     (images,) = data.test.loader.load(rows[None], None)
