@@ -90,14 +90,14 @@ def test_folders_links_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("missing")
     for path, words in {
-        tmp_path: "is a folder: add the name of a file",
-        Path(): "is a folder",
+        tmp_path: "it is a folder; add the name of a file",
+        Path(): "it is a folder",
         tmp_path / "pipe": "is a device or a pipe",
         Path("/dev/null"): "is a device or a pipe",
         tmp_path / "link": "is a symbolic link to file",
         tmp_path / "dangling": "is a symbolic link to missing",
         tmp_path / "missing" / "x": "there is no folder",
-        tmp_path / "file" / "x": "cannot write --output",
+        tmp_path / "file" / "x": "there is no folder",
         tmp_path / ("x" * 300): "File name too long",
         tmp_path / "x\0y": "null byte",
     }.items():

@@ -115,7 +115,7 @@ def test_show_undoes_the_normalization_and_names_the_class(
         ("triangle --data.num-test 0", ["num_test", "0"]),
         ("triangle --output missing/x.png", ["no folder missing", "--output"]),
         ("triangle --data.num-test 2 --output x.txt", ["cannot write x.txt", "png"]),
-        ("triangle --data.num-test 2 --output .", ["--output . is a folder"]),
+        ("triangle --data.num-test 2 --output .", ["--output .: it is a folder"]),
         ("sort-of-clevr --data.question-types unary", ["unary", "binary"]),
         ("cifar10 --data.source gone", ["gone does not exist"]),
         ("triangle surplus", ["surplus"]),

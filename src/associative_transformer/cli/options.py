@@ -62,6 +62,8 @@ def check_output(
     """
     if path is None:
         return
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for {flag} {path}: create it first")
     try:
         path.lstat()
     except FileNotFoundError:
@@ -69,10 +71,8 @@ def check_output(
     except (OSError, ValueError) as error:  # such as a name that is too long
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {flag} {path}: {reason}; pass another path") from error
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for {flag} {path}: create it first")
     if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder: add the name of a file")
+        raise UserError(f"cannot write {flag} {path}: it is a folder; add the name of a file")
     if path.is_symlink():
         raise UserError(
             f"{flag} {path} is a symbolic link to {path.readlink()}: pass the path of a file"
