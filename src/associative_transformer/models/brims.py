@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, interpolate
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import check_inputs, check_sizes, run_block
+from associative_transformer.models.layers import (
+    Float32Linear,
+    check_inputs,
+    check_sizes,
+    run_block,
+)
 from associative_transformer.models.pretrained import PretrainedModel
 
 NUM_SHADES = 256
@@ -227,7 +232,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         # each channel has its own rows
         self.embed = nn.Embedding(c.num_channels * NUM_SHADES, c.embed_dim // c.num_channels)
         self.recurrence = Recurrence(c)
-        self.head = nn.Linear(c.embed_dim, c.num_classes)
+        self.head = Float32Linear(c.embed_dim, c.num_classes)
         for weight in (self.embed.weight, self.head.weight):
             nn.init.uniform_(weight, -0.1, 0.1)
         nn.init.zeros_(self.head.bias)

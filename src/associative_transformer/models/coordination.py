@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
+    Float32Linear,
     LinearTokenEmbed,
     check_sizes,
     run_block,
@@ -251,7 +252,7 @@ class Coordination(PretrainedModel, tags=["shared-workspace"]):
         positions = shared_workspace_positions(self.embed.num_tokens, c.embed_dim)
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(Block(c) for _ in range(1 if c.share_layers else c.depth))
-        self.head = nn.Linear(c.embed_dim, c.num_classes)
+        self.head = Float32Linear(c.embed_dim, c.num_classes)
         self.recompute = False
 
     def forward(

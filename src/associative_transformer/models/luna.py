@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
     FeedForward,
+    Float32Linear,
     LinearTokenEmbed,
     check_inputs,
     check_sizes,
@@ -215,7 +216,7 @@ class Luna(PretrainedModel, tags=["luna"]):
         c = self.config = config
         self.embed = LunaEmbed(c)
         self.blocks = nn.ModuleList(Block(c, is_last=i == c.depth - 1) for i in range(c.depth))
-        self.head = nn.Sequential(nn.Dropout(c.dropout), nn.Linear(c.embed_dim, c.num_classes))
+        self.head = nn.Sequential(nn.Dropout(c.dropout), Float32Linear(c.embed_dim, c.num_classes))
         self.recompute = False
 
     def forward(

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import check_inputs, check_sizes, run_block
+from associative_transformer.models.layers import (
+    Float32Linear,
+    check_inputs,
+    check_sizes,
+    run_block,
+)
 from associative_transformer.models.pretrained import PretrainedModel
 
 
@@ -211,7 +216,7 @@ class Perceiver(PretrainedModel, tags=["perceiver"]):
             for _ in range(num_self_blocks)
         )
         norm = [nn.LayerNorm(c.latent_dim)] if c.form == "package" else []
-        self.head = nn.Sequential(*norm, nn.Linear(c.latent_dim, c.num_classes))
+        self.head = nn.Sequential(*norm, Float32Linear(c.latent_dim, c.num_classes))
         self.recompute = False
 
     def forward(

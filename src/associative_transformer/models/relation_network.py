@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import check_inputs, check_sizes
+from associative_transformer.models.layers import Float32Linear, check_inputs, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000
@@ -113,12 +113,12 @@ class AnswerMLP(nn.Sequential):
     def __init__(self, in_dim: int, config: RelationNetworkConfig | ConvMLPConfig) -> None:
         c = config
         super().__init__(
-            nn.Linear(in_dim, c.hidden_dim),
+            Float32Linear(in_dim, c.hidden_dim),
             nn.ReLU(),
-            nn.Linear(c.hidden_dim, c.hidden_dim),
+            Float32Linear(c.hidden_dim, c.hidden_dim),
             nn.ReLU(),
             nn.Dropout(c.dropout),  # the reference does not switch it off in evaluation
-            nn.Linear(c.hidden_dim, c.num_classes),
+            Float32Linear(c.hidden_dim, c.num_classes),
         )
 
 

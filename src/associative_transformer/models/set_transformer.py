@@ -22,6 +22,7 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
+    Float32Linear,
     LinearTokenEmbed,
     check_sizes,
     run_block,
@@ -209,7 +210,7 @@ class SetTransformer(PretrainedModel, tags=["set-transformer"]):
             ISAB(width, c.hidden_dim, c.num_heads, c.num_inducing, c.use_norm) for width in widths
         )
         self.pool = nn.Identity() if by_class_token else _seed_pool(c)
-        self.head = nn.Linear(c.hidden_dim, c.num_classes)
+        self.head = Float32Linear(c.hidden_dim, c.num_classes)
         self.recompute = False
 
     def forward(

@@ -16,6 +16,7 @@ from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
     FeedForward,
     FlattenHead,
+    Float32Linear,
     Positions,
     SelfAttention,
     TokenEmbed,
@@ -87,7 +88,7 @@ class ClassTokenHead(nn.Module):
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
-        self.to_logits = nn.Linear(embed_dim, num_classes)
+        self.to_logits = Float32Linear(embed_dim, num_classes)
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B O"]:
         return self.to_logits(self.norm(x[:, 0]))
