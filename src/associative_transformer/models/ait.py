@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from associative_transformer import kernels
 from associative_transformer.functional import hopfield_retrieve
-from associative_transformer.interface import ModelOutput
+from associative_transformer.interface import ModelOutput, UserError
 from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
@@ -184,13 +184,32 @@ def load_official(
 
     All sizes follow from the shapes, except for `bottleneck` and `beta`, which a state dict does
     not contain. The write is detached, as in that code, and the model is in evaluation mode.
-    Raises ValueError if a key is unknown or missing.
+    Raises UserError if a key is unknown or missing, or a value does not fit.
     """
     state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    for key, value in state_dict.items():
+        if not value.is_floating_point() or value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{key!r} of the official checkpoint does not hold all its numbers")
     try:
-        model = AiT(_official_config(state_dict, bottleneck, beta))
+        config = _official_config(state_dict, bottleneck, beta)
+        with torch.device("meta"):  # whose weights take no memory: the sizes may be wrong
+            outline = AiT(config)
+            renamed = _rename_official(state_dict, outline)
+            outline.load_state_dict(renamed, assign=True)
+    except UserError:
+        raise
     except KeyError as error:
-        raise ValueError(f"the official checkpoint lacks {error}") from None
+        raise UserError(f"the official checkpoint lacks {error}") from None
+    except Exception as error:  # shapes of another model can raise nearly anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"the shapes of the official checkpoint do not fit: {reason}") from error
+    model = AiT(config)
+    model.load_state_dict(renamed)
+    return model.eval()
+
+
+def _rename_official(state_dict: Mapping[str, Tensor], model: AiT) -> dict[str, Tensor]:
+    """Return the weights of an official checkpoint under our names."""
     wanted = model.state_dict().keys()
     renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
@@ -198,16 +217,15 @@ def load_official(
         if name is None:
             continue
         if name not in wanted:
-            raise ValueError(f"{key!r} is not a weight of the official Associative Transformer")
+            raise UserError(f"{key!r} is not a weight of the official Associative Transformer")
         if name.endswith("workspace.to_prior.weight"):  # heads merge as (D, S) there, (S, D) here
             value = rearrange(value, "o (d s) -> o (s d)", s=model.config.workspace.num_heads)
         renamed[name] = value
     if missing := wanted - renamed.keys():
-        raise ValueError(
+        raise UserError(
             f"the official checkpoint lacks the weights for {', '.join(sorted(missing))}"
         )
-    model.load_state_dict(renamed)
-    return model.eval()
+    return renamed
 
 
 def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: float) -> AiTConfig:
