@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,10 +134,18 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:  # n
     return file.getvalue()
 
 
-def turned(orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return png(COLOR, extra=chunk(b"eXIf", exif.tobytes()[6:]))
+def turned(orientation: int, words: Mapping[int, str] | None = None) -> bytes:
+    """Write a PNG with an EXIF orientation and other tags, whose values are words."""
+    tags = [(0x0112, 3, 1, struct.pack("<HH", orientation, 0))]
+    for tag, word in (words or {}).items():
+        tags.append((tag, 2, len(word) + 1, word.encode() + b"\0" * max(1, 4 - len(word))))
+    start, entries, longer = 8 + 2 + 12 * len(tags) + 4, b"", b""
+    for tag, kind, count, value in sorted(tags):
+        stored = value if len(value) == 4 else struct.pack("<I", start + len(longer))
+        longer += value if len(value) > 4 else b""
+        entries += struct.pack("<HHI", tag, kind, count) + stored
+    exif = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + longer
+    return png(COLOR, extra=chunk(b"eXIf", exif))
 
 
 def movie(file_format: str, **options: Any) -> bytes:  # noqa: ANN401
@@ -161,16 +170,30 @@ UPRIGHT = {  # the image that each EXIF orientation asks for
 ALPHA = RANDOM.integers(256, size=(8, 8, 1), dtype=np.uint8)
 DEEP_ALPHA = RANDOM.integers(2**16, size=(8, 8, 1), dtype=np.uint16)
 BITS = GRAY > 127
+LOW = RANDOM.integers(2**12, size=(8, 8), dtype=np.uint16)  # 12 bits in the lower end of 16
+LOW[0, 0] = 2**12 - 1
+LOW_COLOR = RANDOM.integers(2**12, size=(8, 8, 3), dtype=np.uint16)
+LOW_COLOR[0, 0] = 2**12 - 1
+SHAPE = np.concatenate([np.zeros((8, 8, 3), np.uint8), ALPHA], -1)  # only alpha shows anything
 PAINTED = (255 - INKS[..., :3]) // 255 * (255 - INKS[..., 3:])
+
+
+def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return 8-bit pixels over white, given their alpha channel of 0 to 255."""
+    opacity = alpha / 255
+    return np.rint(opacity * pixels + (1 - opacity) * 255).astype(np.uint8)
+
 
 READABLE = {
     "16-bit gray PNG": Picture(png(DEEP, 0), DEEP >> 8),
     "16-bit color PNG": Picture(png(DEEP_COLOR), DEEP_COLOR >> 8),
     "16-bit gray PNG with alpha": Picture(
-        png(np.concatenate([DEEP[..., None], DEEP_ALPHA], -1), 4), DEEP >> 8
+        png(np.concatenate([DEEP[..., None], DEEP_ALPHA], -1), 4),
+        on_white(DEEP[..., None] >> 8, DEEP_ALPHA >> 8),
     ),
     "16-bit color PNG with alpha": Picture(
-        png(np.concatenate([DEEP_COLOR, DEEP_ALPHA], -1), 6), DEEP_COLOR >> 8
+        png(np.concatenate([DEEP_COLOR, DEEP_ALPHA], -1), 6),
+        on_white(DEEP_COLOR >> 8, DEEP_ALPHA >> 8),
     ),
     "16-bit TIFF": Picture(encoded(Image.fromarray(DEEP), "TIFF"), DEEP >> 8),
     "16-bit PGM": Picture(b"P5\n8 8\n65535\n" + DEEP.astype(">u2").tobytes(), DEEP >> 8),
@@ -183,18 +206,41 @@ READABLE = {
     "black and white PBM": Picture(
         b"P4\n8 8\n" + np.packbits(~BITS, axis=1).tobytes(), BITS * np.uint8(255)
     ),
-    "gray PNG with alpha": Picture(png(np.concatenate([GRAY[..., None], ALPHA], -1), 4), GRAY),
+    "12 bits in 16-bit gray PNG": Picture(png(LOW, 0), LOW >> 4),
+    "12 bits in 16-bit color PNG": Picture(png(LOW_COLOR), LOW_COLOR >> 4),
+    "12 bits in 16-bit TIFF": Picture(encoded(Image.fromarray(LOW), "TIFF"), LOW >> 4),
+    "10 bits in 16-bit gray PNG": Picture(png(LOW >> 2, 0), LOW >> 4),
+    "8 bits in 16-bit gray PNG": Picture(png(LOW >> 4, 0), LOW >> 4),
+    "16-bit gray PNG with a transparent value": Picture(
+        png(DEEP, 0, chunk(b"tRNS", struct.pack(">H", DEEP[3, 3]))),
+        np.where(DEEP[3, 3] == DEEP, 255, DEEP >> 8),
+    ),
+    "gray PNG with alpha": Picture(
+        png(np.concatenate([GRAY[..., None], ALPHA], -1), 4), on_white(GRAY[..., None], ALPHA)
+    ),
+    "opaque gray PNG with alpha": Picture(
+        png(np.stack([GRAY, np.full_like(GRAY, 255)], -1), 4), GRAY
+    ),
     "palette PNG": Picture(png(GRAY, 3, chunk(b"PLTE", PALETTE.tobytes())), PALETTE[GRAY]),
     "palette PNG with transparency": Picture(
         png(GRAY, 3, chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(256)))),
-        PALETTE[GRAY],
+        on_white(PALETTE[GRAY], GRAY[..., None]),
     ),
     "color PNG with a transparent color": Picture(
-        png(COLOR, 2, chunk(b"tRNS", struct.pack(">HHH", *COLOR[0, 0]))), COLOR
+        png(COLOR, 2, chunk(b"tRNS", struct.pack(">HHH", *COLOR[0, 0]))),
+        np.where((COLOR[0, 0] == COLOR).all(axis=-1, keepdims=True), 255, COLOR),
     ),
     "CMYK TIFF": Picture(encoded(Image.fromarray(INKS, "CMYK"), "TIFF"), PAINTED),
     "CMYK JPEG": Picture(encoded(solid((0, 255, 255, 0), "CMYK"), "JPEG"), RED),
-    "RGBA PNG": Picture(png(np.concatenate([COLOR, ALPHA], -1), 6), COLOR),
+    "RGBA PNG": Picture(png(np.concatenate([COLOR, ALPHA], -1), 6), on_white(COLOR, ALPHA)),
+    "RGBA PNG with a shape in its alpha channel": Picture(png(SHAPE, 6), 255 - ALPHA),
+    "RGBA TIFF": Picture(
+        encoded(Image.fromarray(np.concatenate([COLOR, ALPHA], -1)), "TIFF"),
+        on_white(COLOR, ALPHA),
+    ),
+    "RGBA WebP": Picture(
+        encoded(Image.fromarray(SHAPE), "WEBP", lossless=True, exact=True), 255 - ALPHA
+    ),
     "animated GIF": Picture(movie("GIF"), RED),
     "animated PNG": Picture(movie("PNG"), RED),
     "animated WebP": Picture(movie("WEBP", lossless=True), RED),
@@ -209,6 +255,10 @@ READABLE = {
     "PNG named .parquet": Picture(png(COLOR), COLOR, "picture.parquet"),
     **{f"EXIF rotation {k}": Picture(turned(k), pixels) for k, pixels in UPRIGHT.items()},
     "EXIF rotation 99": Picture(turned(99), COLOR),
+    "EXIF rotation and a resolution in words": Picture(turned(6, {0x011A: "72"}), UPRIGHT[6]),
+    "EXIF rotation and a width in words": Picture(turned(8, {0x0100: "eight"}), UPRIGHT[8]),
+    "malformed EXIF": Picture(png(COLOR, extra=chunk(b"eXIf", b"junk")), COLOR),
+    "empty EXIF": Picture(png(COLOR, extra=chunk(b"eXIf", b"")), COLOR),
     "one pixel": Picture(png(RED[:1, :1]), RED),
     "a line of 1 x 60,000 pixels": Picture(png(np.full((60_000, 1, 3), RED[0, 0], "u1")), RED),
     "more bytes after the end": Picture(png(COLOR) + b"<script>" * 99, COLOR),
@@ -257,3 +307,39 @@ UNREADABLE = {
     "text": b"hello\n" * 100,
     "zeros": bytes(10_000),
 }
+
+
+@cache
+def image_seeds() -> dict[str, list[bytes]]:
+    """Return small images in several modes, by format."""
+    random = np.random.default_rng(0)
+    color = Image.fromarray(random.integers(256, size=(9, 12, 3), dtype=np.uint8))
+    deep = Image.fromarray(random.integers(2**16, size=(9, 12), dtype=np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    modes = {
+        "PNG": ("RGB", "L", "P", "1", "RGBA"),
+        "JPEG": ("RGB", "L", "CMYK"),
+        "GIF": ("RGB", "P"),
+        "BMP": ("RGB", "L", "P", "1"),
+        "TIFF": ("RGB", "L", "P", "1", "RGBA", "CMYK"),
+        "WEBP": ("RGB", "RGBA"),
+        "PPM": ("RGB", "L", "1"),
+    }
+    seeds = {
+        name: [encoded(color.convert(mode), name) for mode in of_name]
+        for name, of_name in modes.items()
+    }
+    for name in ("PNG", "TIFF", "PPM"):
+        seeds[name].append(encoded(deep, name))
+    for name in ("PNG", "JPEG", "WEBP", "TIFF"):
+        seeds[name].append(encoded(color, name, exif=exif))
+    for name in ("GIF", "PNG", "WEBP", "TIFF"):
+        turned = [color.rotate(180)]
+        seeds[name].append(encoded(color, name, save_all=True, append_images=turned))
+    seeds["TIFF"] += [
+        encoded(color, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "packbits")
+    ]
+    seeds["JPEG"].append(encoded(color, "JPEG", progressive=True))
+    seeds["WEBP"].append(encoded(color, "WEBP", lossless=True))
+    return seeds
