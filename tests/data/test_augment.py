@@ -1,5 +1,8 @@
 """Augmentation of whole batches compared with torchvision, and both loaders."""
 
+import os
+import signal
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -173,3 +176,49 @@ def test_unreadable_images_are_left_out_on_request(num_workers: int) -> None:
 def test_a_data_set_without_a_readable_image_has_no_rows() -> None:
     assert read_once(broken_at(*range(5)), 5, 0, "skip").tolist() == []
     assert read_once(broken_at(), 0, 0, "stop").tolist() == []
+
+
+def test_images_reach_the_main_process_without_shared_memory(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file: No space left")
+
+    monkeypatch.setattr(Tensor, "share_memory_", fail)  # in the workers, which are forked
+    preparation = Preparation(MEAN, STD)
+    streaming = StreamingLoader(lambda row, _: images[row], 12, 1, preparation)
+    resident = ResidentLoader(images, preparation)
+    pairs = zip(resident.load(ROWS, None), streaming.load(ROWS, None), strict=True)
+    assert [torch.equal(a, b) for a, b in pairs] == [True, True]
+
+
+def test_workers_that_cannot_start_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fail)
+    with pytest.raises(UserError, match=r"\(No space.*: make room in /dev/shm, or pass --data.n"):
+        read_once(broken_at(), 5, 2, "stop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGBUS, "exit 1", "exit 0"], ids=str)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_worker_that_dies_ends_the_run_within_seconds(
+    death: signal.Signals | str, is_streamed: bool
+) -> None:
+    def read(row: int, seed: int | None) -> Tensor:
+        if row == 300 and isinstance(death, str):
+            os._exit(int(death[-1]))
+        elif row == 300:
+            os.kill(os.getpid(), death)
+        return torch.zeros(3, 64, 64, dtype=torch.uint8)
+
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"a process that decodes images died .* --data.num-wor"):
+        if is_streamed:
+            loader = StreamingLoader(read, 1000, 2, Preparation(MEAN, STD))
+            list(loader.load(torch.arange(960).view(15, 64), None))
+        else:
+            read_once(read, 1000, 2, "stop")
+    assert time.monotonic() - start < 30

@@ -4,15 +4,18 @@ Dims     N images of the data set   M readable ones   S steps   B batch   C chan
          H height   W width
 """
 
+import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from associative_transformer.data.augment import Preparation
 from associative_transformer.interface import UserError
@@ -21,6 +24,7 @@ Read = Callable[[int, int | None], Tensor]
 """Decodes the image of a row to (C, H, W) in uint8; a seed, if given, selects its random crop."""
 
 DECODE_CHUNK = 256  # images that a worker returns at once
+_DEAD = re.compile(r"DataLoader worker \(pid")  # how torch starts its messages about dead workers
 
 
 class ResidentLoader:
@@ -91,6 +95,11 @@ class _Chunk(NamedTuple):
     errors: list[UserError | None]  # one per row
 
 
+class _Sent(NamedTuple):
+    images: Tensor | np.ndarray  # in shared memory, or an array to be sent through a pipe
+    errors: list[UserError | None]
+
+
 class _Rows(Dataset[Tensor | UserError]):
     def __init__(self, read: Read, seeds: np.ndarray | None = None) -> None:
         self.read = read
@@ -119,11 +128,74 @@ def _read(
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # otherwise it would advance the training loop's generator
     )
-    for chunk in loader:  # an error raised inside this loop also stops the workers
-        error = next((error for error in chunk.errors if error is not None), None)
+    for images, errors in _from_workers(loader):  # an error inside this loop stops the workers
+        error = next((error for error in errors if error is not None), None)
         if error is not None and on_error == "stop":
             raise error
+        yield _Chunk(images if isinstance(images, Tensor) else torch.from_numpy(images), errors)
+
+
+def _from_workers(loader: "DataLoader[Tensor | UserError]") -> Iterator[_Sent]:
+    """Yield what the workers send; raise UserError if they cannot start or if one has died."""
+    try:
+        chunks = iter(loader)
+    except OSError as error:
+        if not loader.num_workers:
+            raise
+        raise UserError(
+            f"cannot start {loader.num_workers} processes that decode images "
+            f"({error.strerror or error}): make room in /dev/shm, or pass --data.num-workers 0"
+        ) from error
+    _explain_dead_workers()
+    while True:
+        try:
+            chunk = next(chunks, None)
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error.__cause__, UserError):  # from the signal handler below
+                raise error.__cause__ from error
+            # a worker that dies while it sends leaves half a message or an address without it
+            was_sent = loader.num_workers > 0 and "Caught" not in str(error)
+            if (isinstance(error, RuntimeError) and not _DEAD.search(str(error))) or not was_sent:
+                raise
+            raise UserError(_why_dead(error)) from error
+        if chunk is None:
+            return
         yield chunk
+
+
+def _explain_dead_workers() -> None:
+    """Let torch's signal handler, which can interrupt any code, raise UserError instead."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_main and callable(handler)) or isinstance(handler, _ChildHandler):
+        return
+    signal.signal(signal.SIGCHLD, _ChildHandler(handler))
+
+
+class _ChildHandler:
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self.handler = handler
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        try:
+            self.handler(signum, frame)
+        except RuntimeError as error:
+            raise UserError(_why_dead(error)) from error
+
+
+def _why_dead(error: Exception) -> str:
+    """Return a sentence about a worker that has died, from torch's message about it."""
+    signal_name = re.search(r"killed by signal: ([\w ]+)", str(error))
+    reason = f"killed by a signal: {signal_name[1]}" if signal_name else "it exited unexpectedly"
+    if signal_name and signal_name[1] == "Bus error":
+        return (
+            f"a process that decodes images died ({reason}), because /dev/shm is too small: "
+            "enlarge it, or pass --data.num-workers 0"
+        )
+    return (
+        f"a process that decodes images died ({reason}), perhaps because memory is short: pass a "
+        "smaller --data.num-workers, or --data.num-workers 0"
+    )
 
 
 def _ignore_signals(worker: int) -> None:
@@ -131,7 +203,14 @@ def _ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(items: list[Tensor | UserError]) -> _Chunk:
+def _collate(items: list[Tensor | UserError]) -> _Sent:
     images = [item for item in items if isinstance(item, Tensor)]
     errors = [item if isinstance(item, UserError) else None for item in items]
-    return _Chunk(torch.stack(images) if images else torch.empty(0), errors)
+    stacked = torch.stack(images) if images else torch.empty(0)
+    if get_worker_info() is None:
+        return _Sent(stacked, errors)
+    try:
+        # here and not when torch sends them, which would drop the chunk and wait for it forever
+        return _Sent(stacked.share_memory_(), errors)  # type: ignore[no-untyped-call]
+    except RuntimeError:  # /dev/shm is full, as with the 64 MB that Docker gives it
+        return _Sent(stacked.numpy(), errors)
