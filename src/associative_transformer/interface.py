@@ -5,6 +5,7 @@ Dims     B batch   C channels   H height   W width   Q question features   O cla
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # some commands need UserError but do not import torch
@@ -21,6 +22,15 @@ ADDED_LATER = {"added_later": True}
 the field is omitted from the fingerprint if it equals its default. The default must reproduce
 what earlier versions did, and must never change.
 """
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, change colors or reverse the direction of writing."""
+
+
+def printable(name: str) -> str:
+    """Return a name of a file or class for a terminal, with control characters as escapes."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
 class UserError(ValueError):

@@ -91,7 +91,7 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
     [
         ("nowhere", ["nowhere is not a run folder"]),
         ("RUN/result.json", ["result.json is not a run folder"]),
-        ("", ["run", "required"]),
+        ("", ["needs RUN", "ait eval --help"]),
         ("RUN --batch-size 0", ["batch", "at least 1", "0"]),
         ("RUN --batch-size -3", ["batch", "at least 1", "-3"]),
         ("RUN --batch-size many", ["--batch-size", "many"]),

@@ -1,7 +1,10 @@
 """The command line as a whole: help, usage errors, and how a run is stopped and continued."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from making.commands import (
     assert_refused,
     make_images,
 )
+from making.mistakes import make_mistakes
 
 TRAIN = "associative_transformer.training.loop.train"
 
@@ -36,9 +40,13 @@ def test_help_lists_every_command_with_its_summary(ait: Ait) -> None:
     assert lines == [list(command) for command in COMMANDS.items()]
 
 
-def test_each_file_except_the_options_is_a_command() -> None:
+def test_each_file_except_those_about_options_is_a_command() -> None:
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
-    assert files == {name.replace("-", "_") for name in COMMANDS} | {"__init__", "options"}
+    assert files == {name.replace("-", "_") for name in COMMANDS} | {
+        "__init__",
+        "mistakes",
+        "options",
+    }
 
 
 def test_a_command_is_one_file_and_one_line_in_the_table(
@@ -79,8 +87,133 @@ def test_the_help_of_a_recipe_explains_its_fields(ait: Ait) -> None:
 
 
 def test_an_unknown_command_is_refused_with_a_list_of_all_commands(ait: Ait) -> None:
-    assert_refused(ait("tarin"), "tarin", *COMMANDS)
-    assert_refused(ait(), "COMMAND")
+    assert_refused(ait("tarin"), "'tarin': did you mean train?", *COMMANDS)
+    assert_refused(ait(), "COMMAND", *COMMANDS)
+
+
+# --- mistakes ---
+
+MISTAKES = list(make_mistakes())
+FRAME = re.compile(r"[─│╭╮╰╯]|-{9}|usage:|Traceback")
+
+
+def test_every_bad_command_line_is_answered_by_one_sentence_that_names_the_option(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong: dict[str, str] = {}
+    for line, named in MISTAKES:
+        monkeypatch.setattr(sys, "argv", ["ait", *line.split()])
+        try:
+            code: object = cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = capfd.readouterr()
+        is_sentence = err.startswith("ait: ") and len(err.splitlines()) == 1
+        is_named = all(word in err for word in named)
+        if code != 2 or out or not is_sentence or not is_named or FRAME.search(err):
+            wrong[line] = f"{code}: {out}{err}"
+    assert not wrong
+    assert not list(tmp_path.iterdir())
+    assert len({mistake.line for mistake in MISTAKES}) == len(MISTAKES) >= 187
+    assert {mistake.line.partition(" ")[0] for mistake in MISTAKES} >= {*COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "train triangle-ait-tiny --lr 1",
+            "`ait train triangle-ait-tiny` has no option --lr: did you mean --train.lr? "
+            "See `ait train triangle-ait-tiny --help`",
+        ),
+        (
+            "train triangle-ait-tiny --train.compile yes",
+            "--train.compile takes no value, not 'yes': pass --train.compile or "
+            "--train.no-compile",
+        ),
+        (
+            "train triangle-ait-tiny --model.workspace.num-heads 0 --model.num-heads 2",
+            "--model.workspace.num-heads must be at least 1, not 0",
+        ),
+        (
+            "train triangle-ait-tiny --name a/b",
+            "--name must be a valid folder name, not 'a/b'",
+        ),
+        ("train triangle-ait-tiny --train.lr x", "--train.lr takes a number, not 'x'"),
+        (
+            "table classifcation",
+            "TABLE must be classification, ablations or relational, not 'classifcation': "
+            "did you mean classification?",
+        ),
+        (
+            "train mine",
+            "there is no recipe 'mine'; closest first: triangle-brims, triangle-vit-base, "
+            "triangle-ait-base; `ait list` shows all recipes",
+        ),
+    ],
+)
+def test_the_sentence_about_a_mistake_says_what_to_do(line: str, sentence: str, ait: Ait) -> None:
+    assert ait(*line.split()).err == f"ait: {sentence} "
+
+
+def test_a_value_with_control_characters_is_shown_with_escapes(ait: Ait) -> None:
+    done = ait("train", "triangle-ait-tiny", "--train.lr", "\x1b[31m\u202e")
+    assert r"\x1b[31m\u202e" in done.err
+    assert_refused(ait("tr\x1b[2Jain"), r"tr\x1b[2Jain")
+
+
+def test_a_version_of_tyro_that_reports_no_events_gives_a_sentence_too(
+    ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("tyro._errors.on_parse_error")
+    for line, words in {
+        "eval RUN --batch-size many": ("Error parsing --batch-size", "'many'"),
+        "eval RUN --bacth-size 1": ("Unrecognized options: --bacth-size",),
+        "table tables": ("invalid choice 'tables'",),
+        "eval": ("Missing",),
+    }.items():
+        done = ait(*line.split())
+        assert_refused(done, *words, "--help`")
+        assert not FRAME.search(done.err)
+
+
+# --- encodings ---
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "latin-1"])
+def test_a_terminal_that_lacks_a_character_gets_an_escape(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["Café", "猫", "\udce9", "\ud800", "─"]  # a byte of a file name; half a character
+    greet = ModuleType("greet")
+    greet.run = lambda _: print(*names) or print(*names, file=sys.stderr)
+    monkeypatch.setitem(sys.modules, "associative_transformer.cli.say_hello", greet)
+    monkeypatch.setitem(COMMANDS, "say-hello", "greet somebody")
+    monkeypatch.setattr(sys, "argv", ["ait", "say-hello"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert cli.main() == 0
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        shown = stream.buffer.getvalue()
+        assert b"\xe9" in shown  # the byte of the file name is exact
+        assert rb"\ud800" in shown
+        assert "猫".encode(encoding, errors="backslashreplace") in shown
+        assert "Café".encode(encoding, errors="backslashreplace") in shown
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["table", "relational"], ["show"]])
+def test_a_command_prints_to_an_ascii_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ait", *arguments])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with contextlib.suppress(SystemExit):
+        assert cli.main() == 0
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue().isascii()
 
 
 # --- stopping ---

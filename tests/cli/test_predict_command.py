@@ -95,7 +95,7 @@ def test_predict_skips_unreadable_images_on_request(ait: Ait, runs: Path, tmp_pa
     ("flags", "words"),
     [
         ("RUN", ["image files or folders"]),
-        ("", ["run", "required"]),
+        ("", ["needs RUN", "ait predict --help"]),
         ("nowhere IMAGE", ["nowhere is not a run folder"]),
         ("IMAGE RUN", ["is not a run folder"]),
         ("RUN nothing.png", ["no file nothing.png"]),

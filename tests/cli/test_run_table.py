@@ -168,7 +168,7 @@ def test_a_stopped_command_prints_how_to_continue(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("", ["table", "required"]),
+        ("", ["needs TABLE", "ait run-table --help"]),
         ("images", ["images", "classification", "ablations", "relational"]),
         (
             "classification --rows ait-smal",

@@ -112,7 +112,7 @@ def test_show_undoes_the_normalization_and_names_the_class(
         ("triangle --num-images 0", ["--num-images", "at least 1", "0"]),
         ("triangle --num-images -1", ["--num-images", "at least 1", "-1"]),
         ("triangle --num-images 65", ["--num-images", "at most 64", "65"]),
-        ("triangle --data.num-test 0", ["num_test", "0"]),
+        ("triangle --data.num-test 0", ["--data.num-test", "0"]),
         ("triangle --output missing/x.png", ["no folder missing", "--output"]),
         ("triangle --data.num-test 2 --output x.txt", ["cannot write x.txt", "png"]),
         ("triangle --data.num-test 2 --output .", ["--output .: it is a folder"]),

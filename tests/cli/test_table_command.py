@@ -55,7 +55,7 @@ def test_a_run_with_overrides_is_listed_separately_whatever_its_name(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("", ["table", "required"]),
+        ("", ["needs TABLE", "ait table --help"]),
         ("images", ["images", "classification", "ablations", "relational"]),
         ("relational --format pdf", ["--format", "pdf", "markdown"]),
         ("relational --runs file", ["no folder file", "--runs"]),

@@ -5,12 +5,14 @@ that `ait --help` and `ait list` start quickly.
 """
 
 import argparse
+import codecs
 import gc
 import io
 import os
 import sys
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from associative_transformer import __version__
 
@@ -29,9 +31,26 @@ COMMANDS = {  # each has a file in this folder
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that describes each mistake in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        from associative_transformer.cli.mistakes import find_similar, join_or
+
+        word = next(iter(sys.argv[1:]), None)
+        known = ["--help", "--version"] if word and word.startswith("-") else [*COMMANDS]
+        similar = find_similar(word, known) if word else []
+        hint = f"did you mean {join_or(similar)}? Choose" if similar else "choose"
+        problem = "`ait` needs a COMMAND"
+        if word:
+            problem = f"`ait` has no {'option' if word[0] == '-' else 'command'} {word!r}"
+        print(f"ait: {_escape(problem)}: {hint} from {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+
+
 def main() -> int:
     """Run the command named by the arguments and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ait",
         description="Train, evaluate and analyze the Associative Transformer and its baselines.",
         epilog="commands:\n"
@@ -42,10 +61,25 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see the list below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="shown")
     parsed = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
-        sys.stdout.reconfigure(errors="surrogateescape")
     return _run(parsed.command, parsed.arguments)
+
+
+def _show(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the bytes of a file name that is not UTF-8, or an escape of another character.
+
+    An encoding such as ASCII, or cp1252 on Windows, lacks most characters.
+    """
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("shown", _show)
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -94,6 +128,8 @@ def _print_how_to_continue(stopped: BaseException, command: str, arguments: list
         print(f"ait: {stopped} and saved; continue with {next_command}", file=sys.stderr)
 
 
-def _escape(sentence: str) -> str:
-    """Escape control characters, which file and class names may contain."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sentence)
+def _escape(message: str) -> str:
+    """Escape control characters, which file and class names may contain, except line ends."""
+    from associative_transformer.interface import printable
+
+    return "\n".join(map(printable, message.split("\n")))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from associative_transformer.cli.mistakes import find_similar, join_or
 from associative_transformer.cli.options import (
     check_counts,
     check_output,
@@ -14,6 +15,7 @@ from associative_transformer.cli.options import (
     open_output,
     parse,
 )
+from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
     import associative_transformer.bench
@@ -41,7 +43,9 @@ class Options:
     def __post_init__(self) -> None:
         counts = {name: x for name, x in vars(self).items() if type(x) is int}
         if counts.pop("num_workers", 0) < 0:
-            raise ValueError(f"num_workers must not be negative, not {vars(self)['num_workers']}")
+            raise ValueError(
+                f"--num-workers must not be negative, not {vars(self)['num_workers']}"
+            )
         check_counts(**counts)
 
     @property
@@ -118,6 +122,10 @@ AnyOptions = (
 )
 
 
+BENCHMARKS = ["step", "infer", "write", "data"]
+CHOICES = f"{join_or(BENCHMARKS)}, or --check"
+
+
 @dataclass(frozen=True)
 class BenchOptions:
     """Measure speed and memory of several variants that take turns in one run.
@@ -168,6 +176,12 @@ def run(arguments: list[str]) -> None:
 
 def _parse(arguments: list[str]) -> AnyOptions:
     """Parse the options of a benchmark and replace the precision "auto" by the one it selects."""
+    first = next(iter(arguments), "")
+    if first not in (*BENCHMARKS, "-h", "--help"):
+        similar = find_similar(first, BENCHMARKS)
+        hint = f": did you mean {join_or(similar)}?" if similar else ""
+        given = f", not {first!r}" if first else ""
+        raise UserError(f"the first argument of `ait bench` must be {CHOICES}{given}{hint}")
     options = parse(BenchOptions, arguments, "bench").benchmark
     from associative_transformer.bench import choose_precision
 

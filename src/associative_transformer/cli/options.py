@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
 
+from associative_transformer.cli.mistakes import (
+    CommandLine,
+    InstantiationFailure,
+    watched,
+)
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 
@@ -33,14 +38,26 @@ TEXT_SUFFIXES = (".csv", ".json", ".jsonl", ".html", ".md", ".txt")
 def parse(
     kind: type[Options], arguments: list[str], command: str, default: Options | None = None
 ) -> Options:
-    """Parse the options of a command. Raises UserError if their values are invalid."""
+    """Parse the options of a command. Raises UserError with one sentence if they are invalid."""
     # A field without a default is a positional argument; a union keeps the type of its default.
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     defaults: dict[str, Any] = {} if default is None else {"default": default}
+
+    def read(words: list[str]) -> Options:
+        return tyro.cli(kind, prog=f"ait {command}", args=words, config=config, **defaults)
+
     try:
-        return tyro.cli(kind, prog=f"ait {command}", args=arguments, config=config, **defaults)
-    except ValueError as error:  # tyro itself reports the errors of nested configurations
-        raise UserError(str(error)) from error
+        with watched() as refusal:
+            options = read(arguments)
+    except ValueError as error:  # raised by the outermost configuration
+        refusal.events.append(InstantiationFailure(str(error)))
+    except SystemExit as stopped:
+        if stopped.code != 2:
+            raise
+    else:
+        sys.stderr.write(refusal.box.getvalue())  # warnings
+        return options
+    raise UserError(CommandLine(command, arguments, read).describe(refusal))
 
 
 def check_counts(**counts: int) -> None:

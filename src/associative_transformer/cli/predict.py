@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> None:
 
     if not options.paths:
         raise UserError(
-            "there are no image files or folders to classify: pass them after the run folder"
+            "there are no image files or folders to classify: pass IMAGES after the run folder"
         )
     check_output(options.output, *options.paths)
     device = choose_device(options.device)

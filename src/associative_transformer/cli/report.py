@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     options = parse(ReportOptions, arguments, "report")
     if not 1 <= len(options.runs) <= 2:
         raise UserError(
-            f"ait report takes one or two runs, not {len(options.runs)}: pass the folder of each"
+            f"`ait report` needs RUN [RUN], the folders of 1 or 2 runs, not {len(options.runs)}"
         )
     check_output(options.output, replaces=("report.html", "comparison.html"))
     from associative_transformer.report import AnalysisOptions, write_comparison, write_report

@@ -77,8 +77,8 @@ def _choose(table: str, words: tuple[str, ...]) -> list[str]:
         if word not in rows and word not in RECIPES:
             close = get_close_matches(word, [*rows, *RECIPES], n=5, cutoff=0.0)
             raise UserError(
-                f"the table {table} has no row {word!r}, and there is no such recipe; closest: "
-                f"{', '.join(close)}"
+                f"--rows: the table {table} has no row {word!r}, and there is no such recipe; "
+                f"closest: {', '.join(close)}"
             )
         recipes += rows.get(word, (word,))
     return list(dict.fromkeys(recipes))

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from associative_transformer.cli.mistakes import find_similar, join_or
 from associative_transformer.cli.options import check_counts, check_output, parse
 from associative_transformer.data import DATA_SETS, DataConfig, HeldOut
 from associative_transformer.interface import UserError
@@ -47,8 +48,12 @@ def run(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print(USAGE, *DATA, sep="\n  ")
         return
+    if name.startswith("-"):
+        raise UserError(f"`ait show` needs DATA before {name}: choose from {', '.join(DATA)}")
     if name not in DATA:
-        raise UserError(f"there is no data set {name!r}: choose from {', '.join(DATA)}")
+        similar = find_similar(name, list(DATA))
+        hint = f"did you mean {join_or(similar)}? Choose" if similar else "choose"
+        raise UserError(f"there is no data set {name!r}: {hint} from {', '.join(DATA)}")
     options = parse(ShowOptions, arguments[1:], f"show {name}", ShowOptions(DATA[name]))
     from associative_transformer.figures import draw_sheet, write_images
 

@@ -10,6 +10,7 @@ import tyro
 from associative_transformer import distributed
 from associative_transformer.cli.options import check_counts, choose_device, format_command, parse
 from associative_transformer.experiment import Experiment, fingerprint
+from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, find_recipe
 from associative_transformer.runs.result import RunResult
 
@@ -46,6 +47,8 @@ def run(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print(USAGE, *RECIPES, sep="\n  ")
         return
+    if name.startswith("-"):
+        raise UserError(f"`ait train` needs the name of a RECIPE before {name}: see `ait list`")
     recipe = find_recipe(name)
     options = parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
     from associative_transformer.training.loop import train

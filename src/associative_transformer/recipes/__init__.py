@@ -59,9 +59,9 @@ PUBLISHED_TEXT = {
 
 
 def find_recipe(name: str) -> Experiment:
-    """Return the recipe of that name. Raises UserError with similar names if there is none."""
+    """Return the recipe of that name. Raises UserError with the three closest names if there is none."""
     if name not in RECIPES:
-        similar = ", ".join(get_close_matches(name, RECIPES, n=10, cutoff=0.0))
+        similar = ", ".join(get_close_matches(name, RECIPES, n=3, cutoff=0.0))
         raise UserError(
             f"there is no recipe {name!r}; closest first: {similar}; `ait list` shows all recipes"
         )
