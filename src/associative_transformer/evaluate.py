@@ -24,6 +24,7 @@ from associative_transformer.data import DataSet, HeldOut, Share, Split
 from associative_transformer.data.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 from associative_transformer.files import write_file
 from associative_transformer.interface import PADDING, Batch
+from associative_transformer.tabular import csv_text
 
 MAX_GPU_BATCH = 16_384
 """Size of the first batch tried on a GPU; it is halved until a batch fits in memory."""
@@ -181,6 +182,12 @@ def score_kinds(
     ]
 
 
+def untested_classes(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
+    """Return the names of the classes without items in the split: they have no accuracy."""
+    shares = zip(classes, evaluation.class_accuracy, strict=True)
+    return [name for name, share in shares if isnan(share)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """Scores on a test split, without the individual predictions."""
@@ -237,7 +244,7 @@ def save_evaluation(
     write_file(folder / "evaluation.json", content.encode())
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["true \\ predicted", *classes])
+    table.writerow(["true \\ predicted", *map(csv_text, classes)])
     for name, row in zip(classes, evaluation.confusion.tolist(), strict=True):
-        table.writerow([name, *row])
+        table.writerow([csv_text(name), *row])
     write_file(folder / "confusion.csv", buffer.getvalue().encode())

@@ -86,6 +86,35 @@ def test_eval_refuses_images_of_other_classes(ait: Ait, runs: Path, tmp_path: Pa
     assert not (runs / "colors" / "0" / "evaluation.json").exists()
 
 
+def test_eval_needs_only_the_test_images(ait: Ait, runs: Path) -> None:
+    folder = runs / "colors" / "0"
+    assert ait("eval", folder).code == 0
+    before = (folder / "evaluation.json").read_bytes(), (folder / "confusion.csv").read_bytes()
+    shutil.rmtree(runs / "images" / "train")
+    assert ait("eval", folder, "--source", runs / "images").code == 0
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == json.loads(before[0])["accuracy"]
+    assert (folder / "confusion.csv").read_bytes() == before[1]
+
+
+def test_a_class_without_test_images_has_no_accuracy_and_is_named(ait: Ait, runs: Path) -> None:
+    folder = runs / "colors" / "0"
+    assert ait("eval", folder).code == 0
+    whole = json.loads((folder / "evaluation.json").read_text())["class_accuracy"]
+    shutil.rmtree(runs / "images" / "train")
+    shutil.rmtree(runs / "images" / "test" / "blue")  # so that red becomes the first class
+    done = ait("eval", folder, "--source", runs / "images")
+    assert done.code == 0
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["class_accuracy"] == {"blue": None, "red": whole["red"]}
+    assert (evaluation["images"], evaluation["accuracy"]) == (5, whole["red"])
+    assert "no test images of blue" in done.err
+    assert "     -    blue\n" in done.out and "nan" not in done.out
+    with (folder / "confusion.csv").open(newline="") as file:
+        _, blue, red = csv.reader(file)
+    assert blue[1:] == ["0", "0"] and sum(map(int, red[1:])) == 5
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def run(arguments: list[str]) -> None:
         evaluate_split,
         save_evaluation,
         summarize,
+        untested_classes,
     )
     from associative_transformer.runs.checkpoint import WEIGHTS
     from associative_transformer.runs.saved import load_run, load_test_split
@@ -60,7 +62,9 @@ def run(arguments: list[str]) -> None:
         items = "test questions"
     else:
         for name, accuracy in zip(saved.classes, scores.class_accuracy, strict=True):
-            print(f"{accuracy:6.2f} %  {name}")
+            print(f"{'-':>6}    {name}" if math.isnan(accuracy) else f"{accuracy:6.2f} %  {name}")
         items = "test images"
+        if untested := untested_classes(scores, saved.classes):
+            print(f"ait: no test images of {', '.join(untested)}", file=sys.stderr)
     print(f"{scores.accuracy:6.2f} %  of all {len(data.test):,} {items}")
     print(f"written: {options.run / 'evaluation.json'}, {options.run / 'confusion.csv'}")
