@@ -24,6 +24,7 @@ from associative_transformer.functional import (
     update_priors,
 )
 from associative_transformer.kernels.over_ranks import Pool
+from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.kernels.protected_copy import protected_copy
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
@@ -85,6 +86,14 @@ class WorkspaceConfig:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
 
+class Sources(NamedTuple):
+    """What keys and values are computed from: k = u W^K and v = u W^V for each head."""
+
+    tokens: Float[Tensor, "T E"]  # u
+    w_k: Float[Tensor, "S D E"]
+    w_v: Float[Tensor, "S D E"]
+
+
 class WriteOutput(NamedTuple):
     """What a pool of tokens writes."""
 
@@ -117,7 +126,10 @@ class GlobalWorkspace(nn.Module):
     group), it pools the tokens of all of them, or of those that `config.pool` selects, and keeps
     the memory the same on all. `kernels.PoolAttention` makes an `attend` from another
     implementation, such as `functional.pooled_attention`, which can be differentiated twice. An
-    `attend` is called with the weights of `to_k` and `to_v`, not with their outputs.
+    `attend` is called with the weights of `to_k` and `to_v`, not with their outputs. If one of
+    these layers has been replaced, parametrized (LoRA, pruning) or hooked, both are called, and
+    `attend` gets their outputs instead of the tokens, with weights that select the columns of
+    each head.
 
     `merge` combines what several pools write. It defaults to the method `merge` of `attend`, and
     to the identity if there is none. A custom `attend` and `merge` together have to ensure that
@@ -172,8 +184,8 @@ class GlobalWorkspace(nn.Module):
         c = self.config
         priors = protected_copy(self.priors)  # `remember` overwrites them before backward
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
-        w_k, w_v = self._weights_by_head()
-        selection, unevenness = self.attend(q, tokens, w_k, w_v, c.bottleneck, c.pool)
+        sources = self._sources(tokens, q.dtype)
+        selection, unevenness = self.attend(q, *sources, c.bottleneck, c.pool)
         h = rearrange(selection.value, "s m d -> m (s d)")
         written = self.merge(self.norm(priors + self.dropout(self.to_prior(h))), c.pool)
         no_loss = priors.new_zeros(())
@@ -211,15 +223,22 @@ class GlobalWorkspace(nn.Module):
         """Draw the memory anew from N(0, 1)."""
         self.priors.normal_()
 
-    def _weights_by_head(self) -> tuple[Float[Tensor, "S D E"], Float[Tensor, "S D E"]]:
-        """Return W^K and W^V of each head."""
-        # not with einops: torch.compile would guard on the type of a parameter and recompile
-        w_k, w_v = (
-            torch.unflatten(m.weight, 0, (self.config.num_heads, -1))
-            for m in (self.to_k, self.to_v)
-        )
+    def _sources(self, tokens: Float[Tensor, "T E"], dtype: torch.dtype) -> Sources:
+        """Return what `attend` computes keys and values from."""
+        c, is_differentiable = self.config, self.config.differentiable_write
+        if all(is_plain(layer) and layer.bias is None for layer in (self.to_k, self.to_v)):
+            # not with einops: torch.compile would guard on the type of a parameter and recompile
+            w_k, w_v = (
+                torch.unflatten(layer.weight, 0, (c.num_heads, -1))
+                for layer in (self.to_k, self.to_v)
+            )
+        else:  # the layers have to be called, and a head selects its columns of their outputs
+            k, v = self.to_k(tokens), self.to_v(tokens)
+            tokens = torch.cat([k, v if is_differentiable else v.detach()], dim=-1).to(dtype)
+            columns = torch.eye(tokens.shape[-1], dtype=dtype, device=tokens.device)
+            w_k, w_v = columns.view(2, c.num_heads, c.prior_dim, -1)
         # a detached write gives W^V no gradient at all, rather than one of zeros
-        return w_k, w_v if self.config.differentiable_write else w_v.detach()
+        return Sources(tokens, w_k, w_v if is_differentiable else w_v.detach())
 
 
 def _identity(written: Float[Tensor, "M D"], pool: Pool) -> Float[Tensor, "M D"]:

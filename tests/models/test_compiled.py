@@ -169,6 +169,28 @@ def test_a_compiled_model_switches_between_training_and_evaluation() -> None:
             assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("layer", ["to_k", "to_v"])
+def test_a_model_with_an_adapter_compiles_to_one_graph(layer: str) -> None:
+    eager = build_model(AIT)
+    target = eager.get_submodule(f"blocks.0.workspace.{layer}")
+    target.register_forward_hook(lambda _, __, output: 2 * output)
+    other = copy.deepcopy(eager)
+    assert_same_training(eager, other, compiled(other, "aot_eager"))
+
+
+def test_a_hook_registered_after_compiling_takes_effect() -> None:
+    eager = build_model(AIT)
+    other = copy.deepcopy(eager)
+    fast, (inputs, _) = compiled(other, "aot_eager"), batch(AIT)
+    assert_close(fast(*inputs)[0], eager(*inputs).logits)
+    for model in (eager, other):
+        layer = model.get_submodule("blocks.0.workspace.to_k")
+        layer.register_forward_hook(lambda _, __, output: 2 * output)
+    assert_close(fast(*inputs)[0], eager(*inputs).logits)
+    for ours, theirs in zip(other.buffers(), eager.buffers(), strict=True):
+        assert_close(ours, theirs)
+
+
 def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: Path) -> None:
     recipe = find_recipe("triangle-ait-tiny")
     experiment = replace(

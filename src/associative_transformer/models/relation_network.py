@@ -4,7 +4,7 @@ The sizes are those of kimhc6028/relational-networks, which the paper's CNN+RN a
 the network that Santoro et al. describe for Sort-of-CLEVR is larger.
 
 Dims     B batch   C channels   H W image side   Q question features   N objects
-         F object width   R width of a relation
+         F object width   R width of a relation   P relations   I inputs of g
 Sizes    images of 75 pixels: a grid of 5 by 5, N 25, F 24 + 2, R 256; 625 pairs, 15,625 triples
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from associative_transformer.interface import ModelOutput
+from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.models.layers import Float32Linear, check_inputs, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 
@@ -175,8 +176,11 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         """Sum g over all ordered pairs or triples, including those of an object with itself.
 
         The first layer of g is linear: W [o_i, o_j, q] + b = W_i o_i + W_j o_j + (W_q q + b).
-        It is therefore applied once per object and position, not once per relation.
+        It is therefore applied once per object and position, not once per relation, unless it has
+        to be called because it has been replaced, parametrized or hooked.
         """
+        if not (is_plain(self.g, nn.Sequential) and is_plain(self.g[0])):
+            return self.g(self.relate(objects, questions)).sum(dim=1)
         first, width = cast(nn.Linear, self.g[0]), objects.shape[-1]
         widths = [width] * self.config.num_objects
         *w_objects, w_question = torch.split(first.weight, [*widths, questions.shape[-1]], dim=1)
@@ -184,6 +188,15 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         for weight in w_objects:  # one relation, then N, then N * N, ...
             x = (x[:, :, None] + linear(objects, weight)[:, None]).flatten(1, 2)
         return self.g[1:](x).sum(dim=1)
+
+    def relate(
+        self, objects: Float[Tensor, "B N F"], questions: Float[Tensor, "B Q"]
+    ) -> Float[Tensor, "B P I"]:
+        """Concatenate the objects of each relation and the question: the input of g."""
+        rows = torch.arange(objects.shape[1], device=objects.device)
+        indices = torch.cartesian_prod(*[rows] * self.config.num_objects)  # (P, objects)
+        related = objects[:, indices].flatten(2)
+        return torch.cat([related, questions[:, None].expand(-1, len(indices), -1)], dim=-1)
 
 
 class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
