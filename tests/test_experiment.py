@@ -19,6 +19,7 @@ from associative_transformer.experiment import (
     differences,
     fingerprint,
     identifying_fields,
+    list_fields,
     load_experiment,
     save_experiment,
 )
@@ -241,7 +242,7 @@ def test_every_field_except_circumstances_changes_the_fingerprint_and_is_a_diffe
 ) -> None:
     other = changed(experiment, values)
     assert fingerprint(other) != fingerprint(experiment)
-    before, after = identifying_fields(experiment), identifying_fields(other)
+    before, after = list_fields(experiment), list_fields(other)
     pairs = differences(experiment, other)
     assert pairs == {name: (before[name], after[name]) for name in values}
     assert list(pairs) == sorted(values)

@@ -1,20 +1,30 @@
 """Opening image data sets: the hub, class folders and parquet files."""
 
+import errno
+import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 from PIL import Image
 
-from associative_transformer.data.sources import open_hub_data_set, open_image_folder
+from associative_transformer.data.listing import list_images, print_once
+from associative_transformer.data.sources import (
+    SplitsConfig,
+    open_hub_data_set,
+    open_image_folder,
+)
 from associative_transformer.interface import UserError
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    print_once.cache_clear()
 
 
 @pytest.fixture
@@ -28,15 +38,22 @@ def add_images(root: Path, *names: str) -> None:
         Image.new("RGB", (4, 4)).save(root / name)
 
 
-def add_parquet(root: Path, *names: str, classes: tuple[str, ...] = ("a", "b")) -> None:
+def add_parquet(
+    root: Path,
+    *names: str,
+    classes: tuple[str, ...] = ("a", "b"),
+    labels: tuple[int | None, ...] = (0, 1),
+) -> None:
     features = datasets.Features({"label": datasets.ClassLabel(names=list(classes))})
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict({"label": [0, 1]}, features=features).to_parquet(root / name)
+        table = datasets.Dataset.from_dict({"label": list(labels)}, features=features)
+        table.to_parquet(root / name)
 
 
 def labels(split: datasets.Dataset) -> list[str]:
-    return [split.features["label"].int2str(label) for label in split["label"]]
+    names = split.features["label"].names
+    return ["-" if y in (None, -1) else names[y] for y in split["label"]]
 
 
 def test_class_folders_are_read_as_splits_and_classes(root: Path) -> None:
@@ -79,7 +96,7 @@ def test_linked_folders_are_followed(root: Path, tmp_path: Path) -> None:
 
 
 def test_parquet_files_at_any_depth_are_grouped_by_the_split_in_their_path(root: Path) -> None:
-    add_parquet(root, "plain_text/train-00000-of-00002.parquet", "plain_text/train-1.parquet")
+    add_parquet(root, *(f"plain_text/train-0000{i}-of-00002.parquet" for i in range(2)))
     add_parquet(root, "default/test/0000.parquet", "train and test/validation-0.parquet")
     add_parquet(root, "unsupervised.parquet", "contest.parquet")
     add_images(root, "train/cat/1.png")
@@ -102,6 +119,264 @@ def test_a_changed_parquet_file_is_read_again(root: Path) -> None:
     open_image_folder(root)
     add_parquet(root, "train.parquet", classes=("x", "y"))
     assert labels(open_image_folder(root)["train"]) == ["x", "y"]
+
+
+def test_an_overwritten_parquet_file_of_the_same_size_and_time_is_read_again(root: Path) -> None:
+    file = root / "train.parquet"
+    add_parquet(root, file.name, labels=(0, 1, 1, 0))
+    before = file.stat()
+    assert labels(open_image_folder(root)["train"]) == ["a", "b", "b", "a"]
+    add_parquet(root, file.name, labels=(1, 0, 0, 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert labels(open_image_folder(root)["train"]) == ["b", "a", "a", "b"]
+
+
+TWO, THREE = "train-{:05}-of-00002.parquet", "train-{:05}-of-00003.parquet"
+DECOMPOSED = unicodedata.normalize("NFD", "café")
+
+
+@pytest.mark.parametrize("classes", [("b", "a"), ("b", "a", "c"), ("c", "b", "a")])
+def test_labels_of_all_files_of_a_split_are_mapped_by_name(
+    classes: tuple[str, ...], root: Path
+) -> None:
+    ours = sorted(classes)
+    add_parquet(root, TWO.format(0), classes=tuple(ours), labels=(0, 1, None))
+    add_parquet(root, TWO.format(1), classes=classes, labels=(0, 1, -1, None))
+    split = open_image_folder(root)["train"]
+    assert split.features["label"].names == ours
+    assert labels(split) == ["a", "b", "-", *classes[:2], "-", "-"]
+
+
+def test_class_names_of_files_are_equal_if_they_look_equal(root: Path) -> None:
+    add_parquet(root, THREE.format(0), THREE.format(1), classes=("café", "b"))
+    add_parquet(root, THREE.format(2), classes=("b", DECOMPOSED))
+    assert labels(open_image_folder(root)["train"]) == [*["café", "b"] * 2, "b", "café"]
+
+
+@pytest.mark.parametrize("classes", [("a", "c"), ("a", "b", "c"), ("a",)])
+def test_files_of_a_split_with_other_classes_are_refused_with_both_lists(
+    classes: tuple[str, ...], root: Path
+) -> None:
+    add_parquet(root, TWO.format(0))
+    add_parquet(root, TWO.format(1), classes=classes, labels=(0,))
+    with pytest.raises(
+        UserError, match=rf"different classes .* \(\[a, b\] and \[{', '.join(classes)}\]\): save"
+    ):
+        open_image_folder(root)
+
+
+def test_a_file_without_class_names_next_to_one_with_names_is_refused(root: Path) -> None:
+    add_parquet(root, TWO.format(0))
+    datasets.Dataset.from_dict({"label": [1, 0]}).to_parquet(root / TWO.format(1))
+    with pytest.raises(UserError, match=r"different classes .* \(\[a, b\] and none\)"):
+        open_image_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ([TWO.format(0)], TWO.format(1)),
+        ([TWO.format(1)], TWO.format(0)),
+        ([f"data/{THREE.format(i)}" for i in (0, 2)], f"data/{THREE.format(1)}"),
+        (["train-00001-of-00002-0a1b2c3d.parquet"], "train-00000-of-00002.parquet"),
+        (["x/train/0-of-2.parquet"], None),
+        (["train/part-0-of-2.parquet"], "train/part-1-of-2.parquet"),
+        (["Train-1-of-3.PARQUET", "Train-3-of-3.PARQUET"], "Train-2-of-3.parquet"),
+    ],
+)
+def test_a_missing_file_of_a_split_is_named(
+    present: list[str], missing: str | None, root: Path
+) -> None:
+    add_parquet(root, *present, "test-0.parquet")
+    if missing is None:  # not the name of a part
+        assert len(open_image_folder(root)["train"]) == 2
+        return
+    with pytest.raises(
+        UserError, match=rf"only {len(present)} of the \d files of the train split, .* {missing}:"
+    ):
+        open_image_folder(root)
+    assert set(open_image_folder(root, wanted=["test"])) == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["small/train-0.parquet", "full/train-0.parquet"], "2 configurations (full, small)"),
+        (["x/small/train/0.parquet", "train/0.parquet"], "2 configurations (., x/small)"),
+        ([TWO.format(0), TWO.format(1), "train-00000-of-00001.parquet"], "2 sets of files"),
+        (["train.parquet", "train-00000-of-00001.parquet"], "2 sets of files"),
+        (["small-train-0-of-1.parquet", "full-train-0-of-1.parquet"], "2 sets of files"),
+        (["train-0-of-1-aa.parquet", "train-0-of-1-bb.parquet"], "more than once"),
+    ],
+)
+def test_rows_that_may_be_read_twice_are_refused(names: list[str], words: str, root: Path) -> None:
+    add_parquet(root, *names)
+    with pytest.raises(UserError, match="train split") as caught:
+        open_image_folder(root)
+    assert words in str(caught.value)
+    assert ("--data.config" in str(caught.value)) == ("configurations" in words)
+
+
+def test_a_configuration_can_be_chosen(root: Path) -> None:
+    add_parquet(root, "small/train-0.parquet", "small/test-0.parquet", "full/test-0.parquet")
+    add_parquet(root, "full/train-0.parquet", labels=(1, 1, 0))
+    sizes = {
+        name: len(open_image_folder(root, SplitsConfig(config=name))["train"])
+        for name in ("small", "full")
+    }
+    assert sizes == {"small": 2, "full": 3}
+    with pytest.raises(UserError, match=r"no configuration tiny, only full, small: change"):
+        open_image_folder(root, SplitsConfig(config="tiny"))
+
+
+def test_several_files_of_a_split_in_one_configuration_are_read_together(root: Path) -> None:
+    add_parquet(root, "d/train/a/0000.parquet", "d/train/b/0000.parquet", "d/train/0.parquet")
+    assert len(open_image_folder(root)["train"]) == 6
+
+
+def test_a_configuration_of_class_folders_is_a_sub_folder(root: Path) -> None:
+    add_images(root, "small/train/a/1.png", "full/train/a/1.png", "full/train/b/1.png")
+    splits = open_image_folder(root, SplitsConfig(config="full"))
+    assert labels(splits["train"]) == ["a", "b"]
+    with pytest.raises(UserError, match=r"tiny does not exist"):
+        open_image_folder(root, SplitsConfig(config="tiny"))
+
+
+def test_a_split_may_have_any_name_if_it_is_the_test_split(root: Path, tmp_path: Path) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png", "dev/a/1.png")
+    add_parquet(tmp_path / "p", "train-0.parquet", "dev-0.parquet")
+    for folder in (root, tmp_path / "p"):
+        splits = open_image_folder(folder, SplitsConfig(test_split="dev"))
+        assert set(splits) == {"train", "dev"}
+
+
+def test_a_revision_of_a_local_folder_is_refused(root: Path) -> None:
+    add_parquet(root, "train.parquet")
+    with pytest.raises(UserError, match=r"--data\.revision applies to the hub, not to"):
+        open_image_folder(root, SplitsConfig(revision="main"))
+
+
+def test_configuration_and_revision_are_passed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+
+    def load(hub_id: str, **options: str) -> dict[str, Any]:
+        requests.append((hub_id, options))
+        return {}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    open_hub_data_set("me/set", SplitsConfig(config="small", revision="v2"))
+    open_hub_data_set("me/set")
+    assert requests == [("me/set", {"name": "small", "revision": "v2"}), ("me/set", {})]
+
+
+LEFT_OUT = {
+    "backups": ["1.JPG~", "1.png.bak", "2.jpg.orig"],
+    "hidden": [".1.png", "__MACOSX", ".git"],
+    "not images": ["notes.txt", "Thumbs.db", "empty"],
+    "broken links": ["gone.png"],
+    "not regular files": ["pipe.png"],
+}
+READ = ["1.jfif", "2.pnm", "3.pbm", "4", "5.foo", "6.JPE", "7.dib", "8.apng"]
+
+
+@pytest.fixture
+def mixed(root: Path) -> Path:
+    """Make a class with images of all kinds of names, and with files to be left out."""
+    folder = root / "train" / "a"
+    folder.mkdir(parents=True)
+    formats = ["jpeg", "ppm", "ppm", "png", "webp", "jpeg", "bmp", "png"]
+    for name, kind in zip(READ, formats, strict=True):
+        Image.new("1" if name == "3.pbm" else "RGB", (4, 4)).save(folder / name, kind)
+    for name in (*LEFT_OUT["backups"], ".1.png"):
+        Image.new("RGB", (4, 4)).save(folder / name, "png")
+    for name in ("__MACOSX", ".git"):
+        add_images(folder / name, "a/1.png", "2.png")
+    for name in LEFT_OUT["not images"]:
+        (folder / name).write_bytes(b"" if name == "empty" else b"text")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    os.mkfifo(folder / "pipe.png")
+    return root
+
+
+def test_images_are_found_by_content_and_what_is_left_out_is_named_once(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_images(mixed, "train/b/1.png", "other/c/1.png")
+    for _ in range(2):
+        split = open_image_folder(mixed)["train"]
+    assert [Path(image["path"]).name for image in split["image"]] == [*READ, "1.png"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out of {mixed}: ")
+    for reason, names in LEFT_OUT.items():
+        listed = ", ".join(sorted(f"train/a/{name}" for name in names))
+        assert f"{len(names)} {reason} ({listed})" in line
+    assert "1 images outside the split folders (other/c/1.png)" in line
+
+
+def test_the_images_of_a_folder_are_found_in_the_same_way(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list_images(mixed) == [mixed / "train" / "a" / name for name in READ]
+    assert "3 backups (train/a/1.JPG~, " in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_not_left_out_without_a_word(root: Path) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png")
+    (root / "train/a/2.png").write_bytes(b"")
+    assert len(open_image_folder(root)["train"]) == 3
+
+
+@pytest.mark.parametrize("decomposed", ["train", "test"])
+def test_a_class_is_the_same_whether_its_name_is_composed_or_not(
+    decomposed: str, root: Path
+) -> None:
+    for split in ("train", "test"):
+        name = DECOMPOSED if split == decomposed else "café"
+        add_images(root, f"{split}/{name}/1.png", f"{split}/b/1.png")
+    splits = open_image_folder(root)
+    (train, test) = (splits[split].features["label"].names for split in ("train", "test"))
+    assert train == test == ["b", DECOMPOSED if decomposed == "train" else "café"]
+    assert labels(splits["train"]) == labels(splits["test"])
+
+
+@pytest.mark.parametrize("stray", ["train.parquet", "train/index.parquet", "test-0.parquet"])
+def test_a_stray_parquet_file_does_not_hide_class_folders(
+    stray: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    add_parquet(root, stray)
+    splits = open_image_folder(root)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 1}
+    assert f"1 parquet files next to class folders ({stray})" in capsys.readouterr().err
+
+
+def test_two_complete_data_sets_in_one_folder_are_refused(root: Path) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    add_parquet(root, "train.parquet", "test.parquet")
+    with pytest.raises(UserError, match="has both parquet files and class folders"):
+        open_image_folder(root)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM]
+)
+@pytest.mark.parametrize("is_hub", [False, True])
+def test_a_cache_that_cannot_be_written_is_named(
+    is_hub: bool, number: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: str, **options: object) -> None:
+        try:
+            raise OSError(number, os.strerror(number), str(tmp_path / "cache" / "lock"))
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    add_parquet(root, "train.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        UserError, match=r"cannot write to the cache .*cache \(.*HF_DATASETS_CACHE"
+    ):
+        open_hub_data_set("me/set") if is_hub else open_image_folder(root)
 
 
 def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:

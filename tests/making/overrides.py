@@ -95,6 +95,9 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.mean": (0.5, 0.4, 0.3)},
     {"data.std": (0.5, 0.4, 0.3)},
     {"data.val_fraction": 0.1},
+    {"data.splits.test_split": "dev"},
+    {"data.splits.config": "small"},
+    {"data.splits.revision": "main"},
     {"data.on_error": "skip"},
     {"data.limit": 100},
     {"model.head": "cls"},
@@ -142,6 +145,7 @@ CIRCUMSTANCES: list[dict[str, Any]] = [
 IMAGES_CIRCUMSTANCES: list[dict[str, Any]] = [
     *CIRCUMSTANCES,
     {"data.source": "elsewhere"},
+    {"data.splits.validation": "random"},
     {"data.num_workers": 0},
     {"data.memory_budget": 0.5},
 ]

@@ -11,15 +11,16 @@ from pydantic import Field
 from associative_transformer.data.batches import DataSet, HeldOut, Share, Split
 from associative_transformer.data.config import DataSetConfig, DescribedItem, InputSize
 from associative_transformer.data.decoding import decode_image
-from associative_transformer.data.images import HUB_DATA_SETS, ImagesConfig
+from associative_transformer.data.images import ImagesConfig
+from associative_transformer.data.listing import list_images
 from associative_transformer.data.sort_of_clevr import SortOfClevrConfig
-from associative_transformer.data.sources import SUFFIXES, list_files
+from associative_transformer.data.sources import SplitsConfig
+from associative_transformer.data.stored import HUB_DATA_SETS
 from associative_transformer.data.triangle import TriangleConfig
 
 __all__ = [
     "DATA_SETS",
     "HUB_DATA_SETS",
-    "SUFFIXES",
     "DataConfig",
     "DataSet",
     "DataSetConfig",
@@ -30,9 +31,10 @@ __all__ = [
     "Share",
     "SortOfClevrConfig",
     "Split",
+    "SplitsConfig",
     "TriangleConfig",
     "decode_image",
-    "list_files",
+    "list_images",
 ]
 
 AnyData = TriangleConfig | SortOfClevrConfig | ImagesConfig

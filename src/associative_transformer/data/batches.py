@@ -5,8 +5,9 @@ Dims     N items   M some of them   Q question features   K kinds of questions  
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,8 +16,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from associative_transformer.data.augment import Normalization
+from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.interface import PADDING, Batch, UserError
 
+WITH_IMAGES = "-images"  # end of a digest that covers stored images
 VALIDATION_SEED = 0  # the split is part of the data set, so the seed of a run does not change it
 
 
@@ -59,6 +63,7 @@ class Split:
     rows: Int[Tensor, " N"]  # index in the loader of the image of each item
     loader: Loader
     questions: Float[Tensor, "N Q"] | None = None
+    image_digests: Callable[[], list[bytes]] | None = None  # of all rows; None: generated images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,13 +114,17 @@ class Split:
     def take(self, items: Int[Tensor, " M"]) -> "Split":
         """Return a split of these items only; their images and augmentation do not change."""
         questions = None if self.questions is None else self.questions[items]
-        return Split(self.labels[items], self.rows[items], self.loader, questions)
+        return replace(self, labels=self.labels[items], rows=self.rows[items], questions=questions)
 
-    def split_validation(self, fraction: float) -> "tuple[Split, Split | None]":
+    def split_validation(
+        self, fraction: float, is_stratified: bool = False
+    ) -> "tuple[Split, Split | None]":
         """Divide the items into training and validation, in the same way every time.
 
-        All questions about an image stay together. Raises UserError if `fraction` is above zero
-        and one of the two parts would be empty.
+        All questions about an image stay together. If stratified, the images are divided like
+        those of each class, and a class with two images or more is in both parts if there is
+        room for all such classes. Raises UserError if `fraction` is above zero and one of the two
+        parts would be empty.
         """
         if fraction == 0:
             return self, None
@@ -127,6 +136,9 @@ class Split:
                 "training or for validation: change --data.val-fraction"
             )
         order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
+        if is_stratified:
+            labels = self.labels[torch.searchsorted(self.rows, images)]
+            order = _stratified(labels.numpy(), order.numpy(), num_validation)
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
         train, validation = (mask.nonzero()[:, 0] for mask in (~is_validation, is_validation))
         return self.take(train), self.take(validation)
@@ -155,6 +167,8 @@ class DataSet(NamedTuple):
     class_names: tuple[str, ...]
     num_skipped: int = 0  # unreadable images that were left out
     guesses: Int[Tensor, " K"] | None = None  # most frequent answer to each kind of question
+    skipped: tuple[UnreadableImage, ...] = ()  # the errors about these images
+    normalization: Normalization | None = None  # None: that of the configuration
 
     def check_classes(self, num_classes: int) -> None:
         """Raise UserError if a model has a different number of classes."""
@@ -166,13 +180,20 @@ class DataSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A digest of classes, labels and questions, to detect different data of the same name."""
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        for split in (self.train, self.validation, self.test):
-            digest.update(b"|" if split is None else split.labels.numpy().tobytes())
-            if split is not None and split.questions is not None:
-                digest.update(split.questions.numpy().tobytes())
-        return digest.hexdigest()
+        """A digest of classes, labels, questions and stored images, to detect different data.
+
+        Of each stored image, it covers the size and a sample of the bytes; such a digest ends in
+        "-images". Generated images are known from the experiment.
+        """
+        return _digest(self.class_names, (self.train, self.validation, self.test))
+
+    def digest_like(self, other: str) -> str:
+        """Return the digest of the same kind as `other`: version 0.1 did not cover images."""
+        current = self.digest
+        if other.endswith(WITH_IMAGES) or not current.endswith(WITH_IMAGES):
+            return current
+        splits = (self.train, self.validation, self.test)
+        return _digest_of_labels(self.class_names, splits).hexdigest()
 
 
 class HeldOut(NamedTuple):
@@ -182,3 +203,51 @@ class HeldOut(NamedTuple):
     class_names: tuple[str, ...]
     num_skipped: int = 0  # unreadable images that were left out
     guesses: Int[Tensor, " K"] | None = None
+    skipped: tuple[UnreadableImage, ...] = ()  # the errors about these images
+
+    @property
+    def digest(self) -> str:
+        """A digest of the test split and its classes, like that of a whole data set."""
+        return _digest(self.class_names, (self.test,))
+
+
+def _digest(class_names: Sequence[str], splits: Sequence[Split | None]) -> str:
+    existing = [split for split in splits if split is not None]
+    if not any(split.image_digests for split in existing):
+        return _digest_of_labels(class_names, splits).hexdigest()
+    composed = tuple(unicodedata.normalize("NFC", name) for name in class_names)
+    digest = _digest_of_labels(composed, splits)
+    for split in existing:
+        of_rows = split.image_digests() if split.image_digests else []
+        digest.update(b"".join(of_rows[row] for row in split.rows.tolist()))
+    return digest.hexdigest() + WITH_IMAGES
+
+
+def _digest_of_labels(
+    class_names: Sequence[str], splits: Sequence[Split | None]
+) -> "hashlib._Hash":
+    digest = hashlib.sha256(repr(tuple(class_names)).encode())
+    for split in splits:
+        digest.update(b"|" if split is None else split.labels.numpy().tobytes())
+        if split is not None and split.questions is not None:
+            digest.update(split.questions.numpy().tobytes())
+    return digest
+
+
+def _stratified(
+    labels: Int[np.ndarray, " M"], order: Int[np.ndarray, " M"], num_chosen: int
+) -> Int[Tensor, " K"]:
+    """Choose images of each class in proportion to its size, the first ones in this order."""
+    counts = np.bincount(labels)
+    share = num_chosen * counts / len(labels)
+    most = np.maximum(counts - 1, 0)  # one image of each class stays
+    chosen = np.minimum(np.maximum(np.floor(share).astype(int), 1), most)
+    while chosen.sum() < num_chosen and (chosen < most).any():
+        chosen[np.argmax(np.where(chosen < most, share - chosen, -np.inf))] += 1
+    while chosen.sum() > num_chosen:  # from a class that keeps another one, if there is any
+        is_spare = chosen > (1 if (chosen > 1).any() else 0)
+        chosen[np.argmax(np.where(is_spare, chosen - share, -np.inf))] -= 1
+    in_class = {label: order[labels[order] == label] for label in np.flatnonzero(counts)}
+    return torch.from_numpy(
+        np.concatenate([images[: chosen[label]] for label, images in in_class.items()])
+    )

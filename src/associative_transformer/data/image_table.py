@@ -3,6 +3,8 @@
 Dims     N images   C channels   S side of the square image
 """
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +16,16 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from associative_transformer.data.decoding import decode_image, open_image, to_tensor
+from associative_transformer.data.decoding import UnreadableImage, decode_image, open_image, to_tensor
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
+WHOLE = 4096  # bytes of an image that its digest covers completely
+PIECE, NUM_PIECES = 1024, 4  # of a larger image it covers these, from the first to the last byte
+ROWS_AT_ONCE = 1000
 LIMIT_SEED = 0  # the limit is part of the data set, so the seed of a run does not change it
 
 
@@ -38,6 +44,7 @@ class ImageTable:
     images: "datasets.Dataset"  # its only column contains {"bytes", "path"}
     labels: Int[Tensor, " N"]
     class_names: tuple[str, ...]
+    roots: tuple[Path, ...] | None = None  # where images may lie outside the table; None: anywhere
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +70,68 @@ class ImageTable:
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
 
+    def image_digests(self) -> list[bytes]:
+        """Return a digest of each stored image: of its size and a sample of its bytes.
+
+        The sample is the whole image if it has at most 4 KiB, and otherwise four pieces of 1 KiB
+        at equal distances, from the first to the last byte. An image that cannot be read has the
+        digest of an empty one.
+        """
+        digests = []
+        table = self.images.with_format("arrow")
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            column = table[start : start + ROWS_AT_ONCE].column(0).combine_chunks()
+            pairs = zip(column.field("bytes"), column.field("path"), strict=True)
+            for stored, path in pairs:
+                if stored.is_valid or not path.is_valid:
+                    digests.append(_digest_of_bytes(stored.as_buffer() or b""))
+                else:
+                    digests.append(self._digest_of_file(path.as_py()))
+        return digests
+
+    def _digest_of_file(self, path: str) -> bytes:
+        try:
+            with self.locate(path).open("rb") as file:
+
+                def read(start: int, length: int) -> bytes:
+                    file.seek(start)
+                    return file.read(length)
+
+                return _digest(file.seek(0, os.SEEK_END), read)
+        except (OSError, ValueError, UserError):
+            return _digest(0, lambda start, length: b"")
+
+    def locate(self, path: str) -> Path:
+        """Return the file of an image that is not in the table itself.
+
+        Raises UserError if it is not a regular file in one of the folders where it may be.
+        """
+        if self.roots is None:
+            return Path(path)
+        for root in self.roots:
+            file = (root / path).resolve()
+            if file.is_relative_to(root.resolve()) and file.is_file():
+                return file
+        raise UserError(
+            f"{self.name} refers to {path!r}, which is not a file inside the data set: store the "
+            "bytes of its images instead, or copy the file there"
+        )
+
+
+def _digest_of_bytes(content: "bytes | pa.Buffer") -> bytes:
+    view = memoryview(content)
+    return _digest(len(view), lambda start, length: view[start : start + length])
+
+
+def _digest(size: int, read: Callable[[int, int], "bytes | memoryview"]) -> bytes:
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    if size <= WHOLE:
+        digest.update(read(0, size))
+    else:
+        for piece in range(NUM_PIECES):
+            digest.update(read(piece * (size - PIECE) // (NUM_PIECES - 1), PIECE))
+    return digest.digest()
+
 
 @dataclass(frozen=True)
 class ImageReader:
@@ -80,26 +149,38 @@ class ImageReader:
         (stored,) = self.table.images[row].values()
         image = stored or {"bytes": None, "path": None}
         source = image["bytes"] or b""
-        if image["bytes"] is None and image["path"]:
-            source = Path(image["path"])
-        name = f"in row {row} of {self.table.name}" if isinstance(source, bytes) else str(source)
+        name = f"in row {row} of {self.table.name}"
         try:
+            if image["bytes"] is None and image["path"]:
+                source = self.table.locate(image["path"])
+                name = str(source)
             if seed is None or self.random_crop is None:
                 return decode_image(source, self.image_size, name=name)
             opened = open_image(source, "RGB", name)
         except UserError as error:
-            raise UserError(f"{error}, or pass --data.on-error skip") from error
+            unreadable = error if isinstance(error, UnreadableImage) else None
+            reason = unreadable.reason if unreadable else str(error)
+            raise UnreadableImage(name, reason, "--data.on-error skip") from error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return to_tensor(self.random_crop(opened))
 
 
+class UnlabeledError(UserError):
+    """The labels of a split are all missing or -1, as of a test set whose labels are secret."""
+
+
 def open_table(
-    split: "datasets.Dataset", name: str, image_column: Column, label_column: Column
+    split: "datasets.Dataset",
+    name: str,
+    image_column: Column,
+    label_column: Column,
+    roots: tuple[Path, ...] | None = None,
 ) -> ImageTable:
     """Find the images and labels of a split.
 
-    Raises UserError if a column cannot be found or a label is not the index of a class.
+    Raises UserError if a column cannot be found or a label is not the index of a class, and
+    UnlabeledError if there are no labels at all.
     """
     import datasets
 
@@ -107,6 +188,11 @@ def open_table(
     label = _find_column(split, datasets.ClassLabel, label_column, name, "--data.label-column")
     class_names = tuple(split.features[label].names)
     labels = torch.tensor([-1 if y is None else y for y in split[label][:]], dtype=torch.int64)
+    if len(labels) and (labels == -1).all():
+        raise UnlabeledError(
+            f"{name} has no labels (-1 throughout): use a labeled copy, or test on another split "
+            "with --data.test-split"
+        )
     wrong = ((labels < 0) | (labels >= len(class_names))).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -115,7 +201,7 @@ def open_table(
             f"0 to {len(class_names) - 1}: remove it or use a labeled copy of the data set"
         )
     undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return ImageTable(name, undecoded, labels, class_names)
+    return ImageTable(name, undecoded, labels, class_names, roots)
 
 
 def check_labels(

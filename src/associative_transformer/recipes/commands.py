@@ -33,7 +33,7 @@ def format_options(values: Mapping[str, object]) -> list[str]:
 
 
 def _format(name: str, value: object) -> Iterator[str]:
-    *parents, last = name.replace("_", "-").split(".")
+    *parents, last = name.replace("data.splits.", "data.").replace("_", "-").split(".")
     prefix = "--" + ".".join([*parents, ""])
     if isinstance(value, bool):
         yield prefix + (last if value else f"no-{last}")
