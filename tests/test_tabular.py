@@ -6,8 +6,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from associative_transformer.tabular import MAX_NAME_WIDTH, RowGroup, Table
+from associative_transformer.tabular import (
+    MAX_NAME_WIDTH,
+    RowGroup,
+    Table,
+    csv_text,
+    markdown_text,
+)
 
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 NAME = "a model with a name of many words that is wider than its column"
 LONG = "sort-of-clevr-set-transformer-source"  # one word that is wider than the column
 TABLE = Table(
@@ -155,3 +162,74 @@ def test_special_characters_in_a_cell_are_escaped() -> None:
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3, 3, 3]
     assert r"1\|2" in lines[2]
     assert table.to_terminal(200).count("[red]x[/red]") == 4
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a|b",
+    "`code`",
+    "[click](https://example.org)",
+    "![](https://example.org/x.png)",
+    "[a][b]",
+    "[b]: https://example.org",
+    "*bold*",
+    "&lt;b&gt;",
+    "two\nlines",
+    "\x1b[31mred\x1b[0m",
+    "\x9b31m",
+    "\u202egnp.exe",
+    "back\\slash",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_shows_as_it_is_in_every_format(name: str) -> None:
+    table = Table(name, ("model", name), [RowGroup(name, [(name, "1")])], [name])
+    assert not CONTROL.search(table.to_terminal(200))
+    assert r"\x1b" in table.to_terminal(200) or "\x1b" not in name
+    markdown = table.to_markdown()
+    assert not CONTROL.search(markdown)
+    assert not re.search(r"[<>]|(?<!\\)([`*]|\][(\[:])", markdown)
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3, 3, 3]
+    page = table.to_html()
+    assert not {"script", "img"} & {tag for tag, _ in Cells(page).tags}
+    assert Cells(page).rows[-1] == [name, "1"]
+
+
+def test_markdown_escapes_show_the_original_text() -> None:
+    assert markdown_text("a|b [x](y) `z` \\ <i> & *c*") == (
+        r"a\|b [x\](y) \`z\` \\ &lt;i&gt; &amp; \*c\*"
+    )
+    for plain in ("sort_of_clevr", "76.82 ± 0.71", "Café", "(1, 2)", "[1] note", "a-b+c"):
+        assert markdown_text(plain) == plain
+
+
+# --- CSV ---
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "=",
+    "-",
+    "-x",
+]
+FORMULAS += ["+", "--1", "-1e", "\uff1d1+1", "-0.5-0.5", "-inf", "=HYPERLINK(1)", "-1.2.3"]
+NUMBERS = ["-0.5", "+1", "-1e-3", "-.5", "-3.", "0.25", "12"]
+PLAIN = ["cat", "a=b", "x-1", "1-2", "", " = 1", "'=1", "Café", "a@b.c", '"=1"', "images/-1.png"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str) -> None:
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", NUMBERS + PLAIN)
+def test_numbers_and_other_texts_stay_as_they_are(text: str) -> None:
+    assert csv_text(text) == text

@@ -33,6 +33,11 @@ def printable(name: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
+def printable_lines(text: str) -> str:
+    """Return lines of text for a terminal, with other control characters as escapes."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class UserError(ValueError):
     """An error that the user can fix: the command line prints its message and exits with 2."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from associative_transformer.data import SUFFIXES, DataConfig, list_files
 from associative_transformer.data.questions import Questions, encode
 from associative_transformer.interface import UserError
+from associative_transformer.tabular import csv_text
 
 
 class Prediction(NamedTuple):
@@ -98,8 +99,8 @@ def write_predictions(
     for path, probabilities in predictions:
         best = [(classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices]
         if file_format == "csv":
-            cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
-            table.writerow([path, *question_column.values(), *cells])
+            cells = [cell for name, p in best for cell in (csv_text(name), f"{p:.6f}")]
+            table.writerow([csv_text(str(path)), *question_column.values(), *cells])
         else:
             answers = [{"class": name, "probability": p} for name, p in best]
             line = {"path": str(path), **question_column, "predictions": answers}

@@ -1,6 +1,10 @@
-"""Tables of text, written for a terminal, as Markdown or as an HTML page."""
+"""Tables of text, written for a terminal, as Markdown, CSV or an HTML page.
+
+Names in them may come from others: each format shows every text as it is and nothing runs.
+"""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,6 +12,8 @@ from typing import NamedTuple
 import jinja2
 from rich.console import Console
 from rich.table import Table as RichTable
+
+from associative_transformer.interface import printable
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -42,6 +48,11 @@ tbody th { padding: 1rem .75rem .25rem }
 </html>
 """
 
+FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # also full-width = + - @
+PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LINK = re.compile(r"\](?=[(\[:])")  # the bracket that makes a link or an image of the text before
+MARKDOWN = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "})
+MARKDOWN |= str.maketrans({char: f"\\{char}" for char in "\\|`*"})
 MAX_NAME_WIDTH = 30  # characters of the first column; longer names are wrapped
 
 
@@ -63,41 +74,55 @@ class Table:
 
     def to_terminal(self, width: int) -> str:
         """Return the table drawn with lines, at most `width` wide unless a word needs more."""
-        columns = list(
-            zip(self.columns, *(row for group in self.groups for row in group.rows), strict=True)
-        )
+        groups = [
+            RowGroup(printable(title), [tuple(map(printable, row)) for row in rows])
+            for title, rows in self.groups
+        ]
+        names = tuple(map(printable, self.columns))
+        columns = list(zip(names, *(row for group in groups for row in group.rows), strict=True))
         full = [max(map(len, cells)) for cells in columns]
         least = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
         full[0] = min(full[0], max(MAX_NAME_WIDTH, least[0]))
         borders = 3 * len(columns) + 1
         widths = full if sum(full) + borders <= width else [full[0], *least[1:]]
-        drawn = RichTable(title=self.title)
-        for name, chars in zip(self.columns, widths, strict=True):
+        drawn = RichTable(title=printable(self.title))
+        for name, chars in zip(names, widths, strict=True):
             drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
-        for group in self.groups:
+        for title, rows in groups:
             drawn.add_section()
-            drawn.add_row(group.title, style="bold")
-            for row in group.rows:
+            drawn.add_row(title, style="bold")
+            for row in rows:
                 drawn.add_row(*row)
         buffer = io.StringIO()
         console = Console(file=buffer, width=width, markup=False, highlight=False)
         console.width = max(width, sum(widths) + borders)
-        console.print(drawn, *self.notes, sep="\n")
+        console.print(drawn, *map(printable, self.notes), sep="\n")
         return buffer.getvalue()
 
     def to_markdown(self) -> str:
         """Return a heading and a pipe table for each group of rows."""
-        parts = [f"## {self.title}"]
+        parts = [f"## {markdown_text(self.title)}"]
         for group in self.groups:
-            head = [self.columns, ("---", *["---:"] * (len(self.columns) - 1))]
-            lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in [*head, *group.rows]]
-            parts += [f"### {group.title}", "\n".join(lines)]
-        return "\n\n".join([*parts, *self.notes]) + "\n"
+            rows = [list(map(markdown_text, row)) for row in (self.columns, *group.rows)]
+            rows.insert(1, ["---", *["---:"] * (len(self.columns) - 1)])
+            lines = ["| " + " | ".join(row) + " |" for row in rows]
+            parts += [f"### {markdown_text(group.title)}", "\n".join(lines)]
+        return "\n\n".join([*parts, *map(markdown_text, self.notes)]) + "\n"
 
     def to_html(self) -> str:
         """Return an HTML page that refers to no other file."""
         return jinja2.Environment(autoescape=True).from_string(PAGE).render(table=self)
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")
+def markdown_text(text: str) -> str:
+    """Return a text for Markdown that shows as it is: no HTML, links, code or new cells."""
+    return printable(LINK.sub(r"\\]", text.translate(MARKDOWN)))
+
+
+def csv_text(text: str) -> str:
+    """Return a text for a cell of CSV that no spreadsheet takes for a formula.
+
+    A text that starts with = + - @, a tab or a line end, and is not a number, gets a ' before it.
+    """
+    is_formula = FORMULA.match(text) and not PLAIN_NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text

@@ -36,6 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         from associative_transformer.cli.mistakes import find_similar, join_or
+        from associative_transformer.interface import printable_lines
 
         word = next(iter(sys.argv[1:]), None)
         known = ["--help", "--version"] if word and word.startswith("-") else [*COMMANDS]
@@ -43,8 +44,9 @@ class _Parser(argparse.ArgumentParser):
         hint = f"did you mean {join_or(similar)}? Choose" if similar else "choose"
         problem = "`ait` needs a COMMAND"
         if word:
-            problem = f"`ait` has no {'option' if word[0] == '-' else 'command'} {word!r}"
-        print(f"ait: {_escape(problem)}: {hint} from {', '.join(COMMANDS)}", file=sys.stderr)
+            kind = "option" if word.startswith("-") else "command"
+            problem = printable_lines(f"`ait` has no {kind} {word!r}")
+        print(f"ait: {problem}: {hint} from {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -84,13 +86,13 @@ codecs.register_error("shown", _show)
 
 def _run(command: str, arguments: list[str]) -> int:
     """Run a command; turn errors that the user can fix into one sentence and exit code 2."""
-    from associative_transformer.interface import UserError
+    from associative_transformer.interface import UserError, printable_lines
     from associative_transformer.training.signals import Interrupted
 
     try:
         _import(command).run(arguments)
     except UserError as error:
-        print(f"ait: {_escape(str(error))}", file=sys.stderr)
+        print(f"ait: {printable_lines(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stopped:
         _print_how_to_continue(stopped, command, arguments)
@@ -126,10 +128,3 @@ def _print_how_to_continue(stopped: BaseException, command: str, arguments: list
     next_command = format_command(command, *words, *["--resume"] * (command == "train"))
     if distributed.is_first():
         print(f"ait: {stopped} and saved; continue with {next_command}", file=sys.stderr)
-
-
-def _escape(message: str) -> str:
-    """Escape control characters, which file and class names may contain, except line ends."""
-    from associative_transformer.interface import printable
-
-    return "\n".join(map(printable, message.split("\n")))

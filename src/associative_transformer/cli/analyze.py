@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from associative_transformer.cli.options import check_counts, choose_device, parse
+from associative_transformer.cli.options import check_counts, choose_device, parse, say
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ def run(arguments: list[str]) -> None:
     analysis = analyze(saved, options.run, data, options.images, options.batch_size)
     for result in (analysis.answers, analysis.competition, analysis.selection, analysis.basins):
         if result is not None:
-            print("\n".join(result.describe()))
+            say("\n".join(result.describe()))
     if missing := [name for name, result in analysis._asdict().items() if result is None]:
-        print(f"this run has no {', '.join(missing)}")
+        say(f"this run has no {', '.join(missing)}")
     config, train = saved.experiment.data, saved.experiment.train
     items = config.item_noun
     name = f"{saved.experiment.name}, {config.display_name}, seed {train.seed}, test {items}"
     image_of = partial(config.original_image, sample(data.test))
     figures = draw_analysis(analysis, image_of, options.run, name, items)
-    print(f"written: {options.run / 'analysis'}")
+    say(f"written: {options.run / 'analysis'}")
     if figures:
         names = dict.fromkeys(path.stem for path in figures)
-        print(f"drawn:   {', '.join(names)} in {figures[0].parent}")
+        say(f"drawn:   {', '.join(names)} in {figures[0].parent}")

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from associative_transformer.cli.options import check_output, open_output, parse
+from associative_transformer.tabular import markdown_text
 
 PACKAGES = (
     "associative-transformer",
@@ -86,7 +87,8 @@ def format_report(sections: dict[str, list[Line]]) -> str:
     """Format the sections as Markdown."""
     lines = ["## ait doctor"]
     for title, section in sections.items():
-        lines += ["", f"### {title}", "", *(f"- {name}: {value}" for name, value in section)]
+        items = (f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in section)
+        lines += ["", f"### {title}", "", *items]
     return "\n".join(lines) + "\n"
 
 

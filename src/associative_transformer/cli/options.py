@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
 
@@ -19,7 +19,7 @@ from associative_transformer.cli.mistakes import (
     watched,
 )
 from associative_transformer.files import write_file
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -153,11 +153,23 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines of text in which names cannot hide characters that control the terminal."""
+    print(printable_lines(text), file=file, flush=True)
+
+
+class _Terminal(io.TextIOBase):
+    """Standard output, for text in which names cannot hide control characters."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(printable_lines(text))
+
+
 @contextmanager
 def open_output(path: Path | None) -> Iterator[io.TextIOBase]:
     """Open a file that is written completely or not at all; None: standard output."""
     if path is None:
-        yield cast(io.TextIOBase, sys.stdout)
+        yield _Terminal()
     else:
         yield (buffer := io.StringIO())
         write_file(path, buffer.getvalue().encode(errors="surrogateescape"))  # bytes of file names

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from associative_transformer.cli.options import check_counts, check_output, choose_device, parse
+from associative_transformer.cli.options import (
+    check_counts,
+    check_output,
+    choose_device,
+    parse,
+    say,
+)
 from associative_transformer.interface import UserError
 
 
@@ -51,4 +57,4 @@ def run(arguments: list[str]) -> None:
     else:
         first, second = options.runs
         path = write_comparison(first, second, options.output, analysis)
-    print(f"written: {path}")
+    say(f"written: {path}")

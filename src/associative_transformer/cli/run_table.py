@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import format_command, parse
+from associative_transformer.cli.options import format_command, parse, say
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
@@ -53,10 +53,10 @@ def run(arguments: list[str]) -> None:
     recipes = _choose(options.table, options.rows)
     runs = plan_runs(recipes, options.budget, options.seeds, options.runs, options.sources)
     num_complete = sum(run.is_complete for run in runs)
-    print(f"{len(runs)} runs, {num_complete} of them complete", flush=True)
+    say(f"{len(runs)} runs, {num_complete} of them complete")
 
     def announce(position: int, run: PlannedRun) -> None:
-        print(f"\n[{position}/{len(runs)}] {run.title}", flush=True)
+        say(f"\n[{position}/{len(runs)}] {run.title}")
 
     failed = train_runs(runs, announce)
     if failed:
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> None:
             f"{len(failed)} of {len(runs)} runs failed: {names}. Their messages are above; run "
             f"the same command to try them again, or only the first one: {command}"
         )
-    print(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
+    say(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
 
 
 def _choose(table: str, words: tuple[str, ...]) -> list[str]:

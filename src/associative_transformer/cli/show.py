@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from associative_transformer.cli.mistakes import find_similar, join_or
-from associative_transformer.cli.options import check_counts, check_output, parse
+from associative_transformer.cli.options import check_counts, check_output, parse, say
 from associative_transformer.data import DATA_SETS, DataConfig, HeldOut
 from associative_transformer.interface import UserError
 
@@ -70,10 +70,10 @@ def run(arguments: list[str]) -> None:
     images = options.data.denormalize(images)
     captions = [_caption(options.data, data, row) for row in rows]
     draw_sheet(images, captions, output, f"{name}: first test images")
-    print(f"written: {output}")
+    say(f"written: {output}")
     if options.pictures is not None:
         write_images(images, options.pictures)
-        print(f"written: {len(images)} images to {options.pictures}")
+        say(f"written: {len(images)} images to {options.pictures}")
 
 
 def _caption(config: DataConfig, data: HeldOut, row: Tensor) -> str:
