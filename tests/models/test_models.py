@@ -5,7 +5,7 @@ import doctest
 import importlib
 import json
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from associative_transformer.interface import ModelOutput
-from associative_transformer.models import MODELS, ModelConfig, build_model, load_model
+from associative_transformer.interface import ModelOutput, UserError
+from associative_transformer.models import (
+    MODELS,
+    ModelConfig,
+    build_model,
+    count_weights,
+    load_model,
+)
 from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiT, AiTConfig
 from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL, Dense
 from associative_transformer.models.pretrained import PretrainedModel
@@ -565,9 +571,30 @@ def test_a_missing_weight_is_an_error(saved: Path, missing: str) -> None:
     weights = load_file(saved / "model.safetensors")
     del weights[missing]
     save_file(weights, saved / "model.safetensors")
-    for load in (AiT.from_pretrained, load_model):
-        with pytest.raises(RuntimeError, match=missing):
-            load(saved)
+    with pytest.raises(RuntimeError, match=missing):
+        AiT.from_pretrained(saved)
+    with pytest.raises(UserError, match=f"the weights do not fit config.json .*{missing}"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "change", [{"depth": 10**9}, {"num_classes": 10**9}, {"embed_dim": 2**70}]
+)
+def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_built(
+    saved: Path, change: dict[str, int]
+) -> None:
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"the weights do not fit config.json \(it describes"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("config", TINY.values(), ids=TINY)
+def test_the_weights_are_counted_without_building_the_model(config: Any) -> None:  # noqa: ANN401
+    for depth in (1, 4) if "depth" in {field.name for field in fields(config)} else ():
+        deep = replace(config, depth=depth)
+        state = build_model(deep).state_dict()
+        assert count_weights(deep) == sum(value.numel() for value in state.values())
 
 
 def test_an_unknown_weight_is_an_error(saved: Path) -> None:

@@ -110,13 +110,13 @@ class PretrainedModel(
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def read_config(path: str | Path, **options: Any) -> str:  # noqa: ANN401
+def read_config(path: str | Path, **options: Any) -> bytes:  # noqa: ANN401
     """Read `config.json` from a folder, or from the hub with the options of `from_pretrained`.
 
     Raises FileNotFoundError, or an error of the hub's client, if there is none.
     """
     if Path(path).is_dir():
-        return (Path(path) / CONFIG_NAME).read_text()
+        return (Path(path) / CONFIG_NAME).read_bytes()
     names = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
     download_options = {name: value for name, value in options.items() if name in names}
-    return Path(hf_hub_download(str(path), CONFIG_NAME, **download_options)).read_text()
+    return Path(hf_hub_download(str(path), CONFIG_NAME, **download_options)).read_bytes()
