@@ -194,6 +194,33 @@ def test_a_fraction_of_zero_means_no_validation_and_an_empty_part_is_refused() -
         make_questions(30).split_validation(0.01)  # 90 questions
 
 
+@pytest.mark.parametrize(
+    ("counts", "fraction", "expected"),
+    [
+        ((200, 200, 5), 0.1, (20, 19, 1)),
+        ((50, 50), 0.2, (10, 10)),
+        ((6, 3), 0.34, (2, 1)),
+        ((30, 1), 0.1, (3, 0)),
+        ((5, 5, 5, 5, 5), 0.04, (0, 0, 0, 0, 1)),  # room for one only
+        ((2, 2, 8), 0.9, (1, 1, 7)),  # one image of each class stays
+        ((4, 0, 4), 0.5, (2, 0, 2)),
+    ],
+)
+def test_a_stratified_validation_split_keeps_the_share_of_each_class(
+    counts: tuple[int, ...], fraction: float, expected: tuple[int, ...]
+) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    split = Split(labels, torch.arange(len(labels)) + 100, RowLoader())
+    train, validation = split.split_validation(fraction, is_stratified=True)
+    assert validation is not None
+    size = len(counts)
+    assert tuple(validation.labels.bincount(minlength=size).tolist()) == expected
+    assert sorted(train.rows.tolist() + validation.rows.tolist()) == split.rows.tolist()
+    again = split.split_validation(fraction, is_stratified=True)[1]
+    assert again is not None
+    assert torch.equal(again.rows, validation.rows)
+
+
 def test_a_validation_split_does_not_change_the_augmentation_of_other_images() -> None:
     whole = make_split(50)
     train, _ = whole.split_validation(0.2)

@@ -1,13 +1,18 @@
 """Image data sets of class folders and parquet files, decoding, and error messages."""
 
+import hashlib
 import io
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,9 +25,11 @@ from associative_transformer.data import (
     DataSet,
     ImagesConfig,
     Split,
+    SplitsConfig,
     TriangleConfig,
     decode_image,
 )
+from associative_transformer.data.listing import print_once
 from associative_transformer.interface import PADDING, Batch, UserError
 
 CPU = torch.device("cpu")
@@ -31,6 +38,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    print_once.cache_clear()
 
 
 def random_image(width: int = 8, height: int = 8, mode: str = "RGB") -> Image.Image:
@@ -503,3 +511,193 @@ def test_the_test_triangles_can_be_generated_alone() -> None:
     triangles = TriangleConfig(num_train=4, num_test=12)
     whole = images(triangles.load(CPU).test.eval_batches(5))
     assert torch.equal(images(triangles.load_test(CPU).test.eval_batches(5)), whole)
+
+
+def test_only_the_test_images_are_needed_to_load_them(folder: Path, tmp_path: Path) -> None:
+    whole = images(load(folder).test.eval_batches(4))
+    shutil.rmtree(folder / "train")
+    held_out = config(folder).load_test(CPU)
+    assert torch.equal(images(held_out.test.eval_batches(4)), whole)
+    shutil.rmtree(folder / "test/dog")
+    assert config(folder).load_test(CPU).class_names == ("cat",)
+    with pytest.raises(UserError, match="has no training split, only test"):
+        load(folder)
+    features = {"x": datasets.Image(), "y": datasets.ClassLabel(names=["a", "b"])}
+    make_parquet(tmp_path / "p", "test", {"x": [random_image()], "y": [1]}, **features)
+    assert config(tmp_path / "p").load_test(CPU).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_stored_validation_split_is_used_if_there_is_a_test_split(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(folder, **{name: {"cat": 3, "dog": 2}})
+    data = load(folder)
+    assert data.validation is not None
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [25, 5, 7]
+    first = next(data.validation.eval_batches(1)).images[0]
+    assert torch.equal(first, config(folder).load_image(folder / name / "cat/0.png"))
+    assert capsys.readouterr().err == ""
+    limited = load(folder, limit=2)
+    assert limited.validation is not None
+    assert len(limited.validation) == 2
+    with pytest.raises(UserError, match=r"has a validation split: omit --data\.val-fraction, or"):
+        load(folder, val_fraction=0.2)
+    old = load(folder, val_fraction=0.2, splits=SplitsConfig(validation="random"))
+    assert old.validation is not None
+    assert (len(old.train), len(old.validation)) == (20, 5)
+    assert f"which are not used: {name}\n" in capsys.readouterr().err
+
+
+def test_without_a_test_split_the_validation_split_is_the_test_set(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", train={"a": 3, "b": 3}, val={"a": 2, "b": 1})
+    data = load(folder, val_fraction=0.5)
+    assert data.validation is not None
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [3, 3, 3]
+
+
+def test_the_test_split_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(folder, val={"cat": 2, "dog": 1}, dev={"cat": 1, "dog": 1})
+    data = load(folder, splits=SplitsConfig(test_split="val"))
+    assert (len(data.test), data.validation) == (3, None)
+    assert "which are not used: test\n" in capsys.readouterr().err
+    data = load(folder, splits=SplitsConfig(test_split="dev"))
+    assert data.validation is not None
+    assert (len(data.test), len(data.validation)) == (2, 3)
+    assert len(config(folder, splits=SplitsConfig(test_split="dev")).load_test(CPU).test) == 2
+    with pytest.raises(UserError, match="has no final split, only"):
+        load(folder, splits=SplitsConfig(test_split="final"))
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_test_split_without_labels_is_replaced_by_the_validation_split(
+    label: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = {"x": datasets.Image(), "y": datasets.ClassLabel(names=["a", "b"])}
+    two, root = [random_image(), random_image()], tmp_path / "p"
+    for split, labels in (("train", [0, 1]), ("validation", [1, 0]), ("test", [label] * 2)):
+        make_parquet(root, split, {"x": two, "y": labels}, **features)
+    data = load(root)
+    assert (data.test.labels.tolist(), data.validation) == ([1, 0], None)
+    assert config(root).load_test(CPU).test.labels.tolist() == [1, 0]
+    sentence = f"the test split of {root} has no labels (-1 throughout) and is not used"
+    assert sentence in capsys.readouterr().err.splitlines()
+    with pytest.raises(UserError, match=r"test split of .* has no labels \(-1 throughout\): use"):
+        load(root, splits=SplitsConfig(test_split="test"))
+    make_parquet(root, "train", {"x": two, "y": [label] * 2}, **features)
+    with pytest.raises(UserError, match=r"train split of .* has no labels \(-1 throughout\): use"):
+        load(root)
+
+
+@pytest.mark.parametrize("setting", [{"test_split": "train"}, {"test_split": ""}, {"config": ""}])
+def test_an_impossible_choice_of_splits_is_refused(setting: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must not be"):
+        SplitsConfig(**setting)
+
+
+def test_a_random_validation_split_keeps_the_share_of_each_class(tmp_path: Path) -> None:
+    folder = make_folder(
+        tmp_path / "set", train={"a": 40, "b": 40, "rare": 3}, test={"a": 1, "b": 1, "rare": 1}
+    )
+    data = load(folder, val_fraction=0.1)
+    assert data.validation is not None
+    assert sorted(data.validation.labels.bincount().tolist()) == [1, 3, 4]
+    old = load(folder, val_fraction=0.1, splits=SplitsConfig(validation="random"))
+    assert old.validation is not None
+    order = np.random.default_rng(0).permutation(83)  # as in version 0.1
+    assert old.validation.rows.tolist() == sorted(order[:8].tolist())
+
+
+def paths_in_parquet(root: Path, *paths: str) -> Path:
+    """Make a data set whose first training images are given by their paths only."""
+    features = {"x": datasets.Image(), "y": datasets.ClassLabel(names=["a", "b"])}
+    cells: list[Any] = [{"bytes": None, "path": path} for path in paths]
+    cells += [{"bytes": encoded(random_image()), "path": "/gone.png"}] * 2
+    labels = [i % 2 for i in range(len(cells))]
+    schema = datasets.Features(features).arrow_schema  # the library would store the bytes
+    pq.write_table(pa.table({"x": cells, "y": labels}, schema), root / "train.parquet")
+    make_parquet(root, "test", {"x": cells[-2:], "y": [0, 1]}, **features)
+    return root
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_images_that_a_parquet_file_refers_to_must_be_inside_its_folder(
+    is_inside: bool, tmp_path: Path
+) -> None:
+    root, image = tmp_path / "p", random_image()
+    inside, outside = root / "images/1.png", tmp_path / "secret/1.png"
+    for path in (inside, outside):
+        path.parent.mkdir(parents=True)
+        image.save(path)
+    for name, target in (("good.png", inside), ("bad.png", outside)):
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "pipe.png")
+    if is_inside:
+        paths = [str(inside), "images/1.png", "good.png", str(root / "good.png")]
+        data = load(paths_in_parquet(root, *paths))
+        stored = next(data.train.eval_batches(4)).images
+        assert torch.equal(stored, config(root).load_image(inside).expand(4, -1, -1, -1))
+        return
+    escapes = [str(outside), "../secret/1.png", "bad.png", str(root / "bad.png"), "pipe.png"]
+    escapes += ["images", "gone.png", "/etc/passwd", "/dev/zero", "http://localhost/1.png"]
+    escapes += ["\0", "x" * 5000, "loop.png"]
+    (root / "loop.png").symlink_to(root / "loop.png")
+    with pytest.raises(UserError, match="which is not a file inside the data set: store"):
+        load(paths_in_parquet(root, *escapes))
+    data = load(root, on_error="skip")
+    assert (len(data.train), data.num_skipped) == (2, len(escapes))
+
+
+def test_a_digest_covers_the_pixels_of_every_split(folder: Path) -> None:
+    make_folder(folder, val={"cat": 1, "dog": 1})
+    before, test_before = load(folder).digest, config(folder).load_test(CPU).digest
+    assert before == load(folder, memory_budget=0.0).digest
+    assert before.endswith("-images")
+    for file in (folder / "train/cat/0.png", folder / "val/dog/0.png", folder / "test/cat/3.png"):
+        content = file.read_bytes()
+        random_image().save(file)
+        assert load(folder).digest != before
+        is_test = file.is_relative_to(folder / "test")
+        assert (config(folder).load_test(CPU).digest != test_before) == is_test
+        file.write_bytes(content)
+    shutil.move(folder, folder.with_name("moved"))
+    assert load(folder.with_name("moved")).digest == before
+
+
+def test_a_digest_of_version_0_1_covers_only_labels(folder: Path) -> None:
+    data = load(folder)
+    old = data.digest_like("0" * 64)
+    labels = (split.labels.numpy().tobytes() for split in (data.train, data.test))
+    assert old == hashlib.sha256(b"('cat', 'dog')" + b"|".join(labels)).hexdigest()
+    assert data.digest_like(data.digest) == data.digest
+    random_image().save(folder / "train/cat/0.png")
+    assert load(folder).digest_like(old) == old
+
+
+def test_a_digest_covers_a_sample_of_a_large_image(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", train={"a": 1, "b": 1}, test={"a": 1, "b": 1})
+    file = folder / "train/a/0.png"
+    content = file.read_bytes() + bytes(100_000)  # readers ignore what follows an image
+    digests = set()
+    for changed in (None, 0, 34_000, 67_000, len(content) - 1, 20_000):
+        changed_content = bytearray(content)
+        if changed is not None:
+            changed_content[changed] ^= 1
+        file.write_bytes(changed_content)
+        table = load(folder, memory_budget=0.0).digest
+        digests.add(table)
+    assert len(digests) == 5  # the last change is between the pieces of the sample
+    file.write_bytes(content + b"0")
+    assert load(folder, memory_budget=0.0).digest not in digests
+
+
+def test_a_digest_is_the_same_for_equal_files_in_a_folder_and_in_parquet(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", train={"a": 2, "b": 2}, test={"a": 1, "b": 1})
+    features = {"x": datasets.Image(), "y": datasets.ClassLabel(names=["a", "b"])}
+    for split in ("train", "test"):
+        files = sorted((folder / split).glob("*/*.png"))
+        cells = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        labels = [int(file.parent.name == "b") for file in files]
+        make_parquet(tmp_path / "p", split, {"x": cells, "y": labels}, **features)
+    assert load(folder).digest == load(tmp_path / "p").digest
+    assert load(folder, limit=2).digest == load(tmp_path / "p", limit=2).digest

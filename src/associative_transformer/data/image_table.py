@@ -6,6 +6,7 @@ Dims     N images   C channels   S side of the square image
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,12 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from associative_transformer.data.decoding import UnreadableImage, decode_image, open_image, to_tensor
+from associative_transformer.data.decoding import (
+    UnreadableImage,
+    decode_image,
+    open_image,
+    to_tensor,
+)
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
@@ -109,9 +115,10 @@ class ImageTable:
         if self.roots is None:
             return Path(path)
         for root in self.roots:
-            file = (root / path).resolve()
-            if file.is_relative_to(root.resolve()) and file.is_file():
-                return file
+            with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, a loop
+                file = (root / path).resolve()
+                if file.is_relative_to(root.resolve()) and file.is_file():
+                    return file
         raise UserError(
             f"{self.name} refers to {path!r}, which is not a file inside the data set: store the "
             "bytes of its images instead, or copy the file there"
