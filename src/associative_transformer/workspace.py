@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from associative_transformer import kernels
@@ -27,6 +27,7 @@ from associative_transformer.kernels.over_ranks import Pool
 from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.kernels.protected_copy import protected_copy
 
+MAX_BETA = 1e6  # far beyond the point where each token retrieves one attractor
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
 and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
@@ -78,8 +79,8 @@ class WorkspaceConfig:
             raise ValueError(f"bottleneck must be at least 1 (or None), not {self.bottleneck}")
         if not 0 < self.smoothing <= 1:
             raise ValueError(f"smoothing must be in (0, 1], not {self.smoothing}")
-        if not 0 < self.beta < math.inf:
-            raise ValueError(f"beta must be positive, not {self.beta}")
+        if not 0 < self.beta <= MAX_BETA:
+            raise ValueError(f"beta must be positive and at most {MAX_BETA:g}, not {self.beta}")
         if not 0 <= self.balance_weight < math.inf:
             raise ValueError(f"balance_weight must be 0 or positive, not {self.balance_weight}")
         if not 0 <= self.dropout < 1:
@@ -155,6 +156,7 @@ class GlobalWorkspace(nn.Module):
     ) -> None:
         super().__init__()
         c = self.config = config or WorkspaceConfig()
+        self.embed_dim = embed_dim
         self.attend = attend
         self.merge: Merge = getattr(attend, "merge", _identity) if merge is None else merge
         self.reader = reader
@@ -170,6 +172,7 @@ class GlobalWorkspace(nn.Module):
         self.register_buffer("priors", torch.randn(c.num_priors, c.prior_dim))  # gamma
 
     def forward(self, u: Float[Tensor, "B N E"]) -> WorkspaceOutput:
+        check_shape("tokens", u, "B", "N", self.embed_dim)
         if not self.training:  # the memory is frozen: nothing competes, nothing is written
             return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
         written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
@@ -239,6 +242,24 @@ class GlobalWorkspace(nn.Module):
             w_k, w_v = columns.view(2, c.num_heads, c.prior_dim, -1)
         # a detached write gives W^V no gradient at all, rather than one of zeros
         return Sources(tokens, w_k, w_v if is_differentiable else w_v.detach())
+
+
+def check_shape(name: str, x: Shaped[Tensor, "*any"], *sizes: int | str) -> None:
+    """Raise ValueError if a tensor is empty, holds integers, or does not have the given sizes.
+
+    A letter stands for any size.
+    """
+    shape, wanted = tuple(x.shape), f"({', '.join(map(str, sizes))})"
+    pairs = zip(shape, sizes, strict=False)
+    if len(shape) != len(sizes) or any(isinstance(b, int) and a != b for a, b in pairs):
+        remedy = f": pass {name}[None]" if len(shape) == len(sizes) - 1 else ""
+        raise ValueError(f"{name} must have shape {wanted}, not {shape}{remedy}")
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty: shape {wanted} is expected, not {shape}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating-point numbers of shape {wanted}, not {x.dtype} {shape}"
+        )
 
 
 def _identity(written: Float[Tensor, "M D"], pool: Pool) -> Float[Tensor, "M D"]:

@@ -191,6 +191,18 @@ def test_a_hook_registered_after_compiling_takes_effect() -> None:
         assert_close(ours, theirs)
 
 
+def test_the_checks_of_inputs_do_not_tie_the_graph_to_a_batch_size() -> None:
+    model = build_model(CONFIGS["dense"]).eval()
+    fast = compiled(model, "eager")
+    for size in (4, 6, 9):
+        inputs, _ = batch(model.config, size)
+        for x in inputs:
+            torch._dynamo.mark_dynamic(x, 0)
+        stance = "default" if size == 4 else "fail_on_recompile"
+        with torch.no_grad(), torch.compiler.set_stance(stance):
+            assert_close(fast(*inputs)[0], model(*inputs).logits)
+
+
 def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: Path) -> None:
     recipe = find_recipe("triangle-ait-tiny")
     experiment = replace(

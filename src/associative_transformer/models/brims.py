@@ -244,7 +244,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
         c = self.config
-        check_inputs(images, questions, c.image_size, takes_questions=False)
+        check_inputs(images, questions, c.image_size, c.num_channels)
         x = dropout(self.embed(self.read(images)).flatten(2), c.dropout, self.training)
         x = x @ self.recurrence.to_kv[0][1]  # (T, B, A)
         shape = (c.depth, 2, c.num_modules, len(images), c.module_dim)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from associative_transformer.workspace import check_shape
+
 Output = TypeVar("Output")
 Positions = Literal["none", "learned"]
 
@@ -33,19 +35,25 @@ class PatchTokens(nn.Module):
     class_token: nn.Parameter | None  # (1, E)
 
     def __init__(
-        self, image_size: int, patch_size: int, has_question: bool, use_class_token: bool
+        self,
+        image_size: int,
+        patch_size: int,
+        num_channels: int,
+        question_dim: int,
+        use_class_token: bool,
     ) -> None:
         super().__init__()
-        self.image_size, self.patch_size = image_size, patch_size
+        self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels
+        self.question_dim = question_dim
         self.num_patches = (image_size // patch_size) ** 2
-        self.num_tokens = self.num_patches + has_question + use_class_token
+        self.num_tokens = self.num_patches + (question_dim > 0) + use_class_token
 
     def forward(
         self,
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B N E"]:
-        check_inputs(images, questions, self.image_size, self.question is not None)
+        check_inputs(images, questions, self.image_size, self.num_channels, self.question_dim)
         tokens = [self.patches(patchify(images, self.patch_size))]
         if self.question is not None:
             tokens.insert(0, self.question(questions)[:, None])
@@ -70,7 +78,7 @@ class TokenEmbed(PatchTokens):
         pos: Positions = "none",
         use_class_token: bool = False,
     ) -> None:
-        super().__init__(image_size, patch_size, question_dim > 0, use_class_token)
+        super().__init__(image_size, patch_size, num_channels, question_dim, use_class_token)
         self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
         self.question = _normalized_linear(question_dim, embed_dim) if question_dim else None
         self.class_token = _small_normal(1, embed_dim) if use_class_token else None
@@ -99,7 +107,7 @@ class LinearTokenEmbed(PatchTokens):
         question_dim: int = 0,
         use_class_token: bool = False,
     ) -> None:
-        super().__init__(image_size, patch_size, question_dim > 0, use_class_token)
+        super().__init__(image_size, patch_size, num_channels, question_dim, use_class_token)
         self.patches = nn.Linear(patch_size**2 * num_channels, embed_dim)
         self.question = nn.Linear(question_dim, embed_dim) if question_dim else None
         self.class_token = nn.Parameter(torch.randn(1, embed_dim)) if use_class_token else None
@@ -199,16 +207,22 @@ def check_inputs(
     images: Float[Tensor, "B C H W"],
     questions: Float[Tensor, "B Q"] | None,
     image_size: int,
-    takes_questions: bool,
+    num_channels: int,
+    question_dim: int = 0,
 ) -> None:
-    """Raise ValueError if images have the wrong size, or questions are missing or unexpected."""
-    height, width = images.shape[-2:]
-    if (height, width) != (image_size, image_size):
-        size = f"{image_size}x{image_size}"
-        raise ValueError(f"images are {height}x{width} but the model takes {size}")
-    if takes_questions != (questions is not None):
-        takes = "a question with each image" if takes_questions else "no questions"
-        raise ValueError(f"this model takes {takes}")
+    """Raise ValueError if images or questions do not have the shape and type of the model."""
+    check_shape("images", images, "B", num_channels, image_size, image_size)
+    if questions is None and question_dim:
+        raise ValueError(f"the model takes questions of shape (B, {question_dim}), but got none")
+    if questions is None:
+        return
+    if not question_dim:
+        raise ValueError(
+            f"the model takes no questions, but got some of shape {tuple(questions.shape)}"
+        )
+    check_shape("questions", questions, "B", question_dim)
+    if len(questions) != len(images):
+        raise ValueError(f"got {len(questions)} questions for {len(images)} images")
 
 
 def check_sizes(config: object) -> None:
@@ -227,6 +241,11 @@ def check_sizes(config: object) -> None:
             raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:
         raise ValueError(f"mlp_ratio must be positive, not {sizes['mlp_ratio']}")
+    if "mlp_ratio" in sizes and round(sizes["embed_dim"] * sizes["mlp_ratio"]) < 1:
+        raise ValueError(
+            f"mlp_ratio {sizes['mlp_ratio']} makes the feed-forward 0 wide with embed_dim "
+            f"{sizes['embed_dim']}: choose a larger one"
+        )
     if sizes["image_size"] % sizes.get("patch_size", 1):
         raise ValueError(
             f"patch_size {sizes['patch_size']} does not divide image_size {sizes['image_size']}"

@@ -224,7 +224,7 @@ class Luna(PretrainedModel, tags=["luna"]):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
-        check_inputs(images, questions, self.config.image_size, takes_questions=False)
+        check_inputs(images, questions, self.config.image_size, self.config.num_channels)
         x, p = self.embed(images)
         for block in self.blocks:
             x, p = run_block(block, x, p, recompute=self.recompute)

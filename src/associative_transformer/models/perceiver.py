@@ -222,7 +222,7 @@ class Perceiver(PretrainedModel, tags=["perceiver"]):
     def forward(
         self, images: Float[Tensor, "B C H W"], questions: Float[Tensor, "B Q"] | None = None
     ) -> ModelOutput:
-        check_inputs(images, questions, self.config.image_size, takes_questions=False)
+        check_inputs(images, questions, self.config.image_size, self.config.num_channels)
         data = self.embed(images)
         z = self.latents.expand(len(images), -1, -1)
         for i in range(self.config.depth):

@@ -151,7 +151,8 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
-        check_inputs(images, questions, self.config.image_size, self.config.question_dim > 0)
+        c = self.config
+        check_inputs(images, questions, c.image_size, c.num_channels, c.question_dim)
         if questions is None:
             questions = images.new_empty(len(images), 0)
         objects = self.find_objects(images)
@@ -217,7 +218,8 @@ class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
-        check_inputs(images, questions, self.config.image_size, self.config.question_dim > 0)
+        c = self.config
+        check_inputs(images, questions, c.image_size, c.num_channels, c.question_dim)
         grid = self.stem(images).flatten(1)
         x = grid if questions is None else torch.cat([grid, questions], dim=1)
         return ModelOutput(self.mlp(x), torch.zeros((), device=images.device))
