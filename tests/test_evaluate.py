@@ -143,7 +143,7 @@ def test_a_gpu_without_room_for_one_image_raises_an_error(
 
 def test_a_model_that_fails_returns_to_its_previous_mode() -> None:
     model, split = AiT(CONFIG), make_split(3)
-    with pytest.raises(ValueError, match="images are"):
+    with pytest.raises(ValueError, match="images must"):
         evaluate(model, [Batch(torch.zeros(1, 3, 8, 8), None, split.labels[:1])], 3)
     assert model.training
 
