@@ -16,6 +16,8 @@ from associative_transformer.data import (
     SortOfClevrConfig,
     TriangleConfig,
 )
+from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.questions import encode, parse_question
 from associative_transformer.interface import UserError
 from associative_transformer.models.ait import AiT, AiTConfig
@@ -115,6 +117,30 @@ def test_an_unreadable_image_stops_prediction_or_is_skipped_and_counted(
         paths_of([tmp_path], batch_size=2)
     assert paths_of([tmp_path], batch_size=2, on_error="skip") == good  # one batch is empty
     assert "3 unreadable images were skipped" in capsys.readouterr().err
+
+
+def test_each_skipped_file_is_named_once_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(tmp_path / "a.png")
+    bad = tmp_path / "b.png"
+    bad.write_bytes(b"not an image")
+    skipped: list[UnreadableImage] = []
+    paths = [tmp_path, bad, bad]
+    assert list(predict_files(AiT(CONFIG), paths, DATA, 1, "skip", skipped=skipped))
+    assert [error.name for error in skipped] == [str(bad)]
+    err = capsys.readouterr().err
+    assert err.count("b.png") == 1 and f"{bad} (not an image in PNG, JPEG" in err
+
+
+def test_only_the_first_skipped_files_are_named_on_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name_skipped([UnreadableImage(f"{i}\x1b[2J", "it is empty") for i in range(1000)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "1,000 unreadable images were skipped:"
+    assert lines[1] == "  0\\x1b[2J (it is empty)"
+    assert (len(lines), lines[-1]) == (22, "  and 980 more")
 
 
 def test_only_one_batch_of_images_is_read_at_a_time(
@@ -238,6 +264,13 @@ def test_a_row_contains_path_question_and_classes_by_probability(
     names = ["path", *["question"] * len(columns)]
     assert header == [*names, "class_1", "probability_1", "class_2", "probability_2"]
     assert rows == [["a, b.png", *columns, "no, or so", "0.625000", "2", "0.250000"]] * 2
+
+
+def test_json_is_an_array_of_the_same_objects_as_lines_of_json() -> None:
+    assert json.loads(write("json")) == [json.loads(x) for x in write("jsonl").splitlines()]
+    file = io.StringIO()
+    write_predictions([], CLASSES, 5, "json", file)
+    assert json.loads(file.getvalue()) == []
 
 
 @pytest.mark.parametrize("question", [None, 'shape of the "red" one, please'])

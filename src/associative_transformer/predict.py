@@ -6,7 +6,6 @@ Dims     O classes
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,10 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from associative_transformer.data import SUFFIXES, DataConfig, list_files
+from associative_transformer.data import DataConfig, list_images
+from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.questions import Questions, encode
+from associative_transformer.files import csv_text
 from associative_transformer.interface import UserError
-from associative_transformer.tabular import csv_text
 
 
 class Prediction(NamedTuple):
@@ -35,15 +36,17 @@ def predict_files(
     batch_size: int,
     on_error: Literal["stop", "skip"] = "stop",
     question: Questions | None = None,
+    skipped: list[UnreadableImage] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
     Images are prepared like the test images of `data`; the question, if any, is asked about each
     of them. Raises UserError if a path does not exist, a folder contains no image, or an image
-    cannot be read and `on_error` is "stop". With "skip", the number of unreadable images is
-    printed to stderr.
+    cannot be read and `on_error` is "stop". With "skip", the errors about unreadable images are
+    printed to stderr and added to `skipped`, once for each file.
     """
-    return _predict(model, _image_files(paths), data, batch_size, on_error, question)
+    skipped = [] if skipped is None else skipped
+    return _predict(model, _image_files(paths), data, batch_size, on_error, question, skipped)
 
 
 def _predict(
@@ -53,41 +56,43 @@ def _predict(
     batch_size: int,
     on_error: Literal["stop", "skip"],
     question: Questions | None,
+    skipped: list[UnreadableImage],
 ) -> Iterator[Prediction]:
     model.eval()
     device = next(model.parameters()).device
     vector = None if question is None else torch.from_numpy(encode(question)).to(device)
-    num_skipped = 0
     for start in range(0, len(files), batch_size):
         readable, images = [], []
         for path in files[start : start + batch_size]:
             try:
                 images.append(data.load_image(path))
                 readable.append(path)
-            except UserError as error:
+            except UnreadableImage as error:
                 if on_error == "stop":
-                    raise UserError(f"{error}, or pass --on-error skip") from error
-                num_skipped += 1
+                    option = "--on-error skip"
+                    raise UnreadableImage(error.name, error.reason, option) from error
+                if error.name not in (earlier.name for earlier in skipped):
+                    skipped.append(error)
         if images:
             with torch.inference_mode():
                 questions = None if vector is None else vector.expand(len(images), -1)
                 logits = model(torch.stack(images).to(device), questions).logits
                 probabilities = logits.float().softmax(dim=-1).cpu()
             yield from map(Prediction, readable, probabilities)
-    if num_skipped:
-        print(f"{num_skipped} unreadable images were skipped", file=sys.stderr)
+    name_skipped(skipped)
 
 
 def write_predictions(
     predictions: Iterable[Prediction],
     classes: Sequence[str],
     top: int,
-    file_format: Literal["csv", "jsonl"],
+    file_format: Literal["csv", "json", "jsonl"],
     file: io.TextIOBase,
     question: str | None = None,
 ) -> None:
-    """Write the `top` most probable classes of each image as a row of CSV or a line of JSON.
+    """Write the `top` most probable classes of each image.
 
+    Each image is a row of CSV, an object in an array (json) or an object on its own line (jsonl).
     The question, if any, follows the path.
     """
     question_column = {} if question is None else {"question": question}
@@ -96,6 +101,7 @@ def write_predictions(
     if file_format == "csv":
         columns = [f"{name}_{i}" for i in range(1, top + 1) for name in ("class", "probability")]
         table.writerow(["path", *question_column, *columns])
+    end = "[\n"  # of the text before the next object in an array
     for path, probabilities in predictions:
         best = [(classes[i], float(probabilities[i])) for i in probabilities.topk(top).indices]
         if file_format == "csv":
@@ -104,7 +110,13 @@ def write_predictions(
         else:
             answers = [{"class": name, "probability": p} for name, p in best]
             line = {"path": str(path), **question_column, "predictions": answers}
-            print(json.dumps(line), file=file)
+            if file_format == "json":
+                file.write(end + json.dumps(line))
+                end = ",\n"
+            else:
+                print(json.dumps(line), file=file)
+    if file_format == "json":
+        file.write("[]\n" if end == "[\n" else "\n]\n")
 
 
 def _image_files(paths: Iterable[Path]) -> list[Path]:
@@ -112,10 +124,7 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            images = sorted(path / p for p in list_files(path) if p.suffix.lower() in SUFFIXES)
-            if not images:
-                raise UserError(f"there are no images in {path}: pass another folder")
-            files += images
+            files += list_images(path)
         elif path.exists():
             files.append(path)
         else:

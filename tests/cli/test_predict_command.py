@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +93,63 @@ def test_predict_skips_unreadable_images_on_request(ait: Ait, runs: Path, tmp_pa
     assert done.code == 0
     assert "1 unreadable images were skipped" in done.err
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + 9
+    (skipped,) = map(json.loads, (tmp_path / "out.csv.skipped.jsonl").read_text().splitlines())
+    assert skipped["image"] == str(images / "red" / "2.png")
+    assert skipped["reason"].startswith("not an image in PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "kind"),
+    [
+        ("x.json", [], "json"),
+        ("x.JSON", [], "json"),
+        ("x.jsonl", [], "jsonl"),
+        ("x.csv", [], "csv"),
+        ("x.txt", [], "csv"),
+        ("x.csv", ["--format", "json"], "json"),
+        ("x.json", ["--format", "csv"], "csv"),
+    ],
+)
+def test_the_extension_of_the_output_selects_its_format(
+    name: str, flags: list[str], kind: str, ait: Ait, trained: Path, tmp_path: Path
+) -> None:
+    images = trained / "images" / "test"
+    done = ait("predict", trained / "colors" / "0", images, "--output", name, *flags)
+    assert (done.code, done.out) == (0, "")
+    text = (tmp_path / name).read_text()
+    if kind == "csv":
+        assert len(list(csv.DictReader(text.splitlines()))) == 10
+    else:
+        rows = json.loads(text) if kind == "json" else [*map(json.loads, text.splitlines())]
+        assert [len(row["predictions"]) for row in rows] == [2] * 10
+
+
+def test_a_list_of_skipped_images_never_replaces_an_input(
+    ait: Ait, runs: Path, tmp_path: Path
+) -> None:
+    image = shutil.copy(runs / "images" / "test" / "red" / "0.png", "out.csv.skipped.jsonl")
+    before = Path(image).read_bytes()
+    flags = ("--output", "out.csv", "--on-error", "skip")
+    assert_refused(ait("predict", runs / "colors" / "0", image, *flags), "would replace an input")
+    assert Path(image).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_any_encoding_of_the_terminal_will_do(runs: Path, tmp_path: Path) -> None:
+    folder, images = runs / "colors" / "0", tmp_path / "изображения"
+    images.mkdir()
+    shutil.copy(runs / "images" / "test" / "red" / "0.png", images / "Café 🐈.png")
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    result["classes"] = ["голубой", "rouge é"]
+    (folder / "result.json").write_text(json.dumps(result), "utf-8")
+    command = [sys.executable, "-m", "associative_transformer", "predict", folder, images]
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, env=env, capture_output=True, check=True)
+    assert b"rouge \xe9" in done.stdout and b"Caf\xe9" in done.stdout
+    assert rb"\u0433\u043e\u043b" in done.stdout and b"Traceback" not in done.stderr
+    subprocess.run([*command, "--output", tmp_path / "out.csv"], env=env, check=True)
+    text = (tmp_path / "out.csv").read_text("utf-8")
+    assert "голубой" in text and "изображения/Café 🐈.png" in text
 
 
 @pytest.mark.parametrize(

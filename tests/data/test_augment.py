@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
 from associative_transformer.data.augment import Preparation, crop_and_flip, draw_crops
+from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
 from associative_transformer.interface import UserError
 
@@ -147,7 +148,7 @@ def test_loading_does_not_advance_the_generator_of_the_training_loop(
 def broken_at(*broken: int) -> Callable[[int, int | None], Tensor]:
     def read(row: int, seed: int | None) -> Tensor:
         if row in broken:
-            raise UserError(f"cannot read image {row}")
+            raise UnreadableImage(f"{row}", "it is broken")
         return torch.full((3, 2, 2), row % 256, dtype=torch.uint8)
 
     return read
@@ -158,7 +159,7 @@ def test_an_unreadable_image_stops_the_stream_with_its_own_message(num_workers: 
     loader = StreamingLoader(broken_at(7), 12, num_workers, Preparation(MEAN, STD))
     batches = loader.load(ROWS, None)
     next(batches)
-    with pytest.raises(UserError, match=r"\Acannot read image 7\Z"):
+    with pytest.raises(UserError, match=r"\Acannot read the image 7 \(it is broken\): rep[^:]*\Z"):
         next(batches)
 
 
@@ -166,16 +167,17 @@ def test_an_unreadable_image_stops_the_stream_with_its_own_message(num_workers: 
 def test_unreadable_images_are_left_out_on_request(num_workers: int) -> None:
     images = torch.zeros(600, 3, 2, 2, dtype=torch.uint8)
     broken = [0, 255, 256, 599]
-    rows = read_once(broken_at(*broken), 600, num_workers, "skip", images)
+    rows, skipped = read_once(broken_at(*broken), 600, num_workers, "skip", images)
     assert rows.tolist() == [row for row in range(600) if row not in broken]
+    assert [error.name for error in skipped] == [str(row) for row in broken]
     assert torch.equal(images[rows, 0, 0, 0], (rows % 256).byte())
-    with pytest.raises(UserError, match="cannot read image 255"):
+    with pytest.raises(UserError, match="cannot read the image 255"):
         read_once(broken_at(255), 600, num_workers, "stop")
 
 
 def test_a_data_set_without_a_readable_image_has_no_rows() -> None:
-    assert read_once(broken_at(*range(5)), 5, 0, "skip").tolist() == []
-    assert read_once(broken_at(), 0, 0, "stop").tolist() == []
+    assert read_once(broken_at(*range(5)), 5, 0, "skip").rows.tolist() == []
+    assert read_once(broken_at(), 0, 0, "stop").rows.tolist() == []
 
 
 def test_images_reach_the_main_process_without_shared_memory(

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
+from associative_transformer.data.augment import RAW
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.dense import DenseConfig
@@ -146,6 +147,7 @@ IMAGES_CIRCUMSTANCES: list[dict[str, Any]] = [
     *CIRCUMSTANCES,
     {"data.source": "elsewhere"},
     {"data.splits.validation": "random"},
+    {"data.measured": RAW},
     {"data.num_workers": 0},
     {"data.memory_budget": 0.5},
 ]

@@ -14,6 +14,8 @@ from associative_transformer.cli.options import (
     parse,
 )
 from associative_transformer.data import DataConfig
+from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.data.listing import write_skipped
 from associative_transformer.data.questions import (
     Questions,
     answer_words,
@@ -39,12 +41,13 @@ class PredictOptions:
     """Question to ask about each image, such as "shape of the red object"; None: classify."""
     top: int = 5
     """Number of classes to write for each image, the most probable first."""
-    format: Literal["csv", "jsonl"] = "csv"
-    """CSV, or one JSON object per line."""
+    format: Literal["csv", "json", "jsonl"] | None = None
+    """CSV, a JSON array, or one JSON object per line; None: by the extension of OUTPUT, or CSV."""
     output: Path | None = None
-    """File to write; None: print to the terminal."""
+    """File to write, not a link; None: print to the terminal."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What to do with an unreadable image; skip: leave it out and report how many were skipped."""
+    """What to do with an unreadable image; skip: leave it out and list it, with the reason, in
+    OUTPUT.skipped.jsonl."""
     batch_size: int = 64
     """Images per batch."""
     device: str = "auto"
@@ -52,6 +55,22 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         check_counts(top=self.top, batch_size=self.batch_size)
+
+    @property
+    def file_format(self) -> Literal["csv", "json", "jsonl"]:
+        """The format of the output."""
+        if self.format is not None:
+            return self.format
+        suffix = "" if self.output is None else self.output.suffix.lower()
+        by_suffix: dict[str, Literal["json", "jsonl"]] = {".json": "json", ".jsonl": "jsonl"}
+        return by_suffix.get(suffix, "csv")
+
+    @property
+    def skip_list(self) -> Path | None:
+        """The file that lists skipped images; None without an output or if none are skipped."""
+        if self.output is None or self.on_error == "stop":
+            return None
+        return self.output.with_name(f"{self.output.name}.skipped.jsonl")
 
 
 def run(arguments: list[str]) -> None:
@@ -65,6 +84,8 @@ def run(arguments: list[str]) -> None:
             "there are no image files or folders to classify: pass IMAGES after the run folder"
         )
     check_output(options.output, *options.paths)
+    if options.skip_list is not None:
+        check_output(options.skip_list, *options.paths)
     device = choose_device(options.device)
     saved = load_run(options.run)
     model, data, classes = saved.model.to(device), saved.experiment.data, saved.classes
@@ -72,11 +93,14 @@ def run(arguments: list[str]) -> None:
     sentence = None
     if question is not None:
         (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
+    skipped: list[UnreadableImage] = []
     predictions = predict_files(
-        model, options.paths, data, options.batch_size, options.on_error, question
+        model, options.paths, data, options.batch_size, options.on_error, question, skipped
     )
     with open_output(options.output) as file:
-        write_predictions(predictions, classes, options.top, options.format, file, sentence)
+        write_predictions(predictions, classes, options.top, options.file_format, file, sentence)
+    if options.skip_list is not None:
+        write_skipped(skipped, options.skip_list)
 
 
 def _parse_question(sentence: str | None, data: DataConfig) -> Questions | None:

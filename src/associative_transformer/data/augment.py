@@ -4,12 +4,27 @@ Dims     N images of the data set   S steps   B batch   C channels   H height   
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How the pixels of three channels are normalized, after scaling them to [0, 1]."""
+
+    mean: tuple[float, float, float]
+    """The value subtracted from each channel."""
+    std: tuple[float, float, float]
+    """The value by which each channel is then divided."""
+
+
+RAW = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Leaves the pixels in [0, 1]."""
 
 
 def draw_crops(num_images: int, padding: int, seed: np.random.SeedSequence) -> Int[Tensor, "N 3"]:

@@ -4,6 +4,7 @@ Dims     N items   C channels   H height   W width
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from associative_transformer.data.augment import Preparation
+from associative_transformer.data.augment import RAW, Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.decoding import decode_image
 from associative_transformer.data.questions import QuestionType
@@ -92,7 +93,7 @@ class DataSetConfig(ABC):
         return {config.kind: config}
 
     @property
-    def mean(self) -> tuple[float, ...]:
+    def mean(self) -> tuple[float, ...] | Literal["auto"]:
         """The value subtracted from each channel, after scaling to [0, 1]."""
         return (0.0,) * self.input_size.num_channels
 
@@ -100,6 +101,19 @@ class DataSetConfig(ABC):
     def std(self) -> tuple[float, ...]:
         """The value by which each channel is then divided."""
         return (1.0,) * self.input_size.num_channels
+
+    @property
+    def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        """The mean and the standard deviation that are used."""
+        return RAW.mean if self.mean == "auto" else self.mean, self.std
+
+    def for_new_run(self: Config) -> Config:
+        """Return the configuration with which a new run loads its data."""
+        return self
+
+    def as_loaded(self: Config, data: DataSet) -> Config:
+        """Return the configuration with what was found out about the data, for a run folder."""
+        return self
 
     @property
     def display_name(self) -> str:
@@ -149,11 +163,11 @@ class DataSetConfig(ABC):
         Raises UserError if it cannot be read.
         """
         image = decode_image(path, self.input_size.image_size, self.image_mode)
-        return Preparation(self.mean, self.std).normalize(image[None])[0]
+        return Preparation(*self.normalization).normalize(image[None])[0]
 
     def denormalize(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         """Undo the normalization and return pixels in [0, 1]."""
-        return Preparation(self.mean, self.std, device=images.device).denormalize(images)
+        return Preparation(*self.normalization, device=images.device).denormalize(images)
 
     def original_image(self, split: Split, item: int) -> UInt8[np.ndarray, "C H W"]:
         """Return the image of an item as it was before normalization."""

@@ -39,8 +39,8 @@ class ImagesConfig(StoredImages):
     crop_padding: int = 4
     """Black pixels that "crop" adds to each side before cropping."""
     mean: tuple[float, float, float] | Literal["auto"] = (0.4914, 0.4822, 0.4465)
-    """Mean subtracted from each channel, after scaling the pixels to [0, 1]; auto: compute mean and
-    std from the training images, as is the default for images other than those of a short name."""
+    """Mean subtracted from each channel, after scaling the pixels to [0, 1]; auto: compute mean
+    and std from the training images, the default for other images than those of `name`."""
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
     """Standard deviation by which each channel is then divided."""
     measured: Annotated[Normalization | None, tyro.conf.Suppress] = field(
@@ -143,14 +143,10 @@ class ImagesConfig(StoredImages):
             check_labels(tables.train, tables.validation, train.labels, validation.labels)
         warn_of_contents(train, tables.train.name)
         data = DataSet(train, validation, test, tables.train.class_names, len(skipped))
-        data = data._replace(skipped=skipped)
+        data = data._replace(skipped=skipped, normalization=self.measured)
         if self.mean != "auto" or self.measured is not None:
             return data
-        normalization = measure(train)
-        for split in (train, validation, test):
-            if split is not None:
-                split.loader.preparation.normalize_by(normalization)
-        return data._replace(normalization=normalization)
+        return _normalized(data, measure(train))
 
     def load_test(self, device: torch.device) -> HeldOut:
         """Open only the test split, for which the training images need not be there."""
@@ -195,13 +191,12 @@ def _split(
     preparation = Preparation(*config.normalization, padding, device)
     crop = _random_crop(config.image_size) if config.augment == "resized_crop" else None
     read = ImageReader(table, config.image_size, crop)
-    rows, skipped = torch.arange(len(table)), ()
+    rows = torch.arange(len(table))
+    skipped: tuple[UnreadableImage, ...] = ()
     size = (len(table), 3, config.image_size, config.image_size)
     images = torch.zeros(size, dtype=torch.uint8) if is_resident else None
     if is_resident or config.on_error == "skip":
-        rows, skipped = read_once(
-            read, len(table), config.num_workers, config.on_error, images
-        )
+        rows, skipped = read_once(read, len(table), config.num_workers, config.on_error, images)
     loader = (
         StreamingLoader(read, len(table), config.num_workers, preparation)
         if images is None
@@ -209,6 +204,18 @@ def _split(
     )
     split = Split(table.labels[rows], rows, loader, image_digests=cache(table.image_digests))
     return split, skipped
+
+
+def _normalized(data: DataSet, normalization: Normalization) -> DataSet:
+    """Set the normalization that was computed from the training images."""
+    for split in (data.train, data.validation, data.test):
+        loader = None if split is None else split.loader
+        if isinstance(loader, ResidentLoader | StreamingLoader):
+            padding = loader.preparation.crop_padding
+            loader.preparation = Preparation(
+                normalization.mean, normalization.std, padding, loader.device
+            )
+    return data._replace(normalization=normalization)
 
 
 def _random_crop(image_size: int) -> Callable[[Image.Image], Image.Image]:

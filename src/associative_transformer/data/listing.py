@@ -1,14 +1,16 @@
 """List the files below a folder, and find the images among them by name or content."""
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
-from associative_transformer.data.decoding import FORMATS
+from associative_transformer.data.decoding import FORMATS, UnreadableImage
 from associative_transformer.distributed import is_first
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError, printable
 
 SUFFIXES = {
@@ -19,6 +21,8 @@ SUFFIXES = {
 BACKUPS = ("~", ".bak", ".orig", ".old", ".swp", ".tmp", ".part", ".partial")
 ARCHIVE_FOLDER = "__MACOSX"  # copies of the files' attributes in archives made on a Mac
 NUM_EXAMPLES = 3
+MAX_NAMED = 20
+"""Skipped images that are named on the terminal."""
 
 
 class LeftOut:
@@ -47,6 +51,23 @@ def print_once(sentence: str) -> None:
     """Print a sentence to stderr, once in each run and in the first process only."""
     if is_first():
         print(printable(sentence), file=sys.stderr)
+
+
+def name_skipped(skipped: Sequence[UnreadableImage]) -> None:
+    """Print the number of skipped images to stderr, with the names and reasons of the first."""
+    if not skipped or not is_first():
+        return
+    lines = [f"{len(skipped):,} unreadable images were skipped:"]
+    lines += [f"  {printable(f'{error.name} ({error.reason})')}" for error in skipped[:MAX_NAMED]]
+    if len(skipped) > MAX_NAMED:
+        lines.append(f"  and {len(skipped) - MAX_NAMED:,} more")
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def write_skipped(skipped: Sequence[UnreadableImage], path: Path) -> None:
+    """Write the name of each skipped image and the reason, one JSON object per line."""
+    rows = [json.dumps({"image": error.name, "reason": error.reason}) for error in skipped]
+    write_file(path, "".join(f"{row}\n" for row in rows).encode())
 
 
 def list_files(root: Path, left_out: LeftOut | None = None) -> list[Path]:

@@ -13,11 +13,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from associative_transformer.data.augment import Preparation
+from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 
 Read = Callable[[int, int | None], Tensor]
@@ -25,6 +26,21 @@ Read = Callable[[int, int | None], Tensor]
 
 DECODE_CHUNK = 256  # images that a worker returns at once
 _DEAD = re.compile(r"DataLoader worker \(pid")  # how torch starts its messages about dead workers
+
+
+class DecodedChunk(NamedTuple):
+    """Images without augmentation, and which of some rows they are."""
+
+    images: UInt8[Tensor, "M C H W"]
+    is_readable: Bool[Tensor, " R"]  # whether a row has an image, for each row of the slice
+    rows: slice
+
+
+class ReadableRows(NamedTuple):
+    """The rows of a data set that can be read, and the errors about the others."""
+
+    rows: Int[Tensor, " M"]
+    skipped: tuple[UnreadableImage, ...]
 
 
 class ResidentLoader:
@@ -41,6 +57,13 @@ class ResidentLoader:
         """Yield the batches of these rows, augmented if there is a seed."""
         images = (self.images[batch] for batch in rows.to(self.device))
         return self.preparation.batches(images, rows, len(self.images), seed)
+
+    def decode(self, rows: Int[Tensor, " M"]) -> Iterator[DecodedChunk]:
+        """Yield the images of these rows as they are stored."""
+        for start in range(0, len(rows), DECODE_CHUNK):
+            chunk = slice(start, start + DECODE_CHUNK)
+            images = self.images[rows[chunk].to(self.device)].cpu()
+            yield DecodedChunk(images, torch.ones(len(images), dtype=torch.bool), chunk)
 
 
 class StreamingLoader:
@@ -66,6 +89,19 @@ class StreamingLoader:
         images = (chunk.images for chunk in chunks)
         return self.preparation.batches(images, rows, self.num_images, seed)
 
+    def decode(self, rows: Int[Tensor, " M"]) -> Iterator[DecodedChunk]:
+        """Decode the images of these rows without a random crop; leave unreadable ones out."""
+        starts = range(0, len(rows), DECODE_CHUNK)
+        parts = [rows[start : start + DECODE_CHUNK].tolist() for start in starts]
+        start = 0
+        for part, chunk in zip(
+            parts, _read(_Rows(self.read), parts, self.num_workers, "skip"), strict=True
+        ):
+            is_readable = torch.tensor([error is None for error in chunk.errors])
+            if is_readable.any():
+                yield DecodedChunk(chunk.images, is_readable, slice(start, start + len(part)))
+            start += len(part)
+
 
 def read_once(
     read: Read,
@@ -73,42 +109,43 @@ def read_once(
     num_workers: int,
     on_error: Literal["stop", "skip"],
     images: UInt8[Tensor, "N C H W"] | None = None,
-) -> Int[Tensor, " M"]:
+) -> ReadableRows:
     """Decode a whole data set, into `images` if given, and return the rows that can be read.
 
     An unreadable image raises UserError, or is left out if `on_error` is "skip".
     """
     starts = range(0, num_images, DECODE_CHUNK)
     rows = [list(range(start, min(start + DECODE_CHUNK, num_images))) for start in starts]
-    readable = [torch.arange(0)]
+    readable, skipped = [torch.arange(0)], []
     chunks = _read(_Rows(read), rows, num_workers, on_error)
     for row, chunk in zip(rows, chunks, strict=True):
         is_readable = torch.tensor([error is None for error in chunk.errors])
+        skipped += [error for error in chunk.errors if error is not None]
         readable.append(torch.tensor(row)[is_readable])
         if images is not None and len(readable[-1]):
             images[readable[-1]] = chunk.images
-    return torch.cat(readable)
+    return ReadableRows(torch.cat(readable), tuple(skipped))
 
 
 class _Chunk(NamedTuple):
     images: Tensor  # only the readable ones
-    errors: list[UserError | None]  # one per row
+    errors: list[UnreadableImage | None]  # one per row
 
 
 class _Sent(NamedTuple):
     images: Tensor | np.ndarray  # in shared memory, or an array to be sent through a pipe
-    errors: list[UserError | None]
+    errors: list[UnreadableImage | None]
 
 
-class _Rows(Dataset[Tensor | UserError]):
+class _Rows(Dataset[Tensor | UnreadableImage]):
     def __init__(self, read: Read, seeds: np.ndarray | None = None) -> None:
         self.read = read
         self.seeds = seeds
 
-    def __getitem__(self, row: int) -> Tensor | UserError:
+    def __getitem__(self, row: int) -> Tensor | UnreadableImage:
         try:
             return self.read(row, None if self.seeds is None else int(self.seeds[row]))
-        except UserError as error:  # if raised, it would be wrapped in the worker's traceback
+        except UnreadableImage as error:  # raised, it would be wrapped in the worker's traceback
             return error
 
 
@@ -135,7 +172,7 @@ def _read(
         yield _Chunk(images if isinstance(images, Tensor) else torch.from_numpy(images), errors)
 
 
-def _from_workers(loader: "DataLoader[Tensor | UserError]") -> Iterator[_Sent]:
+def _from_workers(loader: "DataLoader[Tensor | UnreadableImage]") -> Iterator[_Sent]:
     """Yield what the workers send; raise UserError if they cannot start or if one has died."""
     try:
         chunks = iter(loader)
@@ -203,9 +240,9 @@ def _ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(items: list[Tensor | UserError]) -> _Sent:
+def _collate(items: list[Tensor | UnreadableImage]) -> _Sent:
     images = [item for item in items if isinstance(item, Tensor)]
-    errors = [item if isinstance(item, UserError) else None for item in items]
+    errors = [item if isinstance(item, UnreadableImage) else None for item in items]
     stacked = torch.stack(images) if images else torch.empty(0)
     if get_worker_info() is None:
         return _Sent(stacked, errors)

@@ -204,7 +204,7 @@ def _draw_questions(num_questions: int, rng: Generator) -> list[Int[np.ndarray, 
 
 def _split(config: SortOfClevrConfig, items: Items, device: torch.device) -> Split:
     scenes, picture, questions, answers = items
-    preparation = Preparation(config.mean, config.std, device=device)
+    preparation = Preparation(*config.normalization, device=device)
     loader = ResidentLoader(torch.from_numpy(draw_pictures(scenes)), preparation)
     vectors = torch.from_numpy(encode(questions))
     return Split(torch.from_numpy(answers), torch.from_numpy(picture), loader, vectors)

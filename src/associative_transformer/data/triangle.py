@@ -181,6 +181,6 @@ def _is_accepted(
 def _split(config: TriangleConfig, split: int, device: torch.device) -> Split:
     num_items = config.num_train if split == TRAIN else config.num_test
     images, labels, _ = generate_triangles(config, split, num_items)
-    preparation = Preparation(config.mean, config.std, device=device)
+    preparation = Preparation(*config.normalization, device=device)
     loader = ResidentLoader(torch.from_numpy(images)[:, None], preparation)
     return Split(torch.from_numpy(labels), torch.arange(num_items), loader)
