@@ -22,9 +22,8 @@ from torch.nn.functional import cross_entropy
 from associative_transformer import distributed
 from associative_transformer.data import DataSet, HeldOut, Share, Split
 from associative_transformer.data.questions import KINDS, NUM_SUBTYPES, TYPES, decode
-from associative_transformer.files import write_file
-from associative_transformer.interface import PADDING, Batch
-from associative_transformer.tabular import csv_text
+from associative_transformer.files import csv_text, write_file
+from associative_transformer.interface import PADDING, SHOWN, Batch
 
 MAX_GPU_BATCH = 16_384
 """Size of the first batch tried on a GPU; it is halved until a batch fits in memory."""
@@ -232,8 +231,11 @@ def save_evaluation(
     summary: dict[str, Any],
     classes: Sequence[str],
     folder: Path,
-) -> None:
-    """Write `evaluation.json` and `confusion.csv`.
+    suffix: str = "",
+) -> tuple[Path, Path]:
+    """Write `evaluation.json` and `confusion.csv`, and return both paths.
+
+    `suffix` is added to both names, for a test set other than that of the run.
 
     `evaluation.json` contains `summary` and the accuracy of each class. In `confusion.csv`, rows
     are true classes and columns are predicted classes.
@@ -241,10 +243,12 @@ def save_evaluation(
     shares = dict(zip(classes, evaluation.class_accuracy, strict=True))
     class_accuracy = {name: None if isnan(share) else share for name, share in shares.items()}
     content = json.dumps({**summary, "class_accuracy": class_accuracy}, indent=2)
-    write_file(folder / "evaluation.json", content.encode())
+    paths = folder / f"evaluation{suffix}.json", folder / f"confusion{suffix}.csv"
+    write_file(paths[0], content.encode())
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["true \\ predicted", *map(csv_text, classes)])
     for name, row in zip(classes, evaluation.confusion.tolist(), strict=True):
         table.writerow([csv_text(name), *row])
-    write_file(folder / "confusion.csv", buffer.getvalue().encode())
+    write_file(paths[1], buffer.getvalue().encode(errors=SHOWN))
+    return paths

@@ -1,13 +1,18 @@
-"""Atomic file writes, new folders, and the first error in the content of a file."""
+"""Atomic writes, limited reads, new folders, cells of CSV, and the first error in a file."""
 
 import errno
 import os
+import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from associative_transformer.interface import UserError
+
+FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # also full-width = + - @
+PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -30,6 +35,21 @@ def write_file(path: Path, content: bytes) -> None:
         is_full = error.errno == errno.ENOSPC
         hint = "free some space and try again" if is_full else "check the path and its permissions"
         raise UserError(f"cannot write {path}: {reason}; {hint}") from error
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; its size is checked first.
+
+    Raises OSError if it cannot be read, and ValueError if it is larger or not a regular file.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > max_bytes:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
+    return path.read_bytes()
 
 
 def make_folder(folder: Path) -> None:
@@ -55,3 +75,12 @@ def first_error(error: ValidationError, *prefix: str) -> str:
     location = ".".join([*prefix, *map(str, first["loc"])])
     message = first["msg"].removeprefix("Value error, ")
     return f"{location}: {message}" if location else message
+
+
+def csv_text(text: str) -> str:
+    """Return a text for a cell of CSV that no spreadsheet takes for a formula.
+
+    A text that starts with = + - @, a tab or a line end, and is not a number, gets a ' before it.
+    """
+    is_formula = FORMULA.match(text) and not PLAIN_NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text

@@ -5,6 +5,7 @@ Dims     B batch   C channels   H height   W width   Q question features   O cla
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,19 @@ def printable(name: str) -> str:
 def printable_lines(text: str) -> str:
     """Return lines of text for a terminal, with other control characters as escapes."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def _show(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return the bytes of a file name that is not UTF-8, or an escape of another character."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+SHOWN = "associative_transformer.shown"
+"""What to do with a character that an encoding lacks, for the argument `errors` of streams."""
+codecs.register_error(SHOWN, _show)
 
 
 class UserError(ValueError):

@@ -14,7 +14,14 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from associative_transformer import analysis, figures
-from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
+from associative_transformer.analysis import (
+    Analysis,
+    analyze,
+    load_analysis,
+    sample,
+    save_analysis,
+    storage,
+)
 from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.analysis.selection import SelectionStatistics
@@ -172,7 +179,7 @@ def test_every_analysis_that_applies_to_a_model_is_measured_saved_and_loaded(
     result = analyze(load_run(folder), folder, held_out, num_images=10)
     assert {name for name, result in result._asdict().items() if result is not None} == expected
     saved = {f"{name}.{ending}" for name in expected for ending in ("npz", "json")}
-    assert {file.name for file in (folder / "analysis").iterdir()} == saved
+    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "complete.json"}
     read = load_analysis(folder)
     assert read is not None
     assert_equal(read, result)
@@ -340,7 +347,11 @@ def test_results_that_are_not_measured_again_are_removed(folder: Path, held_out:
     assert (read.competition, read.drift, read.basins, read.reconstruction) == (None,) * 4
     kept = {"selection", "specialization", "capacity", "answers"}
     saved = {f"{name}.{ending}" for name in kept for ending in ("npz", "json")}
-    assert {file.name for file in (folder / "analysis").iterdir()} == {*saved, "other.npz"}
+    assert {file.name for file in (folder / "analysis").iterdir()} == {
+        *saved,
+        "other.npz",
+        "complete.json",
+    }
     assert [file.name for file in (folder / "figures").iterdir()] == ["other.png"]
 
 
@@ -353,8 +364,39 @@ def test_an_old_figure_that_cannot_be_removed_is_reported(folder: Path, held_out
 def test_a_damaged_result_is_reported(folder: Path, held_out: HeldOut) -> None:
     analyze(load_run(folder), folder, held_out, num_images=4)
     (folder / "analysis" / "basins.npz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"basins .*ait analyze"):
+    with pytest.raises(UserError, match=r"basins\.npz is damaged \(its content.*ait analyze"):
         load_analysis(folder)
+
+
+def test_an_analysis_that_was_killed_while_saving_is_not_read(
+    folder: Path, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = analyze(load_run(folder), folder, held_out, num_images=4)
+    write = storage.write_file
+
+    def stop(path: Path, content: bytes) -> None:
+        if written.pop():
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write_file", stop)
+    for num_written in range(2 * len(ALL) + 1):
+        written = [True, *[False] * num_written]
+        with pytest.raises(KeyboardInterrupt):
+            save_analysis(whole, folder, held_out.digest)
+        assert load_analysis(folder) is None
+    monkeypatch.undo()
+    analyze(load_run(folder), folder, held_out, num_images=5)
+    assert load_analysis(folder) is not None
+
+
+def test_an_analysis_of_other_images_is_not_shown_with_these(
+    folder: Path, held_out: HeldOut
+) -> None:
+    analyze(load_run(folder), folder, held_out, num_images=4)
+    assert load_analysis(folder, held_out.digest) is not None
+    with pytest.raises(UserError, match=r"measured on other images: pass --again .* --source"):
+        load_analysis(folder, "another digest")
 
 
 # --- the command ---

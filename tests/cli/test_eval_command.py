@@ -11,6 +11,7 @@ import pytest
 from associative_transformer import distributed
 from associative_transformer.data.questions import CLASS_NAMES
 from associative_transformer.experiment import load_experiment
+from associative_transformer.interface import UserError
 from making.commands import (
     QUESTIONS,
     Ait,
@@ -73,7 +74,7 @@ def test_eval_reads_moved_images_from_source(ait: Ait, runs: Path, tmp_path: Pat
     config = runs / "colors" / "0" / "experiment.yaml"
     config.write_text(re.sub("source: .*", "source: gone", config.read_text()))
     assert load_experiment(config).data.source == "gone"
-    assert_refused(ait("eval", runs / "colors" / "0"), "gone does not exist")
+    assert_refused(ait("eval", runs / "colors" / "0"), "no longer in gone", "--source")
     moved = shutil.move(runs / "images", tmp_path / "moved")
     assert ait("eval", runs / "colors" / "0", "--source", moved).code == 0
 
@@ -97,6 +98,42 @@ def test_eval_needs_only_the_test_images(ait: Ait, runs: Path) -> None:
     assert (folder / "confusion.csv").read_bytes() == before[1]
 
 
+def test_eval_keeps_the_scores_of_the_own_test_set_when_it_scores_another(
+    ait: Ait, runs: Path, tmp_path: Path
+) -> None:
+    folder = runs / "colors" / "0"
+    assert ait("eval", folder).code == 0
+    own = (folder / "evaluation.json").read_bytes(), (folder / "confusion.csv").read_bytes()
+    other = make_images(tmp_path / "other")
+    for path in (other / "test" / "red").iterdir():  # the same names and labels, other pixels
+        shutil.copy(next((other / "test" / "blue").iterdir()), path)
+    done = ait("eval", folder, "--source", other)
+    assert done.code == 0 and "not the test images that the run was scored on" in done.out
+    assert (
+        (folder / "evaluation.json").read_bytes(),
+        (folder / "confusion.csv").read_bytes(),
+    ) == own
+    (path,) = folder.glob("evaluation-*.json")
+    evaluation = json.loads(path.read_text())
+    assert evaluation["data"] != json.loads(own[0])["data"]
+    assert path.stem == f"evaluation-{evaluation['data'][:8]}"
+    assert (folder / f"confusion-{evaluation['data'][:8]}.csv").exists()
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_eval_of_a_run_that_cannot_be_written_prints_its_scores(
+    ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, _: bytes) -> None:
+        raise UserError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr("associative_transformer.evaluate.write_file", refuse)
+    done = ait("eval", runs / "colors" / "0")
+    assert done.code == 0 and "of all 10 test images" in done.out
+    assert "Read-only file system" in done.err
+    assert not (runs / "colors" / "0" / "evaluation.json").exists()
+
+
 def test_a_class_without_test_images_has_no_accuracy_and_is_named(ait: Ait, runs: Path) -> None:
     folder = runs / "colors" / "0"
     assert ait("eval", folder).code == 0
@@ -105,12 +142,14 @@ def test_a_class_without_test_images_has_no_accuracy_and_is_named(ait: Ait, runs
     shutil.rmtree(runs / "images" / "test" / "blue")  # so that red becomes the first class
     done = ait("eval", folder, "--source", runs / "images")
     assert done.code == 0
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert json.loads((folder / "evaluation.json").read_text())["class_accuracy"] == whole
+    (path,) = folder.glob("evaluation-*.json")  # other test images than those of the run
+    evaluation = json.loads(path.read_text())
     assert evaluation["class_accuracy"] == {"blue": None, "red": whole["red"]}
     assert (evaluation["images"], evaluation["accuracy"]) == (5, whole["red"])
     assert "no test images of blue" in done.err
     assert "     -    blue\n" in done.out and "nan" not in done.out
-    with (folder / "confusion.csv").open(newline="") as file:
+    with (folder / f"confusion-{evaluation['data'][:8]}.csv").open(newline="") as file:
         _, blue, red = csv.reader(file)
     assert blue[1:] == ["0", "0"] and sum(map(int, red[1:])) == 5
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from associative_transformer.data.known import KNOWN_DATA_SETS
 from associative_transformer.experiment import Experiment, save_experiment
 from associative_transformer.models import build_model
 from associative_transformer.runs.folder import prepare_folder
@@ -18,13 +19,16 @@ DEVICE = "x86_64"
 def result_of(experiment: Experiment, accuracy: float = 80.0, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the content of `result.json` of a run without questions, with some changes."""
     timing = {"seconds": 9.0, "samples_per_second": 5.0, "finished": "2026-11-24"}
+    known = KNOWN_DATA_SETS.get(experiment.data.display_name)
+    is_real = known is not None and experiment.model.num_classes == len(known.classes)
+    numbered = [f"class {i}" for i in range(experiment.model.num_classes)]
     return {
         "name": experiment.name,
         "seed": experiment.train.seed,
         "question_types": [],
         "test_accuracy": accuracy,
         "test_loss": 0.5,
-        "test_images": 200,
+        "test_images": known.test_images if is_real else 200,
         "best_validation": None,
         "model": "last epoch",
         "epochs": experiment.train.epochs,
@@ -34,7 +38,7 @@ def result_of(experiment: Experiment, accuracy: float = 80.0, **changes: Any) ->
         "precision": "float32",
         "live_parameters": 5,
         "total_parameters": 6,
-        "classes": [f"class {i}" for i in range(experiment.model.num_classes)],
+        "classes": list(known.classes) if is_real else numbered,
         "timing": timing,
         **changes,
     }

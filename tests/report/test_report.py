@@ -207,7 +207,7 @@ def test_the_command_of_a_changed_run_names_its_recipe_not_its_hash() -> None:
 def put_run(folder: Path, experiment: Experiment, **result: Any) -> Path:  # noqa: ANN401
     folder.mkdir()
     save_experiment(experiment, folder / "experiment.yaml")
-    put_result(folder, result_of(experiment, 63.824999999999996, test_images=1_000, **result))
+    put_result(folder, result_of(experiment, 63.824999999999996, test_images=10_000, **result))
     return folder
 
 
@@ -218,7 +218,7 @@ def cells(section: Section) -> dict[str, str]:
 def test_the_result_is_shown_next_to_the_published_one(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-small"])
     values = cells(run_section(read_facts(folder)))
-    assert values["test accuracy"] == "63.83 % on 1,000 images"
+    assert values["test accuracy"] == "63.83 % on 10,000 images"
     assert values["published"] == "83.34 %"
     assert values["command"] == "ait train cifar10-ait-small"
 
@@ -655,7 +655,13 @@ def test_the_memory_of_the_best_epoch_is_shown_if_its_model_was_saved(runs: Path
     (runs / "ait" / "result.json").write_text(json.dumps(result))
     page = Page(write_report(runs / "ait"))
     assert "after epoch 1." in page.words_of("memory")
-    assert "12.50 % after epoch 1" in page.words_of("run")
+    saved = (
+        "test accuracy, saved model, after epoch 1, the best on validation 12.50 % on 14 images"
+    )
+    last = f"test accuracy, after the last epoch {result['test_accuracy']:.2f} % on 14 images"
+    assert f"{saved} {last}" in page.words_of("run")
+    head = "12.50 % accuracy of the saved model (epoch 1, the best on validation), "
+    assert f"{head}{result['test_accuracy']:.2f} % after the last epoch, on 14" in page.source
 
 
 def test_a_page_is_small(root: Path) -> None:
@@ -682,8 +688,10 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
 def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert any(text.startswith("<b>odd<|b>, seed 0") for text in page.texts["h1"])
-    assert "accuracy on 14 test images of cifar10." in page.source
-    assert "data set cifar10" in page.words_of("run")
+    assert (
+        "accuracy on 14 test images of own images, not CIFAR-10 (2 classes instead" in page.source
+    )
+    assert "data set own images, not CIFAR-10" in page.words_of("run")
     assert "test questions" not in page.source and page.data["noun"] == "image"
 
 
@@ -702,7 +710,7 @@ def test_a_stored_analysis_is_reused_unless_again_is_set(
 ) -> None:
     requested: list[int | None] = []
 
-    def analyze(*arguments: Any) -> Any:  # noqa: ANN401
+    def analyze(*arguments: Any, **_: Any) -> Any:  # noqa: ANN401
         requested.append(arguments[3])
         return load_analysis(arguments[1])
 
@@ -840,8 +848,8 @@ def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("a b c", ["one or two runs", "3"]),
-        ("", ["one or two runs", "0"]),
+        ("a b c", ["1 or 2 runs", "3"]),
+        ("", ["1 or 2 runs", "0"]),
         ("nowhere", ["not a run folder"]),
         ("{runs}/ait --images 0", ["images must be at least 1"]),
         ("{runs}/ait --output missing/x.html", ["no folder missing"]),

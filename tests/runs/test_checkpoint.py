@@ -94,7 +94,12 @@ def restored_step(folder: Path, fingerprints: dict[int, str]) -> int:
 
 def test_a_checkpoint_restores_every_bit(tmp_path: Path) -> None:
     ours, theirs = Trainee(num_steps=3), Trainee()
-    state = {"epoch": 3, "sums": [0.1 + 0.2, 1e-300, 1 / 3], "timing": {"run": 1.5}, "best": None}
+    state = {
+        "epoch": 3,
+        "sums": [0.1 + 0.2, 1e-300, 1 / 3],
+        "timing": {"run": 1.5},
+        "best_epoch": None,
+    }
     save_checkpoint(tmp_path, ours.model, ours.optimizer, state)
     assert theirs.fingerprint() != ours.fingerprint()
     assert theirs.restore(tmp_path) == state
@@ -312,7 +317,7 @@ def test_if_the_last_checkpoint_lacks_a_file_the_previous_one_is_restored(
 
 def test_every_flipped_bit_of_the_state_is_noticed(tmp_path: Path) -> None:
     trainee = Trainee(num_steps=1)
-    state = {"epoch": 3, "sums": [12.5, 7.25], "best": None}
+    state = {"epoch": 3, "sums": [12.5, 7.25], "best_epoch": None}
     trainee.save(tmp_path, 1, **state)
     trainee.save(tmp_path, 2, **state)
     path = tmp_path / "last" / "state.json"
@@ -392,6 +397,17 @@ def sign(folder: Path) -> None:
         save_checkpoint(folder / "signed", trainee.model, trainee.optimizer, state)
     shutil.copytree(folder / "signed" / "last", folder, dirs_exist_ok=True)
     shutil.rmtree(folder / "signed")
+
+
+@pytest.mark.parametrize("state", [{"step": "two"}, {"step": 2, "later": 1}, {"sums": 3}])
+def test_a_state_with_an_unknown_key_or_a_wrong_type_is_damaged(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
+    fingerprints = save_two_checkpoints(tmp_path)
+    path = tmp_path / "last" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | state))
+    sign(tmp_path / "last")
+    assert restored_step(tmp_path, fingerprints) == 1
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

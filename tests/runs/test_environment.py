@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,35 @@ def test_the_environment_names_versions_device_and_commit() -> None:
     assert described.cuda is None
 
 
-def test_an_environment_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:
-    described = describe_environment(CPU)
+@pytest.mark.parametrize("variables", [{}, {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}], ids=str)
+def test_an_environment_is_the_same_after_writing_and_reading(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    described = replace(describe_environment(CPU), variables=variables)
     write_environment(tmp_path, described)
     assert read_environment(tmp_path) == described
     keys = ["python", "platform", "packages", "device", "cuda", "threads", "commit"]
+    keys += ["variables"] * bool(variables)
     assert list(json.loads((tmp_path / "environment.json").read_text())) == keys
+
+
+def test_variables_that_may_change_a_run_are_recorded_without_paths_and_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        environment.os,
+        "environ",
+        {
+            "WORLD_SIZE": "2",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "64",
+            "TORCH_HOME": "/home/user/torch",
+            "WANDB_API_KEY": "secret",
+            "PATH": "bin",
+        },
+    )
+    names = ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "CUBLAS_WORKSPACE_CONFIG", "WORLD_SIZE"]
+    assert list(environment.find_variables()) == names
 
 
 def test_values_that_an_older_version_did_not_write_are_none(tmp_path: Path) -> None:

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from associative_transformer.data import SplitsConfig
 from associative_transformer.experiment import save_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.runs.folder import History, check_folder, prepare_folder
+from associative_transformer.recipes import RECIPES
+from associative_transformer.runs.folder import (
+    History,
+    as_recorded,
+    check_folder,
+    prepare_folder,
+)
 from making.plant import make_complete_run
 from making.trained import CPU, EXPERIMENT
 
@@ -50,7 +58,9 @@ def test_a_history_that_ends_before_the_checkpoint_is_damaged(name: str, tmp_pat
     assert len(History.read(tmp_path, 3).metrics) == 3
     (tmp_path / name).write_bytes(short)
     assert len(History.read(tmp_path, 2).metrics) == 2
-    with pytest.raises(UserError, match=r"damaged \(it ends before epoch 3\).*--overwrite"):
+    with pytest.raises(
+        UserError, match=rf"damaged \({name}: it ends before epoch 3\).*--overwrite"
+    ):
         History.read(tmp_path, 3)
 
 
@@ -240,3 +250,21 @@ def test_after_a_full_disk_at_the_start_the_same_command_works_again(
 def test_a_saved_experiment_makes_a_folder_a_run(tmp_path: Path) -> None:
     save_experiment(EXPERIMENT, tmp_path / "experiment.yaml")
     check_folder(tmp_path, EXPERIMENT, resume=True, overwrite=False)
+
+
+# --- validation images ---
+
+
+def test_a_resumed_run_keeps_the_validation_images_that_it_has_recorded(tmp_path: Path) -> None:
+    new = RECIPES["cifar10-ait-tiny"]
+    old = replace(new, data=replace(new.data, splits=SplitsConfig(validation="random")))
+    path = tmp_path / "experiment.yaml"
+    for saved in (new, old):
+        save_experiment(saved, path)
+        assert as_recorded(new, tmp_path, resume=True) == saved
+        assert as_recorded(new, tmp_path, resume=False) == new
+    content = yaml.safe_load(path.read_text())
+    del content["data"]["splits"]  # as saved by version 0.1
+    path.write_text(yaml.safe_dump(content))
+    assert as_recorded(new, tmp_path, resume=True) == old
+    assert as_recorded(EXPERIMENT, tmp_path, resume=True) == EXPERIMENT  # generated data

@@ -75,8 +75,12 @@ def test_unknown_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
 def test_the_error_for_a_damaged_result_says_how_to_fix_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"result\.json is damaged \(.+\): remove it and pass --resume"
+        UserError, match=r"result\.json is damaged \(.+\): there is no checkpoint .* --overwrite"
     ):
+        read_result(tmp_path)
+    (tmp_path / "checkpoint" / "last").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "last" / "state.json").touch()
+    with pytest.raises(UserError, match=r"\): pass --resume to ait train to restore it from"):
         read_result(tmp_path)
 
 

@@ -130,7 +130,9 @@ def test_a_damaged_model_is_refused(
 ) -> None:
     folder = make_complete_run(tmp_path / "run", AIT)
     damage(folder / name)
-    with pytest.raises(UserError, match=rf"the run in {folder} is damaged .*--overwrite"):
+    with pytest.raises(
+        UserError, match=rf"the model of the run in {folder} is damaged .*--overwrite"
+    ):
         load_run(folder)
 
 
@@ -138,7 +140,7 @@ def test_a_damaged_model_is_refused(
 def test_a_damaged_result_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
     folder = make_complete_run(tmp_path / "run", AIT)
     damage(folder / "result.json")
-    with pytest.raises(UserError, match=rf"{folder}/result\.json is damaged .*--resume"):
+    with pytest.raises(UserError, match=rf"{folder}/result\.json is damaged .*--overwrite"):
         load_run(folder)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from associative_transformer.data.known import KNOWN_DATA_SETS
 from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
@@ -72,8 +73,8 @@ def test_runs_are_grouped_by_recipe_and_fingerprint(tmp_path: Path) -> None:
     put_run(tmp_path, AIT, 0, answers_of(AIT))
     runs = collect_runs(tmp_path, TABLE_RECIPES).runs
     plain = [VIT, changed(epochs=2, name=VIT.name), changed(epochs=3, name=VIT.name), AIT]
-    assert set(runs) == {(recipe.name, fingerprint(recipe)) for recipe in plain}
-    seeds = [sorted(runs[recipe.name, fingerprint(recipe)].complete) for recipe in plain]
+    assert set(runs) == {(recipe.name, fingerprint(recipe), "digest") for recipe in plain}
+    seeds = [sorted(runs[recipe.name, fingerprint(recipe), "digest"].complete) for recipe in plain]
     assert seeds == [[0, 1], [0, 1], [0], [0]]
 
 
@@ -118,6 +119,58 @@ def test_a_copy_of_a_run_is_not_counted_again(tmp_path: Path) -> None:
     assert collect_runs(tmp_path, TABLE_RECIPES).take(VIT).seeds == "1"
 
 
+# --- data ---
+
+
+def test_runs_on_different_data_are_never_in_one_group(tmp_path: Path) -> None:
+    for seed, data in enumerate(("aaaa", "bbbb", "bbbb")):
+        put_run(tmp_path, VIT, seed, result_of(VIT, data=data))
+    put_run(tmp_path, VIT, 3)
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
+    most = collected.take(VIT)
+    assert (most.data, sorted(most.complete)) == ("bbbb", [1, 2])
+    assert most.unfinished == ["seed 3 unfinished after 0 of 100 epochs"]
+    (fewest,) = collected.take_others(TABLE_RECIPES)
+    assert (fewest.data, sorted(fewest.complete)) == ("aaaa", [0])
+    assert collected.runs == {}
+
+
+REAL = {"classes": KNOWN_DATA_SETS["cifar10"].classes, "test_images": 10_000}
+OTHERS = {  # changes of a result on the real CIFAR-10, and how the data then differ
+    "other names": ({"classes": list("abcdefghij")}, "a class a instead of airplane"),
+    "fewer classes": ({"classes": ["cat", "dog"]}, "2 classes instead of 10"),
+    "fewer test images": ({"test_images": 9_000}, "9,000 test images instead of 10,000"),
+    "fewer training images": (
+        {"train_images": 25_000},
+        "25,000 training images instead of 50,000",
+    ),
+    "more images": ({"train_images": 50_001}, "50,001 training images instead of 50,000"),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_images_that_are_not_those_of_the_recipe_are_marked(change: str, tmp_path: Path) -> None:
+    values, difference = OTHERS[change]
+    put_run(tmp_path, VIT, 0, result_of(VIT, **REAL | values))
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
+    assert collected.take(VIT) == RunsOfExperiment(VIT)
+    (runs,) = collected.take_others(TABLE_RECIPES)
+    assert runs.other.startswith(f"own images, not CIFAR-10 ({difference}): ")
+
+
+def test_the_real_data_are_recognized_even_if_images_were_skipped_or_limited(
+    tmp_path: Path,
+) -> None:
+    skipped = {"skipped_images": 3, "test_images": 9_999, "train_images": 49_998}
+    limited = replace(VIT, data=replace(VIT.data, limit=100))
+    put_run(tmp_path, VIT, 0, result_of(VIT, **REAL, train_images=50_000))
+    put_run(tmp_path, VIT, 1, result_of(VIT, **REAL | skipped))
+    put_run(tmp_path, limited, 0, result_of(VIT, **REAL | {"test_images": 100}), folder="limited")
+    collected = collect_runs(tmp_path, TABLE_RECIPES)
+    assert sorted(collected.take(VIT).complete) == [0, 1]
+    assert collected.take(limited).other == ""
+
+
 # --- progress ---
 
 
@@ -155,7 +208,7 @@ def test_runs_of_other_recipes_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "notes" / "0").mkdir(parents=True)
     (tmp_path / "notes.txt").touch()
     collected = collect_runs(tmp_path, TABLE_RECIPES)
-    assert [name for name, _ in collected.runs] == [VIT.name]
+    assert [name for name, *_ in collected.runs] == [VIT.name]
     assert collected.left_out == []
 
 

@@ -234,6 +234,36 @@ def test_a_row_names_all_devices_and_the_latest_date(tmp_path: Path) -> None:
     assert (row["device"], row["finished"]) == (f"NVIDIA H100, {DEVICE}", "2026-11-30")
 
 
+def test_runs_on_different_data_have_rows_of_their_own(tmp_path: Path) -> None:
+    """Two unrelated folders were once averaged as CIFAR-10."""
+    recipe = RECIPES["cifar10-ait-tiny"]
+    put_run(tmp_path, recipe, 0, result_of(recipe, 10.0, data="1111111111"))
+    put_run(tmp_path, recipe, 1, result_of(recipe, 12.5, data="2222222222"))
+    sections = sections_of(classification_table(tmp_path))
+    assert sections["reduced recipes"][recipe.name]["CIFAR-10"] == "10.00"
+    title = f"{recipe.name} on other data of the same kind, digest 22222222"
+    assert sections["runs on other data"][title]["CIFAR-10"] == "12.50"
+
+
+@pytest.mark.parametrize("has_overrides", [False, True])
+def test_own_images_are_not_in_the_column_of_the_data_set_that_their_recipe_names(
+    has_overrides: bool, tmp_path: Path
+) -> None:
+    recipe = RECIPES["cifar10-ait-tiny"]
+    trained = with_epochs(recipe) if has_overrides else recipe
+    own = {"classes": ["cat", "dog", "ship"], "test_images": 90, "data": "1234567890"}
+    put_run(tmp_path, trained, 0, result_of(recipe, 55.0, **own))
+    table = classification_table(tmp_path)
+    sections = sections_of(table)
+    (title,), (row,) = zip(*list(sections.values())[-1].items(), strict=True)
+    assert row["CIFAR-10"] == "-"
+    assert row["own images"] == "55.00"
+    for words in ("not CIFAR-10", "90 test images of 3 classes (cat, dog, ship)", "12345678"):
+        assert words in title
+    assert sections["reduced recipes"][recipe.name]["CIFAR-10"] == "-"
+    assert {len(row) for group in table.groups for row in group.rows} == {len(table.columns)}
+
+
 def test_a_recipe_for_one_data_set_has_one_accuracy_and_no_average(tmp_path: Path) -> None:
     for name in ("triangle-ait-small-p4", "cifar10-luna-lra", "cifar10-ait-tiny"):
         put_run(tmp_path, RECIPES[name], 0, result_of(RECIPES[name], 42.0))
@@ -564,3 +594,12 @@ def test_special_characters_in_results_and_folder_names_do_not_break_a_format(
         if line.startswith("|")
     } == {len(table.columns) + 1}
     assert "<script> & [b]|" in table.to_terminal(10_000)
+
+
+def test_scenes_that_were_generated_differently_are_not_averaged(tmp_path: Path) -> None:
+    put_run(tmp_path, AIT, 0, answers_of(AIT, 70.0, data="1111111111"))
+    put_run(tmp_path, AIT, 1, answers_of(AIT, 80.0, data="2222222222"))
+    sections = sections_of(relational_table(tmp_path))
+    assert sections["recipes of the paper"]["ait-small"]["relational"] == "70.00"
+    (row,) = sections["runs on other data"].values()
+    assert row["relational"] == "80.00"

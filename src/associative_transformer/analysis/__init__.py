@@ -1,5 +1,6 @@
 """Measurements of what a trained model has learned; `figures` and `report` show them."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,22 @@ from associative_transformer.analysis.drift import Drift, measure_drift_of_run
 from associative_transformer.analysis.reconstruction import Reconstruction, measure_reconstruction
 from associative_transformer.analysis.selection import SelectionStatistics, measure_selection
 from associative_transformer.analysis.specialization import Specialization, measure_specialization
-from associative_transformer.analysis.storage import load_result, save_result
+from associative_transformer.analysis.storage import (
+    load_result,
+    read_completion,
+    remove_completion,
+    save_result,
+    write_completion,
+)
 from associative_transformer.data import HeldOut, Split
+from associative_transformer.files import make_folder
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import SelfAttention
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.runs.saved import SavedRun
 
-__all__ = ["Analysis", "analyze", "load_analysis", "sample"]
+__all__ = ["Analysis", "analyze", "load_analysis", "sample", "save_analysis"]
 
 SAMPLE_SEED = 0  # not the seed of the run: all runs are analyzed on the same sample
 
@@ -129,6 +137,7 @@ def analyze(
     data: HeldOut,
     num_images: int | None = None,
     batch_size: int | None = None,
+    must_save: bool = True,
 ) -> Analysis:
     """Run all analyses that apply to the model on a sample of the test split; save the results.
 
@@ -137,7 +146,8 @@ def analyze(
     set with questions, `num_images` and `batch_size` count questions.
 
     Results are written to `folder/analysis` after all analyses have finished. Earlier results that
-    were not measured again and all earlier figures are then removed.
+    were not measured again and all earlier figures are then removed. If the results cannot be
+    written, UserError is raised, or a line on stderr says so if `must_save` is False.
     """
     train = run.experiment.train
     split = sample(data.test, num_images)
@@ -156,22 +166,47 @@ def analyze(
             if measured.applies_to(run.model)
         }
     )
-    for name, result in analysis._asdict().items():
-        if result is not None:
-            save_result(result, folder / "analysis", name)
-    _remove_stale_files(folder, analysis)
+    try:
+        save_analysis(analysis, folder, data.digest)
+    except UserError as error:
+        if must_save:
+            raise
+        print(f"the analysis is not stored: {error}", file=sys.stderr)
     return analysis
 
 
-def load_analysis(folder: Path) -> Analysis | None:
-    """Load the results that `analyze` saved in the folder of a run; None if there are none.
+def save_analysis(analysis: Analysis, folder: Path, data: str) -> None:
+    """Write results to the folder of a run; `data` is the digest of the test split.
 
-    Raises UserError if a result is damaged.
+    If this is interrupted, there is no analysis: a later report measures everything again.
     """
+    make_folder(folder / "analysis")
+    remove_completion(folder / "analysis")
+    names = [name for name, result in analysis._asdict().items() if result is not None]
+    for name in names:
+        save_result(getattr(analysis, name), folder / "analysis", name)
+    _remove_stale_files(folder, analysis)
+    write_completion(folder / "analysis", names, data)
+
+
+def load_analysis(folder: Path, data: str | None = None) -> Analysis | None:
+    """Load the results that `analyze` saved in the folder of a run.
+
+    Returns None if there are none, or if saving them was interrupted. Raises UserError if a
+    result is damaged, or was measured on other test images than those with the digest `data`.
+    """
+    complete = read_completion(folder / "analysis")
+    if complete is None:
+        return None
+    if data not in (None, complete.data):
+        raise UserError(
+            f"the analysis in {folder / 'analysis'} was measured on other images: pass --again to "
+            "measure it on these, or the --source that it was measured on"
+        )
     results: dict[str, Any] = {
         name: load_result(kind, folder / "analysis", name)
         for name, (kind, _) in _TABLE.items()
-        if (folder / "analysis" / f"{name}.json").exists()
+        if f"{name}.json" in complete.files
     }
     return Analysis(**results) if results else None
 

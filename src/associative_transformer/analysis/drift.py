@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from associative_transformer.functional import effective_rank
 from associative_transformer.interface import UserError
+from associative_transformer.runs.reading import read_memory
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ def measure_drift_of_run(folder: Path) -> Drift | None:
     if not path.exists():  # a run may be copied without its history
         return None
     try:
-        with np.load(path) as saved:
-            priors = saved["priors"]
-    except Exception as error:  # zipfile raises many types of exception for a damaged archive
+        priors = np.array(read_memory(path, None))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it to analyze the run without the drift of its "
             "memory"

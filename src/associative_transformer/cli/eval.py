@@ -5,9 +5,14 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from associative_transformer import distributed
-from associative_transformer.cli.options import check_counts, choose_device, parse
+from associative_transformer.cli.options import check_counts, choose_device, parse, say
+from associative_transformer.interface import UserError, printable
+
+if TYPE_CHECKING:
+    from associative_transformer.evaluate import Evaluation, Summary
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,7 @@ class EvalOptions:
 def run(arguments: list[str]) -> None:
     """Evaluate the model of a run, print the scores and write them to the run folder."""
     options = parse(EvalOptions, arguments, "eval")
-    from associative_transformer.evaluate import (
-        describe_kinds,
-        evaluate_split,
-        save_evaluation,
-        summarize,
-        untested_classes,
-    )
+    from associative_transformer.evaluate import evaluate_split, save_evaluation, summarize
     from associative_transformer.runs.checkpoint import WEIGHTS
     from associative_transformer.runs.saved import load_run, load_test_split
 
@@ -55,16 +54,39 @@ def run(arguments: list[str]) -> None:
         return
     summary = summarize(scores, data)
     source = options.source or saved.experiment.data.source
-    context = {"source": source, "skipped_images": data.num_skipped}
-    save_evaluation(scores, {**summary.to_dict(), **context}, saved.classes, options.run)
+    context = {
+        "source": source and Path(source).name,  # no path of this machine
+        "skipped_images": data.num_skipped,
+        "data": data.digest,
+    }
+    known = saved.result.data_of_test  # None in early runs
+    is_own = options.source is None if known is None else data.digest == known
+    suffix = "" if is_own else f"-{data.digest[:8]}"
+    written = "not stored"
+    try:
+        content = {**summary.to_dict(), **context}
+        paths = save_evaluation(scores, content, saved.classes, options.run, suffix)
+        written = f"written: {paths[0]}, {paths[1]}"
+    except UserError as error:  # of a run that is only read
+        say(f"ait: {error}", file=sys.stderr)
+    _print_scores(scores, summary, saved.classes)
+    if suffix:
+        say("these are not the test images that the run was scored on after training")
+    say(written)
+
+
+def _print_scores(scores: "Evaluation", summary: "Summary", classes: tuple[str, ...]) -> None:
+    """Print the accuracy of each kind of question or of each class, and that of all items."""
+    from associative_transformer.evaluate import describe_kinds, untested_classes
+
     if summary.kinds is not None:
-        print(describe_kinds(summary.kinds))
+        say(describe_kinds(summary.kinds))
         items = "test questions"
     else:
-        for name, accuracy in zip(saved.classes, scores.class_accuracy, strict=True):
-            print(f"{'-':>6}    {name}" if math.isnan(accuracy) else f"{accuracy:6.2f} %  {name}")
+        for name, accuracy in zip(classes, scores.class_accuracy, strict=True):
+            share = f"{'-':>6}  " if math.isnan(accuracy) else f"{accuracy:6.2f} %"
+            say(f"{share}  {printable(name)}")
         items = "test images"
-        if untested := untested_classes(scores, saved.classes):
-            print(f"ait: no test images of {', '.join(untested)}", file=sys.stderr)
-    print(f"{scores.accuracy:6.2f} %  of all {len(data.test):,} {items}")
-    print(f"written: {options.run / 'evaluation.json'}, {options.run / 'confusion.csv'}")
+        if untested := untested_classes(scores, classes):
+            say(f"ait: no test images of {', '.join(untested)}", file=sys.stderr)
+    say(f"{scores.accuracy:6.2f} %  of all {len(scores.predicted):,} {items}")

@@ -13,6 +13,7 @@ import torch
 from associative_transformer.analysis import Analysis, analyze, load_analysis, sample
 from associative_transformer.data import Split
 from associative_transformer.files import write_file
+from associative_transformer.interface import SHOWN, UserError
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.report.answers import answers_section
@@ -102,7 +103,8 @@ def write_comparison(
 def list_sections(analyzed: AnalyzedRun) -> list[Section]:
     """Return the sections of the page in order; add a new section here."""
     facts, analysis, items = analyzed.facts, analyzed.analysis, analyzed.facts.items
-    kinds = facts.result.test_kinds if facts.result else None
+    saved = facts.result and (facts.result.best_validation or facts.result)
+    kinds = saved.test_kinds if saved else None
     mistakes = show_mistakes(analysis.answers, analyzed.gallery)
     sections = [
         run_section(facts),
@@ -141,9 +143,14 @@ def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
     run = load_run(folder)
     run.model.to(options.device)
     data = load_test_split(run, options.source, torch.device(options.device))
-    analysis = None if options.again else load_analysis(folder)
+    if not run.result.is_tested_on(data):
+        raise UserError(
+            f"the test images are not those that the run in {folder} was scored on: pass the "
+            "--source that holds them, or score the run on others with ait eval --source"
+        )
+    analysis = None if options.again else load_analysis(folder, data.digest)
     if analysis is None:
-        analysis = analyze(run, folder, data, options.num_images)
+        analysis = analyze(run, folder, data, options.num_images, must_save=False)
     split = sample(data.test)
     answers, selection = analysis.answers, analysis.selection
     required: list[int] = [] if answers is None else answers.worst.tolist()
@@ -188,5 +195,5 @@ def _list_widgets(analyzed: AnalyzedRun) -> dict[str, Any]:
 
 
 def _write(path: Path, page: str) -> Path:
-    write_file(path, page.encode())
+    write_file(path, page.encode(errors=SHOWN))
     return path

@@ -17,9 +17,10 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
     for letter, result in results.items():
         if result is None:
             continue
-        if result.test_kinds is None:
-            scores.setdefault("all", {})[letter] = (result.test_accuracy, None)
-        for kind in result.test_kinds or ():
+        saved = result.best_validation or result
+        if saved.test_kinds is None:
+            scores.setdefault("all", {})[letter] = (saved.test_accuracy, None)
+        for kind in saved.test_kinds or ():
             scores.setdefault(kind.name, {})[letter] = (kind.accuracy, kind.interval)
     bars = {
         f"{name}, {letter}": score
@@ -31,7 +32,7 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
     intervals = [interval for _, interval in bars.values() if interval is not None]
     has_all = len(intervals) == len(bars)
     chart = Bars(
-        "Test accuracy",
+        "Test accuracy of the saved model",
         "accuracy, %",
         list(bars),
         {"accuracy, %": [accuracy for accuracy, _ in bars.values()]},

@@ -2,21 +2,25 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from associative_transformer.evaluate import KindScore
 from associative_transformer.experiment import Experiment, differences
-from associative_transformer.models import count_operations
+from associative_transformer.models import build_model, count_operations
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.report.charts import Grid, Section, format_number
 from associative_transformer.runs.environment import Environment
-from associative_transformer.runs.folder import History
+from associative_transformer.runs.folder import History, damaged_history
+from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import read_run
+from associative_transformer.workspace import GlobalWorkspace
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,23 @@ class Facts:
     @property
     def summary(self) -> str:
         """One sentence on the test accuracy, or on the progress of an unfinished run."""
-        data = self.experiment.data.display_name
         if self.result is None:
-            return f"{self.progress.capitalize()}, on {data}."
-        accuracy = _percent(self.result.test_accuracy)
+            return f"{self.progress.capitalize()}, on {self.data}."
         number = self.result.test_questions or self.result.test_images
-        return f"{accuracy} accuracy on {number:,} test {self.items} of {data}."
+        accuracy, best = _percent(self.result.test_accuracy), self.result.best_validation
+        score = f"{accuracy} accuracy"
+        if best is not None:
+            score = (
+                f"{_percent(best.test_accuracy)} accuracy of the saved model (epoch {best.epoch}, "
+                f"the best on validation), {accuracy} after the last epoch,"
+            )
+        return f"{score} on {number:,} test {self.items} of {self.data}."
+
+    @property
+    def data(self) -> str:
+        """What the data are: the named data set if its classes and sizes are those of the run."""
+        config = self.experiment.data
+        return config.display_name if self.result is None else self.result.name_data(config)
 
     @property
     def epoch(self) -> int:
@@ -74,8 +89,22 @@ class Facts:
 def read_facts(folder: Path) -> Facts:
     """Read the files of a run. Raises UserError if there is none, or a damaged one."""
     run = read_run(folder)
-    environment = run.environment or Environment()
-    return Facts(folder, run.experiment, run.result, environment, run.history)
+    environment, history = run.environment or Environment(), run.history
+    is_complete = run.result is not None and exists(folder / "metrics.jsonl")
+    history.check(folder, run.experiment.train.epochs if is_complete else None)
+    _check_memory(folder, run.experiment, history)
+    return Facts(folder, run.experiment, run.result, environment, history)
+
+
+def _check_memory(folder: Path, experiment: Experiment, history: History) -> None:
+    """Raise UserError if the priors of a history are not those of the model."""
+    with torch.device("meta"):
+        modules = build_model(experiment.model).modules()
+    expected = [tuple(each.priors.shape) for each in modules if isinstance(each, GlobalWorkspace)]
+    if history.memory and [layer.shape for layer in history.memory[0]] != expected:
+        shape = "x".join(map(str, history.memory[0].shape))
+        reason = f"its priors of an epoch are {shape} values, not those of the model"
+        raise damaged_history(folder, "memory.npz", reason)
 
 
 def find_recipe_of(experiment: Experiment) -> Experiment | None:
@@ -99,6 +128,13 @@ def format_train_command(experiment: Experiment) -> str | None:
     return shlex.join(["ait", *train_arguments(experiment, recipe)])
 
 
+def _without_source(experiment: Experiment) -> Experiment:
+    """Return an experiment that names no folder of this machine, since a page may be passed on."""
+    if experiment.data.source is None:
+        return experiment
+    return replace(experiment, data=experiment.data.with_storage(source="FOLDER"))
+
+
 def run_section(facts: Facts) -> Section:
     """Return the section on the result of a run and on how to repeat it."""
     env, train = facts.environment, facts.experiment.train
@@ -108,17 +144,17 @@ def run_section(facts: Facts) -> Section:
     threads = f", threads: {env.threads}" if env.threads else ""
     rows = [
         ("recipe", facts.experiment.name),
-        ("data set", facts.experiment.data.display_name),
+        ("data set", facts.data),
         ("seed", str(train.seed)),
         ("state", facts.progress),
-        ("folder", str(facts.folder)),
+        ("folder", f"{facts.folder.resolve().parent.name}/{facts.folder.resolve().name}"),
         ("commit", env.commit or "unknown"),
         ("device", f"{env.device or 'unknown'}{threads}"),
         ("precision", facts.result.precision if facts.result else train.precision),
         ("versions", ", ".join(versions) or "unknown"),
         (
             "command",
-            format_train_command(facts.experiment)
+            format_train_command(_without_source(facts.experiment))
             or "none: no recipe has this kind of model and data",
         ),
     ]
@@ -162,25 +198,35 @@ def _results(facts: Facts) -> Grid:
         published = PUBLISHED_TEXT[recipe.name]
         if differences(facts.experiment, recipe):
             title = f"published, for the unchanged {recipe.name}"
+        elif facts.result is not None and facts.result.other_data(facts.experiment.data):
+            title = f"published, for {recipe.name} on {facts.experiment.data.display_name}"
     result = facts.result
     if result is None:
         return Grid(
             ["", ""], [("test accuracy", "not available yet"), (title, published)], "Result"
         )
-    rows: list[Sequence[str]] = []
-    kinds = [kind for kind in result.test_kinds or () if "/" not in kind.name]
-    for kind in kinds:
-        low, high = kind.interval
-        guess = f"best guess {_percent(kind.guess)}"
-        score = f"{_percent(kind.accuracy)} ({low:.2f} to {high:.2f}), {guess}"
-        rows.append((f"{kind.name} questions", score))
-    if not kinds:
-        share = f"{_percent(result.test_accuracy)} on {result.test_images:,} images"
-        rows.append(("test accuracy", share))
+    rows = _list_scores(result.test_kinds or (), result.test_accuracy, result.test_images)
     if best := result.best_validation:
-        score = f"{_percent(best.test_accuracy)} after epoch {best.epoch}"
-        rows.append(("saved model", f"{score} (above: accuracy after the last epoch)"))
+        saved = _list_scores(best.test_kinds or (), best.test_accuracy, best.test_images)
+        when = f"saved model, after epoch {best.epoch}, the best on validation"
+        rows = [(f"{name}, {when}", score) for name, score in saved] + [
+            (f"{name}, after the last epoch", score) for name, score in rows
+        ]
     return Grid(["", ""], [*rows, (title, published)], "Result")
+
+
+def _list_scores(
+    kinds: Sequence[KindScore], accuracy: float, num_images: int
+) -> list[tuple[str, str]]:
+    """Return name and value of the test accuracy, or of each main kind of question."""
+    rows = []
+    for kind in kinds:
+        if "/" not in kind.name:
+            low, high = kind.interval
+            guess = f"best guess {_percent(kind.guess)}"
+            score = f"{_percent(kind.accuracy)} ({low:.2f} to {high:.2f}), {guess}"
+            rows.append((f"{kind.name} questions", score))
+    return rows or [("test accuracy", f"{_percent(accuracy)} on {num_images:,} images")]
 
 
 def _percent(value: float) -> str:

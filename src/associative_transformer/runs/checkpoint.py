@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from safetensors.torch import load, save
 from torch import nn
 
-from associative_transformer.files import make_folder, write_file
+from associative_transformer.data import DataSet
+from associative_transformer.files import first_error, make_folder, read_file, write_file
 from associative_transformer.interface import UserError
+from associative_transformer.runs.reading import MAX_JSON
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass
 class TrainingState:
     """The position and the running totals of a run; saved in every checkpoint."""
@@ -40,9 +44,9 @@ class TrainingState:
     pools: int = 1  # pools of tokens; more than one if nodes or processes have their own
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
-    def check_resumable(self, current: "TrainingState", folder: Path) -> None:
-        """Raise UserError if a process with the state `current` cannot continue this run."""
-        if self.data != current.data:
+    def check_resumable(self, current: "TrainingState", folder: Path, data: DataSet) -> None:
+        """Raise UserError if a process with this state and data cannot continue this run."""
+        if self.data != data.digest_like(self.data):
             raise UserError(
                 f"the run in {folder} was trained on different data with the same name: "
                 "pass the same --data.source, or use the same version of this package"
@@ -76,6 +80,11 @@ def save_checkpoint(
     files[STATE] = json.dumps({**state, "digest": _digest(state)}, indent=2).encode()
 
     last, previous, partial = folder / "last", folder / "previous", folder / ".partial"
+    if not folder.parent.is_dir():
+        raise UserError(
+            f"the run folder {folder.parent} was removed while it was being trained: train the "
+            "run again"
+        )
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
     try:
@@ -125,6 +134,25 @@ def restore_checkpoint(
     return None
 
 
+def restore_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Load the weights of the newest undamaged checkpoint into a model and return its state.
+
+    Raises UserError if there is none; nothing is renamed.
+    """
+    reasons = []
+    for path in (folder / "last", folder / "previous"):
+        try:
+            state, weights, _ = _read(path)
+            model.load_state_dict(weights)
+            return state
+        except Exception as error:  # as in restore_checkpoint
+            reasons.append(f"{path.name}: {error}")
+    raise UserError(
+        f"every checkpoint in {folder} is damaged ({'; '.join(reasons)}): start again with "
+        "--overwrite"
+    )
+
+
 def _set_aside(path: Path, destination: Path) -> None:
     try:
         shutil.rmtree(destination, ignore_errors=True)
@@ -158,13 +186,18 @@ def load_best(folder: Path, model: nn.Module, digest: str) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
-    state = json.loads((path / STATE).read_text())
+    state = json.loads(read_file(path / STATE, MAX_JSON))
     if state.pop("digest") != _digest(state):
         raise ValueError(f"the content of {STATE} has changed")
     content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != state["digests"][name]:
             raise ValueError(f"the content of {name} has changed")
+    try:
+        values = {key: value for key, value in state.items() if key != "digests"}
+        TypeAdapter(TrainingState).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ValueError(first_error(error, STATE)) from None
     moments = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
     return state, load(content[WEIGHTS]), moments
 

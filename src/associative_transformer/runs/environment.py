@@ -9,12 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
-from associative_transformer.files import first_error, write_file
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
+from associative_transformer.runs.reading import read_json
 
 ENVIRONMENT = "environment.json"
+VARIABLES = (
+    *("ACCELERATE_", "ATEN_", "CUBLAS_", "DNNL_", "MKL_CBWR", "NCCL_", "NVIDIA_TF32"),
+    *("ONEDNN_", "PYTORCH_", "TORCH_", "WORLD_SIZE"),
+)
+"""Beginnings of the environment variables that may change what torch computes."""
 PACKAGES = ("associative-transformer", "torch", "torchvision", "numpy", "accelerate", "datasets")
 
 
@@ -29,9 +34,7 @@ class Environment:
     cuda: str | None = None  # version that torch was built with
     threads: int | None = None
     commit: str | None = None
-
-
-_ADAPTER: TypeAdapter[Environment] = TypeAdapter(Environment)
+    variables: dict[str, str] = field(default_factory=dict)  # see VARIABLES
 
 
 def describe_environment(device: torch.device) -> Environment:
@@ -45,12 +48,16 @@ def describe_environment(device: torch.device) -> Environment:
         cuda=torch.version.cuda if on_gpu else None,
         threads=torch.get_num_threads(),
         commit=find_commit(),
+        variables=find_variables(),
     )
 
 
 def write_environment(folder: Path, environment: Environment) -> None:
     """Write `environment.json`."""
-    write_file(folder / ENVIRONMENT, json.dumps(asdict(environment), indent=2).encode())
+    values = asdict(environment)
+    if not environment.variables:
+        del values["variables"]
+    write_file(folder / ENVIRONMENT, json.dumps(values, indent=2).encode())
 
 
 def read_environment(folder: Path) -> Environment | None:
@@ -60,17 +67,26 @@ def read_environment(folder: Path) -> Environment | None:
     """
     path = folder / ENVIRONMENT
     try:
-        return _ADAPTER.validate_json(path.read_bytes(), strict=True)
+        return read_json(path, Environment)
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        reason = first_error(error)
     except OSError as error:
         reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
     raise UserError(
-        f"{path} is damaged ({reason}): copy it again from the original run folder, or train the "
-        "run again with --overwrite"
+        f"{path} is damaged ({reason}): copy it again from the original run folder, or remove it "
+        "to report the run without its versions"
     )
+
+
+def find_variables() -> dict[str, str]:
+    """Return the environment variables that may change what torch computes, but no paths."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES) and "/" not in value and "\\" not in value
+    }
 
 
 def find_version(package: str) -> str | None:

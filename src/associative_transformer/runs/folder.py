@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 
 from associative_transformer.experiment import (
@@ -24,6 +25,7 @@ from associative_transformer.files import make_folder, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.runs.environment import describe_environment, write_environment
 from associative_transformer.runs.lock import LOCK
+from associative_transformer.runs.reading import check_row, exists, read_memory, read_rows
 
 
 @dataclass
@@ -42,23 +44,33 @@ class History:
 
         Raises UserError if the files are damaged.
         """
-        is_new = epochs is None and not (folder / "metrics.jsonl").exists()
+        is_new = epochs is None and not exists(folder / "metrics.jsonl")
         if epochs == 0 or is_new:  # there may be no files yet
             return cls()
+        file = "metrics.jsonl"
         try:
-            rows = (folder / "metrics.jsonl").read_text().splitlines()[:epochs]
-            with np.load(folder / "memory.npz") as saved:
-                memory = list(saved["priors"][:epochs])
-            metrics = [json.loads(row) for row in rows]
+            metrics = read_rows(folder / file, epochs)
+            file = "memory.npz"
+            memory = read_memory(folder / file, epochs)
             length = min(len(metrics), len(memory))  # one file is written before the other
             if epochs is not None and length < epochs:
+                file = "metrics.jsonl" if len(metrics) < epochs else file
                 raise ValueError(f"it ends before epoch {epochs}")
             return cls(metrics[:length], memory[:length])
-        except Exception as error:  # reading damaged files may raise almost anything
-            raise UserError(
-                f"the history of the run in {folder} is damaged ({error}): "
-                "start again with --overwrite"
-            ) from error
+        except OSError as error:
+            raise damaged_history(folder, file, error.strerror or str(error)) from error
+        except ValueError as error:
+            raise damaged_history(folder, file, str(error)) from error
+
+    def check(self, folder: Path, epochs: int | None) -> None:
+        """Raise UserError if a value that is shown is missing, or one of `epochs` epochs."""
+        try:
+            for number, row in enumerate(self.metrics, start=1):
+                check_row(row, number)
+            if epochs is not None and len(self.metrics) < epochs:
+                raise ValueError(f"it ends before epoch {epochs}")
+        except ValueError as error:
+            raise damaged_history(folder, "metrics.jsonl", str(error)) from error
 
     def write(self, folder: Path) -> None:
         """Write both files, each atomically."""
@@ -69,6 +81,15 @@ class History:
         write_file(folder / "memory.npz", buffer.getvalue())
 
 
+def damaged_history(folder: Path, file: str, reason: str) -> UserError:
+    """Return the error for a history that cannot be used."""
+    return UserError(
+        f"the history of the run in {folder} is damaged ({file}: {reason}): copy {file} again "
+        "from the original run folder, or train the run again with --overwrite; only reports, "
+        "analyses and --resume read it"
+    )
+
+
 def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: bool) -> None:
     """Check that a run may start or continue in a folder, before anything is written.
 
@@ -76,7 +97,7 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
     are; if it contains no run to resume, or one with a different configuration; or if `overwrite`
     would remove a folder that is not a run folder.
     """
-    is_run = (folder / "experiment.yaml").exists()
+    is_run = exists(folder / "experiment.yaml")
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other: pass only one of them")
     if resume:
@@ -108,6 +129,24 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
         )
 
 
+def as_recorded(experiment: Experiment, folder: Path, resume: bool) -> Experiment:
+    """Return the experiment with what a run that is resumed has recorded about its data.
+
+    Version 0.1 recorded no choice of validation images, which were any training images, and no
+    computed normalization.
+    """
+    splits = getattr(experiment.data, "splits", None)
+    if splits is None or not resume:
+        return experiment
+    text = (folder / "experiment.yaml").read_text(encoding="utf-8")
+    recorded = yaml.safe_load(text)["data"].get("splits")
+    validation = "random" if recorded is None else recorded["validation"]
+    data: Any = experiment.data
+    saved: Any = load_experiment(folder / "experiment.yaml").data
+    data = replace(data, splits=replace(splits, validation=validation), measured=saved.measured)
+    return replace(experiment, data=data)
+
+
 def _is_empty(folder: Path) -> bool:
     """Return whether a folder is empty, apart from the files of a run killed at its start."""
     return {path.name for path in folder.iterdir()} <= {LOCK, ".experiment.yaml.partial"}
@@ -133,12 +172,21 @@ def prepare_folder(
     make_folder(folder)
     if not resume:
         _clear(folder)
-    save_experiment(experiment, folder / "experiment.yaml")
+    save_experiment(_with_absolute_source(experiment), folder / "experiment.yaml")
     write_environment(folder, describe_environment(device))
     if resume and not any(
         (folder / "checkpoint" / name).exists() for name in ("last", "previous")
     ):
         print(f"{folder} has no checkpoint yet: starting from the first step", file=sys.stderr)
+
+
+def _with_absolute_source(experiment: Experiment) -> Experiment:
+    """Return an experiment that can be loaded from any working directory."""
+    source = experiment.data.source
+    if source is None:
+        return experiment
+    absolute = str(Path(source).expanduser().absolute())
+    return replace(experiment, data=experiment.data.with_storage(source=absolute))
 
 
 def _clear(folder: Path) -> None:

@@ -5,13 +5,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import torch
 
+from associative_transformer.data import DataConfig, DataSet, HeldOut
+from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
 from associative_transformer.evaluate import KindScore, Summary
-from associative_transformer.files import first_error, write_file
+from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
+from associative_transformer.runs.reading import how_to_restore, read_json
 
 RESULT = "result.json"
+MAX_NAMED = 3  # classes that are listed to describe a data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,59 @@ class RunResult:
     live_parameters: int
     total_parameters: int  # as the paper counts them
     classes: tuple[str, ...]
+    weights: str | None = None  # digest of model.safetensors; this and below: not in early runs
+    train_images: int | None = None  # with the validation images
+    data_of_test: str | None = None  # digest of the test images
     timing: RunTiming | None = None
 
     def __post_init__(self) -> None:
+        epoch, scores = self.epochs, [(self.test_accuracy, self.test_images)]
+        if best := self.best_validation:
+            epoch = best.epoch
+            scores.append((best.test_accuracy, best.test_images))
+        if not 1 <= epoch <= self.epochs:
+            raise ValueError(f"epoch {epoch} of {self.epochs} epochs")
+        for accuracy, images in scores:
+            if not 0 <= accuracy <= 100 or images < 0:
+                raise ValueError(f"{accuracy} % of {images} test images")
         if self.question_types and self.test_kinds is None:
             types = ", ".join(self.question_types)
             raise ValueError(f"test_kinds is missing although question_types are {types}")
+
+    def other_data(self, config: DataConfig) -> str | None:
+        """Return what the images are if they are not those of the named data set; else None.
+
+        A data set is recognized by its classes and sizes; generated data is always what it says.
+        """
+        is_limited = getattr(config, "limit", None) is not None  # then the sizes say nothing
+        name = config.display_name
+        difference = find_difference(
+            name,
+            self.classes,
+            test_images=None if is_limited else self.test_images,
+            train_images=None if is_limited else self.train_images,
+            num_skipped=self.skipped_images,
+        )
+        if config.is_generated or difference is None:
+            return None
+        shown = ", ".join(self.classes[:MAX_NAMED]) + ", ..." * (len(self.classes) > MAX_NAMED)
+        return (
+            f"own images, not {KNOWN_DATA_SETS[name].title} ({difference}): {self.test_images:,} "
+            f"test images of {len(self.classes)} classes ({shown})"
+        )
+
+    def is_tested_on(self, data: HeldOut) -> bool:
+        """Return whether a test split is the one that this run was scored on.
+
+        Early runs have no digest of it: then the number of images decides.
+        """
+        if self.data_of_test is None:
+            return len(torch.unique(data.test.rows)) == self.test_images
+        return data.digest == self.data_of_test
+
+    def name_data(self, config: DataConfig) -> str:
+        """Return what to call the data of this run, in tables and reports."""
+        return self.other_data(config) or config.display_name
 
     def score(self, kind: str) -> KindScore | None:
         """Return the score of a kind of question; None if there were no such questions."""
@@ -79,22 +130,28 @@ def score_fields(summary: Summary) -> dict[str, Any]:
     return {f"test_{field.name}": getattr(summary, field.name) for field in fields(summary)}
 
 
-_ADAPTER: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+def data_fields(data: DataSet) -> dict[str, Any]:
+    """Return the fields of a result that describe its data, except the digest of all of them."""
+    splits = [split for split in (data.train, data.validation) if split is not None]
+    return {
+        "train_images": sum(len(torch.unique(split.rows)) for split in splits),
+        "data_of_test": HeldOut(data.test, tuple(data.class_names)).digest,
+    }
 
 
 def write_result(folder: Path, result: RunResult) -> None:
     """Write `result.json`."""
     values = asdict(result)
-    _drop_questions(values)
+    _drop_missing(values)
     if result.best_validation is not None:
-        _drop_questions(values["best_validation"])
+        _drop_missing(values["best_validation"])
     write_file(folder / RESULT, json.dumps(values, indent=2).encode())
 
 
-def _drop_questions(values: dict[str, Any]) -> None:
-    """Remove the keys about questions if the data set has no questions."""
-    for key in ("test_questions", "test_kinds"):
-        if values[key] is None:
+def _drop_missing(values: dict[str, Any]) -> None:
+    """Remove the keys about questions if the data set has none, and others without a value."""
+    for key in ("test_questions", "test_kinds", "weights", "train_images", "data_of_test"):
+        if values.get(key, key) is None:
             del values[key]
 
 
@@ -103,18 +160,17 @@ def read_result(folder: Path) -> RunResult | None:
 
     Raises UserError if the file is damaged: a key is missing or a value has the wrong type.
     """
-    path = folder / RESULT
-    if not path.exists():
-        return None
     try:
-        return _ADAPTER.validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        raise damaged_result(folder, first_error(error)) from None
+        return read_json(folder / RESULT, RunResult)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise damaged_result(folder, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise damaged_result(folder, str(error)) from None
 
 
 def damaged_result(folder: Path, reason: str) -> UserError:
     """Return the error for a `result.json` that cannot be used."""
     path = folder / RESULT
-    return UserError(f"{path} is damaged ({reason}): remove it and pass --resume to rewrite it")
+    return UserError(f"{path} is damaged ({reason}): {how_to_restore(folder)}")

@@ -1,20 +1,35 @@
 """Read runs back from their folders."""
 
-from dataclasses import dataclass
+import hashlib
+import sys
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
+from associative_transformer import distributed
 from associative_transformer.data import HeldOut
+from associative_transformer.data.parquet import normalized
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.models import load_model
+from associative_transformer.models import build_model, load_model
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.runs.checkpoint import WEIGHTS, load_best, restore_weights
 from associative_transformer.runs.environment import Environment, read_environment
 from associative_transformer.runs.folder import History, check_links
+from associative_transformer.runs.lock import hold_folder
+from associative_transformer.runs.reading import (
+    count_rows,
+    has_checkpoint,
+    how_to_restore,
+    read_json,
+)
 from associative_transformer.runs.result import RunResult, damaged_result, read_result
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,10 @@ class RunRecord:
         """Number of complete epochs, counted without reading the memories."""
         path = self.folder / "metrics.jsonl"
         try:
-            return len(path.read_bytes().splitlines())
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            return count_rows(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {path}: {reason}; copy it again") from error
 
 
 class SavedRun(NamedTuple):
@@ -60,6 +74,7 @@ class SavedRun(NamedTuple):
     experiment: Experiment
     model: PretrainedModel
     classes: tuple[str, ...]
+    result: RunResult
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -91,30 +106,112 @@ def load_run(folder: Path) -> SavedRun:
         raise damaged_result(folder, difference)
     check_links(folder)
     try:
-        model = load_model(folder)
-        if model.config != config:
-            raise ValueError("config.json and experiment.yaml describe different models")
+        model = _open_model(folder, run.experiment, run.result)
+    except ValueError as error:
+        raise UserError(
+            f"the model of the run in {folder} is damaged ({error}): {how_to_restore(folder)}"
+        ) from error
+    return SavedRun(run.experiment, model, classes, run.result)
+
+
+def _open_model(folder: Path, experiment: Experiment, result: RunResult) -> PretrainedModel:
+    """Load the model of a complete run. Raises ValueError with the reason if it is damaged."""
+    try:
+        config: object = read_json(folder / CONFIG, type(experiment.model))
+        if config != experiment.model:  # before it is built
+            raise ValueError(f"{CONFIG} and experiment.yaml describe different models")
+        if result.weights not in (None, digest_of_model(folder)):
+            raise ValueError(f"the content of {WEIGHTS} has changed since training")
+        return load_model(folder)
     except Exception as error:  # reading a damaged file can raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{WEIGHTS} or {CONFIG}: {reason}") from error
+
+
+def digest_of_model(folder: Path) -> str:
+    """Return the digest of the weights of a run, which its result contains."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def restore_result(folder: Path, experiment: Experiment) -> RunResult | None:
+    """Return the result of a complete run, whose model is first restored if it is damaged.
+
+    Returns None if the run has to continue: it is not complete, or its result is damaged but can
+    be written again from the last checkpoint. Raises UserError if there is no checkpoint for that.
+    """
+    try:
+        result = read_result(folder)
+    except UserError as error:
+        if not has_checkpoint(folder):
+            raise
+        reason = str(error).rpartition(": ")[0]
+        print(f"{reason}; it is written again from the last checkpoint", file=sys.stderr)
+        return None
+    if result is None:
+        return None
+    try:
+        _open_model(folder, experiment, result)
+    except ValueError as error:
+        reason = f"the model of the run in {folder} is damaged ({error})"
+        if not has_checkpoint(folder):
+            raise UserError(f"{reason}: {how_to_restore(folder)}") from error
+        if not distributed.is_first():
+            return result
+        with hold_folder(folder):
+            _restore_model(folder, experiment, result)
+        print(f"{reason} and was restored from the checkpoint", file=sys.stderr)
+    return result
+
+
+def _restore_model(folder: Path, experiment: Experiment, result: RunResult) -> None:
+    """Write the final model of a complete run from its checkpoint."""
+    model = build_model(experiment.model)
+    state = restore_weights(folder / "checkpoint", model)
+    if state["epoch"] != result.epochs:
         raise UserError(
-            f"the run in {folder} is damaged ({reason}): train it again with --overwrite"
-        ) from error
-    return SavedRun(run.experiment, model, classes)
+            f"the checkpoint of {folder} ends after {state['epoch']} of {result.epochs} epochs, "
+            "so the model cannot be restored: train the run again with --overwrite"
+        )
+    if result.best_validation is not None:
+        load_best(folder / "checkpoint", model, state["best_digest"])
+    save_model(folder, model)
+
+
+def save_model(folder: Path, model: PretrainedModel) -> None:
+    """Write the files of a model. Raises UserError if that fails."""
+    try:
+        model.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the model to {folder}: {error}") from error
 
 
 def load_test_split(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:
     """Load the test split of a run, from the folder `source` if its images have moved.
 
-    Raises UserError if `source` is given for generated data, or if the classes of the
-    data differ from those of the run.
+    The classes are those of the run, whether or not there are test images of each. Raises
+    UserError if `source` is given for generated data, or if the data has a class that the run
+    was not trained on.
     """
     config = run.experiment.data
     if source is not None:
         config = config.with_storage(source=source)
+    elif config.source is not None and not Path(config.source).expanduser().exists():
+        raise UserError(
+            f"the images of the run are no longer in {config.source}: pass their folder with "
+            "--source"
+        )
     data = config.load_test(device)
-    if data.class_names != run.classes:
+    if data.class_names == run.classes:
+        return data
+    places = {normalized(name): place for place, name in enumerate(run.classes)}
+    present = {data.class_names[label] for label in set(data.test.labels.tolist())}
+    if unknown := sorted(name for name in present if normalized(name) not in places):
         raise UserError(
             f"the run was trained on the classes {', '.join(run.classes)}, but the data has the "
-            f"classes {', '.join(data.class_names)}: pass the --source that the run was trained on"
+            f"classes {', '.join(data.class_names)}: pass the --source that the run was trained "
+            f"on, or remove the test images of {', '.join(unknown)}"
         )
-    return data
+    index = torch.tensor([places.get(normalized(name), -1) for name in data.class_names])
+    test = replace(data.test, labels=index[data.test.labels])
+    return data._replace(test=test, class_names=run.classes)

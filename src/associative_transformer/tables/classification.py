@@ -11,13 +11,13 @@ import torch
 from associative_transformer.experiment import Experiment
 from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.recipes import RECIPES, ablations, classification, sources
-from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
+from associative_transformer.recipes.budgets import BUDGETS, Budget
 from associative_transformer.runs.result import RunResult
 from associative_transformer.tables.collect import (
     CollectedRuns,
     RunsOfExperiment,
     collect_runs,
-    describe_overrides,
+    name_rest,
     spread,
 )
 from associative_transformer.tabular import RowGroup, Table
@@ -26,6 +26,7 @@ SETS = dict(zip(classification.DATA_SETS, ("CIFAR-10", "CIFAR-100", "Triangle"),
 COLUMNS = (
     "model",
     *(column for title in SETS.values() for column in (title, "published")),
+    "own images",  # left out if there are no runs on any
     "average",
     "published",
     "parameters, M",
@@ -34,6 +35,11 @@ COLUMNS = (
     "epochs",
     "device",
     "finished",
+)
+OWN_IMAGES = COLUMNS.index("own images")
+OWN_NOTE = (
+    "Own images: runs whose classes or sizes differ from those of the data set that their recipe "
+    "names."
 )
 NOTE = (
     "Test accuracy after the last epoch on all test images: mean and standard deviation over the "
@@ -111,14 +117,25 @@ def _table(
         lines = [_recipe_cells(row, collected, budget) for row in plain]
         trained = [cells for cells in lines if cells[COLUMNS.index("seeds")] != "not run"]
         row_groups.append(RowGroup(f"budget {budget}: not comparable with any row above", trained))
-    changed = []
-    for (name, _), runs in sorted(collected.runs.items()):
-        row = TableRow(describe_overrides(runs.experiment, recipes[name]), _by_set(name))
-        changed.append(_cells(row, [runs if recipe else None for recipe in row.recipes]))
-    row_groups.append(RowGroup("runs with overrides: not part of any row above", changed))
+    for heading, named in name_rest(collected, recipes).items():
+        rest = [TableRow(name, _by_set(runs.experiment.name)) for name, runs in named]
+        cells = [
+            _cells(row, [runs if recipe else None for recipe in row.recipes])
+            for row, (_, runs) in zip(rest, named, strict=True)
+        ]
+        row_groups.append(RowGroup(heading, cells))
     title = f"{title}, test accuracy in percent"
     filled = [group for group in row_groups if group.rows]
-    return Table(title, COLUMNS, filled, [*notes, *collected.left_out])
+    notes = [*notes, *collected.left_out]
+    if any(row[OWN_IMAGES] != "-" for group in filled for row in group.rows):
+        return Table(title, COLUMNS, filled, [*notes, OWN_NOTE])
+    filled = [RowGroup(group.title, list(map(_shorten, group.rows))) for group in filled]
+    return Table(title, _shorten(COLUMNS), filled, notes)
+
+
+def _shorten(row: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a row without its cell for own images."""
+    return (*row[:OWN_IMAGES], *row[OWN_IMAGES + 1 :])
 
 
 def _row_for_one_set(recipe: Experiment) -> TableRow:
@@ -133,9 +150,7 @@ def _by_set(recipe: str) -> list[str | None]:
 
 def _recipe_cells(row: TableRow, collected: CollectedRuns, budget: Budget) -> tuple[str, ...]:
     """Return the cells of a row for the runs of its recipes at a budget."""
-    runs = [
-        collected.take(shorten(RECIPES[name], budget)) if name else None for name in row.recipes
-    ]
+    runs = [collected.take_budget(RECIPES[name], budget) if name else None for name in row.recipes]
     return _cells(row, runs)
 
 
@@ -146,15 +161,20 @@ def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str,
     published = [accuracy for accuracy in row.published if accuracy is not None]
     average = row.average or (mean(published) if published else None)
     means = [mean(values) for values in accuracies if values]
+    is_own = [each is not None and bool(each.other) for each in runs]
     pairs = [
         cell
-        for values, accuracy in zip(accuracies, row.published, strict=True)
-        for cell in (spread(values), _figure(accuracy, 2))
+        for values, accuracy, own in zip(accuracies, row.published, is_own, strict=True)
+        for cell in (spread([] if own else values), _figure(accuracy, 2))
+    ]
+    on_own = [
+        value for values, own in zip(accuracies, is_own, strict=True) for value in values * own
     ]
     complete = [run for each in with_recipe for run in each.complete.values()]
     return (
         row.title,
         *pairs,
+        spread(on_own),
         spread([mean(means)]) if len(means) == len(with_recipe) > 1 else "-",
         _figure(average, 2),
         _size(with_recipe[0].experiment.model),

@@ -1,7 +1,7 @@
 """Collect the runs of recipes from a folder for a table.
 
-Runs are grouped by experiment: a row only uses complete runs of exactly its own experiment, so a
-table never averages over different experiments.
+Runs are grouped by experiment and data: a row only uses complete runs of exactly its own
+experiment on exactly the same data, so a table never averages over different experiments or data.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,12 @@ from typing import NamedTuple
 from associative_transformer.experiment import Experiment, differences, fingerprint
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
+from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
 from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import RunRecord, read_run
+
+OTHER_DATA = "runs on other data: never averaged with those of another row"
+OVERRIDES = "runs with overrides: not part of any row above"
 
 
 class CompleteRun(NamedTuple):
@@ -26,9 +30,11 @@ class CompleteRun(NamedTuple):
 
 @dataclass
 class RunsOfExperiment:
-    """The runs of one experiment with different seeds."""
+    """The runs of one experiment on the same data, with different seeds."""
 
     experiment: Experiment
+    data: str = ""  # digest of the data; empty if no run is complete
+    other: str = ""  # what the data are, if they are not those of the recipe
     complete: dict[int, CompleteRun] = field(default_factory=dict)  # by seed
     unfinished: list[str] = field(default_factory=list)  # "seed 1 unfinished after 3 of 9 epochs"
 
@@ -46,16 +52,48 @@ class RunsOfExperiment:
         return ", ".join([count] * bool(self.complete) + self.unfinished) or "not run"
 
 
+Named = tuple[str, RunsOfExperiment]  # with the title of its row
+
+
 class CollectedRuns(NamedTuple):
     """All runs of some recipes in a folder."""
 
-    runs: dict[tuple[str, str], RunsOfExperiment]  # by recipe and fingerprint
+    runs: dict[tuple[str, str, str], RunsOfExperiment]  # by recipe, fingerprint and data
     left_out: list[str]  # a note on each run that was not used, with the reason
 
     def take(self, experiment: Experiment) -> RunsOfExperiment:
-        """Remove and return the runs of exactly this experiment; there may be none."""
+        """Remove and return the runs of exactly this experiment; there may be none.
+
+        If there are runs on several data sets, those with the most seeds are taken. Runs on images
+        that are not those of the recipe stay, see `take_others`.
+        """
         plain = replace(experiment, name=_recipe_of(experiment))
-        return self.runs.pop((plain.name, fingerprint(plain)), RunsOfExperiment(plain))
+        key = (plain.name, fingerprint(plain))
+        groups = [group for k, group in self.runs.items() if k[:2] == key and not group.other]
+        chosen = max(groups, key=lambda group: len(group.complete), default=None)
+        if chosen is None:
+            return RunsOfExperiment(plain)
+        del self.runs[*key, chosen.data]
+        if chosen.data and (unfinished := self.runs.pop((*key, ""), None)):
+            chosen.unfinished += unfinished.unfinished
+        return chosen
+
+    def take_budget(self, recipe: Experiment, budget: Budget) -> RunsOfExperiment:
+        """Remove and return the runs of a recipe at a budget; none if it does not shorten it."""
+        short = shorten(recipe, budget)
+        if budget != "paper" and short == recipe:
+            return RunsOfExperiment(recipe)
+        return self.take(short)
+
+    def take_others(self, recipes: dict[str, Experiment]) -> list[RunsOfExperiment]:
+        """Remove and return the remaining runs that differ from a recipe only in their data."""
+        prints = {
+            (name, fingerprint(shorten(recipe, budget)))
+            for name, recipe in recipes.items()
+            for budget in BUDGETS
+        }
+        keys = sorted(key for key in self.runs if key[:2] in prints)
+        return [self.runs.pop(key) for key in keys]
 
 
 def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
@@ -84,13 +122,16 @@ def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
 def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
     """Add a run to those of its experiment; copies of a complete run count once."""
     experiment, train = replace(run.experiment, name=name), run.experiment.train
-    key, new_group = (name, fingerprint(experiment)), RunsOfExperiment(experiment)
+    group = RunsOfExperiment(experiment)
     if run.result is not None:
+        group.data, group.other = run.result.data, run.result.other_data(experiment.data) or ""
         complete = CompleteRun(run.result, _device_of(run))
-        collected.runs.setdefault(key, new_group).complete.setdefault(train.seed, complete)
+        group = collected.runs.setdefault((name, fingerprint(experiment), group.data), group)
+        group.complete.setdefault(train.seed, complete)
     else:
         progress = f"seed {train.seed} unfinished after {run.num_epochs} of {train.epochs} epochs"
-        collected.runs.setdefault(key, new_group).unfinished.append(progress)
+        group = collected.runs.setdefault((name, fingerprint(experiment), ""), group)
+        group.unfinished.append(progress)
 
 
 def _device_of(run: RunRecord) -> str:
@@ -111,6 +152,29 @@ def describe_overrides(experiment: Experiment, recipe: Experiment) -> str:
     overrides = differences(experiment, recipe)
     changes = ", ".join(f"{key} {new} instead of {old}" for key, (new, old) in overrides.items())
     return f"{recipe.name} with {changes}"
+
+
+def describe_data(runs: RunsOfExperiment) -> str:
+    """Return what the data of runs are, with the start of their digest."""
+    if not runs.data:
+        return "data that is not known yet"
+    return f"{runs.other or 'other data of the same kind'}, digest {runs.data[:8]}"
+
+
+def name_rest(collected: CollectedRuns, recipes: dict[str, Experiment]) -> dict[str, list[Named]]:
+    """Return the runs that no row has taken, each group with the title of its row, by heading."""
+    others = [
+        (f"{runs.experiment.name} on {describe_data(runs)}", runs)
+        for runs in collected.take_others(recipes)
+    ]
+    keys = [key[:2] for key in collected.runs]
+    changed = []
+    for key, runs in sorted(collected.runs.items()):
+        title = describe_overrides(runs.experiment, recipes[key[0]])
+        if runs.other or keys.count(key[:2]) > 1:
+            title += f", on {describe_data(runs)}"
+        changed.append((title, runs))
+    return {OTHER_DATA: others, OVERRIDES: changed}
 
 
 def spread(values: Sequence[float]) -> str:

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from associative_transformer.recipes import relational
-from associative_transformer.recipes.budgets import BUDGETS, shorten
+from associative_transformer.recipes.budgets import BUDGETS
 from associative_transformer.recipes.relational import Published
 from associative_transformer.tables.collect import (
     RunsOfExperiment,
     collect_runs,
-    describe_overrides,
+    name_rest,
     spread,
 )
 from associative_transformer.tabular import RowGroup, Table
@@ -52,14 +52,12 @@ def relational_table(folder: Path) -> Table:
         ]
         row_groups.append(RowGroup(title, rows))
     for budget in BUDGETS[1:]:
-        runs = {name: collected.take(shorten(recipe, budget)) for name, recipe in recipes.items()}
+        runs = {name: collected.take_budget(recipe, budget) for name, recipe in recipes.items()}
         rows = [_row(name, r, NOT_PUBLISHED) for name, r in runs.items() if r.seeds != "not run"]
         row_groups.append(RowGroup(f"budget {budget}: not comparable with any row above", rows))
-    changed = [
-        _row(describe_overrides(runs.experiment, recipes[name]), runs, NOT_PUBLISHED)
-        for (name, _), runs in sorted(collected.runs.items())
-    ]
-    row_groups.append(RowGroup("runs with overrides: not part of any row above", changed))
+    for heading, named in name_rest(collected, recipes).items():
+        rows = [_row(title, runs, NOT_PUBLISHED) for title, runs in named]
+        row_groups.append(RowGroup(heading, rows))
     title = "Relational reasoning on Sort-of-CLEVR, test accuracy in percent"
     filled = [group for group in row_groups if group.rows]
     return Table(title, COLUMNS, filled, [NOTE, *collected.left_out])

@@ -1,0 +1,185 @@
+"""The one place through which files of a run are read: first their size, then their content.
+
+Everything else in the package that reads a run goes through these functions, or through readers
+in this folder that use them. Files may have any content: a damaged one raises ValueError with the
+reason, and the caller adds how to fix it.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from associative_transformer.files import first_error, read_file
+from associative_transformer.interface import UserError
+
+Value = TypeVar("Value")
+
+MAX_JSON = 64 * 2**20
+"""Bytes of a JSON file; the largest known, an analysis of 1,000 classes, has 1 % of that."""
+MAX_METRICS = 256 * 2**20
+"""Bytes of `metrics.jsonl`, enough for half a million epochs."""
+MAX_ARRAYS = 2 * 2**30
+"""Bytes of all arrays of a file together, unpacked: AiT-Base takes 5 MB for 100 epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochScores:
+    """Scores on the validation images after an epoch, as `metrics.jsonl` holds them."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochTiming:
+    """What depends on the clock in a row of `metrics.jsonl`."""
+
+    seconds: float | None = None
+    samples_per_second: float | None = None
+    images_per_second: float | None = None  # the name in the earliest runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """The types of a row of `metrics.jsonl`; a row may have more keys, or fewer."""
+
+    epoch: int | None = None
+    lr: float | None = None
+    loss: float | None = None
+    balance_loss: float | None = None
+    accuracy: float | None = None
+    skipped_steps: int | None = None
+    validation: EpochScores | None = None
+    timing: EpochTiming | None = None
+
+
+_ROW: TypeAdapter[EpochRow] = TypeAdapter(EpochRow)
+NEEDED = ("epoch", "lr", "loss", "balance_loss", "accuracy")  # to show a row
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file exists. Raises UserError if its folder cannot be searched."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; check the permissions of its folder"
+        ) from error
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run folder has a checkpoint that --resume would continue from."""
+    return any(
+        exists(folder / "checkpoint" / name / "state.json") for name in ("last", "previous")
+    )
+
+
+def how_to_restore(folder: Path) -> str:
+    """Return how to repair the result or the model of a run with the least loss of work."""
+    if has_checkpoint(folder):
+        return "pass --resume to ait train to restore it from the checkpoint without training"
+    return (
+        "there is no checkpoint to restore it from, so copy it again from the original run "
+        "folder, or train the run again with --overwrite"
+    )
+
+
+def read_json(path: Path, kind: type[Value]) -> Value:
+    """Read a JSON file as a value of a type, strictly. Raises OSError or ValueError."""
+    try:
+        return TypeAdapter(kind).validate_json(read_file(path, MAX_JSON), strict=True)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of lines of `metrics.jsonl`; 0 if there is none."""
+    try:
+        return len(read_file(path, MAX_METRICS).splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def read_rows(path: Path, num_rows: int | None) -> list[dict[str, Any]]:
+    """Read the first rows of `metrics.jsonl`, or all. Raises OSError or ValueError."""
+    rows = read_file(path, MAX_METRICS).decode().splitlines()[:num_rows]
+    for number, row in enumerate(rows, start=1):
+        try:
+            epoch = _ROW.validate_json(row, strict=True).epoch
+        except ValidationError as error:
+            raise ValueError(first_error(error, f"row {number}")) from None
+        if epoch not in (None, number):
+            raise ValueError(f"row {number} belongs to epoch {epoch}")
+    return [json.loads(row) for row in rows]
+
+
+def check_row(row: dict[str, Any], number: int) -> None:
+    """Raise ValueError if a row lacks a value that every epoch has."""
+    missing = [name for name in NEEDED if row.get(name) is None]
+    missing += [] if (row.get("timing") or {}).get("seconds") is not None else ["timing.seconds"]
+    if missing:
+        raise ValueError(f"row {number} has no {', '.join(missing)}")
+
+
+def read_memory(path: Path, num_epochs: int | None) -> list[np.ndarray]:
+    """Read the priors (L, M, D) after each epoch from `memory.npz`; empty without memory.
+
+    Raises OSError or ValueError.
+    """
+    arrays = read_arrays(path)
+    if list(arrays) != ["priors"]:
+        raise ValueError(f"it holds {', '.join(arrays) or 'nothing'} instead of priors")
+    priors = arrays["priors"]
+    if priors.dtype.kind != "f" or (priors.ndim != 4 and priors.size):
+        shape = "x".join(map(str, priors.shape))
+        raise ValueError(f"its priors are {shape or 'one'} {priors.dtype} values")
+    if not np.isfinite(priors).all():
+        raise ValueError("its priors are not finite")
+    return list(priors[:num_epochs])
+
+
+def read_arrays(path: Path, max_bytes: int = MAX_ARRAYS) -> dict[str, np.ndarray]:
+    """Read an npz file, without pickle, if its arrays take at most `max_bytes` once unpacked.
+
+    The sizes that its headers state are checked before anything is unpacked.
+    Raises OSError or ValueError.
+    """
+    content = io.BytesIO(read_file(path, max_bytes))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > max_bytes:
+                raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes:,}")
+            for entry in archive.infolist():
+                _check_header(archive, entry)
+        content.seek(0)
+        with np.load(content) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # zipfile raises many types of exception for a damaged archive
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+
+def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raise ValueError if an array claims more values than its entry of the archive holds."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"{entry.filename} has an unknown version")
+        shape, _, dtype = read(file)
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        if dtype.hasobject or min(shape, default=0) < 0 or size > entry.file_size:
+            raise ValueError(f"{entry.filename} claims {shape} values of type {dtype}")
