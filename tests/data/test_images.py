@@ -31,6 +31,7 @@ from associative_transformer.data import (
 )
 from associative_transformer.data.listing import print_once
 from associative_transformer.interface import PADDING, Batch, UserError
+from associative_transformer.runs.checkpoint import TrainingState
 
 CPU = torch.device("cpu")
 
@@ -664,14 +665,19 @@ def test_a_digest_covers_the_pixels_of_every_split(folder: Path) -> None:
     assert load(folder.with_name("moved")).digest == before
 
 
-def test_a_digest_of_version_0_1_covers_only_labels(folder: Path) -> None:
+def test_a_run_of_version_0_1_is_resumed_by_its_labels_and_a_later_one_by_its_pixels(
+    folder: Path,
+) -> None:
     data = load(folder)
     old = data.digest_like("0" * 64)
     labels = (split.labels.numpy().tobytes() for split in (data.train, data.test))
     assert old == hashlib.sha256(b"('cat', 'dog')" + b"|".join(labels)).hexdigest()
     assert data.digest_like(data.digest) == data.digest
     random_image().save(folder / "train/cat/0.png")
-    assert load(folder).digest_like(old) == old
+    changed = load(folder)
+    TrainingState(data=old).check_resumable(TrainingState(), folder, changed)
+    with pytest.raises(UserError, match="was trained on different data with the same name"):
+        TrainingState(data=data.digest).check_resumable(TrainingState(), folder, changed)
 
 
 def test_a_digest_covers_a_sample_of_a_large_image(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ class DataSetConfig(ABC):
 
     @abstractmethod
     def load_test(self, device: torch.device) -> HeldOut:
-        """Generate or open only the test split, without decoding a training image.
+        """Generate or open only the test split, for which no training image need be there.
 
-        Raises UserError if the data set is missing or cannot be used.
+        The classes are those that the test images name: `runs.saved.load_test_split` puts them in
+        the order of those of a run. Raises UserError if the data set is missing or cannot be used.
         """
 
     @abstractmethod

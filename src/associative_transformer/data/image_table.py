@@ -110,7 +110,7 @@ class ImageTable:
     def locate(self, path: str) -> Path:
         """Return the file of an image that is not in the table itself.
 
-        Raises UserError if it is not a regular file in one of the folders where it may be.
+        Raises UserError if it is not a regular file in one of the folders that may contain it.
         """
         if self.roots is None:
             return Path(path)

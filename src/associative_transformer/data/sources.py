@@ -129,7 +129,8 @@ def open_image_folder(
     tables = group_by_split(root, parquet, splits.names, splits.config)
     folders = _group_class_folders(images, splits.names)
     if _are_tables(root, tables, folders, splits, wanted):
-        return _open_tables(root, tables, parquet, images, wanted)
+        unused = [file for paths in folders.values() for file in paths]
+        return _open_tables(root, tables, parquet, unused, wanted)
     for file in set(images) - {file for paths in folders.values() for file in paths}:
         left_out.add("images outside the split folders", file)
     for file in parquet:
@@ -188,7 +189,7 @@ def _open_tables(
     for file in set(parquet) - {file.path for files in by_split.values() for file in files}:
         left_out.add("parquet files outside the splits or the configuration", file)
     for file in images:
-        left_out.add("images next to parquet files", file)
+        left_out.add("images in class folders next to parquet files", file)
     left_out.report(root)
     return opened
 
