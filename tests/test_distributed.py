@@ -236,11 +236,80 @@ def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) 
     assert distributed.replicate(model, torch.device("cpu"), False) is model
 
 
+def launch_variables(**changes: str) -> dict[str, str]:
+    """Return what torchrun sets in rank 1 of 2, with changes."""
+    port = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    return {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **port, **changes}
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Return a function that sets some variables of a launcher and removes the others."""
+
+    def set_only(variables: dict[str, str]) -> None:
+        for name in distributed.LAUNCH_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_only
+
+
+STRAY = [
+    {},
+    {"RANK": "1"},
+    {"LOCAL_RANK": "0"},
+    {"LOCAL_RANK": "1", "MASTER_ADDR": "localhost"},
+    {"RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+    {"WORLD_SIZE": "1", "RANK": "0"},
+    {"PMI_SIZE": "2", "PMI_RANK": "1", "MASTER_ADDR": "localhost"},
+    {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+    {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"},
+]
+"""Variables that do not come from a launcher of ours."""
+
+
+@pytest.mark.parametrize("variables", STRAY, ids=str)
+def test_stray_variables_of_launchers_make_no_group(
+    variables: dict[str, str], only: Callable[[dict[str, str]], None]
+) -> None:
+    only(variables)
+    assert distributed.launched_ranks() == 1
+    assert distributed.is_first()
+    with distributed.joined(torch.device("cpu")):
+        assert distributed.num_ranks() == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: ""} for name in distributed.LAUNCH_VARIABLES if name != "WORLD_SIZE"),
+        {"RANK": "2"},
+        {"RANK": "-1"},
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "0"},
+        {"LOCAL_RANK": "first"},
+        {"MASTER_PORT": "http"},
+    ],
+    ids=str,
+)
+def test_incomplete_or_wrong_variables_of_a_launcher_are_refused_by_name(
+    changes: dict[str, str], only: Callable[[dict[str, str]], None]
+) -> None:
+    only(launch_variables())
+    assert distributed.launched_ranks() == 2
+    only(launch_variables(**changes))
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=f"{name}={value}.*torchrun.*unset WORLD_SIZE"):
+        distributed.launched_ranks()
+
+
 @pytest.mark.parametrize(("rank", "first"), [("0", True), ("1", False)])
 def test_the_environment_of_a_launcher_identifies_the_first_rank(
     rank: str, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", rank)
+    for name, value in launch_variables(RANK=rank).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     assert distributed.is_first() == first
     assert distributed.is_launched()
@@ -300,6 +369,27 @@ def test_values_that_differ_between_ranks_are_reported(monkeypatch: pytest.Monke
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, value + 1])
     with pytest.raises(UserError, match="share the run folder and the data"):
         distributed.check_same(1)
+
+
+def test_settings_that_differ_between_ranks_are_named_with_both_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = {"--train.lr": 1e-3, "--resume": True, "--train.epochs": 3}
+
+    def gathered(*others: dict[str, object]) -> None:
+        values = [(settings, f"node{i}") for i, settings in enumerate((first, *others))]
+        monkeypatch.setattr(distributed, "gather_objects", lambda _: values)
+        distributed.check_settings(first)
+
+    gathered(first, dict(first))
+    with pytest.raises(
+        UserError, match=r"0 on node0 and process 2 on node2 .*lr \(0.001 and 0.01\)"
+    ):
+        gathered(first, first | {"--train.lr": 1e-2})
+    with pytest.raises(
+        UserError, match=r"--resume \(True and None\), --model.depth \(None and 2\):"
+    ):
+        gathered({"--train.lr": 1e-3, "--train.epochs": 3, "--model.depth": 2})
 
 
 @pytest.mark.parametrize("rank", [0, 1])

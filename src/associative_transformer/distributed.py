@@ -8,6 +8,7 @@ Dims     W ranks of a group
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its defaults keep the group that exists at this moment
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed import DistStoreError
@@ -31,7 +33,28 @@ from associative_transformer.interface import UserError
 
 T = TypeVar("T")
 
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Set by torchrun and accelerate in each process; only all of them together make a group."""
+
 # --- this process and its group ---
+
+
+def launched_ranks() -> int:
+    """Return the number of processes that a launcher started together; 1 without a launcher.
+
+    Raises UserError if WORLD_SIZE is above 1 but another variable is missing or wrong.
+    """
+    values = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
+    if (size := values["WORLD_SIZE"]) in ("", "1"):
+        return 1
+    is_valid = all(x.isdecimal() or (name == "MASTER_ADDR" and x) for name, x in values.items())
+    if not is_valid or int(values["RANK"]) >= int(size):
+        found = ", ".join(f"{name}={value or '(not set)'}" for name, value in values.items())
+        raise UserError(
+            f"WORLD_SIZE={size} announces several processes, but not all variables fit ({found}): "
+            "start them with torchrun, or unset WORLD_SIZE to use one process"
+        )
+    return int(size)
 
 
 def num_ranks() -> int:
@@ -46,7 +69,7 @@ def rank() -> int:
 
 def is_first() -> bool:
     """Return whether this is rank 0; works even without a process group."""
-    return os.environ.get("RANK", "0") == "0"
+    return launched_ranks() == 1 or os.environ["RANK"] == "0"
 
 
 def is_launched() -> bool:
@@ -57,14 +80,13 @@ def is_launched() -> bool:
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Join the processes of a launcher for the duration of a block; yield the device to use."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if launched_ranks() == 1:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=INIT_METHOD)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=INIT_METHOD)
     yield device
     dist.destroy_process_group()  # not after an error, as this could wait for the other ranks
 
@@ -151,9 +173,8 @@ def replicate(model: nn.Module, device: torch.device, has_unused: bool) -> nn.Mo
     if num_ranks() == 1:
         return model
     is_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # 2.14
-    keep_buffers: dict[str, Any] = {
-        "forward_sync_buffers" if is_renamed else "broadcast_buffers": False
-    }
+    name = "forward_sync_buffers" if is_renamed else "broadcast_buffers"
+    keep_buffers: dict[str, Any] = {name: False}
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
@@ -192,6 +213,19 @@ def check_same(value: object) -> None:
         raise UserError(
             "the processes read different files: they have to share the run folder and the data"
         )
+
+
+def check_settings(settings: dict[str, object]) -> None:
+    """Raise UserError on all ranks if their settings differ, naming them with both values."""
+    (first, host), *others = gather_objects((settings, socket.gethostname()))
+    for rank, (theirs, other_host) in enumerate(others, start=1):
+        pairs = {name: (first.get(name), theirs.get(name)) for name in first | theirs}
+        wrong = [f"{name} ({a} and {b})" for name, (a, b) in pairs.items() if a != b]
+        if wrong:
+            raise UserError(
+                f"process 0 on {host} and process {rank} on {other_host} differ in "
+                f"{', '.join(wrong)}: start all processes with the same options and versions"
+            )
 
 
 @contextmanager

@@ -22,16 +22,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate.utils import ProjectConfiguration
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 
 from associative_transformer import distributed
 from associative_transformer.data import Share, TriangleConfig
 from associative_transformer.evaluate import Evaluation, evaluate_split
-from associative_transformer.experiment import TrainConfig
+from associative_transformer.experiment import Schedule, TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
@@ -68,13 +69,14 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float64  # so that rounding does not decide which tokens win
     tolerance: float = 1e-5
     steps: int = 8
+    is_adapted: bool = False  # keys and values come from parametrized layers, as with LoRA
 
 
 CASES = {
     "float32": Case(dtype=torch.float32, steps=STEPS),
     "fewer winners than tokens": Case(),
     # the score is 1, so queries and keys get rounding errors as gradients, which AdamW scales up
-    "one winner": Case(with_memory(bottleneck=1), {"lr": 1e-7}),
+    "one winner": Case(with_memory(bottleneck=1), {"lr": 1e-7, "schedule": Schedule(min_lr=1e-7)}),
     "more winners than a rank has": Case(with_memory(bottleneck=120)),
     "all tokens win": Case(with_memory(bottleneck=None)),
     "detached write": Case(with_memory(differentiable_write=False)),
@@ -86,6 +88,7 @@ CASES = {
     "compiled": Case(replace(CONFIG, depth=1), {"compile": True}),
     "bfloat16": Case(with_memory(), {"precision": "bfloat16"}, torch.float32, tolerance=0.05),
     "local pools": Case(with_memory(pool="local")),
+    "adapters": Case(is_adapted=True),
 }
 
 
@@ -126,7 +129,8 @@ def _join(
     try:
         if world > 1:
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-            variables["LOCAL_WORLD_SIZE"] = world  # as a launcher sets them
+            variables |= {"LOCAL_WORLD_SIZE": world, "MASTER_PORT": 0}
+            os.environ["MASTER_ADDR"] = "localhost"  # all of them as a launcher sets them
             os.environ |= {name: str(number) for name, number in variables.items()}
             store = f"file://{folder}/store"
             dist.init_process_group("gloo", store, rank=rank, world_size=world)
@@ -170,7 +174,10 @@ def train(rank: int, world: int, name: str) -> Trained:
     """Train as `ait train` does."""
     case = CASES[name]
     torch.manual_seed(0)
-    step = make_step(EagerlyCompiled(case.model).to(case.dtype), **case.train)
+    model = EagerlyCompiled(case.model).to(case.dtype)
+    if case.is_adapted:
+        adapt(model)
+    step = make_step(model, **case.train)
     logits: list[Tensor] = []
     if not step.train.compile:
         step.model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
@@ -198,6 +205,25 @@ def train(rank: int, world: int, name: str) -> Trained:
     state |= gradients[0] | step.model.state_dict()
     logits = logits[: step.train.accumulation_steps]
     return Trained([x.detach() for x in logits], {k: v.detach() for k, v in state.items()})
+
+
+class LowRank(nn.Module):
+    """A parametrization that adds a low-rank matrix, as LoRA does."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn_like(weight[:, :2]))
+        self.b = nn.Parameter(torch.randn_like(weight[:2]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.a @ self.b
+
+
+def adapt(model: AiT) -> None:
+    for block in model.blocks:
+        for layer in (block.workspace.to_k, block.workspace.to_v):
+            low_rank = LowRank(layer.weight.detach())
+            parametrize.register_parametrization(layer, "weight", low_rank)
 
 
 def train_all(rank: int, world: int) -> dict[str, Trained]:
@@ -300,7 +326,10 @@ def write_separately(rank: int, world: int, size: int) -> dict[str, Tensor]:
 
 
 def leave(rank: int, world: int) -> bool:
-    """Exchange among all ranks and among half, leave the group; return whether it is gone."""
+    """Train and exchange among all ranks and half, leave the group; return whether it is gone."""
+    replica = distributed.replicate(nn.Linear(1, 1), torch.device("cpu"), False)
+    replica(torch.ones(1, 1)).sum().backward()
+    del replica
     for size in (world, world // 2):
         distributed.gather(torch.ones(1), size)
     group = weakref.ref(dist.group.WORLD)
