@@ -417,6 +417,9 @@ def test_a_later_version_saves_new_fields_at_their_defaults(
         ("weight_decay", math.inf),
         ("clip_norm", 0.0),
         ("clip_norm", -1.0),
+        ("clip_norm", math.inf),
+        ("clip_norm", math.nan),
+        ("epochs", 10**11),
         ("accumulation_steps", 0),
         ("seed", -1),
         ("seed", 2**64),
@@ -434,13 +437,31 @@ def test_a_training_value_out_of_range_is_refused_with_field_and_value(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("warmup_epochs", -1), ("warmup_lr", -1.0), ("min_lr", -1e-6), ("min_lr", math.nan)],
+    [
+        ("warmup_epochs", -1),
+        ("warmup_epochs", 10**11),
+        ("warmup_lr", -1.0),
+        ("warmup_lr", math.inf),
+        ("min_lr", -1e-6),
+        ("min_lr", math.nan),
+    ],
 )
 def test_a_schedule_value_out_of_range_is_refused_with_field_and_value(
     field: str, value: object
 ) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be .* not {value}"):
         TrainConfig(schedule=Schedule(**{field: value}))
+
+
+@pytest.mark.parametrize("shape", ["cosine", "one_cycle"])
+def test_a_lowest_learning_rate_above_the_learning_rate_is_refused_with_both(shape: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=r"min_lr must be at most lr 0.001, not 0.002"):
+        TrainConfig(lr=1e-3, schedule=Schedule(min_lr=2e-3, shape=shape))
+    TrainConfig(lr=1e-3, schedule=Schedule(min_lr=1e-3, shape=shape))
+
+
+def test_a_lowest_learning_rate_that_is_not_used_may_have_any_value() -> None:
+    TrainConfig(lr=1e-3, schedule=Schedule(min_lr=2e-3, shape="inverse_sqrt"))
 
 
 def test_a_batch_size_that_the_accumulation_steps_do_not_divide_is_refused_with_both() -> None:

@@ -8,18 +8,21 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.data import DataConfig
-from associative_transformer.files import first_error, write_file
+from associative_transformer.data import DataConfig, ImagesConfig
+from associative_transformer.data.augment import RAW
+from associative_transformer.files import first_error, read_file, write_file
 from associative_transformer.interface import ADDED_LATER, UserError
 from associative_transformer.models import ModelConfig
 
+MAX_FILE = 2**20  # bytes of a saved experiment; the largest has a few thousand
+MAX_EPOCHS = 1_000_000
 MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerprint
 
 
@@ -45,6 +48,8 @@ class Schedule:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, name, "0 or more", value)
+        wanted = f"at most {MAX_EPOCHS:,}"
+        _require(self.warmup_epochs <= MAX_EPOCHS, "warmup_epochs", wanted, self.warmup_epochs)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class TrainConfig(Optimization):
     """Optimizer steps between updates of the progress bar and the tracker."""
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     """Experiment tracker; must be installed."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses a GPU if there is one."""
     detect_anomaly: bool = False
     """Stop at the first value that is not finite and name the operation that produced it; slow."""
@@ -93,13 +98,16 @@ class TrainConfig(Optimization):
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.epochs <= MAX_EPOCHS, "epochs", f"at most {MAX_EPOCHS:,}", self.epochs)
         _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
+        lowest = self.schedule.min_lr
+        if self.schedule.shape != "inverse_sqrt":  # which has no lowest rate
+            _require(lowest <= self.lr, "schedule.min_lr", f"at most lr {self.lr}", lowest)
         _require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
         _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
         _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
-        _require(
-            self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive", self.clip_norm
-        )
+        limit = 1.0 if self.clip_norm is None else self.clip_norm
+        _require(0 < limit < math.inf, "clip_norm", "positive and finite, or None", limit)
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
         if self.compile and self.detect_anomaly:
@@ -149,9 +157,9 @@ class Experiment:
                 f"model.question_dim is {expected}, but the data has {actual}: set it to "
                 f"{question_dim}"
             )
-        if getattr(model, "takes_pixels", False) and (
-            any(self.data.mean) or set(self.data.std) != {1}
-        ):
+        mean, std = self.data.mean, self.data.std
+        takes_pixels = getattr(model, "takes_pixels", False) and mean != "auto"
+        if takes_pixels and (any(mean) or set(std) != {1}):
             raise ValueError(
                 f"a model of kind {model.kind} expects pixels from 0 to 1, not normalized ones: "
                 "set data.mean to 0 and data.std to 1 for each channel"
@@ -161,6 +169,10 @@ class Experiment:
 # Fields that do not identify the configuration: the seed, data storage, and machine settings.
 _CIRCUMSTANCES = {
     "data.source",
+    "data.splits.validation",
+    "data.measured",
+    "data.measured.mean",
+    "data.measured.std",
     "data.num_workers",
     "data.memory_budget",
     "train.seed",
@@ -172,6 +184,17 @@ _CIRCUMSTANCES = {
 }
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
+
+
+def data_of_new_run(experiment: Experiment) -> DataConfig:
+    """Return the data set as a new run loads it.
+
+    It may compute the normalization, except for a model that takes pixels from 0 to 1.
+    """
+    data = experiment.data
+    if getattr(experiment.model, "takes_pixels", False) and isinstance(data, ImagesConfig):
+        return replace(data, measured=RAW) if data.mean == "auto" else data
+    return data.for_new_run()
 
 
 def list_fields(experiment: Experiment) -> dict[str, object]:
@@ -221,12 +244,12 @@ def load_experiment(path: Path) -> Experiment:
     value, or no value for a field without a default.
     """
     try:
-        text = path.read_text()
+        text = read_file(path, MAX_FILE).decode()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # too large, or not in UTF-8
         raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
         saved = yaml.safe_load(text)

@@ -11,8 +11,11 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 
+from associative_transformer.cli.options import choose_device
 from associative_transformer.experiment import Experiment
+from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.result import RunResult
 from associative_transformer.training import step
@@ -45,10 +48,25 @@ def test_training_prints_the_accuracy_the_folder_and_the_next_commands(ait: Ait)
     assert done.code == 0
     (folder,) = Path("runs").glob("triangle-ait-tiny+*/0")
     result = json.loads((folder / "result.json").read_text())
-    assert f"test accuracy {result['test_accuracy']:.2f} % of 20 images" in done.out
+    score = f"test accuracy {result['test_accuracy']:.2f} % of 20 images, saved model (last epoch)"
+    assert score in done.out
     assert f"run folder    {folder}" in done.out
     assert f"ait eval {folder}" in done.out
     assert "epoch 2/2" in done.err
+
+
+def test_training_prints_the_accuracy_of_the_saved_model_before_that_of_the_last_epoch(
+    ait: Ait,
+) -> None:
+    done = ait("train", *TRIANGLE, "--data.val-fraction", "0.5")
+    (folder,) = Path("runs").glob("triangle-ait-tiny+*/0")
+    result = json.loads((folder / "result.json").read_text())
+    best, last = result["best_validation"], result["test_accuracy"]
+    saved, epoch = best["test_accuracy"], best["epoch"]
+    assert done.out.splitlines()[:2] == [
+        f"test accuracy {saved:.2f} % of 20 images, saved model (epoch {epoch}, the best)",
+        f"last epoch    {last:.2f} % of the same",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -344,3 +362,42 @@ def test_without_the_hub_the_message_explains_how_to_use_local_files(
     assert_refused(done, "uoft-cs/cifar10", "Network is unreachable", "*.parquet")
     assert "--data.source FOLDER" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:x", "hpu", "privateuseone", "lazy", "gpu", ""])
+def test_a_device_that_cannot_compute_is_refused_by_name(device: str, ait: Ait) -> None:
+    with pytest.raises(UserError, match=f"no device '{device}' .* pass --device auto"):
+        choose_device(device)
+    done = ait("train", *TRIANGLE, f"--train.device={device}")
+    assert_refused(done, "--train.device", *[device] * bool(device), "auto", "cpu", "cuda")
+    assert not Path("runs").exists()
+
+
+def test_training_takes_the_device_cuda_and_says_if_there_is_no_gpu(
+    ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = ait("train", *TRIANGLE, "--train.device", "cuda")
+    assert_refused(done, "--train.device cuda", "no GPU", "--train.device auto")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--train.clip-norm inf", ["--train.clip-norm", "inf", "finite"]),
+        ("--train.schedule.warmup-epochs 100000000000", ["warmup-epochs", "at most 1,000,000"]),
+        ("--train.schedule.min-lr 1", ["min-lr", "at most lr", "1.0"]),
+        ("--train.lr 1e-7", ["min-lr", "1e-07", "1e-06"]),
+        ("--train.epochs 100000000000", ["epochs", "at most 1,000,000"]),
+        ("--model.mlp-ratio 0.001", ["mlp-ratio 0.001", "0 wide", "embed-dim"]),
+        ("--model.workspace.beta 1e38", ["beta", "at most 1e+06", "1e+38"]),
+        ("--model.depth 1000000000", ["--model.depth 1,000,000,000", "GiB"]),
+        ("--data.num-train 10000000000", ["--data.num-train 10,000,000,000", "GiB"]),
+    ],
+)
+def test_a_meaningless_value_is_refused_before_anything_is_written(
+    flags: str, words: list[str], ait: Ait
+) -> None:
+    assert_refused(ait("train", *TRIANGLE, *flags.split()), *words)
+    assert not Path("runs").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -225,6 +226,39 @@ def test_two_launchers_joined_as_two_nodes_train_one_run(single: Path, tmp_path:
     assert codes == (0, 0), "".join(errors)
     assert "".join(outputs).count("test accuracy") == 1
     assert_same_run(folder_in(runs), single)
+
+
+def test_nodes_with_different_options_are_refused_on_both_with_the_field_and_its_values(
+    tmp_path: Path,
+) -> None:
+    runs, port = tmp_path / "runs", free_port()
+    command = [*node_command(port), "--runs", str(runs), "--train.lr"]
+    command[command.index("--max-restarts") + 1] = "0"
+    started_at = time.monotonic()
+    with started(*command, "1e-3") as first, started(*command, "1e-2") as second:
+        codes, _, errors = zip(*map(finish, (first, second)), strict=True)
+    assert 0 not in codes
+    sentence = r"differ in .*--train\.lr \((0\.001 and 0\.01|0\.01 and 0\.001)\)"
+    for error in errors:
+        assert re.search(sentence, error), error
+        assert "UserError" not in error
+    assert not runs.exists()
+    assert time.monotonic() - started_at < 100
+
+
+def test_processes_started_by_mpi_are_not_joined(single: Path, tmp_path: Path) -> None:
+    results = []
+    for rank in range(2):
+        variables = {"PMI_SIZE": "2", "PMI_RANK": str(rank), "MPI_LOCALNRANKS": "2"}
+        variables |= {"MPI_LOCALRANKID": str(rank), "MASTER_ADDR": "localhost"}
+        runs = tmp_path / str(rank)
+        with started("ait", *RUN, "--runs", str(runs), **variables) as process:
+            results.append(finish(process))
+        assert_same_run(folder_in(runs), single)
+    for code, out, err in results:
+        assert code == 0, err
+        assert out.count("test accuracy") == 1
+        assert err.count("PMI_SIZE=2 has no effect on this run: use torchrun") == 1
 
 
 def test_a_lost_worker_is_replaced_and_the_run_continues_from_its_last_checkpoint(

@@ -88,6 +88,9 @@ def test_a_result_has_what_tables_need(undisturbed: Path) -> None:
         "skipped_steps",
         "skipped_images",
         "data",
+        "train_images",
+        "data_of_test",
+        "weights",
         "precision",
         "live_parameters",
         "total_parameters",
@@ -758,11 +761,49 @@ def test_tensorboard_gets_the_numbers_and_the_run_stays_the_same(
     assert_same_outcome(tmp_path / "run", undisturbed)
 
 
-def test_a_tracked_run_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorboard")
-    experiment = vary(tracker="tensorboard")
-    Steps(interrupts={3, 6}).install(monkeypatch)
-    assert train_to_the_end(experiment, tmp_path / "run") == 2
+@pytest.mark.parametrize("checkpoint_every", [None, 1, 3])
+@pytest.mark.parametrize("validated", [0.0, 0.25], ids=str)
+def test_no_step_is_logged_twice_after_a_stop_or_a_crash(
+    checkpoint_every: int | None, validated: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    experiment = vary(
+        data={"val_fraction": validated},
+        batch_size=12,
+        tracker="tensorboard",
+        log_every=1,
+        checkpoint_every=checkpoint_every,
+    )
+    per_epoch = 5 if validated == 0 else 4
+    Steps(interrupts={3}, crashes={per_epoch + 2, 2 * per_epoch}).install(monkeypatch)
+    assert train_to_the_end(experiment, tmp_path / "run") == 3
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tracker/associative_transformer"))
+    events.Reload()
+    scalars = {
+        tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    last = 3 * per_epoch
+    assert scalars["train/loss"] == list(range(1, last + 1))
+    assert scalars["test/accuracy"] == [last]
+    if validated:
+        assert scalars["validation/loss"] == [per_epoch, 2 * per_epoch, last]
+
+
+def test_a_crash_after_the_test_logs_its_scores_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(train_module, "write_result", crash)
+        train(vary(tracker="tensorboard"), tmp_path / "run")
+    train(vary(tracker="tensorboard"), tmp_path / "run", resume=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tracker/associative_transformer"))
+    events.Reload()
+    assert len(events.Scalars("test/accuracy")) == 1
 
 
 def test_without_a_terminal_a_run_writes_a_plain_line_per_epoch(

@@ -19,7 +19,7 @@ from associative_transformer.cli.mistakes import (
     watched,
 )
 from associative_transformer.files import write_file
-from associative_transformer.interface import UserError, printable_lines
+from associative_transformer.interface import SHOWN, UserError, printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -144,8 +144,8 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.ones(1, device=device))  # meta and others hold no values
+    except (ImportError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"no device {name!r} on this machine ({reason}): pass --device auto or --device cpu"
@@ -172,4 +172,4 @@ def open_output(path: Path | None) -> Iterator[io.TextIOBase]:
         yield _Terminal()
     else:
         yield (buffer := io.StringIO())
-        write_file(path, buffer.getvalue().encode(errors="surrogateescape"))  # bytes of file names
+        write_file(path, buffer.getvalue().encode(errors=SHOWN))

@@ -8,7 +8,13 @@ from typing import Annotated
 import tyro
 
 from associative_transformer import distributed
-from associative_transformer.cli.options import check_counts, choose_device, format_command, parse
+from associative_transformer.cli.options import (
+    check_counts,
+    choose_device,
+    format_command,
+    parse,
+    say,
+)
 from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, find_recipe
@@ -57,12 +63,10 @@ def run(arguments: list[str]) -> None:
     if experiment.name == name and fingerprint(experiment) != fingerprint(recipe):
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
     folder = options.runs / experiment.name / str(experiment.train.seed)
-    # after a failure, a launcher repeats its command, even if no run had started yet
-    is_new = distributed.is_launched() and not (folder / "experiment.yaml").exists()
     result = train(
         experiment,
         folder,
-        resume=options.resume and not is_new,
+        resume=options.resume,
         overwrite=options.overwrite,
         on_epoch_end=_report_every(options.report_every),
     )
@@ -81,7 +85,7 @@ def _report_every(epochs: int | None) -> Callable[[Path], None] | None:
     from associative_transformer.report import write_report
 
     def report(folder: Path) -> None:
-        done = len((folder / "metrics.jsonl").read_text().splitlines())
+        done = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         if done % epochs == 0:
             write_report(folder)
 
@@ -99,21 +103,23 @@ def _print_result(result: RunResult, folder: Path, report: Path | None) -> None:
     from associative_transformer.data.questions import example_question
     from associative_transformer.evaluate import describe_kinds
 
-    if best := result.best_validation:
-        score = f"{best.test_accuracy:.2f} % of the test set"
-        print(f"saved model   epoch {best.epoch}, {score}")
-        print("last epoch    scores below")
+    best = result.best_validation
     types, predict = result.question_types, [str(folder), "PATH/TO/IMAGES"]
     if types:
-        print(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")
-        print(describe_kinds(result.test_kinds or ()))
+        say(f"trained on    {' and '.join(types)} questions{' together' * (len(types) > 1)}")
+        say(describe_kinds((best or result).test_kinds or ()))
         predict += ["--question", example_question(types)]
     items = f"{result.test_images:,} images"
     if types:
         items = f"{result.test_questions:,} questions about {items}"
-    print(f"test accuracy {result.test_accuracy:.2f} % of {items}")
-    print(f"run folder    {folder}")
+    saved, epoch = (best, f"epoch {best.epoch}, the best") if best else (result, "last epoch")
+    say(f"test accuracy {saved.test_accuracy:.2f} % of {items}, saved model ({epoch})")
+    if best:
+        say(f"last epoch    {result.test_accuracy:.2f} % of the same")
+    if result.skipped_steps:
+        say(f"skipped steps {result.skipped_steps:,}, whose gradient was not finite")
+    say(f"run folder    {folder}")
     if report is not None:
-        print(f"report        {report}")
-    print(f"next          {format_command('eval', str(folder))}")
-    print(f"              {format_command('predict', *predict)}")
+        say(f"report        {report}")
+    say(f"next          {format_command('eval', str(folder))}")
+    say(f"              {format_command('predict', *predict)}")

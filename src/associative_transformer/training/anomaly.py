@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from associative_transformer.interface import UserError
 
@@ -25,10 +26,9 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
     In the forward pass the source is a module, in the backward pass an operation and the line that
     called it, or the parameter whose gradient is not finite. These checks make a step slow.
     """
-    hooks = [
-        module.register_forward_hook(partial(_check_output, name or "the model"))
-        for name, module in model.named_modules()
-    ]
+    names = {module: name or "the model" for name, module in model.named_modules()}
+    # a hook of all modules: a layer with a hook of its own may be computed differently
+    hook = register_module_forward_hook(partial(_check_output, names))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -42,18 +42,19 @@ def find_anomaly(model: nn.Module) -> Iterator[None]:
             f"the operation {match[1]}{call} returned a gradient that is not a number: {REMEDY}"
         ) from error
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             raise UserError(f"the gradient of {name} is not finite: {REMEDY}")
 
 
-def _check_output(name: str, module: nn.Module, inputs: object, output: object) -> None:
-    """Raise UserError if a module returned a value that is not finite."""
-    if _is_finite(output):
+def _check_output(
+    names: dict[nn.Module, str], module: nn.Module, inputs: object, output: object
+) -> None:
+    """Raise UserError if a module of the model returned a value that is not finite."""
+    if module not in names or _is_finite(output):
         return
-    module_name = f"{name} ({type(module).__name__})"
+    module_name = f"{names[module]} ({type(module).__name__})"
     if _is_finite(inputs):
         raise UserError(f"{module_name} returned values that are not finite: {REMEDY}")
     raise UserError(

@@ -7,21 +7,20 @@ key `timing` depend on the clock.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from safetensors import SafetensorError
 
 from associative_transformer import distributed
 from associative_transformer.data import Share, Split
+from associative_transformer.data.listing import write_skipped
 from associative_transformer.evaluate import Evaluation, evaluate_split, summarize
-from associative_transformer.experiment import Experiment
-from associative_transformer.interface import UserError
+from associative_transformer.experiment import Experiment, data_of_new_run
 from associative_transformer.models import build_model
 from associative_transformer.runs.checkpoint import (
     TrainingState,
@@ -30,16 +29,18 @@ from associative_transformer.runs.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from associative_transformer.runs.folder import History, check_folder, prepare_folder
+from associative_transformer.runs.folder import History, as_recorded, check_folder, prepare_folder
 from associative_transformer.runs.lock import check_free, hold_folder
 from associative_transformer.runs.result import (
     BestValidation,
     RunResult,
     RunTiming,
-    read_result,
+    data_fields,
     score_fields,
     write_result,
 )
+from associative_transformer.runs.saved import digest_of_model, restore_result, save_model
+from associative_transformer.training import checks
 from associative_transformer.training.meter import EpochMeter
 from associative_transformer.training.progress import TrainingProgress
 from associative_transformer.training.schedule import learning_rate
@@ -60,31 +61,43 @@ def train(
     `on_epoch_end` is called with the folder after each epoch. Raises UserError for errors
     that the user can fix, and Interrupted if a signal stopped the run, which is saved first.
     """
-    check_free(folder)
-    check_folder(folder, experiment, resume, overwrite)
-    if resume and (result := read_result(folder)):
-        return result
-    run = TrainingRun(experiment, folder)  # finds most errors before anything is written
-    if not run.is_main:
-        return run.train(on_epoch_end)
-    with hold_folder(folder):
-        check_folder(folder, experiment, resume, overwrite)  # another process may have written
-        prepare_folder(folder, experiment, run.device, resume)
-        return run.train(on_epoch_end)
+    project = ProjectConfiguration(str(folder), logging_dir=str(folder / "tracker"))
+    accelerator = make_accelerator(experiment.train, project)
+    try:
+        resume = checks.check_processes(experiment, folder, resume, overwrite)
+        check_free(folder)
+        check_folder(folder, experiment, resume, overwrite)
+        if resume and (result := restore_result(folder, experiment)):
+            return result
+        run = TrainingRun(as_recorded(experiment, folder, resume), folder, accelerator, resume)
+        if not run.is_main:
+            return run.train(on_epoch_end)
+        with hold_folder(folder):
+            check_folder(folder, experiment, resume, overwrite)  # another process may have written
+            prepare_folder(folder, run.experiment, run.device, resume)
+            if run.data.skipped:
+                source = experiment.data.source
+                write_skipped(run.data.skipped, folder / "skipped.jsonl", source)
+            return run.train(on_epoch_end)
+    finally:
+        accelerator.end_training()  # closes the tracker and the group of processes
 
 
 class TrainingRun:
     """A run: its data, model and training step, and the state saved in its checkpoints."""
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
-        self.experiment, self.folder, self.config = experiment, folder, experiment.train
-        project = ProjectConfiguration(str(folder), logging_dir=str(folder / "tracker"))
-        self.accelerator = make_accelerator(self.config, project)
-        self.device, self.is_main = self.accelerator.device, distributed.rank() == 0
-        self.share = Share(
-            distributed.rank(), distributed.num_ranks(), self.config.accumulation_steps
-        )
-        self.data = experiment.data.load(self.device)
+    def __init__(
+        self, experiment: Experiment, folder: Path, accelerator: Accelerator, is_resumed: bool
+    ) -> None:
+        self.folder, self.config = folder, experiment.train
+        self.accelerator = accelerator
+        self.device, self.is_main = accelerator.device, distributed.rank() == 0
+        checks.check_size(experiment, self.device)
+        parts = self.config.accumulation_steps
+        self.share = Share(distributed.rank(), distributed.num_ranks(), parts)
+        config = experiment.data if is_resumed else data_of_new_run(experiment)
+        self.data = config.load(self.device)
+        self.experiment = replace(experiment, data=experiment.data.as_loaded(self.data))
         self.data.check_classes(experiment.model.num_classes)
         self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
         torch.manual_seed(self.config.seed)
@@ -100,19 +113,18 @@ class TrainingRun:
     def train(self, on_epoch_end: Callable[[Path], None] | None = None) -> RunResult:
         """Train to the end and write the result."""
         self._restore()
-        start_tracker(self.accelerator, self.experiment)
         c, done = self.config, self._steps_done()
+        start_tracker(self.accelerator, self.experiment, done)
         bar = TrainingProgress(c.epochs, self.steps_per_epoch, done, self.is_main)
-        stop = StopSignals(_agree if self.share.num_ranks > 1 else None)
-        try:
-            with stop, bar:
-                self._train_epochs(stop, bar, on_epoch_end)
-                with stop.interruptible():
-                    last = self._evaluate(self.data.test)
-                with stop.interruptible():
-                    return self._finish(last)
-        finally:
-            self.accelerator.end_training()  # closes the tracker
+        for line in checks.list_notes(c):
+            bar.write(line)
+        stop = StopSignals(checks.agree if self.share.num_ranks > 1 else None)
+        with stop, bar:
+            self._train_epochs(stop, bar, on_epoch_end)
+            with stop.interruptible():
+                last = self._evaluate(self.data.test)
+            with stop.interruptible():
+                return self._finish(last)
 
     def _restore(self) -> None:
         """Load the last checkpoint, if there is one."""
@@ -122,7 +134,7 @@ class TrainingRun:
         distributed.check_same((saved, self.state.data))
         if saved is not None:
             current, self.state = self.state, TrainingState(**saved)
-            self.state.check_resumable(current, self.folder)
+            self.state.check_resumable(current, self.folder, self.data)
             self.history = History.read(self.folder, self.state.epoch)
             self.meter.resume(self.state)
             step.skipped.restore(self.state.skipped_steps, self.state.bad_steps)
@@ -186,18 +198,8 @@ class TrainingRun:
     def _end_epoch(self, validation: Evaluation | None, bar: TrainingProgress) -> None:
         """Write the metrics of the epoch, then save the run as of the start of the next one."""
         metrics = self.meter.metrics()
-        row: dict[str, Any] = {
-            "epoch": metrics.epoch,
-            "lr": learning_rate(self.config, self.state.epoch),
-            "loss": metrics.loss,
-            "balance_loss": metrics.balance_loss,
-            "accuracy": metrics.accuracy,
-            "skipped_steps": self.take_step.skipped.total,
-            "timing": {
-                "seconds": self.meter.seconds,
-                "samples_per_second": metrics.samples_per_second,
-            },
-        }
+        lr = learning_rate(self.config, self.state.epoch)
+        row = self.meter.row(metrics, lr, self.take_step.skipped.total)
         line = f"epoch {metrics.epoch}/{self.config.epochs}  {metrics}"
         if validation is not None:
             row["validation"] = {"accuracy": validation.accuracy, "loss": validation.loss}
@@ -235,8 +237,8 @@ class TrainingRun:
         `last` holds the scores of the last epoch on the test images.
         """
         state, c = self.state, self.config
-        self._track("test", {"accuracy": last.accuracy, "loss": last.loss})
         best = self._score_best()
+        checks.check_outcome(state.skipped_steps, self._steps_done(), last.loss, best)
         seconds = state.timing["run"]
         result = RunResult(
             name=self.experiment.name,
@@ -248,6 +250,7 @@ class TrainingRun:
             epochs=c.epochs,
             skipped_steps=state.skipped_steps,
             skipped_images=self.data.num_skipped,
+            **data_fields(self.data),
             data=state.data,
             precision=state.precision,
             live_parameters=sum(p.numel() for p in self.model.parameters()),
@@ -260,8 +263,10 @@ class TrainingRun:
             ),
         )
         if self.is_main:
-            self._save_model()
+            save_model(self.folder, self.model)
+            result = replace(result, weights=digest_of_model(self.folder))
             write_result(self.folder, result)
+        self._track("test", {"accuracy": last.accuracy, "loss": last.loss})  # last: only once
         return result
 
     def _score_best(self) -> BestValidation | None:
@@ -275,12 +280,6 @@ class TrainingRun:
             **score_fields(summarize(self._evaluate(self.data.test), self.data)),
         )
 
-    def _save_model(self) -> None:
-        try:
-            self.model.save_pretrained(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot write the model to {self.folder}: {error}") from error
-
     def _log(self, bar: TrainingProgress) -> None:
         metrics = self.meter.metrics()
         bar.show(metrics)
@@ -293,8 +292,3 @@ class TrainingRun:
 
     def _steps_done(self) -> int:
         return self.state.epoch * self.steps_per_epoch + self.state.step
-
-
-def _agree(signum: int) -> int:
-    """Return the largest signal number among the processes, the same on all of them."""
-    return max(distributed.gather_objects(signum))

@@ -4,6 +4,7 @@ Dims     S fields of `Sums`
 """
 
 import time
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -66,6 +67,19 @@ class EpochMeter:
             accuracy=100 * correct / images,
             samples_per_second=self.state.step * self.batch_size / self.seconds,
         )
+
+    def row(self, metrics: RunningMetrics, lr: float, skipped_steps: int) -> dict[str, Any]:
+        """Return the row of `metrics.jsonl` for the epoch."""
+        speed = metrics.samples_per_second
+        return {
+            "epoch": metrics.epoch,
+            "lr": lr,
+            "loss": metrics.loss,
+            "balance_loss": metrics.balance_loss,
+            "accuracy": metrics.accuracy,
+            "skipped_steps": skipped_steps,
+            "timing": {"seconds": self.seconds, "samples_per_second": speed},
+        }
 
     def store(self) -> None:
         """Write the sums and the time to the state, before it is saved."""

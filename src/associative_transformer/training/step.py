@@ -22,6 +22,7 @@ from associative_transformer.experiment import Experiment, TrainConfig, identify
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
+from associative_transformer.training.variables import hidden_variables
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
@@ -190,11 +191,16 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
-    """Choose device, precision and tracker.
+    """Choose device, precision and tracker, and join the processes of a launcher.
 
-    Raises UserError if the tracker is not installed.
+    Raises UserError if the tracker is not installed, if there is no GPU although one is asked
+    for, or if the variables of a launcher are incomplete.
     """
-    has_gpu = train.device == "auto" and torch.cuda.is_available()
+    has_gpu = train.device != "cpu" and torch.cuda.is_available()
+    if train.device == "cuda" and not has_gpu:
+        raise UserError(
+            "--train.device cuda: torch finds no GPU on this machine; pass --train.device auto"
+        )
     precision = train.precision
     if precision == "auto":
         is_fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -203,20 +209,25 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
-    return Accelerator(
-        cpu=not has_gpu,
-        mixed_precision="bf16" if precision == "bfloat16" else "no",
-        log_with=tracker,
-        project_config=project,
-        kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD)],
-    )
+    with hidden_variables():
+        return Accelerator(
+            cpu=not has_gpu,
+            mixed_precision="bf16" if precision == "bfloat16" else "no",
+            log_with=tracker,
+            project_config=project,
+            kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD)],
+        )
 
 
-def start_tracker(accelerator: Accelerator, experiment: Experiment) -> None:
-    """Start the tracker of an experiment, if it has one, and log its configuration."""
+def start_tracker(accelerator: Accelerator, experiment: Experiment, steps_done: int) -> None:
+    """Start the tracker of an experiment, if it has one, and log its configuration.
+
+    What a killed process has logged beyond `steps_done` is hidden, since it is logged again.
+    """
     if experiment.train.tracker != "none":
         fields = {  # TensorBoard accepts neither lists nor None
             name: value if isinstance(value, int | float | str) else str(value)
             for name, value in identifying_fields(experiment).items()
         }
-        accelerator.init_trackers("associative_transformer", fields)
+        kept = {"tensorboard": {"purge_step": steps_done + 1}}
+        accelerator.init_trackers("associative_transformer", fields, kept)
