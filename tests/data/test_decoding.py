@@ -86,6 +86,34 @@ def test_damaged_exif_data_does_not_hide_an_image(write: type[in_png]) -> None:
         assert np.sort(pixels(write(data)), axis=None).tobytes() in shapes
 
 
+def color_tiff(values: np.ndarray, order: str, xmp: tuple[int, int, bytes]) -> bytes:
+    """Write an RGB TIFF of 16 bits per color in either byte order, turned by 90 degrees."""
+    mark, data = {"<": b"II*\0", ">": b"MM\0*"}[order], values.astype(f"{order}u2").tobytes()
+    entries = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 3, 154), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, 160), (274, 3, 1, 6), (277, 3, 1, 3), (278, 4, 1, 8)]
+    entries += [(279, 4, 1, len(data)), (700, *xmp[:2], xmp[2])]
+    body = b""
+    for tag, kind, count, value in entries:
+        if not isinstance(value, bytes):
+            is_short = kind == 3 and count == 1
+            value = struct.pack(f"{order}{'Hxx' if is_short else 'I'}", value)
+        body += struct.pack(f"{order}HHI", tag, kind, count) + value
+    header = mark + struct.pack(f"{order}IH", 8, len(entries)) + body + bytes(4)
+    bits = struct.pack(f"{order}HHH", 16, 16, 16)
+    return header.ljust(154, b"\0") + bits + data
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("xmp", [(9, 1, b"\xff" * 4), (1, 4, b"<x/>")], ids=["number", "text"])
+def test_a_color_tiff_of_sixteen_bits_is_scaled_and_turned(
+    order: str, xmp: tuple[int, int, bytes]
+) -> None:
+    deep = np.random.default_rng(0).integers(2**16, size=(8, 8, 3), dtype=np.uint16)
+    for values, depth in ((deep, 16), (deep >> 4, 12)):
+        expected = np.rot90(values >> (depth - 8), -1)
+        assert np.array_equal(pixels(color_tiff(values, order, xmp)), expected)
+
+
 def test_an_opaque_alpha_channel_changes_no_pixel() -> None:
     opaque = np.concatenate([COLOR, np.full((8, 8, 1), 255, np.uint8)], axis=-1)
     assert np.array_equal(pixels(png(opaque, 6)), COLOR)

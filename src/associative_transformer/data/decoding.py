@@ -4,6 +4,7 @@ Dims     C channels   H height   W width   S side of a square image
 """
 
 import io
+import math
 import re
 import struct
 import sys
@@ -74,8 +75,9 @@ def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Imag
         with warnings.catch_warnings(action="ignore"):  # Pillow's warnings do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
+                _check_webp(image)
                 is_deep = _is_deep_color(image)
-                image.load()
+                _load(image)
                 turn = _read_turn(image)
                 opaque = _rescaled_color(image, file) if is_deep else _eight_bit(image)
                 converted = opaque if opaque.mode == mode != image.mode else opaque.convert(mode)
@@ -96,6 +98,20 @@ def _reason(error: Exception) -> str:
         "too large for PngImagePlugin.MAX_TEXT_CHUNK",
         f"exceeds limit of {MAX_TEXT_CHUNK} bytes for text, could be decompression bomb",
     )
+
+
+def _load(image: ImageFile.ImageFile) -> None:
+    """Decode the pixels; while doing so, Pillow searches the XMP data of a TIFF as bytes."""
+    if not isinstance(image.info.get("xmp"), bytes):
+        image.info.pop("xmp", None)
+    image.load()
+
+
+def _check_webp(image: Image.Image) -> None:
+    """Refuse a large WebP: its decoder takes three times the time and memory of others."""
+    size, limit = image.width * image.height, (Image.MAX_IMAGE_PIXELS or math.inf) // 3
+    if image.format == "WEBP" and size > limit:
+        raise ValueError(f"image size ({size} pixels) exceeds limit of {limit} pixels for WebP")
 
 
 def _read_turn(image: Image.Image) -> Image.Transpose | None:
@@ -164,6 +180,7 @@ def _rescaled_color(image: ImageFile.ImageFile, file: Path | io.BytesIO) -> Imag
         return _eight_bit(image)
     with Image.open(file, formats=FORMATS) as swapped:
         swapped.tile = [_swap_bytes(tile) for tile in swapped.tile]
+        _load(swapped)
         values = upper.astype(np.uint16) << 8 | np.asarray(swapped)
     parts = [part for part in np.split(values, [3], axis=-1) if part.size]  # colors, alpha
     return _eight_bit(Image.fromarray(np.concatenate([_scale(part) for part in parts], axis=-1)))

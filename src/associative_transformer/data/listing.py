@@ -41,7 +41,7 @@ class LeftOut:
         for reason, names in sorted(self._names.items()):
             more = ", ..." if len(names) > NUM_EXAMPLES else ""
             examples = ", ".join(sorted(names)[:NUM_EXAMPLES])
-            parts.append(f"{len(names)} {reason} ({examples}{more})")
+            parts.append(f"{reason}: {len(names):,} ({examples}{more})")
         if parts:
             print_once(f"left out of {root}: {'; '.join(parts)}")
 
@@ -64,9 +64,18 @@ def name_skipped(skipped: Sequence[UnreadableImage]) -> None:
     print(*lines, sep="\n", file=sys.stderr)
 
 
-def write_skipped(skipped: Sequence[UnreadableImage], path: Path) -> None:
-    """Write the name of each skipped image and the reason, one JSON object per line."""
-    rows = [json.dumps({"image": error.name, "reason": error.reason}) for error in skipped]
+def write_skipped(
+    skipped: Sequence[UnreadableImage], path: Path, source: str | None = None
+) -> None:
+    """Write the name of each skipped image and the reason, one JSON object per line.
+
+    Of the folder `source` of a data set, only the last part of the path is written.
+    """
+    folder = Path(source or "").expanduser()
+    rows = []
+    for name, reason in ((error.name, error.reason) for error in skipped):
+        named = name.replace(str(folder), folder.name) if source else name
+        rows.append(json.dumps({"image": named, "reason": reason}))
     write_file(path, "".join(f"{row}\n" for row in rows).encode())
 
 
