@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -337,3 +337,38 @@ def test_a_run_is_written_to_its_planned_folder_and_fails_if_that_is_not_a_run_f
     assert good.is_complete
     seconds = json.loads((good.folder / "result.json").read_text())["timing"]["seconds"]
     assert seconds > 0
+
+
+FOLLOWER = """
+import sys
+from pathlib import Path
+from associative_transformer.tables import run_all
+run_all.sys.executable = sys.argv[1]
+run_all.train_runs(run_all.plan_runs(["triangle-ait-tiny"], "smoke", [0], Path("runs"), {}), print)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of this")
+def test_a_run_is_stopped_if_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    script, started, stopped = (tmp_path / name for name in ("child", "started", "stopped"))
+    script.write_text(
+        f"#!/bin/sh\ntrap 'touch {stopped}; exit' TERM\ntouch {started}\n"
+        "for i in $(seq 600); do sleep 0.1; done\n"
+    )
+    script.chmod(0o755)
+    parent = subprocess.Popen([PYTHON, "-c", FOLLOWER, str(script)], cwd=tmp_path)
+    try:
+        wait_until(started.exists)
+        assert not stopped.exists()
+    finally:
+        parent.kill()
+    parent.wait()
+    wait_until(stopped.exists)
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not is_done():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,9 +1,13 @@
 """Train the runs of a table one after another, each with `ait train` in its own process.
 
-A run that fails or is killed does not affect the others. Complete runs are skipped and unfinished
+A run that fails or is killed does not affect the others. If this process is killed, the run that
+is training saves a checkpoint and stops (on Linux). Complete runs are skipped and unfinished
 runs are resumed, so the same list of runs can be started again at any time.
 """
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +21,7 @@ from associative_transformer.recipes.budgets import Budget, shorten
 from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.training.signals import Interrupted, StopSignals
 
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
 POLL_SECONDS = 0.2  # between checks for a signal while a run is training
 
 
@@ -109,7 +114,7 @@ def _train(run: PlannedRun) -> int:
     command = [sys.executable, "-m", "associative_transformer", *run.arguments]
     with StopSignals() as stop:
         # a new session: signals from the terminal reach the process only through this one
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=_follow_parent())
         is_stopping = False
         try:
             while (code := process.poll()) is None:
@@ -122,3 +127,20 @@ def _train(run: PlannedRun) -> int:
         if stop.signum is not None:
             raise Interrupted(stop.signum)
     return code
+
+
+def _follow_parent() -> Callable[[], None] | None:
+    """Return what a new process calls to be stopped when this one dies, even by SIGKILL.
+
+    It gets SIGTERM, so it saves a checkpoint. Only Linux can do this; None elsewhere.
+    """
+    if sys.platform != "linux":
+        return None
+    parent, libc = os.getpid(), ctypes.CDLL(None)
+
+    def follow() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has died already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return follow
