@@ -5,12 +5,17 @@ the protection.
 """
 
 import ast
+import csv
 import io
 import json
 import os
 import pickle
+import re
+import shutil
 import stat
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -36,7 +41,7 @@ from associative_transformer.models.vit import ViT
 from associative_transformer.runs import folder as run_folder
 from associative_transformer.runs.folder import History, check_folder
 from associative_transformer.runs.saved import load_run
-from making.commands import Ait, assert_refused
+from making.commands import IMAGES, Ait, assert_refused, make_images
 from making.hostile import COLOR, EPS, EXPERIMENT, Malice, make_run, png
 
 CODE, OUTSIDE = "attacks: code in data", "attacks: writing outside a run"
@@ -430,6 +435,73 @@ def test_an_error_about_a_linked_image_does_not_quote_its_target(tmp_path: Path)
     (tmp_path / "b.png").symlink_to(tmp_path / "c.png")
     (tmp_path / "c.png").write_bytes(png(COLOR))
     assert decode_image(tmp_path / "b.png", 8).shape == (3, 8, 8)
+
+
+# --- names ---
+
+NAMED = {"red": "\x1b[31m=1+1|<b>`$\\frac", "blue": "-2+3\u202e"}  # how the classes are called
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `images` of classes with hostile names, and the run `own/0`."""
+    root = tmp_path_factory.mktemp("named")
+    images = make_images(root / "images")
+    for split in ("train", "test"):
+        for name, hostile in NAMED.items():
+            (images / split / name).rename(images / split / hostile)
+    main = import_module("associative_transformer.cli").main
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = [*IMAGES, "--data.source", str(images), "--name", "own", "--runs", str(root)]
+        patch.setattr(sys, "argv", ["ait", "train", *arguments])
+        assert main() == 0
+    return root
+
+
+def test_class_names_cannot_control_a_terminal(named: Path, ait: Ait, tmp_path: Path) -> None:
+    run = shutil.copytree(named / "own" / "0", tmp_path / "run")
+    image = tmp_path / "=a\x1b[2J.png"
+    shutil.copy(named / "images" / "test" / NAMED["red"] / "0.png", image)
+    for command in (
+        ["eval", run],
+        ["predict", run, image],
+        ["predict", run, image, "--format", "jsonl"],
+        ["analyze", run, "--images", "8"],
+        ["report", run, "--images", "8"],
+    ):
+        done = ait(*command)
+        assert done.code == 0, done.err
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.out + done.err)
+        if command[0] in ("eval", "predict"):
+            assert r"\x1b[31m" in done.out or r"\u001b[31m" in done.out
+
+
+def test_class_and_file_names_are_no_formulas_in_csv(
+    named: Path, ait: Ait, tmp_path: Path
+) -> None:
+    run = shutil.copytree(named / "own" / "0", tmp_path / "run")
+    shutil.copy(named / "images" / "test" / NAMED["red"] / "0.png", "=1.png")
+    assert ait("eval", run).code == 0
+    assert ait("predict", run, "=1.png", "--output", "out.csv").code == 0
+    for path in (run / "confusion.csv", Path("out.csv")):
+        rows = list(csv.reader(path.open(encoding="utf-8", newline="")))
+        cells = [cell for row in rows for cell in row]
+        assert "'-2+3\u202e" in cells
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert rows[1][0] == "'=1.png"
+    assert ait("predict", run, "=1.png", "--format", "jsonl", "--output", "out.jsonl").code == 0
+    line = json.loads(Path("out.jsonl").read_text(encoding="utf-8"))
+    assert line["path"] == "=1.png"
+    assert {answer["class"] for answer in line["predictions"]} == {*NAMED.values()}
+
+
+def test_class_names_cannot_add_elements_to_a_report(
+    named: Path, ait: Ait, tmp_path: Path
+) -> None:
+    run = shutil.copytree(named / "own" / "0", tmp_path / "run")
+    assert ait("report", run, "--images", "8").code == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<b>`" not in page
 
 
 NUM_CODE = 2 * len(PICKLES) + 2 + 2 + len(TAGS) + 2 + 2 + 5 + 2

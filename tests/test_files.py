@@ -1,5 +1,6 @@
 """Atomic file writes, new folders, and the first error in the content of a file."""
 
+import ast
 import errno
 import os
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from associative_transformer.files import first_error, make_folder, write_file
-from associative_transformer.interface import UserError
+import associative_transformer
+from associative_transformer.files import csv_text, first_error, make_folder, write_file
+from associative_transformer.interface import SHOWN, UserError
 
 
 def fail_with_no_space(*_: object) -> None:
@@ -135,3 +137,65 @@ def test_the_first_error_of_a_validation_has_a_dotted_location(
     with pytest.raises(ValidationError) as error:
         TypeAdapter(Outer).validate_python(content)
     assert first_error(error.value, *prefix).startswith(words)
+
+
+# --- encodings ---
+
+
+def test_every_text_file_is_read_and_written_as_utf_8() -> None:
+    """Without an encoding, Python uses that of the system, which is cp1252 on Windows."""
+    calls = [
+        (path.name, node.lineno)
+        for path in Path(associative_transformer.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text(node)
+    ]
+    assert not calls
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text without an encoding."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    words = [ast.unparse(argument) for argument in call.args]
+    is_text = name in ("read_text", "write_text", "fdopen", "TextIOWrapper")
+    is_text |= name == "open" and not any(re.fullmatch(r"'[rwax+]*b[rwax+]*'", x) for x in words)
+    is_image = ast.unparse(call.func) in ("Image.open", "archive.open", "os.open")
+    options = {keyword.arg for keyword in call.keywords}
+    return is_text and not is_image and "encoding" not in options
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_any_text_can_be_encoded(encoding: str) -> None:
+    text = "Café 猫 \udce9 \ud800"
+    shown = text.encode(encoding, errors=SHOWN)
+    assert rb"\ud800" in shown
+    assert b"\xe9" in shown.rpartition(b"\\")[0]  # the byte of a file name
+
+
+# --- CSV ---
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "=",
+    "-",
+    "-x",
+]
+FORMULAS += ["+", "--1", "-1e", "\uff1d1+1", "-0.5-0.5", "-inf", "=HYPERLINK(1)", "-1.2.3"]
+NUMBERS = ["-0.5", "+1", "-1e-3", "-.5", "-3.", "0.25", "12"]
+PLAIN = ["cat", "a=b", "x-1", "1-2", "", " = 1", "'=1", "Café", "a@b.c", '"=1"', "images/-1.png"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str) -> None:
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", NUMBERS + PLAIN)
+def test_numbers_and_other_texts_stay_as_they_are(text: str) -> None:
+    assert csv_text(text) == text

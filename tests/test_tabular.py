@@ -10,7 +10,6 @@ from associative_transformer.tabular import (
     MAX_NAME_WIDTH,
     RowGroup,
     Table,
-    csv_text,
     markdown_text,
 )
 
@@ -204,32 +203,3 @@ def test_markdown_escapes_show_the_original_text() -> None:
     )
     for plain in ("sort_of_clevr", "76.82 ± 0.71", "Café", "(1, 2)", "[1] note", "a-b+c"):
         assert markdown_text(plain) == plain
-
-
-# --- CSV ---
-
-FORMULAS = [
-    "=1+1",
-    "+cmd|' /C calc'!A0",
-    "-2+3",
-    "@SUM(1)",
-    "\t=1",
-    "\r=1",
-    "\n=1",
-    "=",
-    "-",
-    "-x",
-]
-FORMULAS += ["+", "--1", "-1e", "\uff1d1+1", "-0.5-0.5", "-inf", "=HYPERLINK(1)", "-1.2.3"]
-NUMBERS = ["-0.5", "+1", "-1e-3", "-.5", "-3.", "0.25", "12"]
-PLAIN = ["cat", "a=b", "x-1", "1-2", "", " = 1", "'=1", "Café", "a@b.c", '"=1"', "images/-1.png"]
-
-
-@pytest.mark.parametrize("text", FORMULAS)
-def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str) -> None:
-    assert csv_text(text) == f"'{text}"
-
-
-@pytest.mark.parametrize("text", NUMBERS + PLAIN)
-def test_numbers_and_other_texts_stay_as_they_are(text: str) -> None:
-    assert csv_text(text) == text

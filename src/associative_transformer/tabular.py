@@ -1,4 +1,4 @@
-"""Tables of text, written for a terminal, as Markdown, CSV or an HTML page.
+"""Tables of text, written for a terminal, as Markdown or as an HTML page.
 
 Names in them may come from others: each format shows every text as it is and nothing runs.
 """
@@ -48,8 +48,6 @@ tbody th { padding: 1rem .75rem .25rem }
 </html>
 """
 
-FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # also full-width = + - @
-PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 LINK = re.compile(r"\](?=[(\[:])")  # the bracket that makes a link or an image of the text before
 MARKDOWN = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "})
 MARKDOWN |= str.maketrans({char: f"\\{char}" for char in "\\|`*"})
@@ -117,12 +115,3 @@ class Table:
 def markdown_text(text: str) -> str:
     """Return a text for Markdown that shows as it is: no HTML, links, code or new cells."""
     return printable(LINK.sub(r"\\]", text.translate(MARKDOWN)))
-
-
-def csv_text(text: str) -> str:
-    """Return a text for a cell of CSV that no spreadsheet takes for a formula.
-
-    A text that starts with = + - @, a tab or a line end, and is not a number, gets a ' before it.
-    """
-    is_formula = FORMULA.match(text) and not PLAIN_NUMBER.fullmatch(text)
-    return f"'{text}" if is_formula else text

@@ -84,7 +84,7 @@ def _peak(device: torch.device) -> int:
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
     # not getrusage, which on Linux includes the peak of the parent process
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
 
 

@@ -5,7 +5,6 @@ that `ait --help` and `ait list` start quickly.
 """
 
 import argparse
-import codecs
 import gc
 import io
 import os
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from associative_transformer import __version__
+from associative_transformer.interface import SHOWN, UserError, printable_lines
 
 COMMANDS = {  # each has a file in this folder
     "list": "list the recipes",
@@ -35,18 +35,18 @@ class _Parser(argparse.ArgumentParser):
     """A parser that describes each mistake in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        from associative_transformer.cli.mistakes import find_similar, join_or
-        from associative_transformer.interface import printable_lines
+        commands = ", ".join(COMMANDS)
+        problem = f"`ait` needs a COMMAND: choose from {commands}"
+        if word := "".join(sys.argv[1:2]):
+            from associative_transformer.cli.mistakes import find_similar, join_or
 
-        word = next(iter(sys.argv[1:]), None)
-        known = ["--help", "--version"] if word and word.startswith("-") else [*COMMANDS]
-        similar = find_similar(word, known) if word else []
-        hint = f"did you mean {join_or(similar)}? Choose" if similar else "choose"
-        problem = "`ait` needs a COMMAND"
-        if word:
-            kind = "option" if word.startswith("-") else "command"
-            problem = printable_lines(f"`ait` has no {kind} {word!r}")
-        print(f"ait: {problem}: {hint} from {', '.join(COMMANDS)}", file=sys.stderr)
+            kind, known = "command", [*COMMANDS]  # `list` is a module here
+            if word.startswith("-"):
+                kind, known = "option", ["--help", "--version"]
+            similar = find_similar(word, known)
+            hint = f"did you mean {join_or(similar)}? Choose" if similar else "choose"
+            problem = f"`ait` has no {kind} {word!r}: {hint} from {commands}"
+        print(f"ait: {printable_lines(problem)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -65,28 +65,13 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="shown")
+            stream.reconfigure(errors=SHOWN)
     parsed = parser.parse_args()
     return _run(parsed.command, parsed.arguments)
 
 
-def _show(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Return the bytes of a file name that is not UTF-8, or an escape of another character.
-
-    An encoding such as ASCII, or cp1252 on Windows, lacks most characters.
-    """
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.backslashreplace_errors(error)
-
-
-codecs.register_error("shown", _show)
-
-
 def _run(command: str, arguments: list[str]) -> int:
     """Run a command; turn errors that the user can fix into one sentence and exit code 2."""
-    from associative_transformer.interface import UserError, printable_lines
     from associative_transformer.training.signals import Interrupted
 
     try:

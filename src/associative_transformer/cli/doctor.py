@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from associative_transformer.cli.options import check_output, open_output, parse
-from associative_transformer.tabular import markdown_text
 
 PACKAGES = (
     "associative-transformer",
@@ -85,6 +84,8 @@ def examine(runs: Path) -> dict[str, list[Line]]:
 
 def format_report(sections: dict[str, list[Line]]) -> str:
     """Format the sections as Markdown."""
+    from associative_transformer.tabular import markdown_text
+
     lines = ["## ait doctor"]
     for title, section in sections.items():
         items = (f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in section)

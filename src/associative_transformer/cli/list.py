@@ -55,4 +55,4 @@ def run(arguments: list[str]) -> None:
 def read_recipes() -> list[dict[str, Any]]:
     """Read the generated table of recipes, one dictionary per recipe."""
     path = files("associative_transformer") / "recipes" / "table.json"  # importing recipes is slow
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

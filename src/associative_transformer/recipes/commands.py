@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from associative_transformer.experiment import Experiment, list_fields
 
+MEASURED = "data.measured"  # computed from the training images by each run
+
 
 def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
     """Return the arguments for `ait` to train an experiment as a recipe with overrides.
@@ -17,7 +19,12 @@ def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
         if kind != other:
             raise ValueError(f"{part}.kind is {kind}, but {other} in the recipe {recipe.name}")
     theirs = list_fields(recipe)
-    changed = {name: new for name, new in list_fields(experiment).items() if new != theirs[name]}
+    fields = list_fields(experiment).items()
+    changed = {
+        name: new
+        for name, new in fields
+        if not name.startswith(MEASURED) and new != theirs.get(name)
+    }
     if experiment.name.partition("+")[0] == recipe.name:
         changed.pop("name", None)
     return ["train", recipe.name, *format_options(changed)]

@@ -25,8 +25,11 @@ def render(
 
     The script draws the cards of the priors and the image view from `data`.
     """
-    script = "".join((FOLDER / name).read_text() for name in ("charts.js", "page.js"))
-    style = (FOLDER / "style.css").read_text()
+    drawing, code, style = (
+        (FOLDER / name).read_text(encoding="utf-8")
+        for name in ("charts.js", "page.js", "style.css")
+    )
+    script = drawing + code
     charts: list[Chart] = []
 
     def number(chart: Chart) -> int:
