@@ -310,15 +310,15 @@ def test_images_are_found_by_content_and_what_is_left_out_is_named_once(
     assert line.startswith(f"left out of {mixed}: ")
     for reason, names in LEFT_OUT.items():
         listed = ", ".join(sorted(f"train/a/{name}" for name in names))
-        assert f"{len(names)} {reason} ({listed})" in line
-    assert "1 images outside the split folders (other/c/1.png)" in line
+        assert f"{reason}: {len(names)} ({listed})" in line
+    assert "images outside the split folders: 1 (other/c/1.png)" in line
 
 
 def test_the_images_of_a_folder_are_found_in_the_same_way(
     mixed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list_images(mixed) == [mixed / "train" / "a" / name for name in READ]
-    assert "3 backups (train/a/1.JPG~, " in capsys.readouterr().err
+    assert "backups: 3 (train/a/1.JPG~, " in capsys.readouterr().err
 
 
 def test_a_damaged_image_is_not_left_out_without_a_word(root: Path) -> None:
@@ -348,7 +348,32 @@ def test_a_stray_parquet_file_does_not_hide_class_folders(
     add_parquet(root, stray)
     splits = open_image_folder(root)
     assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 1}
-    assert f"1 parquet files next to class folders ({stray})" in capsys.readouterr().err
+    assert f"parquet files next to class folders: 1 ({stray})" in capsys.readouterr().err
+
+
+def test_two_folders_of_one_split_are_refused(root: Path) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png", "Train/a/1.png", "test/a/1.png")
+    with pytest.raises(UserError, match=r"train split is there in 2 folders \(Train, train\)"):
+        open_image_folder(root)
+
+
+def test_a_cache_that_would_become_too_large_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: str, **options: object) -> None:
+        raise OSError("Not enough disk space. Needed: 3 GB")
+
+    add_parquet(root, "train.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"cannot write to the cache .*cache \(Not enough disk"):
+        open_image_folder(root)
+
+
+def test_a_cache_below_a_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_parquet(root, "train.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "train.parquet/cache")
+    with pytest.raises(UserError, match=r"cannot write to the cache .*cache \(Not a directory\)"):
+        open_image_folder(root)
 
 
 def test_two_complete_data_sets_in_one_folder_are_refused(root: Path) -> None:
@@ -359,7 +384,7 @@ def test_two_complete_data_sets_in_one_folder_are_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM]
+    "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.ENOTDIR]
 )
 @pytest.mark.parametrize("is_hub", [False, True])
 def test_a_cache_that_cannot_be_written_is_named(

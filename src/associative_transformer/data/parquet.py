@@ -223,11 +223,11 @@ def refuse_unwritable_cache(error: BaseException) -> None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
-            is_disk = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-            is_denied = cause.errno in (errno.EACCES, errno.EPERM)
-            if is_disk or (is_denied and str(cause.filename or "").startswith(cache)):
+            is_full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+            is_full = is_full or "disk space" in str(cause)  # the library's estimate
+            if is_full or str(cause.filename or "").startswith(cache):
                 raise UserError(
-                    f"cannot write to the cache {cache} ({cause.strerror}): free some space there "
+                    f"cannot write to the cache {cache} ({cause.strerror or cause}): free some space there "
                     "and make it writable, or choose another folder with HF_DATASETS_CACHE"
                 ) from error
         cause = cause.__cause__ or cause.__context__

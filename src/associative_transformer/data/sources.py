@@ -173,7 +173,7 @@ def _open_tables(
     if not by_split and not parquet:
         raise UserError(
             f"{root} has no split folders: create train/ and test/ in it and move the class "
-            "folders into them"
+            "folders into them, or choose a sub-folder that has them with --data.config"
         )
     if not by_split:
         raise UserError(
@@ -195,12 +195,18 @@ def _open_tables(
 
 
 def _group_class_folders(images: Sequence[Path], names: Collection[str]) -> dict[str, list[Path]]:
-    """Group images by their first folder, if it is a split."""
+    """Group images by their first folder, if it is a split; refuse two folders of one split."""
     lower = {name.lower(): name for name in names}
     by_split: dict[str, list[Path]] = {}
     for file in images:
         if len(file.parts) > 1 and (split := lower.get(file.parts[0].lower())):
             by_split.setdefault(split, []).append(file)
+    for split, files in by_split.items():
+        if len(spellings := sorted({file.parts[0] for file in files})) > 1:
+            raise UserError(
+                f"the {split} split is there in {len(spellings)} folders "
+                f"({', '.join(spellings)}), whose images may be the same: keep one of them"
+            )
     return by_split
 
 
