@@ -227,8 +227,9 @@ def refuse_unwritable_cache(error: BaseException) -> None:
             is_full = is_full or "disk space" in str(cause)  # the library's estimate
             if is_full or str(cause.filename or "").startswith(cache):
                 raise UserError(
-                    f"cannot write to the cache {cache} ({cause.strerror or cause}): free some space there "
-                    "and make it writable, or choose another folder with HF_DATASETS_CACHE"
+                    f"cannot write to the cache {cache} ({cause.strerror or cause}): free some "
+                    "space there and make it writable, or choose another folder with "
+                    "HF_DATASETS_CACHE"
                 ) from error
         cause = cause.__cause__ or cause.__context__
 
