@@ -21,7 +21,6 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from associative_transformer.cli.options import parse
 from associative_transformer.cli.train import TrainOptions
@@ -29,7 +28,7 @@ from associative_transformer.data import decode_image
 from associative_transformer.experiment import Experiment, load_experiment, save_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
-from making.hostile import encoded
+from making.hostile import image_seeds
 
 Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 TIMES = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 1
@@ -56,35 +55,7 @@ def limit(num_cases: int) -> settings:
 # --- image files ---
 
 
-def make_seeds() -> list[bytes]:
-    """Write small images in every format and several modes."""
-    random = np.random.default_rng(0)
-    color = Image.fromarray(random.integers(256, size=(9, 12, 3), dtype=np.uint8))
-    deep = Image.fromarray(random.integers(2**16, size=(9, 12), dtype=np.uint16))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    seeds = [encoded(color, name) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
-    for mode, formats in {
-        "L": ("PNG", "JPEG", "BMP", "TIFF", "PPM"),
-        "P": ("PNG", "GIF", "BMP", "TIFF"),
-        "1": ("PNG", "BMP", "TIFF", "PPM"),
-        "RGBA": ("PNG", "TIFF", "WEBP"),
-        "CMYK": ("JPEG", "TIFF"),
-    }.items():
-        seeds += [encoded(color.convert(mode), name) for name in formats]
-    seeds += [encoded(deep, name) for name in ("PNG", "TIFF", "PPM")]
-    seeds += [encoded(color, name, exif=exif) for name in ("PNG", "JPEG", "WEBP", "TIFF")]
-    seeds += [
-        encoded(color, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "packbits")
-    ]
-    seeds += [encoded(color, "JPEG", progressive=True), encoded(color, "WEBP", lossless=True)]
-    movie = [color, color.rotate(180)]
-    for name in ("GIF", "PNG", "WEBP", "TIFF"):
-        seeds.append(encoded(movie[0], name, save_all=True, append_images=movie[1:]))
-    return seeds
-
-
-SEEDS = make_seeds()
+SEEDS = [seed for seeds in image_seeds().values() for seed in seeds]
 NUMBERS = [0, 1, 2, 0x7F, 0xFF, 0x100, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF]
 
 

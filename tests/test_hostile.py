@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from safetensors.torch import load_file, save_file
 
 from associative_transformer.data import DataSet, ImagesConfig, decode_image
@@ -43,6 +43,7 @@ from making.hostile import (
     READABLE,
     RED,
     UNREADABLE,
+    WHOLE,
     chunk,
     make_run,
     png,
@@ -104,6 +105,20 @@ def test_a_decompression_bomb_is_refused_before_memory_is_allocated(
         decode_image(BOMBS[name], 8)
     assert not loads
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB
+
+
+def test_a_large_webp_is_refused_since_its_decoder_takes_most_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = WHOLE["WEBP"]
+    pixels = Image.open(io.BytesIO(content)).width ** 2
+    for limit, is_readable in ((3 * pixels, True), (3 * pixels - 1, False)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        if is_readable:
+            decode_image(content, 8)
+            continue
+        with pytest.raises(UserError, match=rf"exceeds limit of {pixels - 1} pixels for WebP"):
+            decode_image(content, 8)
 
 
 @pytest.mark.slow
@@ -396,11 +411,11 @@ PARQUET: dict[str, tuple[dict[str, Any], str]] = {
     "images missing": ({"pictures": pa.array([None, None], IMAGE)}, "image in row 0 of the train"),
     "images in files outside": (
         {"pictures": pa.array([{"bytes": None, "path": "/etc/passwd"}] * 2, IMAGE)},
-        "cannot read the image /etc/passwd",
+        "refers to '/etc/passwd', which is not a file inside the data set: store the bytes",
     ),
     "images on the network": (
         {"pictures": pa.array([{"bytes": None, "path": "http://127.0.0.1:9/a.png"}] * 2, IMAGE)},
-        r"cannot read the image http:/127.0.0.1:9/a.png \(.*No such file",
+        r"refers to 'http://127.0.0.1:9/a.png', which is not a file inside the data set",
     ),
     "no row": ({"labels": ()}, r"cannot read .* damaged or empty"),
     "one class": ({"labels": (0, 0)}, "has only one class, a"),
@@ -569,7 +584,7 @@ def test_an_invalid_result_is_named(name: str, tmp_path: Path) -> None:
     if isinstance(change, dict):
         change = json.dumps(result_of(EXPERIMENT, **change)).encode()
     (run / "result.json").write_bytes(change)
-    message = rf"{run}/result\.json is damaged \(.+\): remove it and pass --resume to rewrite it"
+    message = rf"{run}/result\.json is damaged \(.+\): there is no checkpoint .*--overwrite"
     with pytest.raises(UserError, match=message) as error:
         load_run(run)
     one_sentence(error)
@@ -582,7 +597,10 @@ def test_an_invalid_model_configuration_is_named(name: str, tmp_path: Path) -> N
     saved = json.loads((run / "config.json").read_text())
     changed = change if isinstance(change, bytes) else json.dumps(saved | change).encode()
     (run / "config.json").write_bytes(changed)
-    with pytest.raises(UserError, match=rf"the run in {run} is damaged \(.+\): train it") as error:
+    with pytest.raises(
+        UserError,
+        match=rf"the model of the run in {run} is damaged \(.+\): there is no checkpoint",
+    ) as error:
         load_run(run)
     one_sentence(error)
 
@@ -618,7 +636,10 @@ def test_invalid_weights_are_named(name: str, tmp_path: Path) -> None:
         weights = load_file(path)
         more = {"more": torch.zeros(1)} if name == "one weight too many" else {}
         save_file(more | {key: value[:1].clone() for key, value in weights.items()}, path)
-    with pytest.raises(UserError, match=rf"the run in {run} is damaged \(.+\): train it"):
+    with pytest.raises(
+        UserError,
+        match=rf"the model of the run in {run} is damaged \(.+\): there is no checkpoint",
+    ):
         load_run(run)
 
 
