@@ -6,7 +6,6 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
          `beta` inverse temperature              `bottleneck` k             `balance_weight` sigma
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +26,11 @@ from associative_transformer.kernels.over_ranks import Pool
 from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.kernels.protected_copy import protected_copy
 
-MAX_BETA = 1e6  # far beyond the point where each token retrieves one attractor
+MAX_FACTOR = 1e6
+"""Largest inverse temperature, far beyond the point where each token retrieves one attractor, and
+largest weight of a loss. Results of much larger ones are not finite."""
+MAX_STEPS = 1_000
+"""Largest number of times that a layer may repeat the same step."""
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
 and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
@@ -73,16 +76,16 @@ class WorkspaceConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_priors", "prior_dim", "num_heads", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_count(name, getattr(self, name))
+        if self.num_steps > MAX_STEPS:
+            raise ValueError(f"num_steps must be at most {MAX_STEPS:,}, not {self.num_steps}")
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1 (or None), not {self.bottleneck}")
         if not 0 < self.smoothing <= 1:
             raise ValueError(f"smoothing must be in (0, 1], not {self.smoothing}")
-        if not 0 < self.beta <= MAX_BETA:
-            raise ValueError(f"beta must be positive and at most {MAX_BETA:g}, not {self.beta}")
-        if not 0 <= self.balance_weight < math.inf:
-            raise ValueError(f"balance_weight must be 0 or positive, not {self.balance_weight}")
+        check_factor("beta", self.beta)
+        if self.balance_weight != 0:
+            check_factor("balance_weight", self.balance_weight)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
@@ -242,6 +245,20 @@ class GlobalWorkspace(nn.Module):
             w_k, w_v = columns.view(2, c.num_heads, c.prior_dim, -1)
         # a detached write gives W^V no gradient at all, rather than one of zeros
         return Sources(tokens, w_k, w_v if is_differentiable else w_v.detach())
+
+
+def check_count(name: str, value: int | float, minimum: int = 1) -> None:
+    """Raise ValueError if a count or a width is not an integer of at least `minimum`."""
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer, not {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
+
+
+def check_factor(name: str, value: float) -> None:
+    """Raise ValueError if a factor is not positive, or larger than `MAX_FACTOR`."""
+    if not 0 < value <= MAX_FACTOR:
+        raise ValueError(f"{name} must be positive and at most {MAX_FACTOR:g}, not {value}")
 
 
 def check_shape(name: str, x: Shaped[Tensor, "*any"], *sizes: int | str) -> None:

@@ -157,6 +157,7 @@ HOOKS: dict[str, Callable[[nn.Module, list[int]], object]] = {
 
 @every_layer
 @pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_a_hook_is_called_once(layer: str, hook: str) -> None:
     module, calls = workspace(), []
     HOOKS[hook](module.get_submodule(layer), calls)

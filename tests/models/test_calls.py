@@ -1,17 +1,19 @@
-"""Calling a model the wrong way: one sentence with the shape that was given and the expected one.
+"""Building and calling a model the wrong way: one sentence with the given and the expected value.
 
 Shape checks of the test run are off here: they would raise their own errors first.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
-from associative_transformer.models import ModelConfig, build_model
+from associative_transformer.models import MODELS, ModelConfig, build_model
+from associative_transformer.models.coordination import SlotsConfig
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 from making.tiny import QUESTION_DIM, TINY
 
@@ -128,6 +130,16 @@ def test_wrong_tokens_are_an_error_with_both_shapes(mistake: str, training: bool
     text = error_of(lambda: workspace(wrong))
     assert str(tuple(wrong.shape)) in text and "(B, N, 6)" in text
     assert torch.equal(workspace.priors, before)
+
+
+@pytest.mark.parametrize("config", [*MODELS, SlotsConfig, WorkspaceConfig])
+@pytest.mark.parametrize("value", [2.5, 4.0, math.nan, math.inf])
+def test_a_count_or_width_that_is_not_an_integer_is_an_error(config: type, value: float) -> None:
+    names = [item.name for item in fields(config) if item.type is int]
+    assert len(names) >= 3
+    for name in names:
+        text = error_of(lambda name=name: config(**{name: value}))
+        assert text == f"{name} must be an integer, not {value}"
 
 
 def test_the_error_of_an_unbatched_image_says_how_to_fix_it() -> None:

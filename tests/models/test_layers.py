@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from associative_transformer.models import MODELS
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.layers import (
@@ -244,6 +245,26 @@ def test_a_size_out_of_range_is_an_error_with_its_name_and_value(
     with pytest.raises(ValueError) as caught:
         config(**{name: value})
     assert name in str(caught.value) and str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [config for config in MODELS if hasattr(config, "mlp_ratio")])
+@pytest.mark.parametrize("ratio", [0.0, 1e-3, 1e-300, -1.0, math.inf, math.nan])
+def test_a_feed_forward_without_hidden_units_is_an_error(config: type, ratio: float) -> None:
+    with pytest.raises(ValueError, match="mlp_ratio") as caught:
+        config(embed_dim=32, mlp_ratio=ratio)
+    assert str(ratio) in str(caught.value)
+
+
+@pytest.mark.parametrize("config", MODELS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_every_count_and_width_of_every_model_has_a_range(config: type, value: int) -> None:
+    sizes = [item.name for item in fields(config) if item.type is int or item.type == "int"]
+    optional = {"question_dim", "vocabulary", "decoder_depth"}  # 0: none
+    for name in sizes:
+        if value == 0 and name in optional:
+            continue
+        with pytest.raises(ValueError, match=name):
+            config(**{name: value})
 
 
 @pytest.mark.parametrize("config", [AiTConfig, ViTConfig, DenseConfig])

@@ -442,7 +442,7 @@ def test_the_named_sizes_are_small_base_and_long_range_arena() -> None:
         ({"num_packed": 0}, "num_packed must be at least 1, not 0"),
         ({"embed_dim": 7, "num_heads": 1}, "even embed_dim of 4 or more, not 7"),
         ({"embed_dim": 2, "num_heads": 1}, "even embed_dim of 4 or more, not 2"),
-        ({"vocabulary": -1}, "vocabulary must be 0 or at least 2, not -1"),
+        ({"vocabulary": -1}, "vocabulary must be at least 0, not -1"),
         ({"vocabulary": 1, "patch_size": 1}, "vocabulary must be 0 or at least 2, not 1"),
         ({"vocabulary": 256}, "patch_size 1, not 2"),
         ({"vocabulary": 256, "patch_size": 1}, "num_channels 1 or 3, not 2"),

@@ -441,7 +441,13 @@ def test_a_size_out_of_range_is_an_error(field: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_bands", 0), ("max_freq", 0.0), ("max_freq", -3.0), ("max_freq", math.inf)],
+    [
+        ("num_bands", 0),
+        ("max_freq", 0.0),
+        ("max_freq", -3.0),
+        ("max_freq", math.inf),
+        ("max_freq", 1e7),
+    ],
 )
 def test_a_position_code_out_of_range_is_an_error(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .* not {value}"):

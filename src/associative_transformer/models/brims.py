@@ -78,8 +78,6 @@ class BRIMsConfig:
     def __post_init__(self) -> None:
         check_sizes(self)
         n, s, width = self.num_modules, self.module_dim, self.embed_dim
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1, not {self.resolution}")
         if self.num_active > n:
             raise ValueError(f"num_active must be at most num_modules {n}, not {self.num_active}")
         if width != n * s:

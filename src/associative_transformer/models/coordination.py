@@ -10,7 +10,6 @@ Sizes    E 256, M 8, S 4; Coordination 4 layers with one set of weights, -D 8 su
          -H 4 and -DH 8 layers with separate weights
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from associative_transformer.models.layers import (
     shared_workspace_positions,
 )
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.workspace import MAX_STEPS, check_count, check_factor
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class SlotsConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "num_heads", "key_dim", "mlp_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1 (or None), not {self.bottleneck}")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be positive, not {self.scale}")
+        if self.mlp_depth > MAX_STEPS:
+            raise ValueError(f"mlp_depth must be at most {MAX_STEPS:,}, not {self.mlp_depth}")
+        check_factor("scale", self.scale)
 
 
 @with_config(ConfigDict(extra="forbid"))

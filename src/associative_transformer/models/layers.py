@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from associative_transformer.workspace import check_shape
+from associative_transformer.workspace import check_count, check_shape
 
 Output = TypeVar("Output")
 Positions = Literal["none", "learned"]
+MAY_BE_ZERO = ("question_dim", "vocabulary", "decoder_depth")  # 0: the model has none
 
 
 class PatchTokens(nn.Module):
@@ -233,10 +234,11 @@ def check_sizes(config: object) -> None:
     """
     sizes = vars(config)
     for name, value in sizes.items():
-        is_size = name.startswith("num_") or name.endswith(("_dim", "_size")) or name == "depth"
-        minimum = 0 if name == "question_dim" else 1  # 0: no questions
-        if is_size and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, not {value}")
+        is_size = name.startswith("num_") or name.endswith(("_dim", "_size", "depth"))
+        is_size |= name in ("resolution", "vocabulary")
+        minimum = 0 if name in MAY_BE_ZERO else 1
+        if is_size:
+            check_count(name, value, minimum)
         if name.endswith("dropout") and not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:

@@ -78,7 +78,7 @@ class LunaConfig:
             raise ValueError(
                 f"sinusoidal positions need an even embed_dim of 4 or more, not {self.embed_dim}"
             )
-        if self.vocabulary < 0 or self.vocabulary == 1:
+        if self.vocabulary == 1:
             raise ValueError(f"vocabulary must be 0 or at least 2, not {self.vocabulary}")
         if self.takes_pixels and self.patch_size != 1:
             raise ValueError(f"a vocabulary needs patch_size 1, not {self.patch_size}")

@@ -29,6 +29,7 @@ from associative_transformer.models.layers import (
     run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.workspace import check_count, check_factor
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -42,10 +43,9 @@ class FourierConfig:
     """Sampling rate, twice the highest frequency; None: the side of the image."""
 
     def __post_init__(self) -> None:
-        if self.num_bands < 1:
-            raise ValueError(f"num_bands must be at least 1, not {self.num_bands}")
-        if self.max_freq is not None and not 0 < self.max_freq < math.inf:
-            raise ValueError(f"max_freq must be positive and finite, not {self.max_freq}")
+        check_count("num_bands", self.num_bands)
+        if self.max_freq is not None:
+            check_factor("max_freq", self.max_freq)
 
 
 @with_config(ConfigDict(extra="forbid"))

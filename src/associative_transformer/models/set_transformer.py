@@ -80,8 +80,6 @@ class SetTransformerConfig:
             raise ValueError(
                 f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}"
             )
-        if self.decoder_depth < 0:
-            raise ValueError(f"decoder_depth must be at least 0, not {self.decoder_depth}")
         if self.decoder_depth and self.pool != "pma":
             raise ValueError(f'decoder_depth {self.decoder_depth} needs pool "pma"')
 
