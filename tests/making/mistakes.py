@@ -19,11 +19,10 @@ class Mistake(NamedTuple):
 
 OPTIONS = {  # words before the options: names of options by what they take
     "train triangle-ait-tiny": {
-        COUNT: "train.epochs model.workspace.num-priors report-every",
-        NUMBER: "train.lr train.clip-norm",
+        COUNT: "model.workspace.num-priors",
+        NUMBER: "train.lr",
         CHOICE: "train.schedule.shape",
-        SWITCH: "resume train.compile",
-        OTHER: "name",
+        SWITCH: "train.compile",
     },
     "train cifar10-ait-tiny": {COUNT: "data.image-size", OTHER: "data.source"},
     "eval RUN": {COUNT: "batch-size", OTHER: "source device"},

@@ -97,7 +97,7 @@ class CommandLine:
 
     @property
     def help_hint(self) -> str:
-        """Where the arguments are listed."""
+        """The command that lists the arguments."""
         return f"see `ait {self.command} --help`"
 
     def unrecognized(self, tokens: list[str]) -> str:
