@@ -13,7 +13,7 @@ from associative_transformer.tabular import (
     markdown_text,
 )
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\udc80-\udc9f]")
 NAME = "a model with a name of many words that is wider than its column"
 LONG = "sort-of-clevr-set-transformer-source"  # one word that is wider than the column
 TABLE = Table(
@@ -178,6 +178,7 @@ HOSTILE = [
     "\x1b[31mred\x1b[0m",
     "\x9b31m",
     "\u202egnp.exe",
+    "\udc9b31m",  # the same as bytes of a file name
     "back\\slash",
 ]
 

@@ -25,8 +25,12 @@ what earlier versions did, and must never change.
 """
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Characters that move the cursor, change colors or reverse the direction of writing."""
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]"
+)
+"""Characters that move the cursor, change colors or reverse the direction of writing.
+
+The last range stands for such bytes in file names."""
 
 
 def printable(name: str) -> str:

@@ -200,8 +200,9 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         shown = stream.buffer.getvalue()
-        assert b"\xe9" in shown  # the byte of the file name is exact
         assert rb"\ud800" in shown
+        if stream is sys.stdout:
+            assert b" \xe9 " in shown  # the byte of the file name is exact
         assert "猫".encode(encoding, errors="backslashreplace") in shown
         assert "Café".encode(encoding, errors="backslashreplace") in shown
 

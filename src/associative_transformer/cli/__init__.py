@@ -63,9 +63,9 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see the list below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command")
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdout, SHOWN), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=SHOWN)
+            stream.reconfigure(errors=errors)
     parsed = parser.parse_args()
     return _run(parsed.command, parsed.arguments)
 
