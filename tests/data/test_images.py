@@ -391,7 +391,12 @@ def test_columns_labels_and_class_names_are_checked(tmp_path: Path) -> None:
         ),
         "unlabeled": ([None, 1], picture, ab, r"row 0 of the train split .* label None, outside"),
         "empty": ([], picture, ab, r"cannot read .*empty \(.*\): they are damaged or empty"),
-        "swapped": ([0, 1], picture, ba, r"train and test .*swapped name their classes differ"),
+        "swapped": (
+            [0, 1],
+            picture,
+            ba,
+            r"train and test .*swapped name .* \(\[b, a\] and \[a, b\]\): save",
+        ),
     }
     for name, (labels, image_type, label_type, message) in cases.items():
         kind = image_type or number

@@ -237,10 +237,12 @@ def test_several_files_of_a_split_in_one_configuration_are_read_together(root: P
 
 def test_a_configuration_of_class_folders_is_a_sub_folder(root: Path) -> None:
     add_images(root, "small/train/a/1.png", "full/train/a/1.png", "full/train/b/1.png")
-    splits = open_image_folder(root, SplitsConfig(config="full"))
-    assert labels(splits["train"]) == ["a", "b"]
     with pytest.raises(UserError, match=r"tiny does not exist"):
         open_image_folder(root, SplitsConfig(config="tiny"))
+    for stray in ("full.parquet", "train.parquet"):
+        splits = open_image_folder(root, SplitsConfig(config="full"))
+        assert labels(splits["train"]) == ["a", "b"]
+        add_parquet(root, stray)
 
 
 def test_a_split_may_have_any_name_if_it_is_the_test_split(root: Path, tmp_path: Path) -> None:

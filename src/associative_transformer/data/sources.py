@@ -101,20 +101,15 @@ def open_image_folder(
     What is left out is printed to stderr. Raises UserError if the folder contains no data set, or
     a file that cannot be used.
     """
-    if not root.is_dir():
-        state = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(
-            f"the data source {root} {state}: "
-            "pass a folder with --data.source, or with --source to `ait eval`"
-        )
-    if splits.revision is not None:
-        raise UserError(f"--data.revision applies to the hub, not to {root}: omit one of them")
+    _check_root(root, splits)
     left_out = LeftOut()
     files = sorted(list_files(root, left_out), key=str)
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     others = [file for file in files if file.suffix.lower() != ".parquet"]
-    if splits.config is not None and not parquet:
-        return open_image_folder(root / splits.config, replace(splits, config=None), wanted)
+    if (config := splits.config) is not None:
+        is_in_tables = any(config in file.parts for file in parquet)
+        if not parquet or ((root / config).is_dir() and not is_in_tables):
+            return open_image_folder(root / config, replace(splits, config=None), wanted)
     images = choose_images(root, others, left_out)
     for name in (str(root / file) for file in [*parquet, *images]):
         if NOT_UTF_8.search(name):
@@ -138,6 +133,17 @@ def open_image_folder(
     opened = _open_class_folders(root, folders, wanted)
     left_out.report(root)
     return opened
+
+
+def _check_root(root: Path, splits: SplitsConfig) -> None:
+    if not root.is_dir():
+        state = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UserError(
+            f"the data source {root} {state}: "
+            "pass a folder with --data.source, or with --source to `ait eval`"
+        )
+    if splits.revision is not None:
+        raise UserError(f"--data.revision applies to the hub, not to {root}: omit one of them")
 
 
 def _are_tables(

@@ -30,6 +30,8 @@ from associative_transformer.interface import ADDED_LATER, UserError
 if TYPE_CHECKING:
     import datasets
 
+MAX_NAMED = 10  # classes in an error
+
 
 class HubDataSet(NamedTuple):
     """A data set on the hub that has a short name, and which of its columns to use."""
@@ -108,7 +110,8 @@ def open_tables(config: StoredImages, limit: int | None = None) -> ImageTables:
         ours, theirs = (tuple(map(normalized, t.class_names)) for t in (train_table, table))
         if ours != theirs:
             raise UserError(
-                f"the train and {split} splits of {name} name their classes differently: "
+                f"the train and {split} splits of {name} name their classes differently "
+                f"({_shortened(ours)} and {_shortened(theirs)}): "
                 "save both with the same ClassLabel names"
             )
         check_labels(train_table, table, train_table.labels, table.labels)
@@ -122,6 +125,11 @@ def open_tables(config: StoredImages, limit: int | None = None) -> ImageTables:
         None if tables.validation is None else tables.validation.limited(limit),
         tables.test.limited(limit),
     )
+
+
+def _shortened(class_names: tuple[str, ...]) -> str:
+    more = ", ..." if len(class_names) > MAX_NAMED else ""
+    return f"[{', '.join(class_names[:MAX_NAMED])}{more}]"
 
 
 def open_test_table(config: StoredImages, limit: int | None = None) -> ImageTable:
