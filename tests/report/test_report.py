@@ -897,3 +897,49 @@ def test_training_rewrites_the_page_regularly_and_completes_it_at_the_end(
     refused = ait("train", "triangle-ait-tiny", *flags.split(), "--report-every", 0, "--name", "y")
     assert_refused(refused, "--report-every must be at least 1")
     assert not Path("runs/y").exists()
+
+
+# --- other images, other folders ---
+
+
+def test_stored_numbers_are_not_shown_with_other_images(runs: Path) -> None:
+    """The same names and labels, but other pixels, or fewer images."""
+    other = shutil.copytree(runs / "images", runs / "other")
+    paths = sorted((other / "test").rglob("*.png"))
+    shutil.copy(paths[0], paths[1])
+    options = AnalysisOptions(source=str(other))
+    with pytest.raises(UserError, match=r"not those that the run in .* scored on.*--source"):
+        write_report(runs / "ait", options=options)
+    shutil.copy(runs / "images" / paths[1].relative_to(other), paths[1])
+    write_report(runs / "ait", options=options)
+    paths[0].unlink()
+    with pytest.raises(UserError, match="not those that the run in"):
+        write_report(runs / "ait", options=options)
+
+
+def test_an_early_run_without_a_digest_refuses_another_number_of_images(runs: Path) -> None:
+    result = json.loads((runs / "ait" / "result.json").read_text())
+    del result["data_of_test"]
+    (runs / "ait" / "result.json").write_text(json.dumps(result))
+    next((runs / "images" / "test").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="not those that the run in"):
+        write_report(runs / "ait", options=AnalysisOptions(source=str(runs / "images")))
+
+
+def test_a_run_that_cannot_be_written_is_reported_elsewhere(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, _: bytes) -> None:
+        raise UserError(f"cannot write {path}: Read-only file system")
+
+    shutil.rmtree(runs / "ait" / "analysis")
+    monkeypatch.setattr("associative_transformer.analysis.storage.write_file", refuse)
+    path = write_report(runs / "ait", runs / "elsewhere.html")
+    assert "Evaluation" in path.read_text()
+    assert "the analysis is not stored: cannot write" in capsys.readouterr().err
+
+
+def test_a_page_holds_no_path_of_this_machine(runs: Path) -> None:
+    page = write_report(runs / "ait").read_text()
+    assert str(runs) not in page
+    assert "FOLDER" in page

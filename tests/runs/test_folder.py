@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +12,26 @@ import numpy as np
 import pytest
 import yaml
 
-from associative_transformer.data import SplitsConfig
-from associative_transformer.experiment import save_experiment
+from associative_transformer.data import ImagesConfig, SplitsConfig
+from associative_transformer.experiment import Experiment, TrainConfig, save_experiment
 from associative_transformer.interface import UserError
+from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
+from associative_transformer.report.facts import read_facts
 from associative_transformer.runs.folder import (
     History,
     as_recorded,
     check_folder,
     prepare_folder,
 )
+from associative_transformer.runs.saved import load_run, load_test_split, read_run
+from associative_transformer.training.loop import train
+from making.commands import make_images
 from making.plant import make_complete_run
+from making.tiny import tiny
 from making.trained import CPU, EXPERIMENT
+
+RUN = Path("runs/own/0")
 
 
 def history_of(num_epochs: int) -> History:
@@ -268,3 +278,58 @@ def test_a_resumed_run_keeps_the_validation_images_that_it_has_recorded(tmp_path
     path.write_text(yaml.safe_dump(content))
     assert as_recorded(new, tmp_path, resume=True) == old
     assert as_recorded(EXPERIMENT, tmp_path, resume=True) == EXPERIMENT  # generated data
+
+
+# --- where the images are ---
+
+
+def test_a_relative_source_is_stored_absolute_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    data = ImagesConfig("cifar10", source="images", image_size=16, num_workers=0)
+    model = tiny(ViTConfig, image_size=16, patch_size=8, num_classes=2)
+    train(Experiment("own", data, model, TrainConfig(epochs=1, batch_size=8, device="cpu")), RUN)
+    monkeypatch.chdir("/")
+    folder = tmp_path / RUN
+    run = load_run(folder)
+    assert run.experiment.data.source == str(tmp_path / "images")
+    assert len(load_test_split(run, None, CPU).test) == 10
+    local = str(tmp_path).encode()
+    holders = [
+        path.name for path in folder.rglob("*") if path.is_file() and local in path.read_bytes()
+    ]
+    assert holders == ["experiment.yaml"]
+    assert b"images" in (folder / "experiment.yaml").read_bytes()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"no longer in {tmp_path}/images: .* --source"):
+        load_test_split(run, None, CPU)
+    assert len(load_test_split(run, str(tmp_path / "moved"), CPU).test) == 10
+
+
+# --- folders that are gone or closed ---
+
+
+def test_a_run_folder_that_is_removed_while_it_is_trained_is_named(tmp_path: Path) -> None:
+    experiment = replace(EXPERIMENT, train=replace(EXPERIMENT.train, checkpoint_every=1))
+    for every in (experiment, EXPERIMENT):
+        with pytest.raises(UserError, match=rf"{tmp_path}/run") as error:
+            train(every, tmp_path / "run", on_epoch_end=shutil.rmtree)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("call", [read_run, load_run, read_facts])
+def test_a_folder_without_permission_is_named(
+    call: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    folder = make_complete_run(tmp_path / "run", EXPERIMENT)
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match=rf"{folder}.*Permission denied"):
+        call(folder)
+    with pytest.raises(UserError, match=rf"{folder}.*Permission denied"):
+        check_folder(folder, EXPERIMENT, resume=True, overwrite=False)

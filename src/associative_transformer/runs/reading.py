@@ -167,6 +167,20 @@ def read_arrays(path: Path, max_bytes: int = MAX_ARRAYS) -> dict[str, np.ndarray
         raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
 
+def check_size(path: Path) -> None:
+    """Raise ValueError if a safetensors file is not as long as its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, MAX_JSON):
+            raise ValueError(f"its header claims {length:,} bytes")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != expected:
+        raise ValueError(f"it has {size:,} bytes instead of {expected:,}")
+
+
 def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     """Raise ValueError if an array claims more values than its entry of the archive holds."""
     with archive.open(entry) as file:

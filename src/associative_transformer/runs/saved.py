@@ -22,12 +22,14 @@ from associative_transformer.runs.environment import Environment, read_environme
 from associative_transformer.runs.folder import History, check_links
 from associative_transformer.runs.lock import hold_folder
 from associative_transformer.runs.reading import (
+    check_size,
     count_rows,
+    exists,
     has_checkpoint,
     how_to_restore,
     read_json,
 )
-from associative_transformer.runs.result import RunResult, damaged_result, read_result
+from associative_transformer.runs.result import RESULT, RunResult, damaged_result, read_result
 
 CONFIG = "config.json"
 
@@ -82,6 +84,7 @@ def read_run(folder: Path) -> RunRecord:
 
     Raises UserError if the folder is not a run folder or its `experiment.yaml` is damaged.
     """
+    exists(folder)  # raises UserError if that cannot be told
     seeds = sorted(path.parent.name for path in folder.glob("*/experiment.yaml"))
     if seeds:
         raise UserError(
@@ -120,6 +123,7 @@ def _open_model(folder: Path, experiment: Experiment, result: RunResult) -> Pret
         config: object = read_json(folder / CONFIG, type(experiment.model))
         if config != experiment.model:  # before it is built
             raise ValueError(f"{CONFIG} and experiment.yaml describe different models")
+        check_size(folder / WEIGHTS)
         if result.weights not in (None, digest_of_model(folder)):
             raise ValueError(f"the content of {WEIGHTS} has changed since training")
         return load_model(folder)
@@ -143,7 +147,7 @@ def restore_result(folder: Path, experiment: Experiment) -> RunResult | None:
     try:
         result = read_result(folder)
     except UserError as error:
-        if not has_checkpoint(folder):
+        if not has_checkpoint(folder) or (folder / RESULT).is_dir():
             raise
         reason = str(error).rpartition(": ")[0]
         print(f"{reason}; it is written again from the last checkpoint", file=sys.stderr)
