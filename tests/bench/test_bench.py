@@ -269,7 +269,11 @@ def test_precision_and_compilation_are_those_of_the_experiment(
     other = Variant(replace(SMALL, train=replace(HALF, compile=True)))
     infer = prepare_model(other, "infer")
     prepare_model(other, "step")
-    assert infer().logits.dtype == torch.bfloat16
+    dtypes: list[torch.dtype] = []
+    first = next(module for module in compiled[0].modules() if type(module) is nn.Linear)
+    first.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    assert infer().logits.dtype == torch.float32  # as in every head
+    assert dtypes == [torch.bfloat16]
     assert len(compiled) == 2
 
 
