@@ -340,6 +340,7 @@ def image_seeds() -> dict[str, list[bytes]]:
     seeds["TIFF"] += [
         encoded(color, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg", "packbits")
     ]
+    seeds["PNG"] += [png(DEEP_COLOR), png(DEEP_COLOR >> 4), png(DEEP[..., None], 0)]
     seeds["JPEG"].append(encoded(color, "JPEG", progressive=True))
     seeds["WEBP"].append(encoded(color, "WEBP", lossless=True))
     return seeds

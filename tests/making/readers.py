@@ -76,6 +76,7 @@ EXPERIMENT = Experiment(
     TrainConfig(epochs=2, batch_size=8, device="cpu"),
 )
 TIMING = {"seconds": 1.0, "samples_per_second": 8.0}
+WITH_QUESTIONS = Path(__file__).parents[1] / "fixtures/runs/plain/complete/result.json"
 RECORD = ("experiment", "result", "environment", "metrics", "memory")
 WHOLE = ("experiment", "result", "config", "model.safetensors")
 REPORTED = ("model.safetensors", "config", *RECORD, "analysis/")
@@ -130,7 +131,9 @@ def damage_table(data: bytes, random: Random) -> bytes:
         case _:
             rows = columns[0].to_pylist()
             j = int(random.integers(len(rows)))
-            rows[j] = {"bytes": damage(rows[j]["bytes"], [data], random), "path": None}
+            content = damage(rows[j]["bytes"], [data], random)
+            path = pick([None, "", "../a.png", "/etc/passwd", "test.parquet", "a\0b"], random)
+            rows[j] = {"bytes": None if path else content, "path": path}
             columns[0] = pa.array(rows, columns[0].type)
     table = pa.table(columns, names=names).replace_schema_metadata(metadata)
     return write_table(table)
@@ -285,9 +288,9 @@ def read_checkpoint(folder: Path) -> object:
 
 
 def read_images(source: Path) -> object:
-    """Decode all images of a data source."""
+    """Decode all images of a data source and return their digest."""
     config = ImagesConfig("mine", source=str(source), image_size=8, num_workers=0, augment="none")
-    return config.load(torch.device("cpu"))
+    return config.load(torch.device("cpu")).digest
 
 
 def read_parquet(content: bytes, folder: Path) -> object:
@@ -333,6 +336,18 @@ def trees() -> list[dict[str, bytes]]:
     pictures = [seed for seeds in image_seeds().values() for seed in seeds[:1]]
     names = ["train/a/0.png", "train/a/1.jpg", "train/b/0.gif", "train/b/1.bmp"]
     return [dict(zip([*names, "test/a/0.tif", "test/b/0.webp"], pictures[:6], strict=True))]
+
+
+@cache
+def shards() -> list[dict[str, bytes]]:
+    """Return folders of parquet files: in two shards, with other names of classes, and named."""
+    (whole,) = tables()
+    table = pq.read_table(io.BytesIO(whole))
+    text = table.schema.metadata[b"huggingface"].replace(b'["a", "b", "c"]', b'["c", "a", "b"]')
+    other = write_table(table.replace_schema_metadata({b"huggingface": text}))
+    two = {"train-00000-of-00002.parquet": whole, "train-00001-of-00002.parquet": other}
+    named = {"data/train.parquet": whole, "data/test.parquet": whole, "data/val.parquet": whole}
+    return [two | {"test-00000-of-00001.parquet": whole}, named]
 
 
 @cache
@@ -447,6 +462,11 @@ def read_line(words: list[str], folder: Path) -> object:
     return parse(TrainOptions, rest, f"train {name}", TrainOptions(RECIPES[name]))
 
 
+def results() -> list[bytes]:
+    """Return the results of a run without questions and of one with them."""
+    return [files_of_run()["result.json"], WITH_QUESTIONS.read_bytes()]
+
+
 def put(folder: Path, name: str, content: bytes) -> Path:
     """Write a file and return its path."""
     (folder / name).write_bytes(content)
@@ -495,10 +515,15 @@ READERS = {
     **{f"image: {name}": image_reader(name) for name in image_seeds()},
     "parquet": Reader(tables, either(damage_table), read_parquet),
     "class folders": Reader(trees, damage_tree, read_tree),
+    "shards": Reader(shards, damage_tree, read_tree),
     "experiment.yaml": of_run(
         "experiment.yaml", lambda run: load_experiment(run / "experiment.yaml"), damage_yaml
     ),
-    "result.json": of_run("result.json", read_result, damage_json),
+    "result.json": Reader(
+        results,
+        either(damage_json),
+        lambda text, run: read_result(put(run, "result.json", text).parent),
+    ),
     "environment.json": of_run("environment.json", read_environment, damage_json),
     "config.json": of_run("config.json", load_model, damage_json, files=WHOLE),
     "model.safetensors": of_run("model.safetensors", load_run, damage_header, files=WHOLE),
