@@ -45,7 +45,7 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_result(
     run = put(name, "stopped", tmp_path / "runs")
     train(ait, name)
     ours, theirs = load(run / "result.json"), load(RUNS / name / "complete" / "result.json")
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() >= theirs.keys()  # later versions added optional keys
     for key, value in theirs.items():
         if key in ("test_accuracy", "test_loss"):
             assert ours[key] == pytest.approx(value, **CLOSE)
@@ -72,7 +72,7 @@ def test_a_complete_run_is_evaluated_with_the_same_scores(
     (run / "evaluation.json").unlink()
     assert ait("eval", run).code == 0
     ours = load(run / "evaluation.json")
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() >= theirs.keys()
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], **CLOSE)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 

@@ -2,8 +2,8 @@
 
 PYTHONPATH=tests python tests/drivers/damage.py
 
-All commands run in this process. An outcome is good if the command succeeds, or prints one
-sentence and exits with 2, within a minute.
+All commands run in this process; `ait analyze` draws no figures. An outcome is good if the
+command succeeds, or prints one sentence and exits with 2, within a minute.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 
+from associative_transformer import figures
 from associative_transformer.cli import main
 from making.commands import IMAGES, make_images
 from making.damage import DAMAGES, FILES
@@ -45,6 +46,7 @@ def call(*arguments: object) -> Outcome:
     out, err, start = io.StringIO(), io.StringIO(), time.perf_counter()
     with (
         mock.patch.object(sys, "argv", ["ait", *map(str, arguments)]),
+        mock.patch.object(figures, "DRAWINGS", {}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
