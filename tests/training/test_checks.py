@@ -218,6 +218,17 @@ def test_a_run_with_most_steps_skipped_has_no_result(
         train(experiment, tmp_path / "run", resume=True)
 
 
+def test_an_epoch_with_skipped_steps_says_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Steps(bad={1, 2, 3, 4, 9}).install(monkeypatch)
+    train(EXPERIMENT, tmp_path / "run")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.endswith("4 of 4 steps skipped")
+    assert "skipped" not in second
+    assert third.endswith("1 of 4 steps skipped")
+
+
 def test_a_run_whose_last_loss_is_not_finite_has_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

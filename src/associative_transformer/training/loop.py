@@ -206,6 +206,9 @@ class TrainingRun:
             self._track("validation", row["validation"])
             line += f"  validation {validation.accuracy:.2f} %"
             self._keep_best(validation.accuracy, metrics.epoch)
+        before = self.history.metrics[-1]["skipped_steps"] if self.history.metrics else 0
+        if skipped := row["skipped_steps"] - before:
+            line += f"  {skipped} of {self.steps_per_epoch} steps skipped"
         bar.write(line)
         priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
         self.history.metrics.append(row)
