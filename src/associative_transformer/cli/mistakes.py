@@ -110,8 +110,14 @@ class CommandLine:
             if similar:
                 hint = f"did you mean {join_or(similar)}? {hint.capitalize()}"
             return f"`ait {self.command}` has no option {name}: {hint}"
-        end = next(i for i, word in enumerate(self.arguments) if tokens[0] in word.split("=", 1))
-        before = [*self.arguments[:end], self.arguments[end].rpartition("=")[0]]
+        places = (
+            i
+            for i, word in enumerate(self.arguments)
+            if tokens[0] in (word, word.partition("=")[2])
+        )
+        end = next(places, 0)
+        before = [*self.arguments[:end], *self.arguments[end : end + 1]]
+        before[-1:] = [word.partition("=")[0] for word in before[-1:] if word.startswith("--")]
         flags = [word for word in before if word.startswith("--")]
         last = flags[-1] if flags else ""
         on, off = last.replace("no-", "").replace("_", "-"), _negate(last.replace("no-", ""))

@@ -19,7 +19,7 @@ from associative_transformer.cli.mistakes import (
     watched,
 )
 from associative_transformer.files import write_file
-from associative_transformer.interface import SHOWN, UserError, printable_lines
+from associative_transformer.interface import SHOWN, UserError, printable, printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def parse(
     else:
         sys.stderr.write(refusal.box.getvalue())  # warnings
         return options
-    raise UserError(CommandLine(command, arguments, read).describe(refusal))
+    raise UserError(printable(CommandLine(command, arguments, read).describe(refusal)))
 
 
 def check_counts(**counts: int) -> None:
