@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> None:
         "skipped_images": data.num_skipped,
         "data": data.digest,
     }
-    known = saved.result.data_of_test  # None in early runs
+    known = saved.result and saved.result.data_of_test  # None in early runs
     is_own = options.source is None if known is None else data.digest == known
     suffix = "" if is_own else f"-{data.digest[:8]}"
     written = "not stored"

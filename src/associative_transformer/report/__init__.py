@@ -143,7 +143,7 @@ def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
     run = load_run(folder)
     run.model.to(options.device)
     data = load_test_split(run, options.source, torch.device(options.device))
-    if not run.result.is_tested_on(data):
+    if not facts.result.is_tested_on(data):
         raise UserError(
             f"the test images are not those that the run in {folder} was scored on: pass the "
             "--source that holds them, or score the run on others with ait eval --source"

@@ -76,7 +76,7 @@ class SavedRun(NamedTuple):
     experiment: Experiment
     model: PretrainedModel
     classes: tuple[str, ...]
-    result: RunResult
+    result: RunResult | None = None  # None for a model that was not read from a run folder
 
 
 def read_run(folder: Path) -> RunRecord:
