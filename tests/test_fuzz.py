@@ -122,3 +122,9 @@ def test_damaged_input_is_read_or_refused(
     print(f"{name}: {num_cases} cases, {values} read, {len(failures)} failed", file=sys.stderr)
     print(f"slowest {slowest:.2f} s, largest {largest / 2**20:.0f} MiB", file=sys.stderr)
     assert failures == {}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_docs_have_a_row_for_each_reader(name: str) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert f"| {name} | {SOME} | " in docs
