@@ -59,7 +59,7 @@ PUBLISHED_TEXT = {
 
 
 def find_recipe(name: str) -> Experiment:
-    """Return the recipe of that name. Raises UserError with the three closest names if there is none."""
+    """Return the recipe of that name. Raises UserError with the three closest names otherwise."""
     if name not in RECIPES:
         similar = ", ".join(get_close_matches(name, RECIPES, n=3, cutoff=0.0))
         raise UserError(
