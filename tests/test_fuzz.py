@@ -24,7 +24,7 @@ from making.readers import READERS, REPORT, make_case
 MAX_SECONDS = 2  # of processor time
 MAX_MEMORY = 2**30  # bytes that a case may add to the process
 HANGS_AFTER = 60  # seconds
-FEW, SOME, MANY = 20, 200, 10_000
+FEW, SOME, MANY = 6, 200, 10_000
 
 Record = Callable[[str, object], None]
 

@@ -767,6 +767,9 @@ def test_no_step_is_logged_twice_after_a_stop_or_a_crash(
     checkpoint_every: int | None, validated: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    # numbers of the same length: event files are read in the order of their names
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(1_000))
     experiment = vary(
         data={"val_fraction": validated},
         batch_size=12,
