@@ -14,7 +14,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from associative_transformer.analysis import load_analysis
-from associative_transformer.analysis.storage import save_result
+from associative_transformer.analysis.storage import (
+    read_completion,
+    save_result,
+    write_completion,
+)
 from associative_transformer.report import write_comparison, write_report
 from making.reports import CLASSES, planted_basins, planted_tokens
 
@@ -58,6 +62,10 @@ def pages(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         ("reconstruction", planted_tokens()),
     ):
         save_result(planted, runs / "ait" / "analysis", name)
+    completion = read_completion(root / "ait" / "analysis")
+    assert completion is not None
+    names = {Path(file).stem for file in completion.files}
+    write_completion(runs / "ait" / "analysis", names, completion.data)
     return {
         "report": write_report(runs / "ait"),
         "vit": write_report(runs / "vit"),
