@@ -448,6 +448,7 @@ def two_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BRIMsConfig]:
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_compiled_chunks_give_the_same_numbers_including_dropout(two_chunks: BRIMsConfig) -> None:
     eager, images = BRIMs(two_chunks), pictures(two_chunks, 4)
     fast = copy.deepcopy(eager)
@@ -470,6 +471,7 @@ def test_compiled_chunks_give_the_same_numbers_including_dropout(two_chunks: BRI
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_one_graph_serves_all_chunks(two_chunks: BRIMsConfig) -> None:
     ranked: list[int] = []
 

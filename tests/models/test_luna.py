@@ -485,6 +485,7 @@ def test_layers_are_recomputed_only_in_training_and_on_request() -> None:
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "recompute"), [("patches", True), ("pixels-gray", False)])
 def test_compiled_training_steps_equal_eager_ones(name: str, recompute: bool) -> None:
     torch.compiler.reset()
@@ -508,6 +509,7 @@ def test_compiled_training_steps_equal_eager_ones(name: str, recompute: bool) ->
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_compiled_evaluation_equals_eager() -> None:
     torch.compiler.reset()
     config = replace(CONFIGS["dropout"], is_tied=True)
@@ -519,6 +521,7 @@ def test_compiled_evaluation_equals_eager() -> None:
 
 
 @pytest.mark.compiled
+@pytest.mark.slow
 def test_a_compiled_model_draws_new_dropout_masks() -> None:
     torch.compiler.reset()
     fast = torch.compile(Luna(CONFIGS["dropout"]), fullgraph=True, backend="aot_eager")
