@@ -379,7 +379,7 @@ def test_settings_that_differ_between_ranks_are_named_with_both_values(
     def gathered(*others: dict[str, object]) -> None:
         values = [(settings, f"node{i}") for i, settings in enumerate((first, *others))]
         monkeypatch.setattr(distributed, "gather_objects", lambda _: values)
-        distributed.check_settings(first)
+        distributed.check_same_settings(first)
 
     gathered(first, dict(first))
     with pytest.raises(

@@ -49,9 +49,9 @@ def launched_ranks() -> int:
         return 1
     is_valid = all(x.isdecimal() or (name == "MASTER_ADDR" and x) for name, x in values.items())
     if not is_valid or int(values["RANK"]) >= int(size):
-        found = ", ".join(f"{name}={value or '(not set)'}" for name, value in values.items())
+        given = ", ".join(f"{name}={value or '(not set)'}" for name, value in values.items())
         raise UserError(
-            f"WORLD_SIZE={size} announces several processes, but not all variables fit ({found}): "
+            f"WORLD_SIZE={size} announces several processes, but not all variables fit ({given}): "
             "start them with torchrun, or unset WORLD_SIZE to use one process"
         )
     return int(size)
@@ -215,7 +215,7 @@ def check_same(value: object) -> None:
         )
 
 
-def check_settings(settings: dict[str, object]) -> None:
+def check_same_settings(settings: dict[str, object]) -> None:
     """Raise UserError on all ranks if their settings differ, naming them with both values."""
     (first, host), *others = gather_objects((settings, socket.gethostname()))
     for rank, (theirs, other_host) in enumerate(others, start=1):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from associative_transformer.data import DataConfig, list_images
+from associative_transformer.data import DataConfig, list_image_files
 from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.questions import Questions, encode
@@ -124,7 +124,7 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += list_images(path)
+            files += list_image_files(path)
         elif path.exists():
             files.append(path)
         else:

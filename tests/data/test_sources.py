@@ -12,7 +12,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from associative_transformer.data.listing import list_images, print_once
+from associative_transformer.data.listing import list_image_files, print_once
 from associative_transformer.data.sources import (
     SplitsConfig,
     open_hub_data_set,
@@ -319,7 +319,7 @@ def test_images_are_found_by_content_and_what_is_left_out_is_named_once(
 def test_the_images_of_a_folder_are_found_in_the_same_way(
     mixed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list_images(mixed) == [mixed / "train" / "a" / name for name in READ]
+    assert list_image_files(mixed) == [mixed / "train" / "a" / name for name in READ]
     assert "backups: 3 (train/a/1.JPG~, " in capsys.readouterr().err
 
 

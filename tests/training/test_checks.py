@@ -57,7 +57,7 @@ def test_a_run_that_cannot_fit_is_refused_with_its_memory_and_the_limit(
 def test_the_weights_of_a_deep_model_are_extrapolated_exactly(kind: str) -> None:
     config = TINY[kind]
     deep = replace(config, depth=9) if hasattr(config, "depth") else config
-    assert checks.count_weights(deep) == count_parameters(deep)
+    assert checks.count_trained_weights(deep) == count_parameters(deep)
 
 
 def test_the_memory_of_a_container_limits_that_of_the_machine(

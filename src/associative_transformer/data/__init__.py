@@ -12,7 +12,7 @@ from associative_transformer.data.batches import DataSet, HeldOut, Share, Split
 from associative_transformer.data.config import DataSetConfig, DescribedItem, InputSize
 from associative_transformer.data.decoding import decode_image
 from associative_transformer.data.images import ImagesConfig
-from associative_transformer.data.listing import list_images
+from associative_transformer.data.listing import list_image_files
 from associative_transformer.data.sort_of_clevr import SortOfClevrConfig
 from associative_transformer.data.sources import SplitsConfig
 from associative_transformer.data.stored import HUB_DATA_SETS
@@ -34,7 +34,7 @@ __all__ = [
     "SplitsConfig",
     "TriangleConfig",
     "decode_image",
-    "list_images",
+    "list_image_files",
 ]
 
 AnyData = TriangleConfig | SortOfClevrConfig | ImagesConfig

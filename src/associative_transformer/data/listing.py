@@ -136,7 +136,7 @@ def choose_images(root: Path, files: Iterable[Path], left_out: LeftOut) -> list[
     return images
 
 
-def list_images(root: Path) -> list[Path]:
+def list_image_files(root: Path) -> list[Path]:
     """Return the paths of all images below a folder, sorted; print what is left out.
 
     Raises UserError if there are none, or if a folder cannot be read.

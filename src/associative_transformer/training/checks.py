@@ -34,7 +34,7 @@ def check_processes(experiment: Experiment, folder: Path, resume: bool, overwrit
         names = ("associative-transformer", "torch")
         versions = {f"version of {name}": find_version(name) for name in names}
         settings = {f"--{k.replace('_', '-')}": v for k, v in list_fields(experiment).items()}
-        distributed.check_settings(
+        distributed.check_same_settings(
             {**settings, **options, **versions, "commit of the source": find_commit()}
         )
         distributed.check_same(has_run)
@@ -56,7 +56,7 @@ def check_size(experiment: Experiment, device: torch.device) -> None:
         num_images = sum(getattr(data, name) for name in names)
         needed = num_images * channels * size**2
         _check_memory(" and ".join(flags), needed, torch.device("cpu"))
-    weights = count_weights(experiment.model)
+    weights = count_trained_weights(experiment.model)
     depth = getattr(experiment.model, "depth", None)
     name = "the model" if depth is None else f"the model, with --model.depth {depth:,},"
     _check_memory(name, weights * BYTES_PER_WEIGHT, device)
@@ -72,7 +72,7 @@ def _check_memory(name: str, needed: int | float, device: torch.device) -> None:
         )
 
 
-def count_weights(config: ModelConfig) -> int | float:
+def count_trained_weights(config: ModelConfig) -> int | float:
     """Return the number of weights of a model without allocating them; inf if it overflows.
 
     For a deep model, it is extrapolated from the first layers.
