@@ -97,7 +97,12 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     `seed` and `folder`.
     """
     run_all = import_module("associative_transformer.tables.run_all")
-    log = tmp_path / "log"
+    plant = import_module("making.plant")
+    recipes = import_module("associative_transformer.recipes").RECIPES
+    log, complete = tmp_path / "log", tmp_path / "complete"
+    for name in ("triangle-vit-small", "triangle-ait-small", "triangle-luna-small"):
+        for number in (0, 1):
+            plant.put_run(complete, recipes[name], number, plant.result_of(recipes[name]))
 
     def write(body: str = "") -> Path:
         script = tmp_path / "child"
@@ -105,7 +110,8 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
             f"#!/bin/sh\nshift 2\necho $* >> {log}\n"
             'name=$2 seed=$(echo $* | sed -n "s/.*seed \\([0-9]*\\).*/\\1/p")\n'
             f"folder={tmp_path}/runs/$name/${{seed:-0}}\nmkdir -p $folder\n"
-            f"touch $folder/experiment.yaml\n{body}\ntouch $folder/result.json\n"
+            f"from={complete}/$name/${{seed:-0}}\n"
+            f"cp $from/experiment.yaml $folder\n{body}\ncp $from/result.json $folder\n"
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(run_all.sys, "executable", str(script))

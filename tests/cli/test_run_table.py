@@ -128,6 +128,21 @@ def test_the_same_command_continues_and_skips_what_is_complete(
     assert len(log.read_text().splitlines()) == 2
 
 
+def test_a_run_with_a_damaged_result_is_not_counted_and_is_resumed(
+    ait: Ait, child: Child, tmp_path: Path
+) -> None:
+    log = child("")
+    command = ["run-table", "classification", "--seeds", 0, 1, "--rows", A]
+    assert ait(*command).code == 0
+    result = tmp_path / "runs" / A / "0" / "result.json"
+    whole = result.read_text()
+    result.write_text(whole[:-9])
+    assert ait(*command).out.startswith("2 runs, 1 of them complete\n")
+    assert log.read_text().splitlines()[2:] == [f"train {A} --runs runs --resume"]
+    assert result.read_text() == whole
+    assert ait(*command).out.startswith("2 runs, 2 of them complete\n")
+
+
 def test_failed_runs_are_named_with_their_exit_codes_and_the_others_are_trained(
     ait: Ait, child: Child, tmp_path: Path
 ) -> None:

@@ -197,10 +197,13 @@ def test_a_run_can_be_resumed_with_other_settings_that_do_not_define_it(tmp_path
     check_folder(folder, other, resume=True, overwrite=False)
 
 
-def test_overwrite_does_not_remove_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_not_a_run_is_neither_used_nor_removed(
+    overwrite: bool, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=rf"{tmp_path} is not a run folder"):
-        check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=True)
+    with pytest.raises(UserError, match=rf"{tmp_path} is not a run folder, .* another --name"):
+        check_folder(tmp_path, EXPERIMENT, resume=False, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
 
 

@@ -86,7 +86,11 @@ def test_the_error_for_a_damaged_result_says_how_to_fix_it(content: bytes, tmp_p
 
 def test_a_folder_in_place_of_the_result_is_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
-    with pytest.raises(UserError, match=r"result\.json is damaged \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"result\.json is damaged \(Is a directory\): there is"):
+        read_result(tmp_path)
+    (tmp_path / "checkpoint" / "last").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "last" / "state.json").touch()
+    with pytest.raises(UserError, match=r"\(Is a directory\): remove it and pass --resume to ait"):
         read_result(tmp_path)
 
 

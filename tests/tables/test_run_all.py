@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,18 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from associative_transformer.experiment import fingerprint
+from associative_transformer.experiment import Experiment, fingerprint, save_experiment
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
+from associative_transformer.tables.collect import collect_runs
 from associative_transformer.tables.run_all import FailedRun, PlannedRun, plan_runs, train_runs
+from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace import WorkspaceConfig
 from making.commands import Child
+from making.damage import DAMAGES
+from making.plant import put_result, put_run, result_of
 
 PYTHON = sys.executable
+A, B, C = "triangle-vit-small", "triangle-ait-small", "triangle-luna-small"
 
 
 # --- the plan ---
@@ -96,11 +103,51 @@ def test_an_unfinished_run_is_resumed_and_a_run_with_a_result_is_complete(tmp_pa
     (run,) = plan_runs(["triangle-ait-tiny"], "paper", [0], tmp_path, {})
     run.folder.mkdir(parents=True)
     assert "--resume" not in run.arguments
-    (run.folder / "experiment.yaml").touch()
+    save_experiment(run.experiment, run.folder / "experiment.yaml")
     assert run.arguments[-1] == "--resume"
     assert not run.is_complete
-    (run.folder / "result.json").touch()
+    put_result(run.folder, result_of(run.experiment))
     assert run.is_complete
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["result.json", "experiment.yaml"])
+def test_a_run_with_a_damaged_file_is_not_complete_and_is_resumed(
+    file: str, damage: str, tmp_path: Path
+) -> None:
+    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
+    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
+    assert run.is_complete
+    DAMAGES[damage](run.folder / file)
+    assert not run.is_complete
+    assert run.arguments[-1] == "--resume"
+
+
+def change(experiment: Experiment, **train: Any) -> Experiment:  # noqa: ANN401
+    return replace(experiment, train=replace(experiment.train, **train))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_complete"),
+    [({"lr": 0.5}, False), ({"seed": 1}, False), ({"device": "cpu"}, True)],
+    ids=["other configuration", "other seed", "other device"],
+)
+def test_only_a_run_of_the_planned_experiment_is_complete(
+    changes: dict[str, Any], is_complete: bool, tmp_path: Path
+) -> None:
+    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
+    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
+    save_experiment(change(run.experiment, **changes), run.folder / "experiment.yaml")
+    assert run.is_complete == is_complete
+    used = collect_runs(tmp_path, RECIPES).take(RECIPES[A])
+    assert list(used.complete) == [0] * is_complete or changes == {"seed": 1}
+
+
+def test_a_result_in_a_folder_that_is_not_a_run_is_not_complete(tmp_path: Path) -> None:
+    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
+    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
+    (run.folder / "experiment.yaml").unlink()
+    assert not run.is_complete
 
 
 # --- one process for each run, replaced by a small script ---
@@ -117,9 +164,6 @@ def train_and_record(runs: list[PlannedRun]) -> tuple[list[FailedRun], Announced
     announced: Announced = []
     failed = train_runs(runs, lambda position, run: announced.append((position, run.title)))
     return failed, announced
-
-
-A, B, C = "triangle-vit-small", "triangle-ait-small", "triangle-luna-small"
 
 
 def test_runs_are_trained_one_after_another_and_announced_before_they_start(
@@ -152,9 +196,8 @@ def test_complete_runs_are_skipped_and_unfinished_runs_are_resumed(
 ) -> None:
     log = child("")
     runs = plan(A, B, C, root=tmp_path)
-    for run, name in zip(runs, ("result.json", "experiment.yaml"), strict=False):
-        run.folder.mkdir(parents=True)
-        (run.folder / name).touch()
+    put_run(tmp_path / "runs", runs[0].experiment, 0, result_of(runs[0].experiment))
+    put_run(tmp_path / "runs", runs[1].experiment, 0)
     failed, announced = train_and_record(runs)
     assert failed == []
     assert announced == [(2, runs[1].title), (3, runs[2].title)]
@@ -337,6 +380,29 @@ def test_a_run_is_written_to_its_planned_folder_and_fails_if_that_is_not_a_run_f
     assert good.is_complete
     seconds = json.loads((good.folder / "result.json").read_text())["timing"]["seconds"]
     assert seconds > 0
+
+
+@pytest.mark.slow
+def test_a_damaged_result_is_named_and_restored_or_the_run_fails_with_a_remedy(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny(tmp_path, 1)
+    train(run.experiment, run.folder)
+    path = run.folder / "result.json"
+    before = json.loads(path.read_text())
+    path.write_text("{")
+    assert train_runs([run], lambda position, run: None) == []
+    assert {**json.loads(path.read_text()), "timing": 0} == {**before, "timing": 0}
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if str(path) in line]
+    assert line.endswith("it is written again from the last checkpoint")
+
+    path.write_text("{")
+    shutil.rmtree(run.folder / "checkpoint")
+    assert train_runs([run], lambda position, run: None) == [FailedRun(run, 2)]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"ait: {path} is damaged")
+    assert line.endswith("or train the run again with --overwrite")
+    assert path.read_text() == "{"
 
 
 FOLLOWER = """

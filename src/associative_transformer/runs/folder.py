@@ -94,8 +94,8 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
     """Check that a run may start or continue in a folder, before anything is written.
 
     Raises UserError if the folder exists but neither `resume` nor `overwrite` is set, or if both
-    are; if it contains no run to resume, or one with a different configuration; or if `overwrite`
-    would remove a folder that is not a run folder.
+    are; if it contains no run to resume, or one with a different configuration; or if it has
+    other files than those of a run.
     """
     is_run = exists(folder / "experiment.yaml")
     if resume and overwrite:
@@ -118,14 +118,14 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
             )
     elif not folder.exists() or (folder.is_dir() and _is_empty(folder)):
         return
+    elif not is_run:
+        raise UserError(
+            f"{folder} is not a run folder, so it is not replaced: move it elsewhere or choose "
+            "another --name"
+        )
     elif not overwrite:
         raise UserError(
             f"{folder} exists: pass --resume to continue it or --overwrite to start again"
-        )
-    elif not is_run:
-        raise UserError(
-            f"{folder} is not a run folder, so --overwrite does not remove it: move it elsewhere "
-            "or choose another --name"
         )
 
 

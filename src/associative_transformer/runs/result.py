@@ -12,7 +12,7 @@ from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
 from associative_transformer.evaluate import KindScore, Summary
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
-from associative_transformer.runs.reading import how_to_restore, read_json
+from associative_transformer.runs.reading import has_checkpoint, how_to_restore, read_json
 
 RESULT = "result.json"
 MAX_NAMED = 3  # classes that are listed to describe a data set
@@ -173,4 +173,7 @@ def read_result(folder: Path) -> RunResult | None:
 def damaged_result(folder: Path, reason: str) -> UserError:
     """Return the error for a `result.json` that cannot be used."""
     path = folder / RESULT
-    return UserError(f"{path} is damaged ({reason}): {how_to_restore(folder)}")
+    remedy = how_to_restore(folder)
+    if path.is_dir() and has_checkpoint(folder):  # which --resume does not replace
+        remedy = f"remove it and {remedy}"
+    return UserError(f"{path} is damaged ({reason}): {remedy}")

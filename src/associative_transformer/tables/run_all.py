@@ -1,8 +1,8 @@
 """Train the runs of a table one after another, each with `ait train` in its own process.
 
 A run that fails or is killed does not affect the others. If this process is killed, the run that
-is training saves a checkpoint and stops (on Linux). Complete runs are skipped and unfinished
-runs are resumed, so the same list of runs can be started again at any time.
+is training saves a checkpoint and stops (on Linux). Complete runs are skipped, and unfinished or
+damaged runs are resumed, so the same list of runs can be started again at any time.
 """
 
 import ctypes
@@ -16,9 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from associative_transformer.experiment import Experiment
+from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import Budget, shorten
 from associative_transformer.recipes.commands import train_arguments
+from associative_transformer.runs.folder import check_folder
+from associative_transformer.runs.result import read_result
 from associative_transformer.training.signals import Interrupted, StopSignals
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
@@ -40,8 +43,12 @@ class PlannedRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has a result."""
-        return (self.folder / "result.json").exists()
+        """Whether the run has a result that tables can use; if not, `ait train` says why."""
+        try:
+            check_folder(self.folder, self.experiment, resume=True, overwrite=False)
+            return read_result(self.folder) is not None
+        except UserError:
+            return False
 
     @property
     def title(self) -> str:
