@@ -7,6 +7,7 @@ import pytest
 
 from associative_transformer.recipes import RECIPES
 from making.commands import Ait, assert_refused
+from making.plant import answers_of, put_run
 
 
 @pytest.mark.parametrize("output_format", ["terminal", "markdown", "html"])
@@ -50,6 +51,22 @@ def test_a_run_with_overrides_is_listed_separately_whatever_its_name(
     assert len(rows) == 2
     assert "not run" in rows[0]
     assert f"train.epochs 1 instead of {RECIPES[name].train.epochs}" in rows[1]
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "t.md"]])
+def test_a_damaged_environment_is_named_once_and_its_run_is_in_the_table(
+    output: list[str], ait: Ait, tmp_path: Path
+) -> None:
+    recipe = RECIPES["sort-of-clevr-ait-small"]
+    folder = put_run(tmp_path / "runs", recipe, 0, answers_of(recipe, 71.5))
+    (folder / "environment.json").write_text("{")
+    done = ait("table", "relational", "--format", "markdown", *output)
+    assert done.code == 0
+    assert done.err.count("environment.json") == 1
+    assert "is damaged" in done.err
+    text = Path("t.md").read_text() if output else done.out
+    assert "| ait-small | 71.50 |" in text
+    assert "environment" not in text
 
 
 @pytest.mark.parametrize(

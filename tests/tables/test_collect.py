@@ -58,7 +58,7 @@ def test_a_run_of_an_older_version_without_device_and_date_is_complete(tmp_path:
     path = put_run(tmp_path, VIT, 0, result)
     (path / "environment.json").write_text("{}")
     (run,) = collect_runs(tmp_path, TABLE_RECIPES).take(VIT).complete.values()
-    assert (run.result.timing.finished, run.device) == (None, "-")
+    assert (run.result.timing.finished, run.device) == (None, "unknown")
     del result["timing"]
     (path / "result.json").write_text(json.dumps(result))
     (run,) = collect_runs(tmp_path, TABLE_RECIPES).take(VIT).complete.values()
@@ -262,9 +262,6 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {  # file, content, words in
         "(test_kinds.0.accuracy: ",
     ),
     "result is a folder": ("result.json", None, "Is a directory"),
-    "environment is a folder": ("environment.json", None, "Is a directory"),
-    "environment cut off": ("environment.json", b'{"device": ', "Invalid JSON"),
-    "device is a number": ("environment.json", b'{"device": 3}', "(device: "),
 }
 
 
@@ -295,12 +292,34 @@ def test_if_all_runs_are_damaged_there_are_only_notes(tmp_path: Path) -> None:
         assert f"{folder}/" in note
 
 
-def test_a_complete_run_without_its_environment_gets_a_note(tmp_path: Path) -> None:
-    path = put_run(tmp_path, VIT, 0, result_of(VIT))
-    (path / "environment.json").unlink()
+ENVIRONMENTS: dict[str, tuple[bytes | None, str]] = {  # content, words on stderr
+    "missing": (None, ""),
+    "cut off": (b'{"device": ', "Invalid JSON"),
+    "device is a number": (b'{"device": 3}', "(device: "),
+    "binary": (b"\xff\xfe\x00", "Invalid JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", [*ENVIRONMENTS, "folder"])
+def test_a_run_without_a_readable_environment_counts_with_an_unknown_device(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, words = ENVIRONMENTS.get(damage, (None, "Is a directory"))
+    put_run(tmp_path, VIT, 0, result_of(VIT), device="NVIDIA H100")
+    path = put_run(tmp_path, VIT, 1, result_of(VIT, 70.0)) / "environment.json"
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
     collected = collect_runs(tmp_path, TABLE_RECIPES)
-    assert not collected.take(VIT).complete
-    assert f"{path / 'environment.json'} is missing" in collected.left_out[0]
+    assert collected.left_out == []
+    runs = collected.take(VIT).complete
+    assert [run.device for run in runs.values()] == ["NVIDIA H100", "unknown"]
+    assert runs[1].result.test_accuracy == 70.0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (damage != "missing")
+    assert all(line.startswith(f"{path} is damaged") and words in line for line in lines)
 
 
 # --- text ---

@@ -234,6 +234,14 @@ def test_a_row_names_all_devices_and_the_latest_date(tmp_path: Path) -> None:
     assert (row["device"], row["finished"]) == (f"NVIDIA H100, {DEVICE}", "2026-11-30")
 
 
+def test_a_device_and_a_date_that_are_not_recorded_are_unknown(tmp_path: Path) -> None:
+    put_run(tmp_path, COORDINATION, 0, result_of(COORDINATION))
+    old = put_run(tmp_path, COORDINATION, 1, result_of(COORDINATION, timing={"seconds": 1.0}))
+    (old / "environment.json").unlink()
+    row = rows_of(classification_table(tmp_path))["Coordination"]
+    assert (row["device"], row["finished"]) == (f"unknown, {DEVICE}", "2026-11-24, unknown")
+
+
 def test_runs_on_different_data_have_rows_of_their_own(tmp_path: Path) -> None:
     """Two unrelated folders were once averaged as CIFAR-10."""
     recipe = RECIPES["cifar10-ait-tiny"]

@@ -14,6 +14,7 @@ from associative_transformer.recipes import RECIPES, ablations, classification, 
 from associative_transformer.recipes.budgets import BUDGETS, Budget
 from associative_transformer.runs.result import RunResult
 from associative_transformer.tables.collect import (
+    UNKNOWN,
     CollectedRuns,
     RunsOfExperiment,
     collect_runs,
@@ -182,12 +183,15 @@ def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str,
         _seeds(runs),
         _join({str(run.result.epochs) for run in complete}),
         _join({run.device for run in complete}),
-        max((_date(run.result) for run in complete), default="-"),
+        _latest([run.result for run in complete]),
     )
 
 
-def _date(result: RunResult) -> str:
-    return result.timing.finished if result.timing and result.timing.finished else "-"
+def _latest(results: Sequence[RunResult]) -> str:
+    """Return the latest date on which a run finished, and whether there are unknown ones."""
+    dates = [(result.timing and result.timing.finished) or UNKNOWN for result in results]
+    known = sorted(date for date in dates if date != UNKNOWN)
+    return _join({*known[-1:], *(date for date in dates if date == UNKNOWN)})
 
 
 @cache

@@ -4,6 +4,7 @@ Runs are grouped by experiment and data: a row only uses complete runs of exactl
 experiment on exactly the same data, so a table never averages over different experiments or data.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from associative_transformer.experiment import Experiment, differences, fingerprint
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, printable
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
 from associative_transformer.runs.result import RunResult
@@ -19,6 +20,7 @@ from associative_transformer.runs.saved import RunRecord, read_run
 
 OTHER_DATA = "runs on other data: never averaged with those of another row"
 OVERRIDES = "runs with overrides: not part of any row above"
+UNKNOWN = "unknown"  # in place of what a complete run does not record
 
 
 class CompleteRun(NamedTuple):
@@ -100,7 +102,7 @@ def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
     """Read all runs of the recipes in `folder/NAME/SEED`, with or without overrides.
 
     Damaged runs are left out with a note, and so are runs with unknown names on a data set of the
-    recipes.
+    recipes. A run that has lost only its environment counts.
     """
     collected = CollectedRuns({}, [])
     data_kinds = {recipe.data.kind for recipe in recipes.values()}
@@ -135,11 +137,13 @@ def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
 
 
 def _device_of(run: RunRecord) -> str:
-    if run.environment is None:
-        raise UserError(
-            f"{run.folder / 'environment.json'} is missing: copy it from the original run folder"
-        )
-    return run.environment.device or "-"
+    """Return the device of a run, or UNKNOWN; a damaged environment is named on stderr."""
+    try:
+        environment = run.environment
+    except UserError as error:
+        print(printable(str(error)), file=sys.stderr)
+        return UNKNOWN
+    return UNKNOWN if environment is None else environment.device or UNKNOWN
 
 
 def _recipe_of(experiment: Experiment) -> str:
