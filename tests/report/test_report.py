@@ -255,40 +255,104 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 # --- charts of planted numbers ---
 
 
-def test_curves_show_validation_and_the_test_result_at_the_last_epoch() -> None:
+def rows_of(*accuracies: float, validation: bool = True) -> list[dict[str, Any]]:
+    """Return rows of `metrics.jsonl` with these training accuracies."""
     rows = [
-        {
-            "epoch": epoch,
-            "lr": 0.1,
-            "loss": 2.0 - epoch,
-            "accuracy": 10.0 * epoch,
-            "balance_loss": 0.0,
-            "validation": {"accuracy": 9.0 * epoch, "loss": 3.0},
-        }
-        for epoch in (1, 2)
+        {"epoch": epoch, "lr": 0.1, "loss": 2.0 - epoch, "accuracy": value, "balance_loss": 0.0}
+        for epoch, value in enumerate(accuracies, start=1)
     ]
-    section = training_section({"": rows}, {"": 17.0})
+    scores = {"validation": {"accuracy": 9.0, "loss": 3.0}} if validation else {}
+    return [row | scores for row in rows]
+
+
+def planted_result(folder: Path, accuracy: float, epochs: int, best: int | None) -> RunResult:
+    """Return a result whose saved model is that of the epoch `best`, 1 % better than the last."""
+    recipe = RECIPES["cifar10-ait-tiny"]
+    scores = {"test_loss": 0.5, "test_images": 10_000, "validation_accuracy": 9.0}
+    saved = best and {"epoch": best, "test_accuracy": accuracy + (best < epochs), **scores}
+    values = result_of(recipe, accuracy, epochs=epochs, best_validation=saved)
+    return put_result(folder, values)
+
+
+SAVED, LAST = "test of the saved model", "test after the last epoch"
+
+
+@pytest.mark.parametrize(
+    ("best", "marks"),
+    [
+        (None, [(f"{SAVED} (last epoch)", [3], [17.0])]),
+        (2, [(f"{SAVED} (epoch 2)", [2], [18.0]), (LAST, [3], [17.0])]),
+        (3, [(f"{SAVED} (last epoch)", [3], [17.0])]),
+    ],
+    ids=["no validation", "best before last", "best is last"],
+)
+def test_accuracy_curves_mark_the_test_scores_of_the_saved_model_and_of_the_last_epoch(
+    best: int | None, marks: list[Any], tmp_path: Path
+) -> None:
+    rows = rows_of(10.0, 20.0, 30.0, validation=best is not None)
+    section = training_section({"": rows}, {"": planted_result(tmp_path, 17.0, 3, best)})
     loss, accuracy, _ = (figure.chart for figure in section.figures)
     assert isinstance(loss, Lines) and isinstance(accuracy, Lines)
-    assert [(line.name, list(line.y)) for line in loss.series] == [
-        ("training", [1.0, 0.0]),
-        ("validation", [3.0, 3.0]),
-    ]
-    assert accuracy.table.rows == [["1", "10", "9", "-"], ["2", "20", "18", "17"]]
+    curves = ["training", *["validation"] * (best is not None)]
+    assert [line.name for line in loss.series] == curves
+    lines = [(line.name, list(line.x), list(line.y)) for line in accuracy.series]
+    assert [name for name, *_ in lines[: len(curves)]] == curves
+    assert lines[len(curves) :] == marks
+    hues = [line.hue for line in accuracy.series]
+    assert len(set(hues)) == len(hues)
 
 
-def test_curves_of_two_runs_share_charts_and_a_missing_balance_loss_is_noted() -> None:
-    row = {"epoch": 1, "lr": 0.1, "loss": 1.0, "accuracy": 5.0, "balance_loss": 0.0}
-    runs = {"A ": [row], "B ": [{**row, "balance_loss": 2.0}]}
-    section = training_section(runs, {"A ": None, "B ": 6.0})
+def test_the_table_of_the_accuracy_has_the_test_scores_at_their_epochs(tmp_path: Path) -> None:
+    result = planted_result(tmp_path, 17.0, 2, best=1)
+    section = training_section({"": rows_of(10.0, 20.0)}, {"": result})
+    table = section.figures[1].chart.table
+    assert table.columns[3:] == [f"{SAVED} (epoch 1)", LAST]
+    assert table.rows == [["1", "10", "9", "18", "-"], ["2", "20", "9", "-", "17"]]
+
+
+def test_curves_of_two_runs_share_charts_and_a_missing_balance_loss_is_noted(
+    tmp_path: Path,
+) -> None:
+    (row,) = rows_of(5.0)
+    runs = {"A ": [row], "B ": [{**row, "balance_loss": 2.0}] * 2}
+    results = {"A ": None, "B ": planted_result(tmp_path, 6.0, 2, best=1)}
+    section = training_section(runs, results)
     names = {
         figure.chart.title: [s.name for s in figure.chart.series] for figure in section.figures
     }
-    assert names["Accuracy"] == ["A training", "B training", "B test"]
+    curves = ["A training", "A validation", "B training", "B validation"]
+    assert names["Accuracy"] == [*curves, f"B {SAVED} (epoch 1)", f"B {LAST}"]
     assert names["Balance loss"] == ["B balance loss"]
     hues = [[line.hue for line in figure.chart.series] for figure in section.figures[:2]]
-    assert hues == [[0, 1], [0, 1, 4]]  # each run has its own colors
+    assert hues == [[0, 5, 1, 4], [0, 5, 1, 4, 3, 7]]  # each run has its own colors
     assert section.figures[-1].chart.note == "Run A has no balance loss."
+
+
+def test_all_lines_of_two_runs_have_different_colors(tmp_path: Path) -> None:
+    runs = {name: rows_of(5.0, 6.0) for name in ("A ", "B ")}
+    results = {name: planted_result(tmp_path, 6.0, 2, best=1) for name in runs}
+    hues = [line.hue for line in training_section(runs, results).figures[1].chart.series]
+    assert sorted(hues) == list(range(8))
+
+
+@pytest.mark.parametrize("letters", ["", "A", "AB"])
+def test_a_complete_run_without_its_metrics_is_not_called_unfinished(
+    letters: str, tmp_path: Path
+) -> None:
+    result = planted_result(tmp_path, 6.0, 2, best=1)
+    lost = [f"{letter} " for letter in letters] or [""]
+    runs = {"": [], "A ": rows_of(5.0), "B ": rows_of(5.0)}
+    runs = {
+        name: [] if name in lost else runs[name] for name in (["A ", "B "] if letters else [""])
+    }
+    note = training_section(runs, dict.fromkeys(runs, result)).note
+    of = {
+        "": "metrics.jsonl is",
+        "A": "metrics.jsonl of run A is",
+        "AB": "metrics.jsonl of run A and run B is",
+    }
+    assert note.startswith(f"{of[letters]} missing: copy it again from the original run folder.")
+    assert "yet" not in note
 
 
 def test_competition_has_a_box_for_each_head_of_the_layers_with_attention() -> None:
@@ -758,6 +822,18 @@ def test_a_run_without_a_complete_epoch_has_a_page(runs: Path) -> None:
     page = Page(write_report(runs / "ait"))
     assert "No epoch is complete yet." in page.words_of("training")
     assert "Available once the run is complete." in page.words_of("memory")
+
+
+def test_a_complete_run_without_its_history_says_what_is_missing(runs: Path) -> None:
+    (runs / "ait" / "metrics.jsonl").unlink()
+    page = Page(write_report(runs / "ait"))
+    for section in ("training", "memory"):
+        words = page.words_of(section)
+        assert "metrics.jsonl is missing: copy it again from the original run folder" in words
+        assert "yet" not in words and "This model" not in words
+    (runs / "vit" / "metrics.jsonl").unlink()
+    page = Page(write_report(runs / "vit"))
+    assert "This model has no memory." in page.words_of("memory")
 
 
 def test_an_unfinished_run_promises_no_section_that_its_model_cannot_have(runs: Path) -> None:

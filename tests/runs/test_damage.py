@@ -37,7 +37,7 @@ def read(folder: Path, reader: str) -> None:
     facts = read_facts(folder)
     run_section(facts)
     cost_section(facts)
-    training_section({"": facts.history.metrics}, {"": 1.0})
+    training_section({"": facts.history.metrics}, {"": facts.result})
     memory_section(facts.memory, facts.epoch)
 
 

@@ -32,7 +32,7 @@ from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
 from associative_transformer.report.retrieval import retrieval_section
-from associative_transformer.report.training import training_section
+from associative_transformer.report.training import LOST, training_section
 from associative_transformer.runs.saved import SavedRun, load_run, load_test_split
 
 __all__ = ["AnalysisOptions", "list_sections", "write_comparison", "write_report"]
@@ -117,11 +117,16 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
         answers_section(analysis.answers, kinds or (), mistakes, items),
         cost_section(facts),
     ]
-    later = set() if facts.result else _sections_of_a_complete_run(facts)
-    return [
-        replace(section, note=UNFINISHED) if section.name in later else section
-        for section in sections
-    ]
+    notes = _list_missing(facts)
+    return [replace(section, note=notes.get(section.name, section.note)) for section in sections]
+
+
+def _list_missing(facts: Facts) -> dict[str, str]:
+    """Return why sections are not available that the model could have, by their names."""
+    if facts.result is None:
+        return dict.fromkeys(_sections_of_a_complete_run(facts), UNFINISHED)
+    has_memory = isinstance(facts.experiment.model, AiTConfig)
+    return {"memory": f"metrics.jsonl {LOST}"} if has_memory and not facts.history.metrics else {}
 
 
 def _sections_of_a_complete_run(facts: Facts) -> set[str]:
@@ -165,11 +170,7 @@ def _analyze_run(folder: Path, options: AnalysisOptions) -> AnalyzedRun:
 
 def _training_section(runs: Mapping[str, Facts]) -> Section:
     metrics = {prefix: facts.history.metrics for prefix, facts in runs.items()}
-    tests = {
-        prefix: facts.result.test_accuracy if facts.result else None
-        for prefix, facts in runs.items()
-    }
-    return training_section(metrics, tests)
+    return training_section(metrics, {prefix: facts.result for prefix, facts in runs.items()})
 
 
 def _list_widgets(analyzed: AnalyzedRun) -> dict[str, Any]:

@@ -2,23 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from associative_transformer.report.charts import Figure, Lines, Section, Series
+from associative_transformer.runs.result import RunResult
 
-HUES = (0, 1, 2)  # of the lines of a single run
-COMPARED_HUES = ((0, 5, 2), (1, 4, 3))  # of runs A and B, whose bars have hues 0 and 1
+HUES = (0, 1, 2, 3)  # of the lines of a single run
+COMPARED_HUES = ((0, 5, 2, 6), (1, 4, 3, 7))  # of runs A and B, whose bars have hues 0 and 1
+LOST = "is missing: copy it again from the original run folder."
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def training_section(runs: Mapping[str, Rows], tests: Mapping[str, float | None]) -> Section:
+class TestScore(NamedTuple):
+    """A test accuracy, as a dot in the chart."""
+
+    name: str
+    epoch: int
+    accuracy: float
+
+
+def training_section(runs: Mapping[str, Rows], results: Mapping[str, RunResult | None]) -> Section:
     """Return the curves of `metrics.jsonl` for one run or two, with their test accuracies.
 
-    The keys of both mappings are the prefixes of the names of lines, "" for a single run.
+    The keys of both mappings are the prefixes of the names of lines, "" for a single run; the
+    result of an unfinished run is None.
     """
+    lost = _list_lost(runs, results)
     if not any(runs.values()):
-        return Section("training", "Training", "No epoch is complete yet.")
+        return Section("training", "Training", lost or "No epoch is complete yet.")
+    tests = {prefix: _list_tests(result) for prefix, result in results.items()}
     loss = {"training": ["loss"], "validation": ["validation", "loss"]}
     accuracy = {"training": ["accuracy"], "validation": ["validation", "accuracy"]}
     charts = [
@@ -30,14 +43,36 @@ def training_section(runs: Mapping[str, Rows], tests: Mapping[str, float | None]
     if balanced:
         label = "sum over layers, weighted"
         chart = _draw(balanced, "Balance loss", label, {"balance loss": ["balance_loss"]})
-        others = ", ".join(name.strip() for name in runs if name not in balanced)
+        others = ", ".join(x.strip() for x, rows in runs.items() if rows and x not in balanced)
         note = f"Run {others} has no balance loss." if others else ""
         charts.append(replace(chart, note=note))
     note = (
         "The training curves show means over each epoch, measured on augmented images while the "
         "weights change."
     )
+    note = f"{lost} {note}" if lost else note
     return Section("training", "Training", note, [Figure(chart) for chart in charts])
+
+
+def _list_lost(runs: Mapping[str, Rows], results: Mapping[str, RunResult | None]) -> str:
+    """Return a sentence on the complete runs that have lost their metrics; empty if none has."""
+    lost = [prefix.strip() for prefix, rows in runs.items() if not rows and results[prefix]]
+    names = f" of run {' and run '.join(lost)}" if any(lost) else ""
+    return f"metrics.jsonl{names} {LOST}" if lost else ""
+
+
+def _list_tests(result: RunResult | None) -> list[TestScore]:
+    """Return the score of the saved model, then that of the last epoch if it is another one."""
+    if result is None:
+        return []
+    last, best = result.epochs, result.best_validation
+    if best is None or best.epoch == last:
+        return [TestScore("test of the saved model (last epoch)", last, result.test_accuracy)]
+    saved = f"test of the saved model (epoch {best.epoch})"
+    return [
+        TestScore(saved, best.epoch, best.test_accuracy),
+        TestScore("test after the last epoch", last, result.test_accuracy),
+    ]
 
 
 def _draw(
@@ -45,9 +80,9 @@ def _draw(
     title: str,
     y_label: str,
     lines: Mapping[str, Sequence[str]],
-    tests: Mapping[str, float | None] | None = None,
+    tests: Mapping[str, Sequence[TestScore]] | None = None,
 ) -> Lines:
-    """Draw one line for each run and each path into its rows."""
+    """Draw one line for each run and each path into its rows, and a dot for each test score."""
     series: list[Series] = []
     for run, (prefix, rows) in enumerate(runs.items()):
         hues = iter(COMPARED_HUES[run] if len(runs) > 1 else HUES)
@@ -58,10 +93,9 @@ def _draw(
                 epochs, values = zip(*points, strict=True)
                 hue = next(hues)
                 series.append(Series(f"{prefix}{name}", epochs, values, (), run > 0, hue))
-        test = (tests or {}).get(prefix)
-        if test is not None and rows:
-            last = rows[-1]["epoch"]
-            series.append(Series(f"{prefix}test", [last], [test], hue=next(hues)))
+        for test in (tests or {}).get(prefix, ()):
+            dot = [test.epoch], [test.accuracy]
+            series.append(Series(f"{prefix}{test.name}", *dot, hue=next(hues)))
     return Lines(title, "epoch", y_label, series)
 
 
