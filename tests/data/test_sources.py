@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import unicodedata
@@ -366,7 +367,7 @@ def test_a_cache_that_would_become_too_large_is_named(
         raise OSError("Not enough disk space. Needed: 3 GB")
 
     add_parquet(root, "train.parquet")
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", fail)
     with pytest.raises(UserError, match=r"cannot write to the cache .*cache \(Not enough disk"):
         open_image_folder(root)
 
@@ -400,6 +401,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
     add_parquet(root, "train.parquet")
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", fail)
     with pytest.raises(
         UserError, match=r"cannot write to the cache .*cache \(.*HF_DATASETS_CACHE"
     ):
@@ -483,3 +485,28 @@ def test_the_datasets_library_prints_nothing_and_keeps_its_settings(
     assert capfd.readouterr() == ("", "")
     assert datasets.is_progress_bar_enabled()
     assert datasets.logging.get_verbosity() == verbosity
+
+
+def test_local_data_are_opened_without_a_network(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        requests.append(arguments)
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    add_parquet(root, TWO.format(0), "test.parquet")
+    datasets.load_dataset("parquet", data_files=str(root / "test.parquet"))
+    assert requests  # to count the download
+    requests.clear()
+    add_parquet(root, TWO.format(1), classes=("b", "a"))
+    add_images(tmp_path / "folders", "train/a/1.png", "train/b/1.png", "test/a/1.png")
+    for folder in (root, tmp_path / "folders"):
+        assert set(open_image_folder(folder)) == {"train", "test"}
+    assert requests == []
+    assert datasets.config.HF_UPDATE_DOWNLOAD_COUNTS is True
