@@ -57,6 +57,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "listing",
         "parquet",
         "sources",
+        "columns",
         "image_table",
         "stored",
         "contents",
@@ -88,6 +89,7 @@ MAY_IMPORT_INSIDE_FUNCTIONS = {
     "models/__init__.py": "the counter of operations imports Triton, and few commands need it",
     "data/sources.py": "datasets is slow to import, and generated data does not need it",
     "data/parquet.py": "the same",
+    "data/columns.py": "the same",
     "data/image_table.py": "the same",
     "data/images.py": "torchvision is slow to import, and only random crops need it",
 }

@@ -330,19 +330,6 @@ def test_a_damaged_image_is_not_left_out_without_a_word(root: Path) -> None:
     assert len(open_image_folder(root)["train"]) == 3
 
 
-@pytest.mark.parametrize("decomposed", ["train", "test"])
-def test_a_class_is_the_same_whether_its_name_is_composed_or_not(
-    decomposed: str, root: Path
-) -> None:
-    for split in ("train", "test"):
-        name = DECOMPOSED if split == decomposed else "café"
-        add_images(root, f"{split}/{name}/1.png", f"{split}/b/1.png")
-    splits = open_image_folder(root)
-    (train, test) = (splits[split].features["label"].names for split in ("train", "test"))
-    assert train == test == ["b", DECOMPOSED if decomposed == "train" else "café"]
-    assert labels(splits["train"]) == labels(splits["test"])
-
-
 @pytest.mark.parametrize("stray", ["train.parquet", "train/index.parquet", "test-0.parquet"])
 def test_a_stray_parquet_file_does_not_hide_class_folders(
     stray: str, root: Path, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +17,20 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from associative_transformer.data.columns import (
+    Column,
+    find_images,
+    list_classes,
+    read_labels,
+)
 from associative_transformer.data.decoding import (
     UnreadableImage,
     decode_image,
     open_image,
     to_tensor,
 )
+from associative_transformer.data.listing import print_once
+from associative_transformer.data.parquet import find_classes
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
@@ -33,13 +41,6 @@ WHOLE = 4096  # bytes of an image that its digest covers completely
 PIECE, NUM_PIECES = 1024, 4  # of a larger image it covers these, from the first to the last byte
 ROWS_AT_ONCE = 1000
 LIMIT_SEED = 0  # the limit is part of the data set, so the seed of a run does not change it
-
-
-class Column(NamedTuple):
-    """Which column to use if several have the same type."""
-
-    chosen: str | None  # by the user
-    default: str | None  # of a data set with a short name
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,23 @@ class ImageTable:
         rows = np.sort(order[np.argsort(index_in_class, kind="stable")[:limit]])
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
+
+    def with_classes_of(self, train: "ImageTable") -> "ImageTable":
+        """Return the same images with the labels that their classes have in the training images.
+
+        Classes are the same if their names are. Raises UserError if a class is missing there.
+        """
+        index = find_classes(self.class_names, train.class_names)
+        unknown = [self.class_names[label] for label, place in enumerate(index) if place < 0]
+        if unknown:
+            ours, theirs = (list_classes(table.class_names) for table in (self, train))
+            raise UserError(
+                f"{self.name} has the classes [{ours}], but {train.name} has [{theirs}]: add "
+                f"training images of {list_classes(unknown)}, or remove "
+                f"{'it' if len(unknown) == 1 else 'them'}"
+            )
+        labels = torch.tensor(index, dtype=torch.int64)[self.labels]
+        return replace(self, labels=labels, class_names=train.class_names)
 
     def image_digests(self) -> list[bytes]:
         """Return a digest of each stored image: of its size and a sample of its bytes.
@@ -173,10 +191,6 @@ class ImageReader:
             return to_tensor(self.random_crop(opened))
 
 
-class UnlabeledError(UserError):
-    """The labels of a split are all missing or -1, as of a test set whose labels are secret."""
-
-
 def open_table(
     split: "datasets.Dataset",
     name: str,
@@ -186,27 +200,12 @@ def open_table(
 ) -> ImageTable:
     """Find the images and labels of a split.
 
-    Raises UserError if a column cannot be found or a label is not the index of a class, and
-    UnlabeledError if there are no labels at all.
+    Raises UserError if one of the columns cannot be found, and the errors of `read_labels`.
     """
     import datasets
 
-    image = _find_column(split, datasets.Image, image_column, name, "--data.image-column")
-    label = _find_column(split, datasets.ClassLabel, label_column, name, "--data.label-column")
-    class_names = tuple(split.features[label].names)
-    labels = torch.tensor([-1 if y is None else y for y in split[label][:]], dtype=torch.int64)
-    if len(labels) and (labels == -1).all():
-        raise UnlabeledError(
-            f"{name} has no labels (-1 throughout): use a labeled copy, or test on another split "
-            "with --data.test-split"
-        )
-    wrong = ((labels < 0) | (labels >= len(class_names))).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise UserError(
-            f"row {row} of {name} has the label {split[label][row]}, outside "
-            f"0 to {len(class_names) - 1}: remove it or use a labeled copy of the data set"
-        )
+    image = find_images(split, image_column, name)
+    class_names, labels = read_labels(split, label_column, name)
     undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return ImageTable(name, undecoded, labels, class_names, roots)
 
@@ -230,28 +229,13 @@ def check_labels(
     unseen = [names[label] for label in sorted(set(test_labels.tolist()) - seen)]
     if unseen:
         raise UserError(
-            f"{test.name} has classes without training images ({', '.join(unseen)}): "
+            f"{test.name} has classes without training images ({list_classes(unseen)}): "
             "add training images for them or remove their test images"
         )
 
 
-def _find_column(
-    split: "datasets.Dataset", feature_type: type, column: Column, name: str, flag: str
-) -> str:
-    features = split.features.items()
-    names = [key for key, feature in features if isinstance(feature, feature_type)]
-    if column.chosen is not None or column.default in names:
-        names = [key for key in names if key == (column.chosen or column.default)]
-    if len(names) > 1:
-        raise UserError(
-            f"{name} has {len(names)} columns of type {feature_type.__name__} "
-            f"({', '.join(names)}): choose one with {flag}"
-        )
-    if not names:
-        existing = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features)
-        wanted = f"column {column.chosen}" if column.chosen else "column"
-        raise UserError(
-            f"{name} has no {wanted} of type {feature_type.__name__}, only {existing}: "
-            "choose another column or save the data set with that type"
-        )
-    return names[0]
+def name_untested(test: ImageTable, labels: Int[Tensor, " N"]) -> None:
+    """Print the classes of which there are no test images, if there are any."""
+    tested = set(labels.tolist())
+    if names := [name for label, name in enumerate(test.class_names) if label not in tested]:
+        print_once(f"{test.name} has no images of these classes: {list_classes(names)}")

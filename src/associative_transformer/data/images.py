@@ -15,7 +15,12 @@ from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.config import InputSize, check_settings
 from associative_transformer.data.contents import measure, warn_of_contents
 from associative_transformer.data.decoding import UnreadableImage
-from associative_transformer.data.image_table import ImageReader, ImageTable, check_labels
+from associative_transformer.data.image_table import (
+    ImageReader,
+    ImageTable,
+    check_labels,
+    name_untested,
+)
 from associative_transformer.data.known import find_difference
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
@@ -118,7 +123,7 @@ class ImagesConfig(StoredImages):
 
     def load(self, device: torch.device) -> DataSet:
         """Open all splits; decode the images now if they fit in the memory budget."""
-        tables = open_tables(self, self.limit)
+        tables = open_tables(self).limited(self.limit)
         if tables.validation is not None and self.val_fraction:
             raise UserError(
                 f"{self.source or self.name} has a validation split: omit --data.val-fraction, or "
@@ -141,6 +146,7 @@ class ImagesConfig(StoredImages):
         check_labels(tables.train, tables.test, train.labels, test.labels)
         if tables.validation is not None and validation is not None:
             check_labels(tables.train, tables.validation, train.labels, validation.labels)
+        name_untested(tables.test, test.labels)
         warn_of_contents(train, tables.train.name)
         data = DataSet(train, validation, test, tables.train.class_names, len(skipped))
         data = data._replace(skipped=skipped, normalization=self.measured)

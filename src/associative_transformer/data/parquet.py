@@ -176,7 +176,7 @@ def _map_labels(part: "datasets.Dataset", first: "datasets.Dataset") -> "dataset
     ours, theirs = _class_names(first.features), _class_names(part.features)
     mapped = {}
     for column, names in theirs.items():
-        mapping = [ours[column].index(name) for name in names]
+        mapping = find_classes(names, ours[column])
         is_class = range(len(names))
         mapped[column] = [mapping[y] if y in is_class else y for y in part[column][:]]
     features = datasets.Features({column: first.features[column] for column in mapped})
@@ -212,6 +212,12 @@ def _load(paths: Sequence[Path]) -> "datasets.Dataset":
 def normalized(name: str) -> str:
     """Return the composed form of a name: file systems and archives of a Mac decompose it."""
     return unicodedata.normalize("NFC", name)
+
+
+def find_classes(names: Sequence[str], among: Sequence[str]) -> list[int]:
+    """Return the index of each class in another list of classes, by name; -1 if it is missing."""
+    index = {normalized(name): place for place, name in enumerate(among)}
+    return [index.get(normalized(name), -1) for name in names]
 
 
 def refuse_unwritable_cache(error: BaseException) -> None:

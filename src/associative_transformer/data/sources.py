@@ -227,24 +227,20 @@ def _open_class_folders(
             raise UserError(
                 f"{root / file} is not in a class folder: move it into one or remove it"
             )
-    spellings: dict[str, str] = {}  # the same name may be composed in one split only
-    for split in sorted(by_split, key=lambda split: split != "train"):
-        for name in sorted({file.parts[1] for file in by_split[split]}):
+    opened = {}
+    for split, files in by_split.items():
+        if split not in wanted:
+            continue
+        spellings: dict[str, str] = {}  # the same name may be composed in one folder only
+        for name in sorted({file.parts[1] for file in files}):
             spellings.setdefault(normalized(name), name)
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "label": datasets.ClassLabel(names=sorted(spellings.values())),
-        }
-    )
-    return {
-        split: datasets.Dataset.from_dict(
+        classes = datasets.ClassLabel(names=sorted(spellings.values()))
+        features = datasets.Features({"image": datasets.Image(decode=False), "label": classes})
+        opened[split] = datasets.Dataset.from_dict(
             {
                 "image": [str(root / file) for file in files],
                 "label": [spellings[normalized(file.parts[1])] for file in files],
             },
             info=datasets.DatasetInfo(features=features, builder_name=CLASS_FOLDERS),
         )
-        for split, files in by_split.items()
-        if split in wanted
-    }
+    return opened

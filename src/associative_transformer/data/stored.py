@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
+from associative_transformer.data.columns import Column, UnlabeledError
 from associative_transformer.data.config import DataSetConfig
-from associative_transformer.data.image_table import (
-    Column,
-    ImageTable,
-    UnlabeledError,
-    check_labels,
-    open_table,
-)
+from associative_transformer.data.image_table import ImageTable, check_labels, open_table
 from associative_transformer.data.listing import print_once
-from associative_transformer.data.parquet import normalized
 from associative_transformer.data.sources import (
     CLASS_FOLDERS,
     VALIDATION_SPLITS,
@@ -29,8 +23,6 @@ from associative_transformer.interface import ADDED_LATER, UserError
 
 if TYPE_CHECKING:
     import datasets
-
-MAX_NAMED = 10  # classes in an error
 
 
 class HubDataSet(NamedTuple):
@@ -86,9 +78,19 @@ class ImageTables(NamedTuple):
     validation: ImageTable | None  # None if it is taken from the training images
     test: ImageTable
 
+    def limited(self, limit: int | None) -> "ImageTables":
+        """Return at most `limit` images of each split; None: all."""
+        if limit is None:
+            return self
+        validation = None if self.validation is None else self.validation.limited(limit)
+        return ImageTables(self.train.limited(limit), validation, self.test.limited(limit))
 
-def open_tables(config: StoredImages, limit: int | None = None) -> ImageTables:
-    """Open the splits for training; raise UserError if something is missing."""
+
+def open_tables(config: StoredImages) -> ImageTables:
+    """Open the splits for training, whose classes are in the order of the training split.
+
+    Raises UserError if something is missing.
+    """
     splits = _open_splits(config, wanted=None)
     test, test_table = _find_test(splits, config)
     name = config.source or config.name
@@ -98,38 +100,16 @@ def open_tables(config: StoredImages, limit: int | None = None) -> ImageTables:
             "add files or a folder with train in the name"
         )
     train_table = _open_table(splits, "train", config)
-    validation = _find_validation(splits, test, config)
-    tables = ImageTables(
-        train_table,
-        None if validation is None else _open_table(splits, validation, config),
-        test_table,
-    )
-    for split, table in ((validation, tables.validation), (test, tables.test)):
-        if table is None:
-            continue
-        ours, theirs = (tuple(map(normalized, t.class_names)) for t in (train_table, table))
-        if ours != theirs:
-            raise UserError(
-                f"the train and {split} splits of {name} name their classes differently "
-                f"({_shortened(ours)} and {_shortened(theirs)}): "
-                "save both with the same ClassLabel names"
-            )
-        check_labels(train_table, table, train_table.labels, table.labels)
+    validation, validation_table = _find_validation(splits, test, config), None
+    if validation is not None:
+        validation_table = _open_table(splits, validation, config).with_classes_of(train_table)
+        check_labels(train_table, validation_table, train_table.labels, validation_table.labels)
+    test_table = test_table.with_classes_of(train_table)
+    check_labels(train_table, test_table, train_table.labels, test_table.labels)
     unused = [split for split in splits if split not in ("train", validation, test)]
     if unused:
         print_once(f"{name} also has these splits, which are not used: {', '.join(unused)}")
-    if limit is None:
-        return tables
-    return ImageTables(
-        tables.train.limited(limit),
-        None if tables.validation is None else tables.validation.limited(limit),
-        tables.test.limited(limit),
-    )
-
-
-def _shortened(class_names: tuple[str, ...]) -> str:
-    more = ", ..." if len(class_names) > MAX_NAMED else ""
-    return f"[{', '.join(class_names[:MAX_NAMED])}{more}]"
+    return ImageTables(train_table, validation_table, test_table)
 
 
 def open_test_table(config: StoredImages, limit: int | None = None) -> ImageTable:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from associative_transformer import distributed
 from associative_transformer.data import HeldOut
-from associative_transformer.data.parquet import normalized
+from associative_transformer.data.parquet import find_classes
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import build_model, load_model
@@ -208,14 +208,13 @@ def load_test_split(run: SavedRun, source: str | None, device: torch.device) -> 
     data = config.load_test(device)
     if data.class_names == run.classes:
         return data
-    places = {normalized(name): place for place, name in enumerate(run.classes)}
-    present = {data.class_names[label] for label in set(data.test.labels.tolist())}
-    if unknown := sorted(name for name in present if normalized(name) not in places):
+    index = find_classes(data.class_names, run.classes)
+    present = sorted(set(data.test.labels.tolist()))
+    if unknown := [data.class_names[label] for label in present if index[label] < 0]:
         raise UserError(
             f"the run was trained on the classes {', '.join(run.classes)}, but the data has the "
             f"classes {', '.join(data.class_names)}: pass the --source that the run was trained "
             f"on, or remove the test images of {', '.join(unknown)}"
         )
-    index = torch.tensor([places.get(normalized(name), -1) for name in data.class_names])
-    test = replace(data.test, labels=index[data.test.labels])
+    test = replace(data.test, labels=torch.tensor(index)[data.test.labels])
     return data._replace(test=test, class_names=run.classes)
