@@ -12,10 +12,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from associative_transformer.data import DataConfig, ImagesConfig
+from associative_transformer.data import DataConfig, DataSet, ImagesConfig
 from associative_transformer.data.augment import RAW
 from associative_transformer.files import first_error, read_file, write_file
 from associative_transformer.interface import ADDED_LATER, UserError
@@ -186,15 +187,17 @@ _CIRCUMSTANCES = {
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
 
 
-def data_of_new_run(experiment: Experiment) -> DataConfig:
-    """Return the data set as a new run loads it.
+def load_data(experiment: Experiment, device: torch.device, is_resumed: bool) -> DataSet:
+    """Load the data set of a run.
 
-    It may compute the normalization, except for a model that takes pixels from 0 to 1.
+    A new run may compute the normalization, except for a model that takes pixels from 0 to 1.
     """
     data = experiment.data
+    if is_resumed:
+        return data.load(device)
     if getattr(experiment.model, "takes_pixels", False) and isinstance(data, ImagesConfig):
-        return replace(data, measured=RAW) if data.mean == "auto" else data
-    return data.for_new_run()
+        return (replace(data, measured=RAW) if data.mean == "auto" else data).load(device)
+    return data.load_for_new_run(device)
 
 
 def list_fields(experiment: Experiment) -> dict[str, object]:

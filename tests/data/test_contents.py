@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from PIL import Image
 
 from associative_transformer.data import ImagesConfig
 from associative_transformer.data.augment import RAW
+from associative_transformer.data.sources import open_image_folder
 from associative_transformer.experiment import (
     Experiment,
     TrainConfig,
-    data_of_new_run,
     fingerprint,
+    load_data,
     load_experiment,
 )
 from associative_transformer.interface import UserError
@@ -25,6 +27,7 @@ from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.saved import load_run
 from associative_transformer.training.loop import train
 
+STORED = "associative_transformer.data.stored"
 CPU = torch.device("cpu")
 GENERATOR = np.random.default_rng(0)
 
@@ -104,11 +107,36 @@ def test_a_channel_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "pets", "mine"])
 def test_auto_is_the_default_of_a_new_run_with_other_images(name: str, folder: Path) -> None:
     config = images_config(folder, name)
-    assert config.for_new_run() == replace(config, mean="auto")
+    computed = replace(config, mean="auto").load(CPU).normalization
+    assert computed is not None
+    assert config.load_for_new_run(CPU).normalization == computed
     chosen = replace(config, mean=(0.5, 0.5, 0.5))
-    assert chosen.for_new_run() == chosen
-    known = ImagesConfig("cifar10")
-    assert known.for_new_run() == known
+    assert chosen.load_for_new_run(CPU).normalization is None
+
+
+def test_images_from_the_hub_keep_the_numbers_of_the_paper_unless_their_set_is_unknown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = open_image_folder(folder)
+    monkeypatch.setattr(f"{STORED}.open_hub_data_set", lambda *_: splits)
+    for name, is_known in (("cifar10", True), ("me/set", False)):
+        config = ImagesConfig(name, image_size=8, num_workers=0)
+        assert (config.load_for_new_run(CPU).normalization is None) == is_known
+
+
+@pytest.mark.parametrize("mean", ["auto", (0.4914, 0.4822, 0.4465)])
+def test_a_new_run_opens_its_images_once(
+    mean: object, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_splits(root: Path, *options: object) -> dict[str, Any]:
+        opened.append(root)
+        return open_image_folder(root, *options)
+
+    monkeypatch.setattr(f"{STORED}.open_image_folder", open_splits)
+    train(experiment(folder, mean=mean), tmp_path / "run")
+    assert opened == [folder]
 
 
 def test_a_copy_of_the_named_set_keeps_the_numbers_of_the_paper(
@@ -121,7 +149,7 @@ def test_a_copy_of_the_named_set_keeps_the_numbers_of_the_paper(
 
     monkeypatch.setattr("associative_transformer.data.images.find_difference", find_difference)
     config = images_config(folder, limit=2)
-    assert config.for_new_run() == config
+    assert config.load_for_new_run(CPU).normalization is None
     assert compared == {"cifar10": (("a", "b"), 8, 24)}  # a limit does not make other images
 
 
@@ -166,7 +194,7 @@ def test_a_resumed_run_keeps_its_numbers_and_an_old_one_those_of_the_paper(
 def test_a_model_that_takes_pixels_accepts_auto(folder: Path) -> None:
     model = BRIMsConfig(image_size=8, resolution=4, num_classes=2)
     ours = replace(experiment(folder, mean="auto"), model=model)
-    assert data_of_new_run(ours).load(CPU).normalization == RAW
+    assert load_data(ours, CPU, is_resumed=False).normalization == RAW
     with pytest.raises(ValueError, match=r"expects pixels from 0 to 1.* data\.mean"):
         replace(experiment(folder), model=model)
 

@@ -75,6 +75,10 @@ class DataSetConfig(ABC):
         Raises UserError if the data set is missing or cannot be used.
         """
 
+    def load_for_new_run(self, device: torch.device) -> DataSet:
+        """Load all splits for a new run, which may compute the normalization."""
+        return self.load(device)
+
     @abstractmethod
     def load_test(self, device: torch.device) -> HeldOut:
         """Generate or open only the test split, for which no training image need be there.
@@ -107,10 +111,6 @@ class DataSetConfig(ABC):
     def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """The mean and the standard deviation that are used."""
         return RAW.mean if self.mean == "auto" else self.mean, self.std
-
-    def for_new_run(self: Config) -> Config:
-        """Return the configuration with which a new run loads its data."""
-        return self
 
     def as_loaded(self: Config, data: DataSet) -> Config:
         """Return the configuration with what was found out about the data, for a run folder."""

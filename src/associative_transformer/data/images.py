@@ -26,6 +26,7 @@ from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
 from associative_transformer.data.stored import (
     HUB_DATA_SETS,
+    ImageTables,
     StoredImages,
     open_tables,
     open_test_table,
@@ -95,22 +96,23 @@ class ImagesConfig(StoredImages):
         """False: the images are read from files."""
         return False
 
-    def for_new_run(self) -> "ImagesConfig":
-        """Compute mean and std if the default ones are for other images than these."""
+    def load_for_new_run(self, device: torch.device) -> DataSet:
+        """Open all splits; compute mean and std if the default ones are for other images."""
         default = ImagesConfig(self.name)
         is_chosen = self.measured is not None or (self.mean, self.std) != (
             default.mean,
             default.std,
         )
         is_known = self.name in HUB_DATA_SETS
-        if is_chosen or (is_known and self.source is None):
-            return self
         tables = open_tables(self)
+        if is_chosen or (is_known and self.source is None):
+            return self._load(tables, device)
         num_train = len(tables.train) + len(tables.validation or ())
         difference = find_difference(
             self.name, tables.train.class_names, len(tables.test), num_train
         )
-        return self if is_known and difference is None else replace(self, mean="auto")
+        config = self if is_known and difference is None else replace(self, mean="auto")
+        return config._load(tables, device)
 
     def as_loaded(self, data: DataSet) -> "ImagesConfig":
         """Return the same configuration with the normalization that was computed."""
@@ -123,7 +125,10 @@ class ImagesConfig(StoredImages):
 
     def load(self, device: torch.device) -> DataSet:
         """Open all splits; decode the images now if they fit in the memory budget."""
-        tables = open_tables(self).limited(self.limit)
+        return self._load(open_tables(self), device)
+
+    def _load(self, tables: ImageTables, device: torch.device) -> DataSet:
+        tables = tables.limited(self.limit)
         if tables.validation is not None and self.val_fraction:
             raise UserError(
                 f"{self.source or self.name} has a validation split: omit --data.val-fraction, or "

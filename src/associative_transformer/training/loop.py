@@ -20,7 +20,7 @@ from associative_transformer import distributed
 from associative_transformer.data import Share, Split
 from associative_transformer.data.listing import write_skipped
 from associative_transformer.evaluate import Evaluation, evaluate_split, summarize
-from associative_transformer.experiment import Experiment, data_of_new_run
+from associative_transformer.experiment import Experiment, load_data
 from associative_transformer.models import build_model
 from associative_transformer.runs.checkpoint import (
     TrainingState,
@@ -95,8 +95,7 @@ class TrainingRun:
         checks.check_size(experiment, self.device)
         parts = self.config.accumulation_steps
         self.share = Share(distributed.rank(), distributed.num_ranks(), parts)
-        config = experiment.data if is_resumed else data_of_new_run(experiment)
-        self.data = config.load(self.device)
+        self.data = load_data(experiment, self.device, is_resumed)
         self.experiment = replace(experiment, data=experiment.data.as_loaded(self.data))
         self.data.check_classes(experiment.model.num_classes)
         self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
