@@ -108,6 +108,7 @@ SOURCES = [
     "cifar10-luna-lra",
 ]
 TINY = ["triangle-ait-tiny", "cifar10-ait-tiny"]
+NARROW = ["cifar10-ait-192", "cifar10-vit-192"]
 PATCHED = [
     *("ait-small", "ait-medium", "ait-base", "vit-small"),
     *("coordination", "set-transformer", "dense-small", "dense-base"),
@@ -266,11 +267,11 @@ def count(model: ModelConfig) -> tuple[int, int]:
 
 
 def test_exactly_these_recipes_exist() -> None:
-    groups: list[Sequence[str]] = [EVERY_SET, ABLATED, OTHER_PATCHES, SOURCES, TINY]
+    groups: list[Sequence[str]] = [EVERY_SET, ABLATED, OTHER_PATCHES, SOURCES, TINY, NARROW]
     groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY]
-    assert [len(group) for group in groups] == [45, 15, 13, 5, 2, 18, 2, 7]
+    assert [len(group) for group in groups] == [45, 15, 13, 5, 2, 2, 18, 2, 7]
     assert sorted(RECIPES) == sorted(name for group in groups for name in group)
-    assert len(RECIPES) == 107
+    assert len(RECIPES) == 109
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
@@ -334,7 +335,7 @@ def test_all_rows_share_the_training_of_the_paper(name: str) -> None:
     assert RECIPES[name].train == PROTOCOL
 
 
-@pytest.mark.parametrize("name", [*EVERY_SET, *OTHER_PATCHES, *ABLATED, *TINY])
+@pytest.mark.parametrize("name", [*EVERY_SET, *OTHER_PATCHES, *ABLATED, *TINY, *NARROW])
 def test_a_recipe_has_the_data_of_the_paper(name: str) -> None:
     changes: dict[str, Any] = {}
     if name == "triangle-ait-tiny":
@@ -424,6 +425,15 @@ def test_the_small_recipes_are_short_and_have_no_published_accuracy(name: str) -
     assert RECIPES[name].train.epochs <= 10
     assert count(RECIPES[name].model)[0] < 2e6  # for two cores
     assert name not in PUBLISHED_TEXT
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_narrow_recipe_differs_from_the_small_one_only_in_width_and_heads(name: str) -> None:
+    small = RECIPES[name.replace("-192", "-small")]
+    changed = {field: mine for field, (mine, _) in differences(RECIPES[name], small).items()}
+    assert changed == {"name": name, "model.embed_dim": 192, "model.num_heads": 3}
+    assert name not in PUBLISHED_TEXT
+    assert all(name not in names for rows in TABLE_RECIPES.values() for names in rows.values())
 
 
 # --- ablations ---

@@ -17,6 +17,7 @@ RECIPES: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         *classification.TINY,
+        *classification.NARROW,
         *classification.EXPERIMENTS,
         *ablations.EXPERIMENTS,
         *classification.OTHER_PATCHES,

@@ -5,7 +5,8 @@ and devices are in `docs/reproduce.md`. The paper trains AiT and ViT in the same
 AdamW for 100 epochs, and does not say how it trained the other models; here all rows are trained
 like that. On Triangle, AiT and ViT see 4 patches of 32 pixels and the others 256 patches of 4
 pixels, as in their sources; the recipes `-p4` and `-p32` swap the two. Recipes that end in
-`-source` train a model as its own source does.
+`-source` train a model as its own source does, and those that end in `-192` train AiT-Small and
+ViT-Small with tokens of that width.
 """
 
 from dataclasses import replace
@@ -187,4 +188,9 @@ FAST_TRIANGLE = replace(FAST, epochs=9)
 TINY = [
     Experiment("triangle-ait-tiny", GRAY_TRIANGLE, TRIANGLE_TINY, FAST_TRIANGLE),
     Experiment("cifar10-ait-tiny", CIFAR10, CIFAR10_TINY, FAST),
+]
+AIT_192, VIT_192 = (replace(model, embed_dim=192, num_heads=3) for model in (AIT_SMALL, VIT_SMALL))
+NARROW = [
+    Experiment("cifar10-ait-192", CIFAR10, AIT_192, STANDARD),
+    Experiment("cifar10-vit-192", CIFAR10, VIT_192, STANDARD),
 ]

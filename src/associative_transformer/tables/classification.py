@@ -76,10 +76,11 @@ def classification_table(folder: Path) -> Table:
         )
         for title, columns in by_title.items()
     ]
+    reduced = [*classification.TINY, *classification.NARROW]
     others = [
         ("Triangle with other patch sizes", classification.OTHER_PATCHES),
         ("recipes from the source papers", sources.EXPERIMENTS),
-        ("reduced recipes: not comparable with the published figures", classification.TINY),
+        ("reduced recipes: not comparable with the published figures", reduced),
     ]
     notes = [NOTE, *(f"[{i}] {text}" for i, text in enumerate(classification.QUOTED.values(), 1))]
     extra = [
