@@ -21,7 +21,8 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "interface": "Batch, ModelOutput, UserError: what passes between the parts",
     "files": "atomic writes, new folders, the first validation error",
     "tabular": "tables for a terminal, in Markdown and in HTML",
-    "distributed": "process groups and collectives; the only user of torch.distributed",
+    "rendezvous": "how the processes of a launcher find each other",
+    "distributed": "process groups, and collectives over their processes",
     "kernels": "faster and distributed versions of functional.py; chooses one",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
     "models": "one file per model, its configuration above it; build_model",
@@ -292,8 +293,8 @@ def users_of(library: str) -> set[str]:
     return users
 
 
-def test_torch_distributed_stays_in_one_file() -> None:
-    assert users_of("torch.distributed") <= {"distributed.py"}
+def test_torch_distributed_stays_in_two_files() -> None:
+    assert users_of("torch.distributed") <= {"rendezvous.py", "distributed.py"}
 
 
 def test_only_figures_imports_matplotlib() -> None:

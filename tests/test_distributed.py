@@ -290,6 +290,7 @@ def test_stray_variables_of_launchers_make_no_group(
         {"WORLD_SIZE": "0"},
         {"LOCAL_RANK": "first"},
         {"MASTER_PORT": "http"},
+        {"MASTER_PORT": "65536"},
     ],
     ids=str,
 )

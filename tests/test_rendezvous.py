@@ -1,4 +1,4 @@
-"""Ranks find each other in a store that contains keys of earlier groups."""
+"""Ranks find each other in a store that contains keys of earlier groups, and compare devices."""
 
 import random
 import threading
@@ -9,7 +9,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from associative_transformer.distributed import agree_on_name
+from associative_transformer import rendezvous
+from associative_transformer.interface import UserError
+from associative_transformer.rendezvous import agree_on_name, check_same_device
 
 TIMEOUT = timedelta(seconds=5)
 
@@ -96,3 +98,55 @@ def test_a_missing_rank_is_named(leftovers: dict[str, str], rank: int, missing: 
     message = rf"rank {missing} of 2 did not join within 0:00:00\.2"
     with pytest.raises(TimeoutError, match=message):
         agree_on_name(store, rank, 2, timedelta(seconds=0.2))
+
+
+def meet(store: dist.Store, devices: list[str]) -> list[str]:
+    """Let each rank compare its device with those of the others; return their errors."""
+
+    def run(rank: int) -> str:
+        try:
+            check_same_device(store, rank, len(devices), TIMEOUT, devices[rank])
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        return list(pool.map(run, range(len(devices))))
+
+
+def test_ranks_with_the_same_device_meet() -> None:
+    assert meet(dist.HashStore(), ["cuda", "cuda", "cuda"]) == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (["cuda", "cpu"], ["process 0 on ", "process 1 on ", "device (cuda and cpu)"]),
+        (["cpu", "cpu", "cuda"], ["process 0 on ", "process 2 on ", "device (cpu and cuda)"]),
+    ],
+    ids=str,
+)
+def test_different_devices_are_named_on_every_rank(devices: list[str], words: list[str]) -> None:
+    started_at = time.monotonic()
+    (sentence,) = set(meet(dist.HashStore(), devices))
+    assert [word for word in words if word not in sentence] == []
+    assert time.monotonic() - started_at < 2
+
+
+def test_a_rank_that_cannot_join_leaves_only_when_all_others_know_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = dist.HashStore()
+    store.set("device/1", "cpu node1")
+    monkeypatch.setattr(rendezvous, "PARTING", timedelta(seconds=0.3))
+    started_at = time.monotonic()
+    with pytest.raises(UserError, match="process 1 on node1"):
+        check_same_device(store, 0, 2, TIMEOUT, "cuda")
+    assert 0.3 <= time.monotonic() - started_at < 2
+
+
+def test_a_rank_that_tells_no_device_is_named() -> None:
+    store = dist.HashStore()
+    store.set("device/2", "cpu node2")
+    with pytest.raises(TimeoutError, match=r"rank 1 of 3 did not join within 0:00:00\.2"):
+        check_same_device(store, 0, 3, timedelta(seconds=0.2), "cpu")

@@ -1,4 +1,4 @@
-"""Process groups and collectives; the only file that uses torch.distributed.
+"""Process groups and collectives; only this file and rendezvous.py use torch.distributed.
 
 A collective is a function that every rank has to call. The gradient of a sum over ranks is the
 sum of the gradients of its copies. Since DistributedDataParallel averages the gradients over the
@@ -9,14 +9,10 @@ Dims     W ranks of a group
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from inspect import signature
 from typing import Any, TypeVar, cast
-from urllib.parse import urlparse
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,12 +20,10 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # its defaults keep the group that exists at this moment
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed import DistStoreError
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from associative_transformer.interface import UserError
+from associative_transformer.rendezvous import init_method
 
 T = TypeVar("T")
 
@@ -48,7 +42,7 @@ def launched_ranks() -> int:
     if (size := values["WORLD_SIZE"]) in ("", "1"):
         return 1
     is_valid = all(x.isdecimal() or (name == "MASTER_ADDR" and x) for name, x in values.items())
-    if not is_valid or int(values["RANK"]) >= int(size):
+    if not is_valid or int(values["RANK"]) >= int(size) or int(values["MASTER_PORT"]) >= 2**16:
         given = ", ".join(f"{name}={value or '(not set)'}" for name, value in values.items())
         raise UserError(
             f"WORLD_SIZE={size} announces several processes, but not all variables fit ({given}): "
@@ -86,7 +80,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=INIT_METHOD)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=init_method(device.type))
     yield device
     dist.destroy_process_group()  # not after an error, as this could wait for the other ranks
 
@@ -236,65 +231,3 @@ def first_alone() -> Iterator[None]:
     yield
     if not rank():
         gather_objects(None)
-
-
-# --- how ranks find each other ---
-
-INIT_METHOD = "associative-transformer://"
-"""For `init_process_group` and accelerate: like `env://`, but a launcher may restart the group."""
-
-POLL_INTERVAL = 0.05  # seconds
-
-
-def agree_on_name(store: Store, rank: int, num_ranks: int, timeout: timedelta) -> str:
-    """Return a name that all ranks agree on and that no earlier group of this store has used.
-
-    A launcher keeps its store when it restarts a group, so the store may hold keys of ranks that
-    have ended. Each rank therefore stores a random nonce. Rank 0 answers every nonce that it reads
-    with the name, until all ranks have confirmed its answer. It also answers nonces of ranks that
-    have ended, but nobody reads these answers.
-
-    Raises TimeoutError if a rank is missing.
-    """
-    message = f"rank {{}} of {num_ranks} did not join within {timeout}"
-
-    def read(key: str, sender: int) -> str:
-        try:
-            store.wait([key], timeout)
-        except DistStoreError as error:
-            raise TimeoutError(message.format(sender)) from error
-        return store.get(key).decode()
-
-    own, end = uuid4().hex, time.monotonic() + timeout.total_seconds()
-    store.set(f"nonce/{rank}", own)
-    if rank:
-        name = read(f"answer/{own}", 0)
-        store.set(f"confirmed/{name}/{own}", "")
-        return name
-    missing = list(range(1, num_ranks))
-    while missing:
-        if time.monotonic() > end:
-            raise TimeoutError(message.format(missing[0]))
-        nonces = {other: read(f"nonce/{other}", other) for other in missing}
-        for nonce in nonces.values():
-            store.set(f"answer/{nonce}", own)
-        time.sleep(POLL_INTERVAL)
-        missing = [
-            other
-            for other, nonce in nonces.items()
-            if not store.check([f"confirmed/{own}/{nonce}"])
-        ]
-    return own
-
-
-def _find_ranks(url: str, timeout: timedelta, **_: object) -> Iterator[tuple[Store, int, int]]:
-    """Do what torch's `env://` does, but use the store of a launcher under a new name."""
-    query = urlparse(url).query  # rank and number of ranks, if the caller passes them
-    for store, rank, num_ranks in rendezvous(f"env://?{query}", timeout=timeout):
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            ours = PrefixStore("associative_transformer", store)
-            store = PrefixStore(agree_on_name(ours, rank, num_ranks, timeout), ours)
-        yield store, rank, num_ranks
-
-
-register_rendezvous_handler(INIT_METHOD.removesuffix("://"), _find_ranks)  # type: ignore[no-untyped-call]

@@ -1,10 +1,17 @@
-"""`ait` as started by a launcher; environment variables make its steps slow or make them fail."""
+"""`ait` as started by a launcher; environment variables change what it does.
+
+They make its steps slow or let them fail, shorten the time in which processes have to find each
+other, or let torch report a GPU.
+"""
 
 import os
 import sys
 import time
+from datetime import timedelta
 
+import torch
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from associative_transformer import distributed, evaluate
 from associative_transformer.cli import main
@@ -16,6 +23,8 @@ from associative_transformer.training.step import TrainingStep
 
 SECONDS_PER_STEP = float(os.environ.get("SECONDS_PER_STEP", "0"))
 FAILING_RANK = os.environ.get("FAILING_RANK")
+SECONDS_TO_JOIN = os.environ.get("SECONDS_TO_JOIN")
+HAS_GPU = "HAS_GPU" in os.environ
 
 
 class SlowStep(TrainingStep):
@@ -37,4 +46,9 @@ def evaluate_and_print(model: nn.Module, split: Split, *sizes: int) -> Evaluatio
 if __name__ == "__main__":
     loop.TrainingStep = SlowStep
     evaluate.evaluate_split = evaluate_and_print
+    if SECONDS_TO_JOIN:
+        distributed_c10d.default_pg_timeout = timedelta(seconds=float(SECONDS_TO_JOIN))
+    if HAS_GPU:
+        torch.cuda.is_available = lambda: True
+        torch.cuda.set_device = print
     sys.exit(main())

@@ -246,6 +246,65 @@ def test_nodes_with_different_options_are_refused_on_both_with_the_field_and_its
     assert time.monotonic() - started_at < 100
 
 
+def test_a_node_with_a_gpu_and_one_without_are_refused_on_both(tmp_path: Path) -> None:
+    runs, port = tmp_path / "runs", free_port()
+    command = [*node_command(port), "--runs", str(runs)]
+    command[command.index("--max-restarts") + 1] = "0"
+    for option, value in (("device", "auto"), ("precision", "float32")):
+        command += [f"--train.{option}", value]
+    started_at = time.monotonic()
+    with started(*command, HAS_GPU="1") as first, started(*command) as second:
+        codes, _, errors = zip(*map(finish, (first, second)), strict=True)
+    assert 0 not in codes
+    for error in errors:
+        assert re.search(r"differ in the device \((cuda and cpu|cpu and cuda)\)", error), error
+        assert "UserError" not in error
+    assert not runs.exists()
+    assert time.monotonic() - started_at < 60
+
+
+def of_a_group(rank: int, port: int) -> dict[str, str]:
+    """Return what a launcher without a store of its own sets in a rank of two."""
+    numbers = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "localhost", **{name: str(x) for name, x in numbers.items()}}
+
+
+@pytest.mark.parametrize(("command", "gpu"), [("train", 0), ("eval", 1)])
+def test_processes_with_different_devices_are_named_on_both(
+    command: str, gpu: int, tmp_path: Path
+) -> None:
+    words = [*RUN, "--train.device", "auto", "--train.precision", "float32"]
+    arguments = words if command == "train" else ["eval", str(tmp_path / "run")]
+    port, devices = free_port(), {gpu: "cuda", 1 - gpu: "cpu"}
+    variables = [of_a_group(rank, port) for rank in range(2)]
+    variables[gpu]["HAS_GPU"] = "1"
+    line = ["python", LAUNCHED, *arguments]
+    with started(*line, **variables[0]) as first, started(*line, **variables[1]) as second:
+        outcomes = [finish(first), finish(second)]
+    host = socket.gethostname()
+    for code, _, error in outcomes:
+        assert code == 2, error
+        assert (
+            f"ait: process 0 on {host} and process 1 on {host} differ in the device "
+            f"({devices[0]} and {devices[1]}): choose the same device" in error
+        )
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(("command", "rank"), [("train", 0), ("eval", 1)])
+def test_a_process_without_the_other_ends_within_its_time_out(
+    command: str, rank: int, tmp_path: Path
+) -> None:
+    arguments = RUN if command == "train" else ["eval", str(tmp_path), "--device", "cpu"]
+    variables = {**of_a_group(rank, free_port()), "SECONDS_TO_JOIN": "2"}
+    with started("python", LAUNCHED, *arguments, **variables) as process:
+        code, _, error = finish(process)
+    assert code == 2, error
+    address = f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}"
+    assert f"ait: process {rank} of 2 could not join the others at {address} (" in error
+    assert "Traceback" not in error
+
+
 def test_processes_started_by_mpi_are_not_joined(single: Path, tmp_path: Path) -> None:
     results = []
     for rank in range(2):

@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from associative_transformer import distributed
-from associative_transformer.distributed import INIT_METHOD
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
+from associative_transformer.rendezvous import init_method
 from associative_transformer.training import step as step_module
 from associative_transformer.training.step import (
     MAX_BAD_STEPS,
@@ -387,7 +387,8 @@ def test_several_processes_are_refused_for_a_model_with_a_batchnorm(
 
 
 def test_processes_find_each_other_by_the_method_that_can_replace_lost_ones() -> None:
-    assert make_accelerator(TrainConfig(), PROJECT).init_handler.init_method == INIT_METHOD
+    handler = make_accelerator(TrainConfig(device="cpu"), PROJECT).init_handler
+    assert handler.init_method == init_method("cpu")
 
 
 def test_the_device_cpu_does_not_use_a_gpu() -> None:

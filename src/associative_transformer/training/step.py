@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
-from associative_transformer.distributed import INIT_METHOD
 from associative_transformer.experiment import Experiment, TrainConfig, identifying_fields
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
+from associative_transformer.rendezvous import init_method
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
 from associative_transformer.training.variables import hidden_variables
 from associative_transformer.workspace import GlobalWorkspace
@@ -209,13 +209,14 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
+    address = init_method("cuda" if has_gpu else "cpu")
     with hidden_variables():
         return Accelerator(
             cpu=not has_gpu,
             mixed_precision="bf16" if precision == "bfloat16" else "no",
             log_with=tracker,
             project_config=project,
-            kwargs_handlers=[InitProcessGroupKwargs(init_method=INIT_METHOD)],
+            kwargs_handlers=[InitProcessGroupKwargs(init_method=address)],
         )
 
 
