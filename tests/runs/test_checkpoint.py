@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import shutil
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,25 @@ def test_a_malicious_optimizer_file_runs_nothing(
     if is_torch:
         torch.load(tmp_path / "last" / "optimizer.pt", weights_only=False)
         assert trap.exists()  # the trap works
+
+
+def test_a_long_name_in_the_optimizer_file_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainee(num_steps=1).save(tmp_path, 1)
+    path = tmp_path / "last" / "optimizer.pt"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"ctorch._utils\n", b"c%b\n" % (b"a" * 30_000)))
+    sign(tmp_path / "last")
+    start = time.process_time()
+    with pytest.raises(UserError, match="damaged"):
+        Trainee().restore(tmp_path)
+    assert time.process_time() - start < 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(optimizer.pt is not a saved state of an optimizer)" in line
 
 
 def sign(folder: Path) -> None:

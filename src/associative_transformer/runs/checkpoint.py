@@ -198,8 +198,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str
         TypeAdapter(TrainingState).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ValueError(first_error(error, STATE)) from None
-    moments = torch.load(io.BytesIO(content[OPTIMIZER]), map_location="cpu", weights_only=True)
-    return state, load(content[WEIGHTS]), moments
+    return state, load(content[WEIGHTS]), _load_moments(content[OPTIMIZER])
+
+
+def _load_moments(content: bytes) -> dict[str, Any]:
+    """Load the state of an optimizer. Raises ValueError if the file is damaged.
+
+    The names in it are checked first: torch refuses an unknown one too, but searches it in a time
+    that grows with the square of its length, and advises to load the file without protection.
+    """
+    try:
+        if torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)):
+            raise ValueError("it contains more than tensors and numbers")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):  # not caused by the file
+        raise
+    except Exception as error:  # as in restore_checkpoint
+        raise ValueError(f"{OPTIMIZER} is not a saved state of an optimizer") from error
 
 
 def _digest(state: dict[str, Any]) -> str:
