@@ -1,5 +1,6 @@
 """`ait analyze` on runs that were never trained: its sample, results and output."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -78,7 +79,7 @@ def make_run(folder: Path, model: Any = AIT, data: Any = TRIANGLE, train: Any = 
     save_experiment(experiment, folder / "experiment.yaml")
     build_model(model).save_pretrained(folder)
     classes = replace(data, num_test=1).load_test(CPU).class_names
-    put_result(folder, result_of(experiment, classes=classes))
+    put_result(folder, result_of(experiment, classes=classes, test_images=data.num_test))
     memory = torch.randn(2, 1, 4, 8).numpy() if isinstance(model, AiTConfig) else np.empty((2, 0))
     History([{}, {}], list(memory)).write(folder)
     return folder
@@ -432,11 +433,11 @@ def test_the_command_writes_results_and_figures_and_prints_the_main_numbers(
 @pytest.mark.parametrize(
     ("model", "data", "words"),
     [
-        (AIT, TRIANGLE, "tiny, triangle, seed 3, test images. "),
+        (AIT, TRIANGLE, "tiny, seed 3, test images of triangle. "),
         (
             replace(AIT, question_dim=18, **QUESTIONS),
             CLEVR,
-            "tiny, sort-of-clevr, seed 3, test questions. ",
+            "tiny, seed 3, test questions of sort-of-clevr. ",
         ),
     ],
     ids=["images", "questions"],
@@ -458,6 +459,25 @@ def test_every_caption_names_the_model_the_data_and_the_seed(
         assert words in text
         other = "image" if "questions" in words else "question"
         assert f"6 {other}" not in text and f"{other} 1" not in text
+
+
+def test_captions_describe_own_images_by_their_classes_and_number(
+    root: Path, tmp_path: Path, ait: Ait, draw_text: None
+) -> None:
+    """The recipe's data set is CIFAR-10; the images are those of a folder, or of another one."""
+    folder = shutil.copytree(root / "ait", tmp_path / "run")
+    other = shutil.copytree(root / "images", tmp_path / "other")
+    next((other / "test").rglob("*.png")).unlink()
+    own = "own images, not CIFAR-10 (2 classes instead of 10): 14 test images of 2 classes"
+    others = "images that the run was not scored on: 13 test images of 2 classes"
+    for source, words in ((root / "images", own), (other, others)):
+        done = ait("analyze", folder, "--source", source)
+        assert done.code == 0
+        for file in (folder / "figures").glob("*.svg"):
+            text = " ".join(file.read_text().split())
+            assert f"seed 0, test images of {words} (<img src=x" in text
+            assert "cifar10" not in text
+        assert ("these are not the test images" in done.out) == (words == others)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -16,7 +16,7 @@ from associative_transformer.data.questions import (
     describe_questions,
 )
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
-from making.commands import Ait, assert_refused
+from making.commands import Ait, assert_refused, make_images
 
 FEW = ["--data.num-train", 4, "--data.num-test", 5]
 
@@ -53,6 +53,19 @@ def test_show_writes_the_images_to_files_on_request(ait: Ait, tmp_path: Path) ->
     for number in range(2):
         with Image.open(f"a/b/{number}.png") as image:
             assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pictures[number])
+
+
+def test_the_title_of_own_images_is_the_name_of_their_folder(
+    ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    draw = "associative_transformer.figures.draw_sheet"
+    monkeypatch.setattr(draw, lambda *arguments: titles.append(arguments[3]))
+    make_images(tmp_path / "mine")
+    options = ["--data.num-workers", 0, "--data.source", "mine"]
+    assert ait("show", "cifar10", *options).code == 0
+    assert ait("show", "triangle", *FEW).code == 0
+    assert titles == ["mine: first test images", "triangle: first test images"]
 
 
 def test_show_writes_only_the_files_that_it_names(ait: Ait, tmp_path: Path) -> None:

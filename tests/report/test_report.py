@@ -816,6 +816,32 @@ def test_an_unfinished_run_has_a_page_with_what_is_known_so_far(runs: Path) -> N
     assert "Drift of the priors" not in titles  # a single epoch has no drift
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "words"),
+    [
+        (2, "own images, not CIFAR-10 (2 classes instead of 10)"),
+        (10, "a folder passed as cifar10, compared with CIFAR-10 when the run is complete"),
+    ],
+)
+def test_an_unfinished_run_does_not_claim_the_data_set_of_its_recipe(
+    num_classes: int, words: str, tmp_path: Path
+) -> None:
+    recipe = RECIPES["cifar10-ait-small"]
+    data = replace(recipe.data, source="mine")
+    changed = replace(recipe, data=data, model=replace(recipe.model, num_classes=num_classes))
+    folder = put_run(tmp_path / "a", changed)
+    (folder / "result.json").unlink()
+    facts = read_facts(folder)
+    assert facts.summary == f"Unfinished: 0 of 100 epochs, on {words}."
+    values = cells(run_section(facts))
+    assert values["data set"] == words
+    assert "published" not in values
+    save_experiment(recipe, folder / "experiment.yaml")
+    facts = read_facts(folder)
+    assert facts.summary == "Unfinished: 0 of 100 epochs, on cifar10."
+    assert cells(run_section(facts))["published"] == "83.34 %"
+
+
 def test_a_run_without_a_complete_epoch_has_a_page(runs: Path) -> None:
     for name in ("result.json", "metrics.jsonl", "memory.npz", "environment.json"):
         (runs / "ait" / name).unlink()

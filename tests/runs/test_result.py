@@ -1,14 +1,20 @@
 """The result of a run, written and read back with strict types."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from associative_transformer.data.augment import Normalization
+from associative_transformer.experiment import Experiment, load_data
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
-from associative_transformer.runs.result import read_result, write_result
+from associative_transformer.runs.result import name_unfinished_data, read_result, write_result
+from making.commands import make_images
 from making.plant import answers_of, put_result, result_of
 
 IMAGES, QUESTIONS = RECIPES["triangle-ait-tiny"], RECIPES["sort-of-clevr-ait-tiny"]
@@ -127,3 +133,88 @@ def test_a_wrong_value_is_named(changes: dict[str, Any], words: str, tmp_path: P
     (tmp_path / "result.json").write_text(json.dumps(result_of(IMAGES, **changes)))
     with pytest.raises(UserError, match=rf"damaged \({words}"):
         read_result(tmp_path)
+
+
+# --- what the data are ---
+
+CIFAR, OWN = RECIPES["cifar10-ait-tiny"], {"classes": ["cat", "dog"]}
+
+
+def from_folder(experiment: Experiment, num_classes: int = 10, **data: Any) -> Experiment:  # noqa: ANN401
+    """Return an experiment on the images of a folder."""
+    model = replace(experiment.model, num_classes=num_classes)
+    data = replace(experiment.data, source="mine", **data)
+    return replace(experiment, data=data, model=model)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "words"),
+    [
+        (IMAGES, {}, "triangle"),
+        (CIFAR, {}, "cifar10"),
+        (from_folder(CIFAR), {}, "cifar10"),
+        (
+            from_folder(CIFAR),
+            OWN,
+            "own images, not CIFAR-10 (2 classes instead of 10): 10,000 test images of 2 classes "
+            "(cat, dog)",
+        ),
+        (from_folder(CIFAR), {"test_images": 9}, "own images, not CIFAR-10 (9 test images"),
+        (
+            from_folder(CIFAR, name="food101"),
+            OWN | {"test_images": 9},
+            "a folder passed as food101: 9 test images of 2 classes (cat, dog)",
+        ),
+    ],
+    ids=["generated", "hub", "copy", "own", "fewer", "other name"],
+)
+def test_the_data_of_a_complete_run_are_named_by_their_classes_and_sizes(
+    experiment: Experiment, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    result = put_result(tmp_path, result_of(CIFAR, **changes))
+    assert result.name_data(experiment.data).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        (IMAGES, "triangle"),
+        (CIFAR, "cifar10"),
+        (from_folder(CIFAR, 2), "own images, not CIFAR-10 (2 classes instead of 10)"),
+        (
+            from_folder(CIFAR, measured=Normalization((0.5,) * 3, (0.2,) * 3)),
+            "own images, not CIFAR-10",
+        ),
+        (
+            from_folder(CIFAR, mean="auto", measured=Normalization((0.5,) * 3, (0.2,) * 3)),
+            "a folder passed as cifar10, compared with CIFAR-10 when the run is complete",
+        ),
+        (
+            from_folder(CIFAR),
+            "a folder passed as cifar10, compared with CIFAR-10 when the run is complete",
+        ),
+        (from_folder(CIFAR, 2, name="food101"), "a folder passed as food101"),
+    ],
+    ids=["generated", "hub", "classes", "measured", "auto", "copy or own", "other name"],
+)
+def test_the_data_of_an_unfinished_run_are_not_called_what_they_may_not_be(
+    experiment: Experiment, words: str
+) -> None:
+    assert name_unfinished_data(experiment) == words
+
+
+def test_a_run_computes_the_mean_only_of_images_that_are_not_the_known_ones(
+    tmp_path: Path,
+) -> None:
+    """This is how `name_unfinished_data` can tell them, although all have ten classes."""
+    images = make_images(tmp_path / "images", train=("blue", "red"), test=("blue", "red"))
+    for split in ("train", "test"):
+        for number in range(8):
+            shutil.copytree(images / split / "red", images / split / f"red {number}")
+    data = replace(CIFAR.data, source=str(images), image_size=16, num_workers=0)
+    model = replace(CIFAR.model, image_size=16, patch_size=8)
+    experiment = replace(CIFAR, data=data, model=model)
+    assert "compared with CIFAR-10" in name_unfinished_data(experiment)
+    loaded = load_data(experiment, torch.device("cpu"), is_resumed=False)
+    started = replace(experiment, data=data.as_loaded(loaded))
+    assert name_unfinished_data(started) == "own images, not CIFAR-10"

@@ -184,6 +184,15 @@ def test_an_unfinished_run_is_listed_with_its_progress(tmp_path: Path) -> None:
     assert collected.take(AIT).seeds == "seed 2 unfinished after 0 of 100 epochs"
 
 
+def test_an_unfinished_run_on_the_images_of_a_folder_is_not_claimed_for_the_data_set(
+    tmp_path: Path,
+) -> None:
+    mine = replace(VIT, data=replace(VIT.data, source="mine"))
+    put_run(tmp_path, mine, 1)
+    seeds = collect_runs(tmp_path, TABLE_RECIPES).take(VIT).seeds
+    assert seeds == "seed 1 unfinished after 0 of 100 epochs (data not known yet)"
+
+
 def test_runs_with_different_precisions_are_marked(tmp_path: Path) -> None:
     assert RunsOfExperiment(VIT).seeds == "not run"
     put_run(tmp_path, VIT, 0, result_of(VIT))

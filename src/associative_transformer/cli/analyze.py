@@ -33,6 +33,7 @@ def run(arguments: list[str]) -> None:
     options = parse(AnalyzeOptions, arguments, "analyze")
     from associative_transformer.analysis import analyze, sample
     from associative_transformer.figures import draw_analysis
+    from associative_transformer.runs.result import name_test_data
     from associative_transformer.runs.saved import load_run, load_test_split
 
     device = choose_device(options.device)
@@ -45,9 +46,12 @@ def run(arguments: list[str]) -> None:
             say("\n".join(result.describe()))
     if missing := [name for name, result in analysis._asdict().items() if result is None]:
         say(f"this run has no {', '.join(missing)}")
+    if saved.result and not saved.result.is_tested_on(data):
+        say("these are not the test images that the run was scored on after training")
     config, train = saved.experiment.data, saved.experiment.train
     items = config.item_noun
-    name = f"{saved.experiment.name}, {config.display_name}, seed {train.seed}, test {items}"
+    described = name_test_data(saved.result, config, data)
+    name = f"{saved.experiment.name}, seed {train.seed}, test {items} of {described}"
     image_of = partial(config.original_image, sample(data.test))
     figures = draw_analysis(analysis, image_of, options.run, name, items)
     say(f"written: {options.run / 'analysis'}")

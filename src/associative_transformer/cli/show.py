@@ -69,7 +69,8 @@ def run(arguments: list[str]) -> None:
     (images,) = data.test.loader.load(rows[None], None)
     images = options.data.denormalize(images)
     captions = [_caption(options.data, data, row) for row in rows]
-    draw_sheet(images, captions, output, f"{name}: first test images")
+    title = name if source is None else Path(source).absolute().name
+    draw_sheet(images, captions, output, f"{title}: first test images")
     say(f"written: {output}")
     if options.pictures is not None:
         write_images(images, options.pictures)

@@ -18,7 +18,7 @@ from associative_transformer.report.charts import Grid, Section, format_number
 from associative_transformer.runs.environment import Environment
 from associative_transformer.runs.folder import History, damaged_history
 from associative_transformer.runs.reading import exists
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, name_unfinished_data
 from associative_transformer.runs.saved import read_run
 from associative_transformer.workspace import GlobalWorkspace
 
@@ -68,9 +68,10 @@ class Facts:
 
     @property
     def data(self) -> str:
-        """What the data are: the named data set if its classes and sizes are those of the run."""
-        config = self.experiment.data
-        return config.display_name if self.result is None else self.result.name_data(config)
+        """What the data are: the named data set only if they are known to be that."""
+        if self.result is None:
+            return name_unfinished_data(self.experiment)
+        return self.result.name_data(self.experiment.data)
 
     @property
     def epoch(self) -> int:
@@ -198,7 +199,7 @@ def _results(facts: Facts) -> Grid:
         published = PUBLISHED_TEXT[recipe.name]
         if differences(facts.experiment, recipe):
             title = f"published, for the unchanged {recipe.name}"
-        elif facts.result is not None and facts.result.other_data(facts.experiment.data):
+        elif facts.data != facts.experiment.data.display_name:
             title = f"published, for {recipe.name} on {facts.experiment.data.display_name}"
     result = facts.result
     if result is None:

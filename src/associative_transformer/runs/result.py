@@ -1,6 +1,7 @@
 """The result of a complete run: written by training, read by tables and reports."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from associative_transformer.data import DataConfig, DataSet, HeldOut
 from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
 from associative_transformer.evaluate import KindScore, Summary
+from associative_transformer.experiment import Experiment
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.runs.reading import has_checkpoint, how_to_restore, read_json
@@ -101,11 +103,8 @@ class RunResult:
         )
         if config.is_generated or difference is None:
             return None
-        shown = ", ".join(self.classes[:MAX_NAMED]) + ", ..." * (len(self.classes) > MAX_NAMED)
-        return (
-            f"own images, not {KNOWN_DATA_SETS[name].title} ({difference}): {self.test_images:,} "
-            f"test images of {len(self.classes)} classes ({shown})"
-        )
+        images = _describe_images(self.test_images, self.classes)
+        return f"own images, not {KNOWN_DATA_SETS[name].title} ({difference}): {images}"
 
     def is_tested_on(self, data: HeldOut) -> bool:
         """Return whether a test split is the one that this run was scored on.
@@ -117,12 +116,51 @@ class RunResult:
         return data.digest == self.data_of_test
 
     def name_data(self, config: DataConfig) -> str:
-        """Return what to call the data of this run, in tables and reports."""
-        return self.other_data(config) or config.display_name
+        """Return what to call the data of this run, in figures and reports."""
+        if other := self.other_data(config):
+            return other
+        if config.source is None or config.display_name in KNOWN_DATA_SETS:
+            return config.display_name
+        images = _describe_images(self.test_images, self.classes)
+        return f"a folder passed as {config.display_name}: {images}"
 
     def score(self, kind: str) -> KindScore | None:
         """Return the score of a kind of question; None if there were no such questions."""
         return next((score for score in self.test_kinds or () if score.name == kind), None)
+
+
+def name_test_data(result: RunResult | None, config: DataConfig, data: HeldOut) -> str:
+    """Return what to call test images, which may be others than those of the run."""
+    if result is not None and result.is_tested_on(data):
+        return result.name_data(config)
+    images = _describe_images(len(torch.unique(data.test.rows)), data.class_names)
+    return f"images that the run was not scored on: {images}"
+
+
+def name_unfinished_data(experiment: Experiment) -> str:
+    """Return what to call the data of a run without a result, which would list its classes.
+
+    A folder may hold the images of the named data set or others. That they are others is known if
+    the model has another number of classes, or if the run has computed their mean.
+    """
+    config, num_classes = experiment.data, experiment.model.num_classes
+    name = config.display_name
+    if config.source is None:  # from the hub, or generated
+        return name
+    known = KNOWN_DATA_SETS.get(name)
+    if known is None:
+        return f"a folder passed as {name}"
+    if num_classes != known.num_classes:
+        difference = f"{num_classes} classes instead of {known.num_classes}"
+        return f"own images, not {known.title} ({difference})"
+    if getattr(config, "measured", None) is not None and config.mean != "auto":
+        return f"own images, not {known.title}"
+    return f"a folder passed as {name}, compared with {known.title} when the run is complete"
+
+
+def _describe_images(number: int, classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:MAX_NAMED]) + ", ..." * (len(classes) > MAX_NAMED)
+    return f"{number:,} test images of {len(classes)} classes ({shown})"
 
 
 def score_fields(summary: Summary) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from associative_transformer.experiment import Experiment, differences, fingerpr
 from associative_transformer.interface import UserError, printable
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, name_unfinished_data
 from associative_transformer.runs.saved import RunRecord, read_run
 
 OTHER_DATA = "runs on other data: never averaged with those of another row"
@@ -132,6 +132,8 @@ def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
         group.complete.setdefault(train.seed, complete)
     else:
         progress = f"seed {train.seed} unfinished after {run.num_epochs} of {train.epochs} epochs"
+        if name_unfinished_data(experiment) != experiment.data.display_name:
+            progress += " (data not known yet)"
         group = collected.runs.setdefault((name, fingerprint(experiment), ""), group)
         group.unfinished.append(progress)
 
