@@ -17,7 +17,6 @@ from associative_transformer.runs.environment import find_version
 from associative_transformer.training import checks
 from associative_transformer.training.loop import train
 from associative_transformer.training.step import TrainingStep
-from making.tiny import TINY, count_parameters
 from making.trained import CPU, EXPERIMENT, STEPS, WITH_QUESTIONS, Steps, vary
 
 # --- sizes ---
@@ -51,13 +50,6 @@ def test_a_run_that_cannot_fit_is_refused_with_its_memory_and_the_limit(
     with pytest.raises(UserError, match=rf"{name}.* at least [\d,.inf]+ GiB .* has [\d,.]+ GiB"):
         train(experiment, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", TINY)
-def test_the_weights_of_a_deep_model_are_extrapolated_exactly(kind: str) -> None:
-    config = TINY[kind]
-    deep = replace(config, depth=9) if hasattr(config, "depth") else config
-    assert checks.count_trained_weights(deep) == count_parameters(deep)
 
 
 def test_the_memory_of_a_container_limits_that_of_the_machine(

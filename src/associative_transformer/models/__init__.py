@@ -4,17 +4,13 @@ Import a configuration or a named size from the model's own file:
 `from associative_transformer.models.vit import VIT_SMALL, ViT`.
 """
 
-import math
-from dataclasses import fields, replace
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from pydantic import Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
 
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
@@ -36,9 +32,6 @@ MODELS: dict[type[Any], type[PretrainedModel]] = {
     model.config_class(): model for model in PretrainedModel.__subclasses__()
 }
 """Every model imported above, by the class of its configuration."""
-
-MARGIN = 2**16
-"""Bytes by which a model may exceed twice the size of its file."""
 
 if TYPE_CHECKING:
     from associative_transformer.models.pretrained import ModelConfig as ModelConfig
@@ -71,43 +64,12 @@ def count_operations(config: ModelConfig) -> int:
 def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: ANN401
     """Load any model of this package from a folder or from the hub, in evaluation mode.
 
-    Takes the options of `PretrainedModel.from_pretrained`. Raises UserError if the configuration
-    is of an unknown kind, or has an unknown field or an invalid value, or if the weights do not
-    fit it.
+    Takes the options of `PretrainedModel.from_pretrained` and raises UserError like it, or if the
+    configuration is of an unknown kind.
     """
     text = read_config(path, **options)
     try:
         config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error, 'config.json')}") from None
-    try:
-        _check_size(config, Path(path) / SAFETENSORS_SINGLE_FILE)
-        return MODELS[type(config)].from_pretrained(path, **options)
-    except torch.OutOfMemoryError:  # not caused by the files
-        raise
-    except (RuntimeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: the weights do not fit config.json ({reason})") from error
-
-
-def _check_size(config: ModelConfig, file: Path) -> None:
-    """Raise RuntimeError if the weights that a configuration describes cannot be in the file."""
-    size = 4 * count_weights(config)
-    if file.is_file() and size > 2 * file.stat().st_size + MARGIN:  # twice: it may be bfloat16
-        raise RuntimeError(f"it describes {size:,} bytes, {file} has {file.stat().st_size:,}")
-
-
-def count_weights(config: ModelConfig) -> int | float:
-    """Count all weights and memories of a model without allocating them; inf if torch cannot.
-
-    For a deep model, the number is extrapolated from one and two layers.
-    """
-    depth = getattr(config, "depth", 1)
-    if depth > 2 and "depth" in {field.name for field in fields(config)}:
-        one, two = (count_weights(replace(config, depth=layers)) for layers in (1, 2))
-        return one + (depth - 1) * (two - one)
-    try:
-        with torch.device("meta"):
-            return sum(value.numel() for value in build_model(config).state_dict().values())
-    except (RuntimeError, TypeError):  # a size beyond 64 bits
-        return math.inf
+    return MODELS[type(config)].from_pretrained(path, **options)

@@ -1,19 +1,27 @@
 """The base class of all models: one configuration, saved and loaded strictly."""
 
 import contextlib
+import math
 from collections.abc import Hashable
-from dataclasses import Field
+from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, get_type_hints
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from torch import nn
 
+from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
 
 Model = TypeVar("Model", bound="PretrainedModel")
+
+DOWNLOAD_OPTIONS = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+OPTIONS = DOWNLOAD_OPTIONS | {"config", "map_location", "strict"}
+MARGIN = 2**16  # bytes by which a model may exceed twice the size of its file
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -54,6 +62,13 @@ class ModelConfig(Hashable, Protocol):
         """Number of classes."""
 
 
+class WeightCount(NamedTuple):
+    """How many numbers a model has; infinite if torch cannot allocate them."""
+
+    trained: int | float  # parameters
+    stored: int | float  # with memories and other buffers
+
+
 class PretrainedModel(
     nn.Module,
     PyTorchModelHubMixin,
@@ -83,12 +98,81 @@ class PretrainedModel(
 
         Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration,
         nested fields included, is validated strictly and every weight must be present; the mixin
-        alone leaves nested fields as dictionaries and ignores missing weights.
+        alone leaves nested fields as dictionaries and ignores missing weights. Raises UserError if
+        there is no such model, if it is of another kind, if its configuration has an unknown field
+        or an invalid value, or if its weights are damaged or do not fit it.
         """
+        if unknown := sorted(kwargs.keys() - OPTIONS):
+            raise TypeError(f"from_pretrained() takes no argument {', '.join(unknown)}")
         path = pretrained_model_name_or_path
-        config = TypeAdapter(cls.config_class()).validate_json(read_config(path, **kwargs))
-        with contextlib.redirect_stdout(None):  # the mixin prints its progress
-            return super().from_pretrained(path, **{"config": config, "strict": True, **kwargs})
+        options = {"config": cls._validate(path, read_config(path, **kwargs)), "strict": True}
+        options |= kwargs
+        try:
+            cls._check_file(path, options["config"], options["strict"])
+            with contextlib.redirect_stdout(None):  # the mixin prints its progress
+                return super().from_pretrained(path, **options)
+        except (UserError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except SafetensorError as error:
+            raise UserError(
+                f"{path}: {SAFETENSORS_SINGLE_FILE} is damaged ({error}): copy it again"
+            ) from error
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: the weights do not fit config.json ({reason}): copy both files again"
+            ) from error
+        except Exception as error:  # the hub's client raises errors from many libraries
+            raise _not_loaded(path, error) from error
+
+    @classmethod
+    def _validate(cls, path: str | Path, text: bytes) -> Any:  # noqa: ANN401
+        """Return the configuration; raise UserError if it is not one of this model."""
+        try:
+            return TypeAdapter(cls.config_class()).validate_json(text)
+        except ValidationError as error:
+            kinds = [str(e["input"]) for e in error.errors() if e["loc"] == ("kind",)]
+            if not kinds:
+                raise UserError(f"{path}: {first_error(error, CONFIG_NAME)}") from None
+            raise UserError(
+                f"{path} contains a model of kind {kinds[0]:.40}, which {cls.__name__} cannot "
+                "load: use load_model, which finds the class"
+            ) from None
+
+    @classmethod
+    def _check_file(cls, path: str | Path, config: Any, is_strict: bool) -> None:  # noqa: ANN401
+        """Raise an error if the weights cannot be in their file, before the model is built."""
+        file = Path(path) / SAFETENSORS_SINGLE_FILE
+        if not Path(path).is_dir():
+            return  # on the hub
+        if not file.is_file():
+            raise UserError(f"{path} has no {file.name}: copy it there, or save the model again")
+        size, available = 4 * cls.count_weights(config).stored, file.stat().st_size
+        if is_strict and size > 2 * available + MARGIN:  # twice: it may be bfloat16
+            raise RuntimeError(f"it describes {size:,} bytes, {file} has {available:,}")
+
+    @classmethod
+    def count_weights(cls, config: Any) -> WeightCount:  # noqa: ANN401
+        """Count the weights of a configuration of this model without allocating them.
+
+        For a deep model, the numbers are extrapolated from one and two layers.
+        """
+        depth = getattr(config, "depth", 1)
+        if depth > 2 and "depth" in {field.name for field in fields(config)}:
+            one, two = (cls.count_weights(replace(config, depth=layers)) for layers in (1, 2))
+            if math.inf in one:
+                return one
+            trained, stored = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
+            return WeightCount(trained, stored)
+        try:
+            with torch.device("meta"):
+                model = cls(config)
+                parameters, state = model.parameters(), model.state_dict().values()
+        except (RuntimeError, TypeError):  # a size beyond 64 bits
+            return WeightCount(math.inf, math.inf)
+        return WeightCount(
+            sum(value.numel() for value in parameters), sum(value.numel() for value in state)
+        )
 
     @classmethod
     def _load_as_pickle(cls, model: Any, model_file: str, *_: object) -> NoReturn:  # noqa: ANN401
@@ -113,10 +197,24 @@ class PretrainedModel(
 def read_config(path: str | Path, **options: Any) -> bytes:  # noqa: ANN401
     """Read `config.json` from a folder, or from the hub with the options of `from_pretrained`.
 
-    Raises FileNotFoundError, or an error of the hub's client, if there is none.
+    Raises UserError if there is none.
     """
+    used = {name: value for name, value in options.items() if name in DOWNLOAD_OPTIONS}
+    try:
+        if Path(path).is_dir():
+            return (Path(path) / CONFIG_NAME).read_bytes()
+        return Path(hf_hub_download(str(path), CONFIG_NAME, **used)).read_bytes()
+    except Exception as error:  # the hub's client raises errors from many libraries
+        raise _not_loaded(path, error) from error
+
+
+def _not_loaded(path: str | Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    if isinstance(error, OSError) and error.filename:
+        reason = f"{Path(error.filename).name}: {error.strerror}"
     if Path(path).is_dir():
-        return (Path(path) / CONFIG_NAME).read_bytes()
-    names = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
-    download_options = {name: value for name, value in options.items() if name in names}
-    return Path(hf_hub_download(str(path), CONFIG_NAME, **download_options)).read_bytes()
+        return UserError(f"cannot load the model in {path} ({reason}): save it again there")
+    return UserError(
+        f"{path} is not a folder, and no model of that name can be loaded from the Hugging Face "
+        f"hub ({reason}): pass a folder of `save_pretrained`, or check the name and the network"
+    )

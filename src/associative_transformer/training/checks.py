@@ -3,7 +3,6 @@
 import math
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from associative_transformer import distributed
 from associative_transformer.experiment import Experiment, TrainConfig, list_fields
 from associative_transformer.interface import UserError
-from associative_transformer.models import ModelConfig, build_model
+from associative_transformer.models import MODELS
 from associative_transformer.runs.environment import find_commit, find_version
 from associative_transformer.runs.result import BestValidation
 from associative_transformer.training.anomaly import REMEDY
@@ -19,7 +18,6 @@ from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.variables import list_ignored
 
 BYTES_PER_WEIGHT = 16  # in float32: the weight, its gradient and the two moments of AdamW
-NUM_COUNTED = 4  # layers from which the weights of a deep model are extrapolated
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -56,7 +54,7 @@ def check_size(experiment: Experiment, device: torch.device) -> None:
         num_images = sum(getattr(data, name) for name in names)
         needed = num_images * channels * size**2
         _check_memory(" and ".join(flags), needed, torch.device("cpu"))
-    weights = count_trained_weights(experiment.model)
+    weights = MODELS[type(experiment.model)].count_weights(experiment.model).trained
     depth = getattr(experiment.model, "depth", None)
     name = "the model" if depth is None else f"the model, with --model.depth {depth:,},"
     _check_memory(name, weights * BYTES_PER_WEIGHT, device)
@@ -70,28 +68,6 @@ def _check_memory(name: str, needed: int | float, device: torch.device) -> None:
             f"{name} would need at least {needed / 2**30:,.1f} GiB of memory, but {place} has "
             f"{limit / 2**30:,.1f} GiB: choose a smaller size"
         )
-
-
-def count_trained_weights(config: ModelConfig) -> int | float:
-    """Return the number of weights of a model without allocating them; inf if it overflows.
-
-    For a deep model, it is extrapolated from the first layers.
-    """
-    depth = getattr(config, "depth", 1)
-    if depth <= NUM_COUNTED:
-        return _count(config)
-    few, more = (
-        _count(replace(config, depth=layers)) for layers in (NUM_COUNTED - 1, NUM_COUNTED)
-    )
-    return more + (depth - NUM_COUNTED) * (more - few)
-
-
-def _count(config: ModelConfig) -> int | float:
-    try:
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in build_model(config).parameters())
-    except RuntimeError:  # torch cannot even count its bytes
-        return math.inf
 
 
 def total_memory(device: torch.device) -> int | float:
