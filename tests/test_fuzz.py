@@ -19,6 +19,8 @@ import datasets
 import pytest
 
 from associative_transformer.interface import UserError
+from associative_transformer.runs import result
+from drivers.coverage_of_readers import missed_lines, reach
 from making.readers import READERS, REPORT, make_case
 
 MAX_SECONDS = 2  # of processor time
@@ -106,7 +108,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_damaged_input_is_read_or_refused(
     name: str, num_cases: int, tmp_path: Path, record_property: Record
 ) -> None:
-    for seed in READERS[name].seeds()[:6]:
+    for seed in READERS[name].seeds()[:num_cases]:
         assert read_once(name, seed, tmp_path / "intact")[0] == "value"
     values, failures, slowest, largest = 0, {}, 0.0, 0
     for number in range(num_cases):
@@ -124,7 +126,22 @@ def test_damaged_input_is_read_or_refused(
     assert failures == {}
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_the_docs_have_a_row_for_each_reader(name: str) -> None:
+@pytest.mark.slow
+def test_coverage_counts_the_lines_that_no_case_reaches() -> None:
+    module = Path(result.__file__)
+    text = module.read_text().splitlines()
+    refuses = text.index("def damaged_result(folder: Path, reason: str) -> UserError:") + 3
+    assert text[refuses - 1].strip() == "path = folder / RESULT"
+    for num_cases, expected in ((0, True), (20, False)):
+        reached = reach("result.json", num_cases)
+        count, missed = missed_lines(reached.functions, reached.lines)
+        assert (refuses in missed[str(module)]) == expected
+        assert sum(map(len, missed.values())) < count
+
+
+def test_the_docs_have_a_row_for_each_reader() -> None:
     docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
-    assert f"| {name} | {SOME} | " in docs
+    section = docs.partition("### Fuzzing\n")[2].partition("\n### ")[0]
+    rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("|")]
+    assert [row[0] for row in rows[2:]] == list(READERS)
+    assert {tuple(row[1:3]) for row in rows[2:]} <= {(f"{MANY:,}", "0"), (f"{SOME:,}", "0")}

@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from associative_transformer.cli.options import parse
 from associative_transformer.cli.train import TrainOptions
 from associative_transformer.data import ImagesConfig, TriangleConfig, decode_image
 from associative_transformer.data.questions import KINDS, parse_question
+from associative_transformer.data.sources import SplitsConfig
 from associative_transformer.experiment import (
     Experiment,
     TrainConfig,
@@ -76,11 +78,18 @@ EXPERIMENT = Experiment(
     TrainConfig(epochs=2, batch_size=8, device="cpu"),
 )
 TIMING = {"seconds": 1.0, "samples_per_second": 8.0}
-WITH_QUESTIONS = Path(__file__).parents[1] / "fixtures/runs/plain/complete/result.json"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 RECORD = ("experiment", "result", "environment", "metrics", "memory")
+RESUMABLE = ("result", "checkpoint/last/state")
 WHOLE = ("experiment", "result", "config", "model.safetensors")
 REPORTED = ("model.safetensors", "config", *RECORD, "analysis/")
-OFFICIAL = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
+LENIENT: dict[str, Any] = {  # settings that read a data source in other ways than the default
+    "memory_budget": 0.0,  # images are streamed
+    "on_error": "skip",
+    "mean": "auto",
+    "limit": 5,
+}
+INNER = "inner"  # a folder to read by --data.config
 
 
 class Reader(NamedTuple):
@@ -288,9 +297,16 @@ def read_checkpoint(folder: Path) -> object:
 
 
 def read_images(source: Path) -> object:
-    """Decode all images of a data source and return their digest."""
+    """Decode all images of a data source, first with lenient settings; return a digest."""
+    cpu = torch.device("cpu")
     config = ImagesConfig("mine", source=str(source), image_size=8, num_workers=0, augment="none")
-    return config.load(torch.device("cpu")).digest
+    if (source / INNER).is_dir():
+        config = replace(config, splits=SplitsConfig(config=INNER))
+    has_validation = any(source.rglob("*val*"))
+    data = replace(config, **LENIENT, val_fraction=0.0 if has_validation else 0.2).load(cpu)
+    list(data.test.eval_batches(batch_size=2))
+    config.load_test(cpu)
+    return config.load(cpu).digest
 
 
 def read_parquet(content: bytes, folder: Path) -> object:
@@ -335,7 +351,10 @@ def trees() -> list[dict[str, bytes]]:
     """Return class folders of six images."""
     pictures = [seed for seeds in image_seeds().values() for seed in seeds[:1]]
     names = ["train/a/0.png", "train/a/1.jpg", "train/b/0.gif", "train/b/1.bmp"]
-    return [dict(zip([*names, "test/a/0.tif", "test/b/0.webp"], pictures[:6], strict=True))]
+    two = dict(zip([*names, "test/a/0.tif", "test/b/0.webp"], pictures[:6], strict=True))
+    three = {name.replace("test/", "val/"): content for name, content in two.items()}
+    hidden = {"train/.DS_Store": b"", "train/a/0.png~": b"", "train/notes.txt": b"notes"}
+    return [two, two | three | hidden, {f"{INNER}/{name}": two[name] for name in two}]
 
 
 @cache
@@ -353,7 +372,7 @@ def shards() -> list[dict[str, bytes]]:
 @cache
 def official() -> list[dict[str, torch.Tensor]]:
     """Return a checkpoint of the official code."""
-    with np.load(OFFICIAL) as file:
+    with np.load(FIXTURES / "official_ait.npz") as file:
         names = [name for name in file.files if name.startswith("weight/")]
         return [{name[7:]: torch.from_numpy(file[name]) for name in names}]
 
@@ -463,8 +482,9 @@ def read_line(words: list[str], folder: Path) -> object:
 
 
 def results() -> list[bytes]:
-    """Return the results of a run without questions and of one with them."""
-    return [files_of_run()["result.json"], WITH_QUESTIONS.read_bytes()]
+    """Return the results of a run without questions, of one with them, and of a validated one."""
+    others = [FIXTURES / f"runs/{name}/complete/result.json" for name in ("plain", "overrides")]
+    return [files_of_run()["result.json"], *(path.read_bytes() for path in others)]
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:
@@ -498,17 +518,37 @@ def analysis_files() -> list[tuple[str, bytes]]:
     return [item for item in files_of_run().items() if item[0].startswith("analysis/")]
 
 
-def reported_files() -> list[tuple[str, bytes]]:
-    """Return the files that a report shows, by path."""
-    return [item for item in files_of_run().items() if item[0].startswith(REPORTED[1:])]
+class Reported(NamedTuple):
+    """A file of a run of which a report is written."""
+
+    name: str
+    content: bytes
+    files: tuple[str, ...] = REPORTED  # what the paths of the files of the run start with
 
 
-def damage_file(
-    item: tuple[str, bytes], others: Sequence[tuple[str, bytes]], random: Random
-) -> tuple[str, bytes]:
+@cache
+def reported() -> list[Reported]:
+    """Return each file of a run, some also for unfinished, validated and unanalyzed runs."""
+    files = [item for item in files_of_run().items() if item[0].startswith(REPORTED[1:])]
+    intact = dict(files)
+    result = json.loads(intact["result.json"])
+    best = {"epoch": 1, "test_accuracy": 70.0, "test_loss": 0.5, "test_images": NUM_TEST}
+    result |= {"model": "best validation epoch"}
+    result |= {"best_validation": best | {"validation_accuracy": 60.0}}
+    unfinished = ("experiment", "environment", "metrics", "memory")
+    unanalyzed = ("model.safetensors", "config", *RECORD)
+    return [
+        *(Reported(*item) for item in files),
+        Reported("result.json", json.dumps(result).encode()),
+        *(Reported(*item, unfinished) for item in files if item[0].startswith(unfinished)),
+        Reported("result.json", intact["result.json"], unanalyzed),
+    ]
+
+
+def damage_file(item: tuple[Any, ...], others: object, random: Random) -> tuple[Any, ...]:
     """Damage the content of a named file."""
-    name, content = item
-    return name, either(damage_any)(content, [content], random)
+    name, content, *rest = item
+    return name, either(damage_any)(content, [content], random), *rest
 
 
 READERS = {
@@ -522,7 +562,7 @@ READERS = {
     "result.json": Reader(
         results,
         either(damage_json),
-        lambda text, run: read_result(put(run, "result.json", text).parent),
+        lambda text, run: read_result(put_run(run, "result.json", text, RESUMABLE)),
     ),
     "environment.json": of_run("environment.json", read_environment, damage_json),
     "config.json": of_run("config.json", load_model, damage_json, files=WHOLE),
@@ -535,9 +575,7 @@ READERS = {
         lambda item, folder: load_analysis(put_run(folder, *item, ("analysis/",))),
     ),
     REPORT: Reader(
-        reported_files,
-        damage_file,
-        lambda item, folder: write_report(put_run(folder, *item, REPORTED)),
+        reported, damage_file, lambda item, folder: write_report(put_run(folder, *item))
     ),
     "state.json": of_run(
         "checkpoint/last/state.json", read_checkpoint, damage_json, files=("checkpoint/",)
