@@ -10,6 +10,7 @@ import re
 import signal
 import stat
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +28,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("default", deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", deadline=None)  # new cases in each run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_bfloat16() -> Iterator[None]:
+    """Let the precision "auto" be float32, so that tests do not depend on the CPU."""
+    compute = import_module("associative_transformer.compute")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "CPU_BFLOAT16", ())
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

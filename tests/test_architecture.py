@@ -23,6 +23,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "tabular": "tables for a terminal, in Markdown and in HTML",
     "rendezvous": "how the processes of a launcher find each other",
     "distributed": "process groups, and collectives over their processes",
+    "compute": "precision, threads: how models run on this machine",
     "kernels": "faster and distributed versions of functional.py; chooses one",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
     "models": "one file per model, its configuration above it; build_model",
@@ -44,7 +45,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
 """The parts of the package; the README shows this list."""
 
 INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
-    "kernels": ("sparse", "over_ranks"),
+    "kernels": ("largest", "attention", "sparse", "over_ranks"),
     "models": ("layers", "pretrained"),
     "data": (
         "known",
@@ -71,6 +72,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "progress",
         "anomaly",
         "step",
+        "computing",
         "meter",
         "checks",
         "loop",

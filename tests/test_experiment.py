@@ -242,7 +242,7 @@ def test_every_field_except_circumstances_changes_the_fingerprint_and_is_a_diffe
 ) -> None:
     other = changed(experiment, values)
     assert fingerprint(other) != fingerprint(experiment)
-    before, after = list_fields(experiment), list_fields(other)
+    before, after = (list_fields(each) | identifying_fields(each) for each in (experiment, other))
     pairs = differences(experiment, other)
     assert pairs == {name: (before[name], after[name]) for name in values}
     assert list(pairs) == sorted(values)
@@ -284,7 +284,8 @@ def test_a_recipe_keeps_the_fingerprint_of_version_0_1(name: str) -> None:
 def test_an_experiment_saved_by_version_0_1_is_loaded(name: str, tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(VERSION_0_1["saved"][name]))
     loaded = load_experiment(tmp_path / "experiment.yaml")
-    assert loaded == RECIPES[name]
+    recipe = RECIPES[name]
+    assert loaded == replace(recipe, train=replace(recipe.train, compile=False))
     assert fingerprint(loaded) == VERSION_0_1["fingerprints"][name]
 
 

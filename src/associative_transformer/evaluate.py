@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
+from associative_transformer.compute import Precision, autocast
 from associative_transformer.data import DataSet, HeldOut, Share, Split
 from associative_transformer.data.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 from associative_transformer.files import csv_text, write_file
@@ -45,16 +46,21 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_split(
-    model: nn.Module, split: Split, batch_size: int, num_classes: int
+    model: nn.Module,
+    split: Split,
+    batch_size: int,
+    num_classes: int,
+    precision: Precision = "float32",
 ) -> Evaluation:
-    """Evaluate a model on a split in batches of `batch_size`.
+    """Evaluate a model on a split in batches of `batch_size`, in the given precision.
 
     A single process on a GPU uses the largest batches that fit in memory instead. Several
     processes share the batches, and each of them returns the evaluation of the whole split.
     """
     share = Share(distributed.rank(), distributed.num_ranks())
     if split.loader.device.type == "cpu" or share.num_ranks > 1:
-        return evaluate(model, split.eval_batches(batch_size, share), num_classes)
+        batches = split.eval_batches(batch_size, share)
+        return evaluate(model, batches, num_classes, precision)
 
     from accelerate.utils import find_executable_batch_size  # slow to import, for GPUs only
 
@@ -66,14 +72,19 @@ def evaluate_split(
         return size
 
     def evaluate_in_batches(size: int) -> Evaluation:
-        return evaluate(model, split.eval_batches(size), num_classes)
+        return evaluate(model, split.eval_batches(size), num_classes, precision)
 
     run = find_executable_batch_size(evaluate_in_batches, size, reduce_batch_size_fn=halve)
     return cast(Evaluation, run())
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    num_classes: int,
+    precision: Precision = "float32",
+) -> Evaluation:
     """Evaluate a model on every item of the batches; rows labeled PADDING are ignored.
 
     The model is in evaluation mode during the call, which freezes its memory, and returns to its
@@ -84,7 +95,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int) -> Ev
     losses, labels, predicted = [], [], []
     try:
         for batch in batches:
-            logits = model(batch.images, batch.questions).logits.float()
+            with autocast(batch.images.device, precision):
+                logits = model(batch.images, batch.questions).logits.float()
             losses.append(
                 cross_entropy(logits, batch.labels, ignore_index=PADDING, reduction="sum")
             )

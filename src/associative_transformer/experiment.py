@@ -16,6 +16,7 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from associative_transformer.compute import CompileSetting, read_flag
 from associative_transformer.data import DataConfig, DataSet, ImagesConfig
 from associative_transformer.data.augment import RAW
 from associative_transformer.files import first_error, read_file, write_file
@@ -82,9 +83,10 @@ class TrainConfig(Optimization):
     seed: int = 0
     """Seed for weights, batch order, augmentation and dropout."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 means autocast; auto uses it on GPUs that support it, and float32 elsewhere."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    """bfloat16 means autocast; auto uses it on GPUs and CPUs with instructions for it, unless the
+    model is faster in float32."""
+    compile: CompileSetting = "auto"
+    """Compile the model with torch.compile; auto: if that saves time within the run."""
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints, in addition to the one after each epoch."""
     log_every: int = 50
@@ -97,6 +99,7 @@ class TrainConfig(Optimization):
     """Stop at the first value that is not finite and name the operation that produced it; slow."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compile", read_flag(self.compile))
         for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.epochs <= MAX_EPOCHS, "epochs", f"at most {MAX_EPOCHS:,}", self.epochs)
@@ -111,9 +114,9 @@ class TrainConfig(Optimization):
         _require(0 < limit < math.inf, "clip_norm", "positive and finite, or None", limit)
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
-        if self.compile and self.detect_anomaly:
+        if self.compile == "on" and self.detect_anomaly:
             raise ValueError(
-                "detect_anomaly cannot inspect a compiled model: set one of them to False"
+                "detect_anomaly cannot inspect a compiled model: remove it, or set compile to off"
             )
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
@@ -214,7 +217,9 @@ def identifying_fields(experiment: Experiment) -> dict[str, object]:
     """
     saved = _ADAPTER.dump_python(experiment, mode="json")
     leaves = _flatten(experiment, saved, omit_added=True)
-    return {name: value for name, value in leaves if name not in _CIRCUMSTANCES}
+    values = {name: value for name, value in leaves if name not in _CIRCUMSTANCES}
+    values["train.compile"] = values["train.compile"] == "on"  # a flag in version 0.1
+    return values
 
 
 def differences(mine: Experiment, other: Experiment) -> dict[str, tuple[object, object]]:
@@ -222,7 +227,7 @@ def differences(mine: Experiment, other: Experiment) -> dict[str, tuple[object, 
 
     Circumstances are ignored. The value of a field that an experiment does not have is None.
     """
-    a, b = list_fields(mine), list_fields(other)
+    a, b = (list_fields(each) | identifying_fields(each) for each in (mine, other))
     names = sorted(identifying_fields(mine).keys() | identifying_fields(other).keys())
     pairs = {name: (a.get(name), b.get(name)) for name in names}
     return {name: values for name, values in pairs.items() if values[0] != values[1]}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from associative_transformer.compute import Precision, autocast
 from associative_transformer.data import DataConfig, list_image_files
 from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.listing import name_skipped
@@ -37,6 +38,7 @@ def predict_files(
     on_error: Literal["stop", "skip"] = "stop",
     question: Questions | None = None,
     skipped: list[UnreadableImage] | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
@@ -46,7 +48,8 @@ def predict_files(
     printed to stderr and added to `skipped`, once for each file.
     """
     skipped = [] if skipped is None else skipped
-    return _predict(model, _image_files(paths), data, batch_size, on_error, question, skipped)
+    files = _image_files(paths)
+    return _predict(model, files, data, batch_size, on_error, question, skipped, precision)
 
 
 def _predict(
@@ -57,6 +60,7 @@ def _predict(
     on_error: Literal["stop", "skip"],
     question: Questions | None,
     skipped: list[UnreadableImage],
+    precision: Precision,
 ) -> Iterator[Prediction]:
     model.eval()
     device = next(model.parameters()).device
@@ -76,7 +80,8 @@ def _predict(
         if images:
             with torch.inference_mode():
                 questions = None if vector is None else vector.expand(len(images), -1)
-                logits = model(torch.stack(images).to(device), questions).logits
+                with autocast(device, precision):
+                    logits = model(torch.stack(images).to(device), questions).logits
                 probabilities = logits.float().softmax(dim=-1).cpu()
             yield from map(Prediction, readable, probabilities)
     name_skipped(skipped)

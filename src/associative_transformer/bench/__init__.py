@@ -37,7 +37,7 @@ from associative_transformer.bench.timing import matrix_product, measure_memory,
 from associative_transformer.bench.variants import (
     Variant,
     Workload,
-    choose_precision,
+    find_precision,
     find_variant,
 )
 from associative_transformer.experiment import TrainConfig
@@ -54,7 +54,7 @@ __all__ = [
     "Variant",
     "Verdict",
     "Workload",
-    "choose_precision",
+    "find_precision",
     "find_variant",
     "loading_benchmarks",
     "measure",
@@ -99,11 +99,11 @@ def measure(
     process for each benchmark; `use_memory=False` skips it.
     """
     runs = {each.name: each.prepare() for each in benchmarks}
-    accelerator = make_accelerator(train, ProjectConfiguration())
-    runs[PRODUCT], product_operations = matrix_product(accelerator)
-    times = time_in_turn(runs, rounds, accelerator.device)
+    device = make_accelerator(train, ProjectConfiguration()).device
+    runs[PRODUCT], product_operations = matrix_product(device, find_precision(train))
+    times = time_in_turn(runs, rounds, device)
     del runs
-    if accelerator.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # for the processes that measure the memory
     peak = product_operations / median(times[PRODUCT])
     seconds, best = (
@@ -117,7 +117,7 @@ def measure(
             each.samples / seconds[each.name],
             seconds[each.name] / seconds[rival],
             best[each.name] / best[rival],
-            measure_memory(each.name, each.prepare, accelerator.device, each.excluded_bytes)
+            measure_memory(each.name, each.prepare, device, each.excluded_bytes)
             if use_memory
             else None,
             None if each.operations is None else each.operations / seconds[each.name] / peak,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from associative_transformer import functional
+from associative_transformer.compute import Precision, autocast, choose_precision
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.kernels import PoolAttention, sparse
 from associative_transformer.training.step import make_accelerator
@@ -44,9 +45,10 @@ def prepare_write(name: str, sizes: PoolSizes, train: TrainConfig) -> Callable[[
     of the write (and, with `train.compile`, of the compiler) to the peak.
     """
     accelerator = make_accelerator(train, ProjectConfiguration())
-    _WriteBenchmark(build_workspace(name, TINY), TINY, accelerator)()
-    write = _WriteBenchmark(build_workspace(name, sizes), sizes, accelerator)
-    if train.compile:
+    precision = choose_precision(train.precision, accelerator.device, None).precision
+    _WriteBenchmark(build_workspace(name, TINY), TINY, accelerator, precision)()
+    write = _WriteBenchmark(build_workspace(name, sizes), sizes, accelerator, precision)
+    if train.compile == "on":
         write.write = torch.compile(write.write)
     return write
 
@@ -70,9 +72,13 @@ class _WriteBenchmark:
     """Computes the gradient of the write with respect to a random pool and the weights."""
 
     def __init__(
-        self, workspace: GlobalWorkspace, sizes: PoolSizes, accelerator: Accelerator
+        self,
+        workspace: GlobalWorkspace,
+        sizes: PoolSizes,
+        accelerator: Accelerator,
+        precision: Precision,
     ) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.precision = accelerator, precision
         self.workspace = workspace.to(accelerator.device)
         self.write = self.workspace.write
         self.pool = torch.randn(sizes.tokens, sizes.embed_dim, device=accelerator.device)
@@ -81,7 +87,7 @@ class _WriteBenchmark:
     def __call__(self) -> Tensor:
         self.pool.grad = None
         self.workspace.zero_grad()
-        with self.accelerator.autocast():
+        with autocast(self.accelerator.device, self.precision):
             written = self.write(self.pool)
         loss = written.priors.square().sum() + written.balance_loss
         torch.autograd.backward(loss)

@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
+from associative_transformer.compute import Precision, autocast
 from associative_transformer.interface import UserError
 
 Run = Callable[[], object]
@@ -36,14 +36,13 @@ def time_in_turn(
     return seconds
 
 
-def matrix_product(accelerator: Accelerator) -> tuple[Run, int]:
+def matrix_product(device: torch.device, precision: Precision) -> tuple[Run, int]:
     """Return a large matrix product, to show how fast the device is, and its operations."""
-    device = accelerator.device
     size = CPU_MATRIX_SIZE if device.type == "cpu" else MATRIX_SIZE
     a, b = torch.rand(2, size, size, device=device)
 
     def multiply() -> object:
-        with accelerator.autocast():
+        with autocast(device, precision):
             return a @ b
 
     return multiply, 2 * size**3

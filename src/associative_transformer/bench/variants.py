@@ -15,13 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from associative_transformer import functional
+from associative_transformer.compute import Precision, autocast, choose_precision
 from associative_transformer.experiment import Experiment, TrainConfig
-from associative_transformer.interface import Batch, ModelOutput, UserError
+from associative_transformer.interface import ModelOutput, UserError
 from associative_transformer.kernels import PoolAttention
 from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
+from associative_transformer.training.computing import random_batch
 from associative_transformer.training.step import TrainingStep, make_accelerator
 
 Workload = Literal["step", "infer"]
@@ -158,31 +160,25 @@ def prepare_model(variant: Variant, workload: Workload) -> Callable[[], object]:
     train = experiment.train
     accelerator = make_accelerator(train, ProjectConfiguration())
     model = variant.build(experiment.model)
-    batch = random_batch(experiment, accelerator.device)
+    batch = random_batch(experiment, train.batch_size, accelerator.device)
     if workload == "step":
-        return partial(TrainingStep(model, train, accelerator), batch)
+        step = TrainingStep(model, train, accelerator)
+        if train.compile == "on":
+            step.compile()
+        return partial(step, batch)
     model = model.to(accelerator.device).eval()
-    if train.compile:
+    if train.compile == "on":
         model.compile()
 
     @torch.inference_mode()
     def infer() -> object:
-        with accelerator.autocast():
+        with autocast(accelerator.device, find_precision(train)):
             return model(batch.images, batch.questions)
 
     return infer
 
 
-def random_batch(experiment: Experiment, device: torch.device) -> Batch:
-    """Return a batch of random pixels from 0 to 1, random questions and random labels."""
-    model, size = experiment.model, experiment.train.batch_size
-    side, question_dim = model.image_size, getattr(model, "question_dim", 0)
-    images = torch.rand(size, model.num_channels, side, side, device=device)
-    questions = torch.rand(size, question_dim, device=device) if question_dim else None
-    return Batch(images, questions, torch.randint(model.num_classes, (size,), device=device))
-
-
-def choose_precision(train: TrainConfig) -> Literal["float32", "bfloat16"]:
+def find_precision(train: TrainConfig) -> Precision:
     """Return the precision of `train`; "auto" is replaced by the one it selects on the device."""
-    mixed = make_accelerator(train, ProjectConfiguration()).mixed_precision
-    return "bfloat16" if mixed == "bf16" else "float32"
+    device = make_accelerator(train, ProjectConfiguration()).device
+    return choose_precision(train.precision, device, None).precision

@@ -30,7 +30,8 @@ class Options:
     rounds: int = 10
     """Number of timed rounds, after two rounds of warm-up."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numeric precision; bfloat16 is autocast, and auto selects it on a GPU that supports it."""
+    """Numeric precision; bfloat16 is autocast, and auto selects it on a device with instructions
+    for it."""
     compile: bool = False
     """Compile the measured function with torch.compile."""
     device: Literal["auto", "cpu"] = "auto"
@@ -53,7 +54,8 @@ class Options:
         """The precision, compilation and device as a training configuration."""
         from associative_transformer.experiment import TrainConfig
 
-        return TrainConfig(precision=self.precision, compile=self.compile, device=self.device)
+        compile_setting: Literal["on", "off"] = "on" if self.compile else "off"
+        return TrainConfig(precision=self.precision, compile=compile_setting, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +185,9 @@ def _parse(arguments: list[str]) -> AnyOptions:
         given = f", not {first!r}" if first else ""
         raise UserError(f"the first argument of `ait bench` must be {CHOICES}{given}{hint}")
     options = parse(BenchOptions, arguments, "bench").benchmark
-    from associative_transformer.bench import choose_precision
+    from associative_transformer.bench import find_precision
 
-    return replace(options, precision=choose_precision(options.train))
+    return replace(options, precision=find_precision(options.train))
 
 
 def _plan(options: AnyOptions) -> "associative_transformer.bench.Plan":

@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> None:
         distributed.check_same([hashlib.sha256(x).hexdigest() for x in (weights, labels)])
         ranks = distributed.num_ranks()
         batch_size = ranks * min(options.batch_size, math.ceil(len(data.test) / ranks))
-        scores = evaluate_split(saved.model.to(device), data.test, batch_size, len(saved.classes))
+        model, precision = saved.model.to(device), saved.precision
+        scores = evaluate_split(model, data.test, batch_size, len(saved.classes), precision)
     if not distributed.is_first():
         return
     summary = summarize(scores, data)

@@ -140,6 +140,9 @@ def choose_device(name: str) -> "torch.device":
     """
     import torch
 
+    from associative_transformer.compute import set_up_cpu
+
+    set_up_cpu()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -95,7 +95,14 @@ def run(arguments: list[str]) -> None:
         (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
     skipped: list[UnreadableImage] = []
     predictions = predict_files(
-        model, options.paths, data, options.batch_size, options.on_error, question, skipped
+        model,
+        options.paths,
+        data,
+        options.batch_size,
+        options.on_error,
+        question,
+        skipped,
+        saved.precision,
     )
     with open_output(options.output) as file:
         write_predictions(predictions, classes, options.top, options.file_format, file, sentence)

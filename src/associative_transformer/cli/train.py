@@ -56,9 +56,12 @@ def run(arguments: list[str]) -> None:
     if name.startswith("-"):
         raise UserError(f"`ait train` needs the name of a RECIPE before {name}: see `ait list`")
     recipe = find_recipe(name)
-    options = parse(TrainOptions, arguments[1:], f"train {name}", TrainOptions(recipe))
+    words = _read_flags(arguments[1:])
+    options = parse(TrainOptions, words, f"train {name}", TrainOptions(recipe))
+    from associative_transformer.compute import set_up_cpu
     from associative_transformer.training.loop import train
 
+    set_up_cpu()
     experiment = options.experiment
     if experiment.name == name and fingerprint(experiment) != fingerprint(recipe):
         experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
@@ -76,6 +79,19 @@ def run(arguments: list[str]) -> None:
     if options.report_every is not None:
         report = _write_final_report(folder, experiment.train.device)
     _print_result(result, folder, report)
+
+
+def _read_flags(words: list[str]) -> list[str]:
+    """Return the words with --train.compile and --train.no-compile, once flags, as settings."""
+    read: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--train.no-compile":
+            read += ["--train.compile", "off"]
+        elif word == "--train.compile" and (not following or following.startswith("-")):
+            read += [word, "on"]
+        else:
+            read.append(word)
+    return read
 
 
 def _report_every(epochs: int | None) -> Callable[[Path], None] | None:

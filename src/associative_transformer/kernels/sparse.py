@@ -20,9 +20,13 @@ from torch.nn.functional import embedding_bag
 
 from associative_transformer import functional
 from associative_transformer.functional import Selection
+from associative_transformer.kernels.largest import largest
 
 CHUNK = 16_384
 """Number of tokens whose similarities are in memory at the same time."""
+DENSE = 32
+"""Pools of at most this many times K tokens: in bfloat16, a matrix product with all tokens is then
+faster than gathering the winners (`benchmarks/write_parts.py`)."""
 
 
 def pooled_attention(
@@ -83,11 +87,12 @@ def find_most_similar(
             similarity = queries @ chunk.mT
         else:  # for more priors than D, computing the keys takes fewer operations
             similarity = (q @ (w_k @ chunk.mT)).flatten(0, 1)
-        top, index = similarity.topk(min(bottleneck, similarity.shape[1]), dim=-1)
-        best, chosen = torch.cat([best, top], dim=-1), torch.cat([chosen, index + start], dim=-1)
+        index = largest(similarity, min(bottleneck, similarity.shape[1]))
+        best = torch.cat([best, similarity.gather(1, index)], dim=-1)
+        chosen = torch.cat([chosen, index + start], dim=-1)
         if start:
-            best, index = best.topk(min(bottleneck, best.shape[1]), dim=-1)
-            chosen = chosen.gather(1, index)
+            index = largest(best, min(bottleneck, best.shape[1]))
+            best, chosen = best.gather(1, index), chosen.gather(1, index)
     return best, chosen
 
 
@@ -145,18 +150,15 @@ def weigh_and_sum_backward(
     chosen: Int[Tensor, "R K"],
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "T E"]]:
     """Return the gradients of `queries` and `tokens`, given those of the weights and the sums."""
-    num_rows, bottleneck = chosen.shape
-    starts = torch.arange(0, chosen.numel(), bottleneck, device=chosen.device)
-    rows = torch.arange(num_rows, device=chosen.device).repeat_interleave(bottleneck)
-    agreement = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        mixed_grad.contiguous(), tokens, chosen.flatten(), starts, rows, 0
-    )  # dot product of each chosen token and the gradient of the sum that contains it
-    slope = weight * (weight_grad + agreement.view_as(weight))  # gradient of the similarity
+    agreement = _dot_products(mixed_grad, tokens, chosen)
+    slope = weight * (weight_grad + agreement)  # gradient of the similarity
     queries_grad = _weighted_sum(slope, chosen, tokens)
     # each row contributes twice to the gradient of a token: through its similarity and its value
-    token, order = chosen.flatten().sort(stable=True)
+    num_rows, bottleneck = chosen.shape
+    token, order = _sort(chosen.flatten())
     starts = torch.searchsorted(token, torch.arange(len(tokens), device=token.device))
-    rows = torch.stack([rows[order], rows[order] + num_rows], dim=-1)
+    row = order // bottleneck
+    rows = torch.stack([row, row + num_rows], dim=-1)
     weights = torch.stack([slope.flatten()[order], weight.flatten()[order]], dim=-1)
     tokens_grad = embedding_bag(
         rows.flatten(),
@@ -201,3 +203,30 @@ def _weighted_sum(
 ) -> Float[Tensor, "R E"]:
     """Sum the chosen tokens of each row with their weights."""
     return embedding_bag(chosen, tokens, mode="sum", per_sample_weights=weight.to(tokens.dtype))
+
+
+def _dot_products(
+    rows: Float[Tensor, "R E"], tokens: Float[Tensor, "T E"], chosen: Int[Tensor, "R K"]
+) -> Float[Tensor, "R K"]:
+    """Return the dot product of each row with each of its chosen tokens."""
+    num_rows, bottleneck = chosen.shape
+    if rows.dtype == torch.bfloat16 and len(tokens) <= DENSE * bottleneck:
+        return (rows @ tokens.mT).gather(1, chosen)
+    starts = torch.arange(0, chosen.numel(), bottleneck, device=chosen.device)
+    row = torch.arange(num_rows, device=chosen.device).repeat_interleave(bottleneck)
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows.contiguous(), tokens, chosen.flatten(), starts, row, 0
+    )
+    return products.view_as(chosen)
+
+
+def _sort(x: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Return the numbers in ascending order, and the position of each; equal ones keep theirs.
+
+    The numbers must be at least 0 and below 2^31.
+    """
+    if x.device.type != "cpu" or len(x) > 2**32:
+        return x.sort(stable=True)
+    keys = (x << 32) | torch.arange(len(x))
+    keys.numpy().sort()  # with vector instructions, which torch does not use
+    return keys >> 32, keys & (2**32 - 1)

@@ -92,6 +92,11 @@ class BRIMsConfig:
         """Whether images are pixels from 0 to 1, not normalized."""
         return True
 
+    @property
+    def is_faster_in_float32(self) -> bool:
+        """Whether its matrix products are too small for bfloat16 to pay on a CPU."""
+        return True
+
 
 class LSTMState(NamedTuple):
     """State of the modules of a layer between two steps."""

@@ -18,9 +18,9 @@ from einops import rearrange
 from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from associative_transformer.interface import ModelOutput
+from associative_transformer.kernels.attention import attention
 from associative_transformer.models.layers import (
     Float32Linear,
     LinearTokenEmbed,
@@ -204,7 +204,7 @@ class SharedWorkspace(nn.Module):
     ) -> Float[Tensor, "B N E"]:
         """Let each token read from all slots, without competition."""
         q, k, v = (self.split(x) for x in (self.to_q(u), self.to_k(slots), self.to_v(slots)))
-        read = scaled_dot_product_attention(q, k, v, scale=self.config.scale)
+        read = attention(q, k, v, scale=self.config.scale)
         return rearrange(read, "b s n d -> b n (s d)")
 
     def split(self, x: Float[Tensor, "B X F"]) -> Float[Tensor, "B S X D"]:

@@ -14,9 +14,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from associative_transformer.kernels.attention import attention
 from associative_transformer.workspace import check_count, check_shape
 
 Output = TypeVar("Output")
@@ -125,7 +126,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         qkv = rearrange(self.to_qkv(x), "b n (z h d) -> z b h n d", z=3, h=self.num_heads)
-        attended = scaled_dot_product_attention(*qkv)
+        attended = attention(*qkv)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
     def scores(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B H N N"]:
@@ -149,7 +150,7 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "B N E"]:
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.num_heads)
         k, v = rearrange(self.to_kv(context), "b l (z h d) -> z b h l d", z=2, h=self.num_heads)
-        attended = scaled_dot_product_attention(q, k, v)
+        attended = attention(q, k, v)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
 

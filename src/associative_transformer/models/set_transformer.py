@@ -18,9 +18,10 @@ from einops import rearrange
 from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
-from torch.nn.functional import relu, scaled_dot_product_attention
+from torch.nn.functional import relu
 
 from associative_transformer.interface import ModelOutput
+from associative_transformer.kernels.attention import attention
 from associative_transformer.models.layers import (
     Float32Linear,
     LinearTokenEmbed,
@@ -115,7 +116,7 @@ class MAB(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         projected = self.to_q(x), self.to_k(y), self.to_v(y)
         q, k, v = (rearrange(z, "b n (h d) -> b h n d", h=self.num_heads) for z in projected)
-        attended = scaled_dot_product_attention(q, k, v, scale=self.scale)
+        attended = attention(q, k, v, scale=self.scale)
         o = self.norm0(rearrange(q + attended, "b h n d -> b n (h d)"))
         return self.norm1(o + relu(self.feed_forward(o)))
 

@@ -41,6 +41,7 @@ class TrainingState:
     best_digest: str = ""  # of the weights in checkpoint/best
     data: str = ""  # digest of the data set
     precision: str = ""  # float32 or bfloat16
+    compiled: bool | None = None  # None: not decided, as in version 0.1
     pools: int = 1  # pools of tokens; more than one if nodes or processes have their own
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
@@ -50,11 +51,6 @@ class TrainingState:
             raise UserError(
                 f"the run in {folder} was trained on different data with the same name: "
                 "pass the same --data.source, or use the same version of this package"
-            )
-        if self.precision != current.precision:
-            raise UserError(
-                f"the run in {folder} was trained in {self.precision}, but this device uses "
-                f"{current.precision}: resume it on the same kind of device"
             )
         if self.pools != current.pools:
             raise UserError(

@@ -130,13 +130,18 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
 
 
 def as_recorded(experiment: Experiment, folder: Path, resume: bool) -> Experiment:
-    """Return the experiment with what a run that is resumed has recorded about its data.
+    """Return the experiment with what a run that is resumed has recorded.
 
-    Version 0.1 recorded no choice of validation images, which were any training images, and no
-    computed normalization.
+    That is whether its model is compiled, and facts about its data. Version 0.1 recorded no choice
+    of validation images, which were any training images, and no computed normalization.
     """
+    if not resume:
+        return experiment
+    recorded_train = load_experiment(folder / "experiment.yaml").train
+    train = replace(experiment.train, compile=recorded_train.compile)
+    experiment = replace(experiment, train=train)
     splits = getattr(experiment.data, "splits", None)
-    if splits is None or not resume:
+    if splits is None:
         return experiment
     text = (folder / "experiment.yaml").read_text(encoding="utf-8")
     recorded = yaml.safe_load(text)["data"].get("splits")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from associative_transformer.compute import Precision
 from associative_transformer.data import DataConfig, DataSet, HeldOut
 from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
 from associative_transformer.evaluate import KindScore, Summary
@@ -71,6 +72,8 @@ class RunResult:
     weights: str | None = None  # digest of model.safetensors; this and below: not in early runs
     train_images: int | None = None  # with the validation images
     data_of_test: str | None = None  # digest of the test images
+    test_precision: Precision = "float32"  # of all scores
+    compiled: bool = False
     timing: RunTiming | None = None
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from associative_transformer import distributed
+from associative_transformer.compute import Precision
 from associative_transformer.data import HeldOut
 from associative_transformer.data.parquet import find_classes
 from associative_transformer.experiment import Experiment, load_experiment
@@ -77,6 +78,11 @@ class SavedRun(NamedTuple):
     model: PretrainedModel
     classes: tuple[str, ...]
     result: RunResult | None = None  # None for a model that was not read from a run folder
+
+    @property
+    def precision(self) -> Precision:
+        """The precision in which the model was scored."""
+        return "float32" if self.result is None else self.result.test_precision
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -41,6 +41,7 @@ from associative_transformer.runs.result import (
 )
 from associative_transformer.runs.saved import digest_of_model, restore_result, save_model
 from associative_transformer.training import checks
+from associative_transformer.training.computing import prepare_step
 from associative_transformer.training.meter import EpochMeter
 from associative_transformer.training.progress import TrainingProgress
 from associative_transformer.training.schedule import learning_rate
@@ -103,10 +104,7 @@ class TrainingRun:
         self.model = build_model(experiment.model)
         self.take_step = TrainingStep(self.model, self.config, self.accelerator)
         self.history = History()
-        precision = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
-        self.state = TrainingState(
-            data=self.data.digest, precision=precision, pools=self.take_step.num_pools
-        )
+        self.state = TrainingState(data=self.data.digest, pools=self.take_step.num_pools)
         self.meter = EpochMeter(self.state, self.config.batch_size, self.device)
 
     def train(self, on_epoch_end: Callable[[Path], None] | None = None) -> RunResult:
@@ -119,6 +117,8 @@ class TrainingRun:
             bar.write(line)
         stop = StopSignals(checks.agree if self.share.num_ranks > 1 else None)
         with stop, bar:
+            num_steps = c.epochs * self.steps_per_epoch - done
+            prepare_step(self.take_step, self.state, self.experiment, num_steps, bar.write)
             self._train_epochs(stop, bar, on_epoch_end)
             with stop.interruptible():
                 last = self._evaluate(self.data.test)
@@ -190,9 +190,9 @@ class TrainingRun:
         return None if self.data.validation is None else self._evaluate(self.data.validation)
 
     def _evaluate(self, split: Split) -> Evaluation:
-        """Score a split in float32, as `ait eval` does."""
-        num_classes = self.experiment.model.num_classes
-        return evaluate_split(self.model, split, self.config.batch_size, num_classes)
+        """Score a split in the precision of the run, as `ait eval` does."""
+        size, num_classes = self.config.batch_size, self.experiment.model.num_classes
+        return evaluate_split(self.model, split, size, num_classes, self.take_step.precision)
 
     def _end_epoch(self, validation: Evaluation | None, bar: TrainingProgress) -> None:
         """Write the metrics of the epoch, then save the run as of the start of the next one."""
@@ -255,6 +255,8 @@ class TrainingRun:
             **data_fields(self.data),
             data=state.data,
             precision=state.precision,
+            test_precision=self.take_step.precision,
+            compiled=bool(state.compiled),
             live_parameters=sum(p.numel() for p in self.model.parameters()),
             total_parameters=self.model.reference_parameters(),
             classes=tuple(self.data.class_names),

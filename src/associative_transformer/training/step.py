@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
+from associative_transformer.compute import autocast, choose_precision
 from associative_transformer.experiment import Experiment, TrainConfig, identifying_fields
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
@@ -91,8 +92,7 @@ class TrainingStep:
         self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
         pools = {over_ranks.num_pools(workspace.config.pool) for workspace in self.workspaces}
         self.num_pools = max(pools, default=1)
-        if train.compile:
-            self.model.compile(fullgraph=True)
+        self.precision = choose_precision(train.precision, accelerator.device, None).precision
         is_detached = any(not w.config.differentiable_write for w in self.workspaces)
         self.replica = distributed.replicate(self.model, accelerator.device, is_detached)
         self.optimizer = torch.optim.AdamW(
@@ -127,6 +127,24 @@ class TrainingStep:
         self.skipped.count(is_bad)
         return torch.where(is_bad, 0.0, sums)
 
+    def try_out(self, batch: Batch) -> None:
+        """Compute the gradient of a batch, but keep weights, memory and random state."""
+        old_buffers = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.random.fork_rng():
+            for micro in self._split(batch):
+                self._accumulate(micro)
+        self.optimizer.zero_grad()
+        for buffer, old in zip(self.model.buffers(), old_buffers, strict=True):
+            buffer.copy_(old)
+
+    def compile(self) -> None:
+        """Compile the model when it is called next: one graph for training, one for evaluation."""
+        self.model.compile(fullgraph=True)
+
+    def undo_compile(self) -> None:
+        """Call the model as it was before `compile`; torch has no public function for that."""
+        self.model._compiled_call_impl = None
+
     def seed(self, *position: int) -> None:
         """Seed torch from the position in the run, so that a resumed run draws the same numbers.
 
@@ -147,7 +165,7 @@ class TrainingStep:
 
     def _accumulate(self, batch: Batch) -> Sums:
         """Add the gradient of a micro-batch and return the sums over its images."""
-        with self.accelerator.autocast():
+        with autocast(self.accelerator.device, self.precision):
             logits, aux_loss = self.replica(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), batch.labels)
         total = loss + aux_loss
@@ -191,7 +209,7 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
 
 
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
-    """Choose device, precision and tracker, and join the processes of a launcher.
+    """Choose device and tracker, and join the processes of a launcher.
 
     Raises UserError if the tracker is not installed, if there is no GPU although one is asked
     for, or if the variables of a launcher are incomplete.
@@ -201,10 +219,6 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
         raise UserError(
             "--train.device cuda: torch finds no GPU on this machine; pass --train.device auto"
         )
-    precision = train.precision
-    if precision == "auto":
-        is_fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if is_fast else "float32"
     tracker = None if train.tracker == "none" else train.tracker
     if tracker and LoggerType(tracker) not in get_available_trackers():
         raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
@@ -213,7 +227,7 @@ def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accel
     with hidden_variables():
         return Accelerator(
             cpu=not has_gpu,
-            mixed_precision="bf16" if precision == "bfloat16" else "no",
+            mixed_precision="no",  # the step itself turns autocast on
             log_with=tracker,
             project_config=project,
             kwargs_handlers=[InitProcessGroupKwargs(init_method=address)],

@@ -1,0 +1,34 @@
+"""Softmax attention of queries to all keys, in the fastest form for the device and precision.
+
+Dims     B batch   H heads   N queries   L keys   D head width
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+MAX_PLAIN = 512
+"""Largest number of keys for which two products and a softmax are faster in bfloat16 on a CPU than
+torch's fused attention (`benchmarks/attention.py`)."""
+
+
+def attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H L D"],
+    v: Float[Tensor, "B H L D"],
+    scale: float | None = None,
+) -> Float[Tensor, "B H N D"]:
+    """Return softmax(scale q kᵀ) v, with a scale of 1 / sqrt(D) by default.
+
+    On a CPU, the fused kernel of torch 2.14 is slow in bfloat16 if there are few keys, above all
+    its backward pass.
+    """
+    is_fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > MAX_PLAIN
+    if is_fused:
+        return scaled_dot_product_attention(q, k, v, scale=scale)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    similarity = (scale * q) @ k.mT  # (B, H, N, L)
+    return similarity.softmax(dim=-1) @ v
