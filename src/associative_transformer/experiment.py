@@ -83,8 +83,7 @@ class TrainConfig(Optimization):
     seed: int = 0
     """Seed for weights, batch order, augmentation and dropout."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 means autocast; auto uses it on GPUs and CPUs with instructions for it, unless the
-    model is faster in float32."""
+    """bfloat16 means autocast; auto uses it if the hardware has instructions for it."""
     compile: CompileSetting = "auto"
     """Compile the model with torch.compile; auto: if that saves time within the run."""
     checkpoint_every: int | None = None
@@ -115,9 +114,7 @@ class TrainConfig(Optimization):
         every = self.checkpoint_every
         _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
         if self.compile == "on" and self.detect_anomaly:
-            raise ValueError(
-                "detect_anomaly cannot inspect a compiled model: remove it, or set compile to off"
-            )
+            raise ValueError("detect_anomaly cannot inspect a compiled model: set compile to off")
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into accumulation_steps "
