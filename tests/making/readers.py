@@ -458,7 +458,7 @@ def damage_line(line: list[str], others: Sequence[list[str]], random: Random) ->
         k = int(random.integers(1, len(kept)))
         match int(random.integers(4)):
             case 0:
-                word = damage(kept[k].encode(), [b"--train.lr"], random)
+                word = damage(kept[k].encode(errors="surrogateescape"), [b"--train.lr"], random)
                 kept[k] = word.replace(b"\0", b"")[:5_000].decode(errors="surrogateescape")
             case 1:
                 kept[k] = str(pick(VALUES_ON_A_LINE, random))
