@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.utils import ProjectConfiguration
 from PIL import Image
 from torch import nn
 
@@ -23,7 +22,7 @@ from associative_transformer.bench import (
     PoolSizes,
     Variant,
     Workload,
-    choose_precision,
+    find_precision,
     find_variant,
     loading,
     loading_benchmarks,
@@ -39,7 +38,7 @@ from associative_transformer.bench.timing import (
     peak_memory,
     time_in_turn,
 )
-from associative_transformer.bench.variants import TimmViT, prepare_model, random_batch
+from associative_transformer.bench.variants import TimmViT, prepare_model
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader
 from associative_transformer.experiment import Experiment, TrainConfig
@@ -50,7 +49,7 @@ from associative_transformer.models.ait import AiT
 from associative_transformer.models.relation_network import ConvMLPConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
-from associative_transformer.training.step import make_accelerator
+from associative_transformer.training.computing import random_batch
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
 
 CPU = torch.device("cpu")
@@ -125,7 +124,7 @@ def test_the_matrix_product_has_the_precision_of_the_run(
     train: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "CPU_MATRIX_SIZE", 8)
-    multiply, operations = matrix_product(make_accelerator(train, ProjectConfiguration()))
+    multiply, operations = matrix_product(CPU, train.precision)
     product = multiply()
     assert isinstance(product, torch.Tensor)
     assert (product.shape, product.dtype) == ((8, 8), getattr(torch, train.precision))
@@ -210,9 +209,9 @@ def test_two_small_models_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_is_replaced_by_the_precision_that_it_selects() -> None:
-    assert choose_precision(replace(TRAIN, precision="auto")) == "float32"
-    assert choose_precision(TRAIN) == "float32"
-    assert choose_precision(HALF) == "bfloat16"
+    assert find_precision(replace(TRAIN, precision="auto")) == "float32"
+    assert find_precision(TRAIN) == "float32"
+    assert find_precision(HALF) == "bfloat16"
 
 
 # --- models ---
@@ -220,8 +219,8 @@ def test_auto_is_replaced_by_the_precision_that_it_selects() -> None:
 
 @pytest.mark.parametrize("experiment", [SMALL, ASKED], ids=lambda e: e.name)
 def test_a_random_batch_has_the_sizes_that_the_model_expects(experiment: Experiment) -> None:
-    images, questions, labels = random_batch(experiment, CPU)
     model, size = experiment.model, experiment.train.batch_size
+    images, questions, labels = random_batch(experiment, size, CPU)
     assert images.shape == (size, model.num_channels, model.image_size, model.image_size)
     assert 0 <= images.min() < images.max() <= 1
     if model.question_dim:

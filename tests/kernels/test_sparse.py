@@ -219,3 +219,29 @@ def test_an_attend_returns_the_selection_of_its_implementation_and_the_balance_l
 
 def test_the_default_attend_uses_the_fastest_implementation() -> None:
     assert kernels.attend == kernels.PoolAttention(kernels.pooled_attention)
+
+
+@pytest.mark.parametrize("dense", [0, 1_000], ids=["gathered", "dense"])
+def test_in_bfloat16_both_forms_of_the_gradient_equal_the_exact_one(
+    dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "DENSE", dense)
+    queries, tokens = (0.3 * torch.randn(n, 40) for n in (6, 50))
+    chosen = torch.stack([torch.randperm(50)[:9] for _ in queries])
+    slopes = torch.linspace(-1, 2, queries.numel()).view_as(queries)
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float64):
+        given = [x.bfloat16().to(dtype).requires_grad_() for x in (queries, tokens)]
+        similarity = (given[0] @ given[1].mT).gather(1, chosen)
+        if dtype == torch.bfloat16:
+            similarity = similarity.detach()  # its gradient flows to the queries and tokens
+            weight, mixed = sparse.weigh_and_sum(*given, similarity, chosen, similarity.amax(1))
+            shifted = weight
+        else:
+            shifted = (similarity - similarity.amax(1, keepdim=True).detach()).exp()
+            mixed = torch.einsum("rk,rke->re", shifted, given[1][chosen])
+        loss = (slopes * mixed).sum() + shifted.square().sum()
+        gradients.append(torch.autograd.grad(loss, given))
+    for mine, other in zip(*gradients, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(mine.double(), other, rtol=0, atol=0.02 * scale)

@@ -36,7 +36,7 @@ def test_an_environment_is_the_same_after_writing_and_reading(
     described = replace(describe_environment(CPU), variables=variables)
     write_environment(tmp_path, described)
     assert read_environment(tmp_path) == described
-    keys = ["python", "platform", "packages", "device", "cuda", "threads", "commit"]
+    keys = ["python", "platform", "packages", "device", "bfloat16", "cuda", "threads", "commit"]
     keys += ["variables"] * bool(variables)
     assert list(json.loads((tmp_path / "environment.json").read_text())) == keys
 

@@ -127,13 +127,18 @@ def measure(
 
 
 def tabulate_results(
-    plan: Plan, results: Sequence[BenchmarkResult], device: str, precision: str, rounds: int
+    plan: Plan, results: Sequence[BenchmarkResult], device: str, train: TrainConfig, rounds: int
 ) -> Table:
     """Return a table with one row for each benchmark of a plan."""
-    columns = ("variant", "ms", f"{plan.unit}/s", f"times {plan.rival}", "peak memory, GiB")
+    columns = (
+        *("variant", "precision", "compile", "ms", f"{plan.unit}/s"),
+        *(f"times {plan.rival}", "peak memory, GiB", "of matrix peak"),
+    )
     rows = [
         (
             each.name,
+            train.precision,
+            train.compile,
             f"{each.milliseconds:.1f}",
             f"{each.samples_per_second:,.0f}",
             f"{each.times_rival:.2f}",
@@ -142,6 +147,6 @@ def tabulate_results(
         )
         for each in results
     ]
-    group = RowGroup(f"{plan.sizes}, {precision}", rows)
+    group = RowGroup(plan.sizes, rows)
     notes = [f"Medians of {rounds} rounds in which the rows take turns.", plan.note]
-    return Table(f"{plan.title} on {device}", (*columns, "of matrix peak"), [group], notes)
+    return Table(f"{plan.title} on {device}", columns, [group], notes)

@@ -168,9 +168,8 @@ def run(arguments: list[str]) -> None:
         content = {"what": arguments[0], "rival": plan.rival, "options": asdict(options)}
         text = json.dumps({**content, "rows": rows, **asdict(environment)}, default=str)
     else:
-        precision = options.precision + ", compiled" * options.compile
         device = _describe(environment)
-        table = tabulate_results(plan, measured, device, precision, options.rounds)
+        table = tabulate_results(plan, measured, device, options.train, options.rounds)
         text = table.to_markdown() if options.format == "markdown" else table.to_terminal(100)
     with open_output(options.output) as file:
         file.write(text)
@@ -208,7 +207,8 @@ def _plan(options: AnyOptions) -> "associative_transformer.bench.Plan":
 def _describe(environment: "associative_transformer.runs.environment.Environment") -> str:
     import torch
 
-    return f"{environment.device}, {environment.threads} threads, torch {torch.__version__}"
+    parts = [environment.device, environment.bfloat16, f"{environment.threads} threads"]
+    return ", ".join([part for part in parts if part] + [f"torch {torch.__version__}"])
 
 
 def _check(arguments: list[str]) -> None:

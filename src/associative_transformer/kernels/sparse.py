@@ -155,7 +155,7 @@ def weigh_and_sum_backward(
     queries_grad = _weighted_sum(slope, chosen, tokens)
     # each row contributes twice to the gradient of a token: through its similarity and its value
     num_rows, bottleneck = chosen.shape
-    token, order = _sort(chosen.flatten())
+    token, order = chosen.flatten().sort(stable=True)
     starts = torch.searchsorted(token, torch.arange(len(tokens), device=token.device))
     row = order // bottleneck
     rows = torch.stack([row, row + num_rows], dim=-1)
@@ -218,15 +218,3 @@ def _dot_products(
         rows.contiguous(), tokens, chosen.flatten(), starts, row, 0
     )
     return products.view_as(chosen)
-
-
-def _sort(x: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """Return the numbers in ascending order, and the position of each; equal ones keep theirs.
-
-    The numbers must be at least 0 and below 2^31.
-    """
-    if x.device.type != "cpu" or len(x) > 2**32:
-        return x.sort(stable=True)
-    keys = (x << 32) | torch.arange(len(x))
-    keys.numpy().sort()  # with vector instructions, which torch does not use
-    return keys >> 32, keys & (2**32 - 1)

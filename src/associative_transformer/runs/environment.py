@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from associative_transformer.compute import find_bfloat16
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 from associative_transformer.runs.reading import read_json
@@ -31,6 +32,7 @@ class Environment:
     platform: str | None = None
     packages: dict[str, str | None] = field(default_factory=dict)  # versions by name
     device: str | None = None  # name of the GPU, or architecture of the CPU
+    bfloat16: str | None = None  # instructions that multiply bfloat16 matrices
     cuda: str | None = None  # version that torch was built with
     threads: int | None = None
     commit: str | None = None
@@ -45,6 +47,7 @@ def describe_environment(device: torch.device) -> Environment:
         platform=platform.platform(),
         packages={name: find_version(name) for name in PACKAGES},
         device=torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        bfloat16=find_bfloat16(device),
         cuda=torch.version.cuda if on_gpu else None,
         threads=torch.get_num_threads(),
         commit=find_commit(),
