@@ -7,7 +7,7 @@ minute to minutes, and pays if the remaining steps save more than that.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,7 @@ class Compilation(NamedTuple):
     reason: str
 
 
+@runtime_checkable
 class Compilable(Protocol):
     """A step whose model can be compiled."""
 
