@@ -42,6 +42,12 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
     Raises OSError if it cannot be read, and ValueError if it is larger or not a regular file.
     """
+    check_file(path, max_bytes)
+    return path.read_bytes()
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """Raise ValueError or OSError if a path is not a regular file of at most `max_bytes`."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -49,7 +55,6 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         raise ValueError("it is not a regular file")
     if status.st_size > max_bytes:
         raise ValueError(f"it has {status.st_size:,} bytes, more than {max_bytes:,}")
-    return path.read_bytes()
 
 
 def make_folder(folder: Path) -> None:

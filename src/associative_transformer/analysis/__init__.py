@@ -30,6 +30,7 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import SelfAttention
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.runs.reading import MAX_ARRAYS
 from associative_transformer.runs.saved import SavedRun
 
 __all__ = ["Analysis", "analyze", "load_analysis", "sample", "save_analysis"]
@@ -203,11 +204,12 @@ def load_analysis(folder: Path, data: str | None = None) -> Analysis | None:
             f"the analysis in {folder / 'analysis'} was measured on other images: pass --again to "
             "measure it on these, or the --source that it was measured on"
         )
-    results: dict[str, Any] = {
-        name: load_result(kind, folder / "analysis", name)
-        for name, (kind, _) in _TABLE.items()
-        if f"{name}.json" in complete.files
-    }
+    results: dict[str, Any] = {}
+    left = MAX_ARRAYS  # bytes of all results together
+    for name, (kind, _) in _TABLE.items():
+        if f"{name}.json" in complete.files:
+            results[name] = load_result(kind, folder / "analysis", name, left)
+            left -= sum(getattr(value, "nbytes", 0) for value in vars(results[name]).values())
     return Analysis(**results) if results else None
 
 

@@ -4,11 +4,13 @@ Dims     T epochs   L layers   M priors   D prior width
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from associative_transformer.functional import effective_rank
@@ -27,17 +29,23 @@ class Drift:
 
 def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:
     """Compare the memory after each epoch with the memory after the previous one."""
-    unit = normalize(torch.from_numpy(memory), dim=-1)
-    before, after = unit[:-1], unit[1:]
-    difference, total = (after - before).norm(dim=-1), (after + before).norm(dim=-1)
-    angle = 2 * torch.atan2(difference, total).rad2deg()  # an arc cosine is inexact near 0
-    first = torch.zeros_like(unit[:1, ..., 0])
+    units = (normalize(torch.from_numpy(priors), dim=-1) for priors in memory)  # to save memory
+    angles = [_angle(before, after) for before, after in pairwise(units)]
     ranks = [[effective_rank(layer) for layer in epoch] for epoch in torch.from_numpy(memory)]
     return Drift(
         epochs=list(range(1, len(memory) + 1)),
-        angle=torch.cat([first, angle]).mean(dim=-1).numpy(),
+        angle=np.array([np.zeros(memory.shape[1]), *angles], memory.dtype),
         effective_rank=np.array(ranks),
     )
+
+
+def _angle(
+    before: Float[Tensor, "L M D"], after: Float[Tensor, "L M D"]
+) -> Float[np.ndarray, " L"]:
+    """Return the mean angle between unit vectors in degrees."""
+    difference, total = (after - before).norm(dim=-1), (after + before).norm(dim=-1)
+    angle = 2 * torch.atan2(difference, total).rad2deg()  # an arc cosine is inexact near 0
+    return angle.mean(dim=-1).numpy()
 
 
 def measure_drift_of_run(folder: Path) -> Drift | None:
@@ -50,6 +58,8 @@ def measure_drift_of_run(folder: Path) -> Drift | None:
         return None
     try:
         priors = np.array(read_memory(path, None))
+        if not priors.size:
+            raise ValueError("it holds no priors")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it to analyze the run without the drift of its "

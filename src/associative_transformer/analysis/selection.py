@@ -123,7 +123,7 @@ def measure_selection(
         effective_rank=np.array([effective_rank(priors) for priors in memory]),
         winners=_stack(tally.winners() for tally in tallies),
         winner_scores=_stack(tally.scores for tally in tallies),
-        taken=_stack(tally.taken for tally in tallies),
+        taken=_stack(tally.taken.int() for tally in tallies),  # the largest array of all results
     )
 
 

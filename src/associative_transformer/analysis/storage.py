@@ -93,14 +93,16 @@ def save_result(result: Any, folder: Path, name: str) -> None:  # noqa: ANN401
     write_file(folder / f"{name}.json", json.dumps(rest, indent=2).encode())
 
 
-def load_result(kind: type[Result], folder: Path, name: str) -> Result:
-    """Load a result of the given class.
+def load_result(
+    kind: type[Result], folder: Path, name: str, max_bytes: int = MAX_ARRAYS
+) -> Result:
+    """Load a result of the given class, whose arrays take at most `max_bytes`.
 
     Raises UserError if a file is missing or damaged, or contains a result of another class.
     """
     try:
         values = json.loads(read_file(folder / f"{name}.json", MAX_JSON))
-        values |= read_arrays(folder / f"{name}.npz")
+        values |= read_arrays(folder / f"{name}.npz", max_bytes)
         expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
         if values.keys() != expected:
             differences = ", ".join(sorted(values.keys() ^ expected))

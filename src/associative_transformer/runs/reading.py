@@ -2,30 +2,38 @@
 
 Everything else in the package that reads a run goes through these functions, or through readers
 in this folder that use them. Files may have any content: a damaged one raises ValueError with the
-reason, and the caller adds how to fix it.
+reason, and the caller adds how to fix it. The limits keep the memory that a file takes, whatever
+its content, below 1 GiB: Python objects take up to 45 times as much as their JSON.
 """
 
 import io
 import json
+import math
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from associative_transformer.files import first_error, read_file
+from associative_transformer.experiment import MAX_EPOCHS
+from associative_transformer.files import check_file, first_error, read_file
 from associative_transformer.interface import UserError
 
 Value = TypeVar("Value")
 
-MAX_JSON = 64 * 2**20
-"""Bytes of a JSON file; the largest known, an analysis of 1,000 classes, has 1 % of that."""
-MAX_METRICS = 256 * 2**20
-"""Bytes of `metrics.jsonl`, enough for half a million epochs."""
-MAX_ARRAYS = 2 * 2**30
+MAX_JSON = 8 * 2**20
+"""Bytes of a JSON file; the largest known, an analysis of 1,000 classes, has 8 % of that."""
+MAX_METRICS = 12 * 2**20
+"""Bytes of `metrics.jsonl`, enough for 39,000 epochs."""
+MAX_ARRAYS = 384 * 2**20
 """Bytes of all arrays of a file together, unpacked: AiT-Base takes 5 MB for 100 epochs."""
+MAX_DIRECTORY = 2**20
+"""Bytes of the list of arrays at the end of their file."""
+MAX_HEADER = 2**14
+"""Bytes of the shape and the type of an array, as numpy writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,8 @@ class EpochRow:
 
 
 _ROW: TypeAdapter[EpochRow] = TypeAdapter(EpochRow)
+END, END_BYTES = b"PK\5\6", 22  # the last record of an archive
+LOCATOR, LAST_BYTES = b"PK\6\7", 42  # the record before it in an archive of gigabytes
 NEEDED = ("epoch", "lr", "loss", "balance_loss", "accuracy")  # to show a row
 
 
@@ -101,22 +111,26 @@ def read_json(path: Path, kind: type[Value]) -> Value:
 def count_rows(path: Path) -> int:
     """Return the number of lines of `metrics.jsonl`; 0 if there is none."""
     try:
-        return len(read_file(path, MAX_METRICS).splitlines())
+        return sum(1 for _ in io.BytesIO(read_file(path, MAX_METRICS)))
     except FileNotFoundError:
         return 0
 
 
 def read_rows(path: Path, num_rows: int | None) -> list[dict[str, Any]]:
     """Read the first rows of `metrics.jsonl`, or all. Raises OSError or ValueError."""
-    rows = read_file(path, MAX_METRICS).decode().splitlines()[:num_rows]
-    for number, row in enumerate(rows, start=1):
+    rows = []
+    lines = io.BytesIO(read_file(path, MAX_METRICS))
+    for number, line in enumerate(islice(lines, num_rows), start=1):
         try:
-            epoch = _ROW.validate_json(row, strict=True).epoch
+            epoch = _ROW.validate_json(line, strict=True).epoch
         except ValidationError as error:
             raise ValueError(first_error(error, f"row {number}")) from None
         if epoch not in (None, number):
             raise ValueError(f"row {number} belongs to epoch {epoch}")
-    return [json.loads(row) for row in rows]
+        if number > MAX_EPOCHS:
+            raise ValueError(f"it has more than {MAX_EPOCHS:,} rows")
+        rows.append(json.loads(line))
+    return rows
 
 
 def check_row(row: dict[str, Any], number: int) -> None:
@@ -139,7 +153,9 @@ def read_memory(path: Path, num_epochs: int | None) -> list[np.ndarray]:
     if priors.dtype.kind != "f" or (priors.ndim != 4 and priors.size):
         shape = "x".join(map(str, priors.shape))
         raise ValueError(f"its priors are {shape or 'one'} {priors.dtype} values")
-    if not np.isfinite(priors).all():
+    if priors.ndim and len(priors) > MAX_EPOCHS:
+        raise ValueError(f"it has more than {MAX_EPOCHS:,} epochs")
+    if not all(np.isfinite(epoch).all() for epoch in priors):  # one by one, to save memory
         raise ValueError("its priors are not finite")
     return list(priors[:num_epochs])
 
@@ -150,17 +166,19 @@ def read_arrays(path: Path, max_bytes: int = MAX_ARRAYS) -> dict[str, np.ndarray
     The sizes that its headers state are checked before anything is unpacked.
     Raises OSError or ValueError.
     """
-    content = io.BytesIO(read_file(path, max_bytes))
+    check_file(path, max_bytes)
     try:
-        with zipfile.ZipFile(content) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > max_bytes:
-                raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes:,}")
-            for entry in archive.infolist():
-                _check_header(archive, entry)
-        content.seek(0)
-        with np.load(content) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with path.open("rb") as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                size = sum(entry.file_size for entry in entries)
+                if size > max_bytes:
+                    raise ValueError(f"it unpacks to {size:,} bytes, more than {max_bytes:,}")
+                return {
+                    entry.filename.removesuffix(".npy"): _read_array(archive, entry)
+                    for entry in entries
+                }
     except (OSError, ValueError):
         raise
     except Exception as error:  # zipfile raises many types of exception for a damaged archive
@@ -181,19 +199,36 @@ def check_size(path: Path) -> None:
         raise ValueError(f"it has {size:,} bytes instead of {expected:,}")
 
 
-def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError if an array claims more values than its entry of the archive holds."""
+def _check_directory(file: BinaryIO) -> None:
+    """Raise ValueError if an archive does not end as numpy writes it, or lists too many arrays."""
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - LAST_BYTES))
+    tail = file.read()
+    end = tail[-END_BYTES:]
+    if not end.startswith(END) or not end.endswith(b"\0\0"):  # no comment follows
+        raise ValueError("it does not end like an archive of arrays")
+    size = int.from_bytes(end[12:16], "little")
+    if tail.startswith(LOCATOR) or size > MAX_DIRECTORY:  # the locator of a larger directory
+        raise ValueError(f"its directory takes {size:,} bytes, more than {MAX_DIRECTORY:,}")
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array of numbers. Raises ValueError if it claims more than its entry holds."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{entry.filename} is compressed by a method that numpy does not use")
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"{entry.filename} has an unknown version")
-        shape, _, dtype = read(file)
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
-        if dtype.hasobject or min(shape, default=0) < 0 or size > entry.file_size:
-            raise ValueError(f"{entry.filename} claims {shape} values of type {dtype}")
+        header = io.BytesIO(file.read(MAX_HEADER))
+    version = np.lib.format.read_magic(header)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"{entry.filename} has an unknown version")
+    shape, _, dtype = read(header)
+    size = dtype.itemsize * math.prod(shape)
+    is_impossible = min(shape, default=0) < 0 or max(shape, default=0) > max(size, MAX_EPOCHS)
+    if dtype.kind not in "biuf" or is_impossible or size > entry.file_size:
+        raise ValueError(f"{entry.filename} claims {shape} values of type {dtype}")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file)  # without pickle
