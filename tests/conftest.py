@@ -31,11 +31,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def without_bfloat16() -> Iterator[None]:
-    """Let the precision "auto" be float32, so that tests do not depend on the CPU."""
+def same_on_every_cpu() -> Iterator[None]:
+    """Let the precision "auto" be float32; keep threads and denormals, which hypothesis needs."""
     compute = import_module("associative_transformer.compute")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute, "CPU_BFLOAT16", ())
+        patch.setattr(compute, "set_up_cpu", lambda: None)
         yield
 
 

@@ -131,9 +131,9 @@ def test_every_bad_command_line_is_answered_by_one_sentence_that_names_the_optio
             "See `ait train triangle-ait-tiny --help`",
         ),
         (
-            "train triangle-ait-tiny --train.compile yes",
-            "--train.compile takes no value, not 'yes': pass --train.compile or "
-            "--train.no-compile",
+            "train triangle-ait-tiny --train.detect-anomaly yes",
+            "--train.detect-anomaly takes no value, not 'yes': pass --train.detect-anomaly or "
+            "--train.no-detect-anomaly",
         ),
         (
             "train triangle-ait-tiny --model.workspace.num-heads 0 --model.num-heads 2",

@@ -121,6 +121,24 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path, dic
     return calls
 
 
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ("", "auto"),
+        ("--train.compile on", "on"),
+        ("--train.compile off", "off"),
+        ("--train.compile", "on"),  # this and the next two: flags of version 0.1
+        ("--train.compile --train.seed 3", "on"),
+        ("--train.no-compile", "off"),
+    ],
+)
+def test_compilation_is_a_setting_that_can_also_be_passed_as_a_flag(
+    words: str, setting: str, ait: Ait, started: list[Any]
+) -> None:
+    assert ait("train", "triangle-ait-tiny", *words.split()).code == 0
+    assert started[0][0].train.compile == setting
+
+
 def test_a_run_folder_is_named_by_recipe_seed_and_fingerprint_of_overrides(
     ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
 ) -> None:
@@ -303,7 +321,7 @@ def one_class(root: Path) -> list[str]:
 
 def an_unseen_class(root: Path) -> list[str]:
     make_images(root, ("red", "blue"), ("red", "green"))
-    return [f"the test split of {root}", "without training images", "green"]
+    return [f"test split of {root}", "add training images of green, or remove it"]
 
 
 def no_test_images(root: Path) -> list[str]:

@@ -175,7 +175,7 @@ def test_integers_are_written_in_full_and_floats_with_four_digits(
     [
         "",
         "--train.seed 7 --train.device cpu",
-        "--train.compile --model.workspace.reset-each-epoch",
+        "--train.compile on --model.workspace.reset-each-epoch",
         "--model.no-use-self-attention --model.workspace.no-differentiable-write",
         "--train.betas 0.8 0.95 --model.workspace.bottleneck None",
         "--train.schedule.shape inverse_sqrt --data.source /tmp/a\\ b",

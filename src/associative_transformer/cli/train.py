@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,7 @@ def run(arguments: list[str]) -> None:
 def _read_flags(words: list[str]) -> list[str]:
     """Return the words with --train.compile and --train.no-compile, once flags, as settings."""
     read: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         if word == "--train.no-compile":
             read += ["--train.compile", "off"]
         elif word == "--train.compile" and (not following or following.startswith("-")):

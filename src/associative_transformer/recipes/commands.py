@@ -33,8 +33,8 @@ def train_arguments(experiment: Experiment, recipe: Experiment) -> list[str]:
 def format_options(values: Mapping[str, object]) -> list[str]:
     """Return the options that set fields, given by dotted name, to their values.
 
-    For example, {"train.clip_norm": None, "model.workspace.dropout": 0.5, "train.compile": False}
-    becomes --train.clip-norm None --model.workspace.dropout 0.5 --train.no-compile.
+    For example, {"train.clip_norm": None, "train.lr": 0.1, "model.use_self_attention": False}
+    becomes --model.no-use-self-attention --train.clip-norm None --train.lr 0.1.
     """
     return [word for name, value in sorted(values.items()) for word in _format(name, value)]
 
