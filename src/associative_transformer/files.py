@@ -6,6 +6,7 @@ import re
 import stat
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from pydantic import ValidationError
 
@@ -69,6 +70,39 @@ def make_folder(folder: Path) -> None:
         raise UserError(
             f"cannot create the folder {folder}: {reason}; check the path and its permissions"
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError if no file can be created in a folder, before the work for it begins."""
+    try:
+        with TemporaryFile(dir=folder):  # without a name, on Linux
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {folder}: {reason}; check its permissions") from error
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; there may be no such folder.
+
+    Raises UserError if they cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry) for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {folder}: {error.strerror or error}; check its permissions"
+        ) from error
+
+
+def describe_denied(error: PermissionError) -> str:
+    """Return a sentence about a file or folder that this user may not access."""
+    name = error.filename or "a file"
+    reason = error.strerror or error
+    return f"cannot access {name}: {reason}; check its permissions and those of its folder"
 
 
 def first_error(error: ValidationError, *prefix: str) -> str:

@@ -60,6 +60,8 @@ def measure_drift_of_run(folder: Path) -> Drift | None:
         priors = np.array(read_memory(path, None))
         if not priors.size:
             raise ValueError("it holds no priors")
+    except PermissionError:  # the file may be intact
+        raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}): remove it to analyze the run without the drift of its "

@@ -65,6 +65,8 @@ def read_completion(folder: Path) -> Completion | None:
         if file == COMPLETE:
             return None
         reason = error.strerror
+    except PermissionError:  # the file may be intact
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
     except ValueError as error:
@@ -109,6 +111,8 @@ def load_result(
             raise ValueError(f"unexpected or missing fields: {differences}")
         _check_types(kind, values)
         return kind(**values)
+    except PermissionError:
+        raise
     except Exception as error:  # zipfile raises many types of exception for a damaged archive
         raise UserError(
             f"cannot read the result {name} in {folder} ({error}): run ait analyze again"

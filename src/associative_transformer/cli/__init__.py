@@ -79,6 +79,11 @@ def _run(command: str, arguments: list[str]) -> int:
     except UserError as error:
         print(f"ait: {printable_lines(str(error))}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        from associative_transformer.files import describe_denied
+
+        print(f"ait: {printable_lines(describe_denied(error))}", file=sys.stderr)
+        return 2
     except Interrupted as stopped:
         _print_how_to_continue(stopped, command, arguments)
         return 128 + stopped.signum

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from associative_transformer.cli.options import check_counts, choose_device, parse, say
+from associative_transformer.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def run(arguments: list[str]) -> None:
 
     device = choose_device(options.device)
     saved = load_run(options.run)
+    check_writable(options.run)
     data = load_test_split(saved, options.source, device)
     saved.model.to(device)
     analysis = analyze(saved, options.run, data, options.images, options.batch_size)

@@ -153,7 +153,7 @@ def _data_sets() -> list[Line]:
         downloaded = set()
     cache, lines = _data_cache(), []
     for name, known in HUB_DATA_SETS.items():
-        is_prepared = (cache / known.hub_id.replace("/", "___")).is_dir()
+        is_prepared = _is_folder(cache / known.hub_id.replace("/", "___"))
         is_cached = known.hub_id in downloaded or is_prepared
         lines.append(
             (f"{name} ({known.hub_id})", "in the cache" if is_cached else "not in the cache")
@@ -171,12 +171,20 @@ def _disk(runs: Path) -> list[Line]:
     lines = []
     for name, path in (("runs", runs), ("data cache", _data_cache())):
         existing = path.absolute()
-        while not existing.exists():  # find the nearest existing folder
+        while not _is_folder(existing):  # find the nearest one
             existing = existing.parent
         free = shutil.disk_usage(existing).free / 2**30
         note = "" if os.access(existing, os.W_OK) else ", not writable"
         lines.append((f"{name}, {_shorten_home(path)}", f"{free:.1f} GiB free{note}"))
     return lines
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False if this user may not know."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _launcher() -> list[Line]:

@@ -18,7 +18,7 @@ from associative_transformer.cli.mistakes import (
     InstantiationFailure,
     watched,
 )
-from associative_transformer.files import write_file
+from associative_transformer.files import check_writable, write_file
 from associative_transformer.interface import SHOWN, UserError, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def check_output(
     """Check that a file can be written to a path without harm to anything else.
 
     `inputs` are files, and folders, that the command reads; in a run folder, only the own files
-    named in `replaces` may be replaced. Raises UserError if the folder of the path does not exist;
-    if the path is a folder, a symbolic link, a device or a pipe; or if it is an input, an existing
-    file of an input folder other than a text file, or a run's own file.
+    named in `replaces` may be replaced. Raises UserError if the folder of the path does not exist
+    or cannot be written; if the path is a folder, a symbolic link, a device or a pipe; or if it is
+    an input, an existing file of an input folder other than a text file, or a run's own file.
     """
     if path is None:
         return
@@ -107,6 +107,7 @@ def check_output(
         names = OWN_FOLDERS if below else OWN_FILES
         if first not in replaces and re.split("[.-]", first.lower())[0] in names:
             raise UserError(f"{flag} {path} is reserved for the run itself: pass another path")
+    check_writable(path.parent)
 
 
 def _would_replace(path: Path, given: Path) -> bool:

@@ -13,6 +13,7 @@ from associative_transformer.cli.options import (
     parse,
     say,
 )
+from associative_transformer.files import check_writable
 from associative_transformer.interface import UserError
 
 
@@ -48,6 +49,8 @@ def run(arguments: list[str]) -> None:
             f"`ait report` needs RUN [RUN], the folders of 1 or 2 runs, not {len(options.runs)}"
         )
     check_output(options.output, replaces=("report.html", "comparison.html"))
+    if options.output is None and options.runs[0].is_dir():
+        check_writable(options.runs[0])
     from associative_transformer.report import AnalysisOptions, write_comparison, write_report
 
     device = str(choose_device(options.device))

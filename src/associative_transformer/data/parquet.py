@@ -104,7 +104,8 @@ def _check_complete(root: Path, split: str, count: int, shards: list[tuple[int, 
 def open_parquet(root: Path, split: str, files: Sequence[SplitFile]) -> "datasets.Dataset":
     """Open the files of a split; labels are mapped by name if their class names differ in order.
 
-    Raises UserError if a file cannot be read, or if the files have different classes.
+    Raises UserError if a file cannot be read, or if the files have different classes; and
+    PermissionError.
     """
     import datasets
 
@@ -115,6 +116,8 @@ def open_parquet(root: Path, split: str, files: Sequence[SplitFile]) -> "dataset
             parts = [_load(paths) for paths in groups]
     except Exception as error:  # the library raises errors from many others
         refuse_unwritable_cache(error)
+        if isinstance(error, PermissionError):  # the files may be intact
+            raise
         raise UserError(
             f"cannot read the parquet files in {root} ({reason(error)}): they are damaged or "
             "empty, so copy them again"
@@ -136,7 +139,8 @@ def _group_by_classes(paths: Sequence[Path]) -> list[list[Path]]:
 
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        features = datasets.Features.from_arrow_schema(pq.read_schema(path))
+        with path.open("rb") as file:
+            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
         groups.setdefault(str(sorted(_class_names(features).items())), []).append(path)
     return list(groups.values())
 
@@ -223,20 +227,33 @@ def find_classes(names: Sequence[str], among: Sequence[str]) -> list[int]:
 def refuse_unwritable_cache(error: BaseException) -> None:
     """Raise UserError if an error, or one that caused it, comes from a full or read-only cache."""
     import datasets
+    import huggingface_hub
 
-    cache = str(datasets.config.HF_DATASETS_CACHE)
+    caches = {
+        "HF_HUB_CACHE": Path(huggingface_hub.constants.HF_HUB_CACHE),
+        "HF_DATASETS_CACHE": Path(datasets.config.HF_DATASETS_CACHE),
+    }
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
             is_full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
             is_full = is_full or "disk space" in str(cause)  # the library's estimate
-            if is_full or str(cause.filename or "").startswith(cache):
+            variable = "HF_DATASETS_CACHE" if is_full else ""
+            for name, cache in caches.items():
+                if isinstance(cause.filename, str) and _is_related(Path(cause.filename), cache):
+                    variable = name
+            if variable:
                 raise UserError(
-                    f"cannot write to the cache {cache} ({cause.strerror or cause}): free some "
-                    "space there and make it writable, or choose another folder with "
-                    "HF_DATASETS_CACHE"
+                    f"cannot write to the cache {caches[variable]} ({cause.strerror or cause}): "
+                    "free some space there and make it writable, or choose another folder with "
+                    f"{variable}"
                 ) from error
         cause = cause.__cause__ or cause.__context__
+
+
+def _is_related(path: Path, cache: Path) -> bool:
+    """Return whether an error names a path of the cache, or the parent that cannot hold it."""
+    return path.is_relative_to(cache) or cache.is_relative_to(path)
 
 
 def reason(error: Exception) -> str:

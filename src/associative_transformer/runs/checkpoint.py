@@ -105,7 +105,8 @@ def restore_checkpoint(
 
     If `last` is damaged, `previous` is used and a line on stderr says so. The damaged one is
     renamed to `damaged`: otherwise the next save would replace the good one with it.
-    Raises UserError if every checkpoint is damaged.
+    Raises UserError if every checkpoint is damaged, and PermissionError: an intact checkpoint may
+    be without permission.
     """
     damaged = []
     for path in (folder / "last", folder / "previous"):
@@ -115,7 +116,7 @@ def restore_checkpoint(
             state, weights, moments = _read(path)
             model.load_state_dict(weights)
             optimizer.load_state_dict(moments)
-        except (MemoryError, torch.OutOfMemoryError):  # not caused by the files
+        except (MemoryError, torch.OutOfMemoryError, PermissionError):  # the files may be intact
             raise
         except Exception as error:  # reading damaged files may raise almost anything
             damaged.append(path)
@@ -141,6 +142,8 @@ def restore_weights(folder: Path, model: nn.Module) -> dict[str, Any]:
             state, weights, _ = _read(path)
             model.load_state_dict(weights)
             return state
+        except PermissionError:
+            raise
         except Exception as error:  # as in restore_checkpoint
             reasons.append(f"{path.name}: {error}")
     raise UserError(
@@ -177,6 +180,8 @@ def load_best(folder: Path, model: nn.Module, digest: str) -> None:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError("its content has changed")
         model.load_state_dict(load(content))
+    except PermissionError:
+        raise
     except Exception as error:  # as in restore_checkpoint
         raise UserError(f"{path} is damaged ({error}): start again with --overwrite") from error
 

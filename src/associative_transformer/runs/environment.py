@@ -66,13 +66,15 @@ def write_environment(folder: Path, environment: Environment) -> None:
 def read_environment(folder: Path) -> Environment | None:
     """Read the environment of a run; None if the file does not exist.
 
-    Raises UserError if the file is damaged.
+    Raises UserError if the file is damaged, and PermissionError.
     """
     path = folder / ENVIRONMENT
     try:
         return read_json(path, Environment)
     except FileNotFoundError:
         return None
+    except PermissionError:  # the file may be intact
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
     except ValueError as error:

@@ -42,7 +42,7 @@ class History:
     def read(cls, folder: Path, epochs: int | None) -> "History":
         """Read the first `epochs` entries, or all entries of an unfinished run if None.
 
-        Raises UserError if the files are damaged.
+        Raises UserError if the files are damaged, and PermissionError.
         """
         is_new = epochs is None and not exists(folder / "metrics.jsonl")
         if epochs == 0 or is_new:  # there may be no files yet
@@ -57,6 +57,8 @@ class History:
                 file = "metrics.jsonl" if len(metrics) < epochs else file
                 raise ValueError(f"it ends before epoch {epochs}")
             return cls(metrics[:length], memory[:length])
+        except PermissionError:  # the file may be intact
+            raise
         except OSError as error:
             raise damaged_history(folder, file, error.strerror or str(error)) from error
         except ValueError as error:
@@ -116,16 +118,15 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
                 f"the run in {folder} has a different configuration: {', '.join(fields)}; "
                 "pass the values that it was started with, or choose another --name"
             )
-    elif not folder.exists() or (folder.is_dir() and _is_empty(folder)):
-        return
-    elif not is_run:
+    elif is_run:
+        if not overwrite:
+            raise UserError(
+                f"{folder} exists: pass --resume to continue it or --overwrite to start again"
+            )
+    elif exists(folder) and not (folder.is_dir() and _is_empty(folder)):
         raise UserError(
             f"{folder} is not a run folder, so it is not replaced: move it elsewhere or choose "
             "another --name"
-        )
-    elif not overwrite:
-        raise UserError(
-            f"{folder} exists: pass --resume to continue it or --overwrite to start again"
         )
 
 

@@ -44,7 +44,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
         file = _open_locked(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot lock the run folder {folder}: {reason}") from error
+        raise UserError(
+            f"cannot lock the run folder {folder}: {reason}; check its permissions"
+        ) from error
     with suppress(OSError):  # the holder is only needed for an error message
         os.truncate(file, 0)
         os.write(file, f"{os.getpid()} on {socket.gethostname()}".encode())

@@ -6,6 +6,7 @@ reason, and the caller adds how to fix it. The limits keep the memory that a fil
 its content, below 1 GiB: Python objects take up to 45 times as much as their JSON.
 """
 
+import errno
 import io
 import json
 import math
@@ -76,11 +77,16 @@ NEEDED = ("epoch", "lr", "loss", "balance_loss", "accuracy")  # to show a row
 def exists(path: Path) -> bool:
     """Return whether a file exists. Raises UserError if its folder cannot be searched."""
     try:
-        return path.exists()
+        path.stat()
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
         raise UserError(
             f"cannot read {path}: {error.strerror or error}; check the permissions of its folder"
         ) from error
+    except ValueError:  # a null byte
+        return False
+    return True
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -199,12 +199,15 @@ def _drop_missing(values: dict[str, Any]) -> None:
 def read_result(folder: Path) -> RunResult | None:
     """Read the result of a run; None if the run is not complete.
 
-    Raises UserError if the file is damaged: a key is missing or a value has the wrong type.
+    Raises UserError if the file is damaged: a key is missing or a value has the wrong type; and
+    PermissionError.
     """
     try:
         return read_json(folder / RESULT, RunResult)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:  # the file may be intact
+        raise
     except OSError as error:
         raise damaged_result(folder, error.strerror or str(error)) from error
     except ValueError as error:

@@ -39,7 +39,8 @@ CONFIG = "config.json"
 class RunRecord:
     """The content of a run folder except the model; the run may be incomplete.
 
-    Files are read on first use; a damaged file raises UserError.
+    Files are read on first use. A damaged file raises UserError; one without permission, which may
+    be intact, raises PermissionError.
     """
 
     folder: Path
@@ -66,6 +67,8 @@ class RunRecord:
         path = self.folder / "metrics.jsonl"
         try:
             return count_rows(path)
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read {path}: {reason}; copy it again") from error
@@ -104,7 +107,7 @@ def load_run(folder: Path) -> SavedRun:
     """Load a complete run with its model in evaluation mode.
 
     Raises UserError if the folder is not a run folder, if the run is incomplete or damaged, or if
-    a folder in it is a link.
+    a folder in it is a link; and PermissionError.
     """
     run = read_run(folder)
     if run.result is None:
@@ -133,7 +136,11 @@ def _open_model(folder: Path, experiment: Experiment, result: RunResult) -> Pret
         if result.weights not in (None, digest_of_model(folder)):
             raise ValueError(f"the content of {WEIGHTS} has changed since training")
         return load_model(folder)
+    except PermissionError:  # the files may be intact
+        raise
     except Exception as error:  # reading a damaged file can raise nearly anything
+        if isinstance(error.__cause__, PermissionError):  # as load_model reports it
+            raise error.__cause__ from None
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{WEIGHTS} or {CONFIG}: {reason}") from error
 

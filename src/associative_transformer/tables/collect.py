@@ -12,9 +12,11 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from associative_transformer.experiment import Experiment, differences, fingerprint
+from associative_transformer.files import describe_denied, list_folders
 from associative_transformer.interface import UserError, printable
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
+from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import RunResult, name_unfinished_data
 from associative_transformer.runs.saved import RunRecord, read_run
 
@@ -101,21 +103,32 @@ class CollectedRuns(NamedTuple):
 def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
     """Read all runs of the recipes in `folder/NAME/SEED`, with or without overrides.
 
-    Damaged runs are left out with a note, and so are runs with unknown names on a data set of the
-    recipes. A run that has lost only its environment counts.
+    Damaged runs are left out with a note, and so are folders and runs without permission, and runs
+    with unknown names on a data set of the recipes. A run that has lost only its environment
+    counts. Raises UserError if the folder cannot be read.
     """
     collected = CollectedRuns({}, [])
-    data_kinds = {recipe.data.kind for recipe in recipes.values()}
-    for path in sorted(folder.glob("*/*/experiment.yaml")):
+    paths: list[Path] = []
+    for parent in list_folders(folder):
         try:
-            run = read_run(path.parent)
+            paths += list_folders(parent)
+        except UserError as error:
+            collected.left_out.append(f"Left out: {error}.")
+    data_kinds = {recipe.data.kind for recipe in recipes.values()}
+    for path in paths:
+        try:
+            if not exists(path / "experiment.yaml"):
+                continue
+            run = read_run(path)
             name = _recipe_of(run.experiment)
             if name in recipes:
                 _add(run, name, collected)
             elif name not in RECIPES and run.experiment.data.kind in data_kinds:
-                collected.left_out.append(f"Left out: {path.parent}: {name} is not a recipe.")
+                collected.left_out.append(f"Left out: {path}: {name} is not a recipe.")
         except UserError as error:
             collected.left_out.append(f"Left out: {error}.")
+        except PermissionError as error:
+            collected.left_out.append(f"Left out: {describe_denied(error)}.")
     if not collected.runs and not collected.left_out:
         collected.left_out.append(f"There are no runs of these recipes in {folder}.")
     return collected
@@ -139,11 +152,14 @@ def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
 
 
 def _device_of(run: RunRecord) -> str:
-    """Return the device of a run, or UNKNOWN; a damaged environment is named on stderr."""
+    """Return the device of a run, or UNKNOWN; an unusable environment is named on stderr."""
     try:
         environment = run.environment
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
+        return UNKNOWN
+    except PermissionError as error:
+        print(printable(describe_denied(error)), file=sys.stderr)
         return UNKNOWN
     return UNKNOWN if environment is None else environment.device or UNKNOWN
 

@@ -21,6 +21,7 @@ from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import Budget, shorten
 from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.runs.folder import check_folder
+from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import read_result
 from associative_transformer.training.signals import Interrupted, StopSignals
 
@@ -43,7 +44,11 @@ class PlannedRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has a result that tables can use; if not, `ait train` says why."""
+        """Whether the run has a result that tables can use; if not, `ait train` says why.
+
+        Raises UserError or PermissionError if that cannot be told.
+        """
+        exists(self.folder / "experiment.yaml")
         try:
             check_folder(self.folder, self.experiment, resume=True, overwrite=False)
             return read_result(self.folder) is not None
@@ -60,7 +65,7 @@ class PlannedRun:
         """Arguments for `ait` to train or resume this run."""
         words = train_arguments(self.experiment, RECIPES[self.recipe])
         words += ["--runs", str(self.runs)]
-        return words + ["--resume"] * (self.folder / "experiment.yaml").exists()
+        return words + ["--resume"] * exists(self.folder / "experiment.yaml")
 
 
 @dataclass(frozen=True)

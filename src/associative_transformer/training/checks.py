@@ -12,6 +12,7 @@ from associative_transformer.experiment import Experiment, TrainConfig, list_fie
 from associative_transformer.interface import UserError
 from associative_transformer.models import MODELS
 from associative_transformer.runs.environment import find_commit, find_version
+from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import BestValidation
 from associative_transformer.training.anomaly import REMEDY
 from associative_transformer.training.schedule import learning_rate
@@ -26,7 +27,7 @@ def check_processes(experiment: Experiment, folder: Path, resume: bool, overwrit
 
     After a failure, a launcher repeats its command with `resume`, even if no run had started yet.
     """
-    has_run = (folder / "experiment.yaml").exists()
+    has_run = exists(folder / "experiment.yaml")
     if distributed.num_ranks() > 1:
         options = {"--resume": resume, "--overwrite": overwrite, "run folder": str(folder)}
         names = ("associative-transformer", "torch")
