@@ -1,6 +1,8 @@
 """How models run on this machine: the precision of matrix products, threads, denormal numbers."""
 
+import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -13,6 +15,7 @@ Precision = Literal["float32", "bfloat16"]
 workspace are computed in float32."""
 CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16")
 """Instruction sets that multiply matrices of bfloat16, by their names in torch."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of settings in malloc.h
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """Microseconds of processor time that a container gets, and in how many; the first may be max."""
 
@@ -71,14 +74,20 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def set_up_cpu() -> None:
-    """Let torch use as many threads as this process may use cores, and treat denormals as zero.
+    """Set up this process to compute fast on a CPU. Call it before anything is computed.
 
-    Threads that the user has chosen are kept. Denormal numbers (below 1e-38) are up to a hundred
-    times slower than others. Call it before anything is computed: threads inherit the setting.
+    - Torch uses as many threads as this process may use cores, unless OMP_NUM_THREADS is set.
+    - Denormal numbers (below 1e-38), up to a hundred times slower than others, count as zero.
+    - The GNU allocator keeps large blocks for the next step, instead of returning them to the
+      system, which would have to clear them again.
     """
     torch.set_flush_denormal(True)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), count_cores()))
+    if platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_MMAP_THRESHOLD, 2**30)
+        allocator.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def count_cores() -> int:

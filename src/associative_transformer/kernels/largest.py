@@ -14,6 +14,8 @@ from torch import Tensor
 
 MAX_PACKED = 2**16
 """Longest row whose positions fit into the lower half of a 32-bit key."""
+BLOCK = 2**18
+"""Numbers from which the largest are selected at a time."""
 _LARGEST_NAN = 0x7F
 """Subtracted from the keys of bfloat16 numbers, it moves NaN with either sign to the top."""
 
@@ -24,13 +26,19 @@ def largest(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
     NaN counts as the largest number, as in `torch.topk`. If several numbers are equal, it is
     unspecified which of them are selected, but the same ones are selected every time.
     """
-    start = x.shape[1] - count
     if x.device.type != "cpu":
         return x.topk(count, dim=-1, sorted=False).indices
+    num_rows = max(1, BLOCK // x.shape[1])  # so that a block and its copies stay in the cache
+    return torch.cat([_select(block, count) for block in x.split(num_rows)])
+
+
+def _select(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
+    """Return the positions of the `count` largest numbers of each row of a block."""
+    start = x.shape[1] - count
     if x.dtype == torch.bfloat16 and x.shape[1] <= MAX_PACKED:
         keys = _pack(x)
         keys.numpy().partition(start, axis=-1)
-        return (keys[:, start:] & (MAX_PACKED - 1)).long()
+        return keys[:, start:].bitwise_and(MAX_PACKED - 1).long()
     if x.dtype.itemsize < 4:  # NumPy has no bfloat16, and is slow in float16
         x = x.float()
     return torch.from_numpy(np.argpartition(x.numpy(), start, axis=-1)[:, start:])

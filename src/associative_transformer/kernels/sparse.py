@@ -150,24 +150,17 @@ def weigh_and_sum_backward(
     chosen: Int[Tensor, "R K"],
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "T E"]]:
     """Return the gradients of `queries` and `tokens`, given those of the weights and the sums."""
-    agreement = _dot_products(mixed_grad, tokens, chosen)
+    is_dense = tokens.dtype == torch.bfloat16 and len(tokens) <= DENSE * chosen.shape[1]
+    if is_dense:
+        agreement = (mixed_grad @ tokens.mT).gather(1, chosen)
+    else:
+        agreement = _dot_products(mixed_grad, tokens, chosen)
     slope = weight * (weight_grad + agreement)  # gradient of the similarity
     queries_grad = _weighted_sum(slope, chosen, tokens)
     # each row contributes twice to the gradient of a token: through its similarity and its value
-    num_rows, bottleneck = chosen.shape
-    token, order = chosen.flatten().sort(stable=True)
-    starts = torch.searchsorted(token, torch.arange(len(tokens), device=token.device))
-    row = order // bottleneck
-    rows = torch.stack([row, row + num_rows], dim=-1)
-    weights = torch.stack([slope.flatten()[order], weight.flatten()[order]], dim=-1)
-    tokens_grad = embedding_bag(
-        rows.flatten(),
-        torch.cat([queries, mixed_grad]),
-        2 * starts,
-        mode="sum",
-        per_sample_weights=weights.flatten().to(tokens.dtype),
-    )
-    return queries_grad, tokens_grad
+    rows, weights = torch.cat([queries, mixed_grad]), torch.cat([slope, weight])
+    add = _add_densely if is_dense else _add_by_token
+    return queries_grad, add(rows, weights.to(tokens.dtype), chosen.repeat(2, 1), len(tokens))
 
 
 @weigh_and_sum_backward.register_fake
@@ -210,11 +203,33 @@ def _dot_products(
 ) -> Float[Tensor, "R K"]:
     """Return the dot product of each row with each of its chosen tokens."""
     num_rows, bottleneck = chosen.shape
-    if rows.dtype == torch.bfloat16 and len(tokens) <= DENSE * bottleneck:
-        return (rows @ tokens.mT).gather(1, chosen)
     starts = torch.arange(0, chosen.numel(), bottleneck, device=chosen.device)
     row = torch.arange(num_rows, device=chosen.device).repeat_interleave(bottleneck)
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         rows.contiguous(), tokens, chosen.flatten(), starts, row, 0
     )
     return products.view_as(chosen)
+
+
+def _add_by_token(
+    rows: Float[Tensor, "R E"],
+    weight: Float[Tensor, "R K"],
+    chosen: Int[Tensor, "R K"],
+    num_tokens: int,
+) -> Float[Tensor, "T E"]:
+    """Sum, for each token, the rows that have chosen it, with their weights."""
+    token, order = chosen.flatten().sort(stable=True)
+    starts = torch.searchsorted(token, torch.arange(num_tokens, device=token.device))
+    weight, row = weight.flatten()[order], order // chosen.shape[1]
+    return embedding_bag(row, rows, starts, mode="sum", per_sample_weights=weight)
+
+
+def _add_densely(
+    rows: Float[Tensor, "R E"],
+    weight: Float[Tensor, "R K"],
+    chosen: Int[Tensor, "R K"],
+    num_tokens: int,
+) -> Float[Tensor, "T E"]:
+    """Compute the same as `_add_by_token`, as a matrix product with all tokens."""
+    gates = weight.new_zeros(len(rows), num_tokens).scatter_(1, chosen, weight)
+    return gates.mT @ rows
