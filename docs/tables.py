@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from associative_transformer.interface import format_count
 from associative_transformer.models import MODELS, ModelConfig, build_model
+from associative_transformer.models.perceiver import PerceiverConfig
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +115,11 @@ def _count_parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def _describe(model: ModelConfig) -> str:
-    depth, width = getattr(model, "depth", None), getattr(model, "embed_dim", None)
-    return f"{model.kind}, {depth} layers of {width}" if depth else model.kind
+    depth = getattr(model, "depth", None)
+    if depth is None:
+        return model.kind
+    width = model.latent_dim if isinstance(model, PerceiverConfig) else model.embed_dim
+    return f"{model.kind}, {format_count(depth, 'layer')} of {width}"
 
 
 def _in_millions(count: int) -> str:

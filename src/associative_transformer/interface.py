@@ -43,6 +43,12 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image", "2,000 images" or "0 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def _show(error: UnicodeError) -> tuple[str | bytes, int]:
     """Return the bytes of a file name that is not UTF-8, or an escape of another character."""
     try:

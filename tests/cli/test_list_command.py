@@ -1,5 +1,7 @@
 """`ait list`: the table of recipes."""
 
+import re
+
 import pytest
 
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
@@ -37,6 +39,13 @@ def test_only_recipes_whose_names_contain_all_words_are_listed(
     assert done.code == 0
     rows = [line.split()[1] for line in done.out.splitlines() if line.startswith("│")]
     assert rows == names
+
+
+def test_every_model_is_listed_with_its_number_of_layers_and_their_width(ait: Ait) -> None:
+    models = [line.split("│")[3] for line in ait("list").out.splitlines() if line[0] == "│"]
+    assert "luna, 1 layer of 64 " in "".join(models)
+    assert any("perceiver, 6 layers of 512 " in model for model in models)
+    assert not [model for model in models if re.search(r"\b1 layers|None", model)]
 
 
 def test_words_that_match_no_recipe_are_refused(ait: Ait) -> None:

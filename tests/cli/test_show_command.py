@@ -55,6 +55,11 @@ def test_show_writes_the_images_to_files_on_request(ait: Ait, tmp_path: Path) ->
             assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pictures[number])
 
 
+def test_a_single_image_is_not_called_images(ait: Ait) -> None:
+    done = ait("show", "triangle", *FEW, "--num-images", 1, "--pictures", "a")
+    assert done.out == "written: triangle.png\nwritten: 1 image to a\n"
+
+
 def test_the_title_of_own_images_is_the_name_of_their_folder(
     ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,7 +193,7 @@ def test_each_figure_is_a_png_and_an_svg_as_wide_as_a_page(folder: Path) -> None
         ("competition", ["tokens for 90 % of the attention", "head", "layer 1", "10 images"]),
         ("selection", ["layer 1\nprior", "pools of 24 tokens", "3 of 10 images"]),
         ("specialization", ["information about position", "mbit", "prior", "10 images"]),
-        ("basins", ["energy", "retrieval step", "β = 0.05", "metastable", "40 tokens"]),
+        ("basins", ["energy", "retrieval step", "β = 0.05", "metastable", "(40), retrieved"]),
         ("reconstruction", ["component 1", "before, 50 %", "β = 4", "image 3", "3 images"]),
         ("capacity", ["effective rank", "pool of 1,024 tokens", "priors", "5 writes"]),
     ],

@@ -184,6 +184,13 @@ def test_an_unfinished_run_is_listed_with_its_progress(tmp_path: Path) -> None:
     assert collected.take(AIT).seeds == "seed 2 unfinished after 0 of 100 epochs"
 
 
+def test_a_single_epoch_is_not_called_epochs(tmp_path: Path) -> None:
+    smoke = shorten(VIT, "smoke")
+    put_run(tmp_path, smoke, 0)
+    seeds = collect_runs(tmp_path, TABLE_RECIPES).take(smoke).seeds
+    assert seeds == "seed 0 unfinished after 0 of 1 epoch"
+
+
 def test_an_unfinished_run_on_the_images_of_a_folder_is_not_claimed_for_the_data_set(
     tmp_path: Path,
 ) -> None:

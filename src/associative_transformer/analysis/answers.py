@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from associative_transformer.interface import PADDING, Batch, UserError
+from associative_transformer.interface import PADDING, Batch, UserError, format_count
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Answers:
         """Yield the main numbers as lines of text."""
         num_items, num_correct = int(self.confusion.sum()), int(self.confusion.trace())
         yield (
-            f"{100 * num_correct / num_items:.2f} % of {num_items:,} items correct, "
+            f"{100 * num_correct / num_items:.2f} % of {format_count(num_items, 'item')} correct, "
             f"calibration error {100 * self.calibration_error:.2f} %"
         )
 

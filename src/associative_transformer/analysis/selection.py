@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from associative_transformer.analysis.trace import trace_all
 from associative_transformer.functional import effective_rank, hopfield_retrieve
-from associative_transformer.interface import Batch, UserError
+from associative_transformer.interface import Batch, UserError, format_count
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import CrossAttention, TokenEmbed
 from associative_transformer.models.pretrained import PretrainedModel
@@ -66,8 +66,8 @@ class SelectionStatistics:
         """Yield the main numbers as lines of text."""
         num_priors = self.usage.shape[1]
         yield (
-            f"memory of {num_priors} {'prior' if num_priors == 1 else 'priors'}, each of which "
-            f"takes {self.bottleneck:,} of {self.pool_size:,} tokens:"
+            f"memory of {format_count(num_priors, 'prior')}, each of which takes "
+            f"{self.bottleneck:,} of {format_count(self.pool_size, 'token')}:"
         )
         pairs = np.triu_indices(num_priors, k=1)
         for layer, overlap in enumerate(self.overlap):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from associative_transformer.cli.options import format_command, parse, say
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, format_count
 from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
 
@@ -53,17 +53,17 @@ def run(arguments: list[str]) -> None:
     recipes = _choose(options.table, options.rows)
     runs = plan_runs(recipes, options.budget, options.seeds, options.runs, options.sources)
     num_complete = sum(run.is_complete for run in runs)
-    say(f"{len(runs)} runs, {num_complete} of them complete")
+    say(f"{format_count(len(runs), 'run')}, {num_complete} of them complete")
 
     def announce(position: int, run: PlannedRun) -> None:
         say(f"\n[{position}/{len(runs)}] {run.title}")
 
     failed = train_runs(runs, announce)
     if failed:
-        names = "; ".join(map(str, failed))
+        names, count = "; ".join(map(str, failed)), format_count(len(runs), "run")
         command = format_command(*failed[0].run.arguments)
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed: {names}. Their messages are above; run "
+            f"{len(failed)} of {count} failed: {names}. Their messages are above; run "
             f"the same command to try them again, or only the first one: {command}"
         )
     say(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")

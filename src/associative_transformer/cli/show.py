@@ -9,7 +9,7 @@ from torch import Tensor
 from associative_transformer.cli.mistakes import find_similar, join_or
 from associative_transformer.cli.options import check_counts, check_output, parse, say
 from associative_transformer.data import DATA_SETS, DataConfig, HeldOut
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, format_count
 
 DATA: dict[str, DataConfig] = {
     name: example for data_set in DATA_SETS for name, example in data_set.examples().items()
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
     say(f"written: {output}")
     if options.pictures is not None:
         write_images(images, options.pictures)
-        say(f"written: {len(images)} images to {options.pictures}")
+        say(f"written: {format_count(len(images), 'image')} to {options.pictures}")
 
 
 def _caption(config: DataConfig, data: HeldOut, row: Tensor) -> str:

@@ -45,7 +45,7 @@ def draw_basins(figure: Figure, basins: Basins, context: Context) -> str:
         ax.set_title(f"layer {layer + 1}")
     figure.align_ylabels(axes[:, 0])
     return (
-        f"{basins.num_tokens:,} tokens of each layer, retrieved until they come to rest; error "
+        f"Tokens of each layer ({basins.num_tokens:,}), retrieved until they come to rest; error "
         "bars: standard deviation over the tokens. At rest, 90 % of the weight is on one "
         "attractor (single), on several (metastable), or on all, as at their mean (uniform). "
         f"Trained with β = {basins.trained_beta:g}."

@@ -5,6 +5,7 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.figures.context import Context
+from associative_transformer.interface import format_count
 
 ROW_INCHES = 1.5
 
@@ -20,7 +21,8 @@ def draw_capacity(figure: Figure, capacity: Capacity, context: Context) -> str:
     for row, layer in zip(axes, layers, strict=True):
         for ax, values in zip(row, (c.effective_rank, c.coverage, c.recalled), strict=True):
             for i, size in enumerate(c.pool_sizes):
-                ax.plot(c.num_priors, values[layer, :, i], label=f"pool of {size:,} tokens")
+                label = f"pool of {format_count(int(size), 'token')}"
+                ax.plot(c.num_priors, values[layer, :, i], label=label)
         row[0].plot(c.num_priors, c.num_priors, color="0.5", ls=":", marker="", label="full rank")
         row[0].set_yscale("log", base=2)
         row[0].yaxis.set_major_locator(LogLocator(2, numticks=6))
@@ -40,6 +42,7 @@ def draw_capacity(figure: Figure, capacity: Capacity, context: Context) -> str:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return (
-        f"Fresh memories after {c.num_moves} writes. Covered: share of the pool that the "
-        "priors of a head take. Recalled: share of attractors that retrieval keeps in place."
+        f"Fresh memories after {format_count(c.num_moves, 'write')}. Covered: share of the pool "
+        "that the priors of a head take. Recalled: share of attractors that retrieval keeps in "
+        "place."
     )

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.figures.context import Context
+from associative_transformer.interface import format_count
 
 ROW_INCHES = 0.72
 MIN_INCHES = 2.2  # of all rows together
@@ -23,7 +24,7 @@ HALF_WIDTH = 0.42  # of the widest part of a distribution; the heads are 1 apart
 
 def draw_competition(figure: Figure, competition: Competition, context: Context) -> str:
     """Draw how many tokens receive most attention, a row per layer; return the caption."""
-    rows, items = context.layers, context.items
+    rows, item = context.layers, context.items.removesuffix("s")
     num_heads, num_tokens = competition.counts[:, :, 1:].shape[1:]
     if not rows or not num_heads * num_tokens:
         figure.set_figheight(0.5)
@@ -54,8 +55,8 @@ def draw_competition(figure: Figure, competition: Competition, context: Context)
         ncols=4,
     )
     return (
-        f"Each token of {competition.num_images:,} {items} counts once per head; each "
-        f"{items.removesuffix('s')} has {num_tokens} tokens."
+        f"Each token of {format_count(competition.num_images, item)} counts once per head; each "
+        f"{item} has {format_count(num_tokens, 'token')}."
     )
 
 

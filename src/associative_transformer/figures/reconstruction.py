@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from associative_transformer.analysis.reconstruction import Reconstruction
 from associative_transformer.figures.context import Context
+from associative_transformer.interface import format_count
 
 ROW_INCHES = 1.45
 HUES = ("C0", "C1", "C2", "C3", "C4", "C5", "0.35")
@@ -47,10 +48,11 @@ def draw_reconstruction(figure: Figure, reconstruction: Reconstruction, context:
         handletextpad=0.2,
     )
     return (
-        f"{num_images} {items} of {num_tokens} tokens each, {num_shown} of them drawn: one color "
-        f"and marker per {item}, from dark (first token) to light (last). Both components are "
-        "principal components of the tokens before retrieval. Distinct: number of different "
-        f"tokens after retrieval, of {num_images * num_tokens:,}."
+        f"{format_count(num_images, item)} of {format_count(num_tokens, 'token')} each, "
+        f"{num_shown} of them drawn: one color and marker per {item}, from dark (first token) to "
+        "light (last). Both components are principal components of the tokens before retrieval. "
+        "Distinct: number of different tokens after retrieval, of "
+        f"{num_images * num_tokens:,}."
     )
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from associative_transformer.analysis.drift import Drift
 from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.figures.context import Context
+from associative_transformer.interface import format_count
 
 MAX_IMAGES = 8
 MAX_PRIORS = 3  # per layer
@@ -45,12 +46,12 @@ def draw_selection(figure: Figure, selection: SelectionStatistics, context: Cont
     images = [_to_rgb(context.image_of(index)) for index in range(num_images)]
     duplicates = ", ".join(str(count) for count in selection.is_duplicate[layers].sum(axis=1))
     caption = (
-        f"Outlined: patches taken by any of the {selection.taken.shape[1]} heads of a prior from "
-        f"pools of {selection.pool_size:,} tokens, opaque if taken first, half transparent if "
-        f"taken last (number {selection.bottleneck:,}); the rest is dimmed. Rows: the most used "
-        f"priors of each layer, without duplicates ({duplicates} of "
-        f"{selection.usage.shape[1]} priors in these layers), on {num_images} of "
-        f"{selection.num_images:,} {context.items}."
+        f"Outlined: patches taken by any of {format_count(selection.taken.shape[1], 'head')} of a "
+        f"prior from pools of {format_count(selection.pool_size, 'token')}, opaque if taken "
+        f"first, half transparent if taken last (number {selection.bottleneck:,}); the rest is "
+        f"dimmed. Rows: the most used priors of each layer, without duplicates ({duplicates} of "
+        f"{format_count(selection.usage.shape[1], 'prior')} in these layers), on {num_images} of "
+        f"{format_count(selection.num_images, context.items.removesuffix('s'))}."
     )
     if drift is None:
         figure.set_figheight(height)

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.analysis.specialization import VARIABLES, Specialization
 from associative_transformer.figures.context import Context
+from associative_transformer.interface import format_count
 
 MAX_ROWS = 8
 MAX_WINNERS = 10
@@ -47,9 +48,10 @@ def draw_specialization(figure: Figure, specialization: Specialization, context:
     heads = _most_informative(excess.sum(axis=0), is_shown)
     map_inches = len(VARIABLES) * (LAYER_INCHES * min(max(excess.shape[1], 4), 12) + 0.28) + 0.3
     note = (
-        f"Maps: information above the mean of {specialization.num_permutations} permutations, "
-        f"averaged over {excess.shape[2]} heads (1 mbit = 0.001 bit), from "
-        f"{specialization.num_images:,} {context.items}."
+        "Maps: information above the mean of "
+        f"{format_count(specialization.num_permutations, 'permutation')}, averaged over "
+        f"{format_count(excess.shape[2], 'head')} (1 mbit = 0.001 bit), from "
+        f"{format_count(specialization.num_images, context.items.removesuffix('s'))}."
     )
     if selection is None or not heads or selection.winners.shape[3] == 0:
         figure.set_figheight(map_inches)

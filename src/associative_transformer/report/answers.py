@@ -7,6 +7,7 @@ import numpy as np
 
 from associative_transformer.analysis.answers import Answers
 from associative_transformer.evaluate import KindScore
+from associative_transformer.interface import format_count
 from associative_transformer.report.charts import (
     Bars,
     Chart,
@@ -43,8 +44,9 @@ def answers_section(
         charts.append(_draw_classes(answers))
     charts += [_draw_calibration(answers), _draw_confidence(answers, items)]
     total, right = answers.confusion.sum(), np.trace(answers.confusion)
+    count = format_count(int(total), f"analyzed test {items.removesuffix('s')}")
     note = (
-        f"The saved model is correct on {right:,} of the {total:,} analyzed test {items} "
+        f"The saved model is correct on {right:,} of the {count} "
         f"({100 * right / total:.2f} %). Its expected calibration error is "
         f"{100 * answers.calibration_error:.1f} percentage points."
     )

@@ -1,6 +1,7 @@
 """The section on competition in self-attention, with a box plot for each head."""
 
 from associative_transformer.analysis.competition import Competition
+from associative_transformer.interface import format_count
 from associative_transformer.report.charts import Boxes, Choice, Figure, Section
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -25,10 +26,11 @@ def competition_section(competition: Competition | None, items: str) -> Section:
         title = f"Tokens that receive {percent} of the attention, layer {layer + 1}"
         chart = Boxes(title, f"tokens, out of {num_tokens}", labels, heads, bounds)
         figures.append(Figure(chart, {"layer": i}))
+    count = format_count(competition.num_images, f"test {items.removesuffix('s')}")
     note = (
         f"The charts show how many tokens receive {percent} of a token's attention, measured on "
-        f"{competition.num_images:,} test {items}. The smaller the number, the stronger the "
-        f"competition. It is {competition.uniform} (of {num_tokens} tokens) if the attention is "
+        f"{count}. The smaller the number, the stronger the competition. It is "
+        f"{competition.uniform} (of {format_count(num_tokens, 'token')}) if the attention is "
         f"uniform; its mean over all tokens is {competition.mean.mean():.1f}."
     )
     names = [f"layer {layer + 1}" for layer in competition.layers]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from associative_transformer.evaluate import KindScore
 from associative_transformer.experiment import Experiment, differences
+from associative_transformer.interface import format_count
 from associative_transformer.models import build_model, count_operations
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 from associative_transformer.recipes.commands import train_arguments
@@ -46,10 +47,10 @@ class Facts:
     @property
     def progress(self) -> str:
         """How far training has progressed."""
-        train = self.experiment.train
+        epochs = format_count(self.experiment.train.epochs, "epoch")
         if self.result is not None:
-            return f"complete after {format_number(train.epochs)} epochs"
-        return f"unfinished: {len(self.history.metrics)} of {train.epochs} epochs"
+            return f"complete after {epochs}"
+        return f"unfinished: {len(self.history.metrics):,} of {epochs}"
 
     @property
     def summary(self) -> str:
@@ -64,7 +65,8 @@ class Facts:
                 f"{_percent(best.test_accuracy)} accuracy of the saved model (epoch {best.epoch}, "
                 f"the best on validation), {accuracy} after the last epoch,"
             )
-        return f"{score} on {number:,} test {self.items} of {self.data}."
+        count = format_count(number, f"test {self.items.removesuffix('s')}")
+        return f"{score} on {count} of {self.data}."
 
     @property
     def data(self) -> str:
@@ -227,7 +229,8 @@ def _list_scores(
             guess = f"best guess {_percent(kind.guess)}"
             score = f"{_percent(kind.accuracy)} ({low:.2f} to {high:.2f}), {guess}"
             rows.append((f"{kind.name} questions", score))
-    return rows or [("test accuracy", f"{_percent(accuracy)} on {num_images:,} images")]
+    images = format_count(num_images, "image")
+    return rows or [("test accuracy", f"{_percent(accuracy)} on {images}")]
 
 
 def _percent(value: float) -> str:

@@ -79,7 +79,7 @@ def images_section(
         return Section("images", TITLE, "This model has no priors that take patches.")
     num_layers, num_heads = selection.entropy.shape[:2]
     note = (
-        f"These are the first {count_shown(selection)} test {items}. Select one to see which of "
+        f"These are the first test {items} ({count_shown(selection)}). Select one to see which of "
         "its patches the priors of a head take"
         + ", and how the energy of its tokens falls during retrieval"
         * has_energy

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.analysis.drift import Drift, measure_drift
+from associative_transformer.interface import format_count
 from associative_transformer.report.charts import (
     Chart,
     Choice,
@@ -49,7 +50,8 @@ def memory_section(
     figures += [Figure(chart) for chart in _draw_drift(drift, layers, min(num_priors, prior_dim))]
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
-        f"Each layer has {num_priors} priors of width {prior_dim}, shown after epoch {epoch}. "
+        f"Each layer has {format_count(num_priors, 'prior')} of width {prior_dim}, shown after "
+        f"epoch {epoch}. "
         f"Effective rank (the number of directions in use) by layer: {ranks}."
     )
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])

@@ -10,6 +10,7 @@ import numpy as np
 
 from associative_transformer.analysis.selection import DEAD, DUPLICATE, SelectionStatistics
 from associative_transformer.analysis.specialization import VARIABLES, Specialization
+from associative_transformer.interface import format_count
 from associative_transformer.report.charts import Choice, Grid, Section
 
 TITLE = "Priors and the patches they take"
@@ -27,15 +28,16 @@ def priors_section(
         return Section("priors", TITLE, "This model has no priors.")
     num_layers, num_heads, num_priors = selection.entropy.shape
     num_dead, num_duplicates = int(selection.is_dead.sum()), int(selection.is_duplicate.sum())
+    count = format_count(selection.num_images, f"test {items.removesuffix('s')}")
     note = (
-        f"Each layer has {num_priors} priors. In each of {num_heads} heads, a prior takes "
-        f"{selection.bottleneck:,} of the {selection.pool_size:,} tokens in a pool "
-        f"({selection.num_images:,} test {items} in total). A card shows the patches that a prior "
-        "ranks highest, and how much its choice of patches says about their class, position and "
-        "content (brightness), compared with chance. A prior is dead if its usage is below "
-        f"{DEAD:g} times an equal share, and a duplicate if its tokens overlap with those of an "
-        f"earlier prior by more than {DUPLICATE:g}. Number of dead priors: {num_dead} of "
-        f"{selection.is_dead.size}; number of duplicates: {num_duplicates}."
+        f"Each layer has {format_count(num_priors, 'prior')}. In each of "
+        f"{format_count(num_heads, 'head')}, a prior takes {selection.bottleneck:,} of the "
+        f"{format_count(selection.pool_size, 'token')} in a pool ({count} in total). A card shows "
+        "the patches that a prior ranks highest, and how much its choice of patches says about "
+        "their class, position and content (brightness), compared with chance. A prior is dead if "
+        f"its usage is below {DEAD:g} times an equal share, and a duplicate if its tokens overlap "
+        f"with those of an earlier prior by more than {DUPLICATE:g}. Number of dead priors: "
+        f"{num_dead} of {selection.is_dead.size}; number of duplicates: {num_duplicates}."
     )
     columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate"]
     if specialization is not None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.reconstruction import Reconstruction
+from associative_transformer.interface import format_count
 from associative_transformer.report.charts import (
     Bars,
     Chart,
@@ -58,7 +59,7 @@ def retrieval_section(
 
 def _introduce(basins: Basins, reconstruction: Reconstruction | None) -> str:
     note = (
-        f"{basins.num_tokens:,} tokens of each layer are retrieved repeatedly until they no "
+        f"The tokens of each layer ({basins.num_tokens:,}) are retrieved repeatedly until they no "
         "longer move. A small β averages over all attractors, a large β selects a single one, "
         "and a β in between averages over some (metastable states). The run was trained with "
         f"β = {basins.trained_beta:g}."
@@ -128,7 +129,8 @@ def _scatter(tokens: np.ndarray, title: str, note: str, items: str) -> Points:
     """Draw each item in its own hue, and each of its tokens in its own shade."""
     num_items, num_tokens = tokens.shape[:2]
     x, y = tokens.reshape(-1, 2).T.tolist()
-    note = f"{note} Hues distinguish the {num_items} {items}, shades the tokens of each."
+    count = format_count(num_items, items.removesuffix("s"))
+    note = f"{note} Hues distinguish the {count}, shades the tokens of each."
     return Points(
         title,
         "component 1",

@@ -14,7 +14,7 @@ from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
 from associative_transformer.evaluate import KindScore, Summary
 from associative_transformer.experiment import Experiment
 from associative_transformer.files import write_file
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, format_count
 from associative_transformer.runs.reading import has_checkpoint, how_to_restore, read_json
 
 RESULT = "result.json"
@@ -82,10 +82,10 @@ class RunResult:
             epoch = best.epoch
             scores.append((best.test_accuracy, best.test_images))
         if not 1 <= epoch <= self.epochs:
-            raise ValueError(f"epoch {epoch} of {self.epochs} epochs")
+            raise ValueError(f"epoch {epoch} of {format_count(self.epochs, 'epoch')}")
         for accuracy, images in scores:
             if not 0 <= accuracy <= 100 or images < 0:
-                raise ValueError(f"{accuracy} % of {images} test images")
+                raise ValueError(f"{accuracy} % of {format_count(images, 'test image')}")
         if self.question_types and self.test_kinds is None:
             types = ", ".join(self.question_types)
             raise ValueError(f"test_kinds is missing although question_types are {types}")
@@ -154,7 +154,7 @@ def name_unfinished_data(experiment: Experiment) -> str:
     if known is None:
         return f"a folder passed as {name}"
     if num_classes != known.num_classes:
-        difference = f"{num_classes} classes instead of {known.num_classes}"
+        difference = f"{format_count(num_classes, 'class')} instead of {known.num_classes}"
         return f"own images, not {known.title} ({difference})"
     if getattr(config, "measured", None) is not None and config.mean != "auto":
         return f"own images, not {known.title}"
@@ -163,7 +163,8 @@ def name_unfinished_data(experiment: Experiment) -> str:
 
 def _describe_images(number: int, classes: Sequence[str]) -> str:
     shown = ", ".join(classes[:MAX_NAMED]) + ", ..." * (len(classes) > MAX_NAMED)
-    return f"{number:,} test images of {len(classes)} classes ({shown})"
+    counts = f"{format_count(number, 'test image')} of {format_count(len(classes), 'class')}"
+    return f"{counts} ({shown})"
 
 
 def score_fields(summary: Summary) -> dict[str, Any]:

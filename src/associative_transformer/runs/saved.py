@@ -15,7 +15,7 @@ from associative_transformer.compute import Precision
 from associative_transformer.data import HeldOut
 from associative_transformer.data.parquet import find_classes
 from associative_transformer.experiment import Experiment, load_experiment
-from associative_transformer.interface import UserError
+from associative_transformer.interface import UserError, format_count
 from associative_transformer.models import build_model, load_model
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.runs.checkpoint import WEIGHTS, load_best, restore_weights
@@ -114,8 +114,8 @@ def load_run(folder: Path) -> SavedRun:
         raise UserError(f"the run in {folder} is not complete: finish it with --resume")
     classes, config = run.result.classes, run.experiment.model
     if len(classes) != config.num_classes:
-        difference = f"{len(classes)} classes, but the model has {config.num_classes}"
-        raise damaged_result(folder, difference)
+        count = format_count(len(classes), "class")
+        raise damaged_result(folder, f"{count}, but the model has {config.num_classes}")
     check_links(folder)
     try:
         model = _open_model(folder, run.experiment, run.result)
@@ -186,8 +186,9 @@ def _restore_model(folder: Path, experiment: Experiment, result: RunResult) -> N
     model = build_model(experiment.model)
     state = restore_weights(folder / "checkpoint", model)
     if state["epoch"] != result.epochs:
+        epochs = format_count(result.epochs, "epoch")
         raise UserError(
-            f"the checkpoint of {folder} ends after {state['epoch']} of {result.epochs} epochs, "
+            f"the checkpoint of {folder} ends after {state['epoch']} of {epochs}, "
             "so the model cannot be restored: train the run again with --overwrite"
         )
     if result.best_validation is not None:

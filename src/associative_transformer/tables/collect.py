@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from associative_transformer.experiment import Experiment, differences, fingerprint
 from associative_transformer.files import describe_denied, list_folders
-from associative_transformer.interface import UserError, printable
+from associative_transformer.interface import UserError, format_count, printable
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
 from associative_transformer.runs.reading import exists
@@ -144,7 +144,8 @@ def _add(run: RunRecord, name: str, collected: CollectedRuns) -> None:
         group = collected.runs.setdefault((name, fingerprint(experiment), group.data), group)
         group.complete.setdefault(train.seed, complete)
     else:
-        progress = f"seed {train.seed} unfinished after {run.num_epochs} of {train.epochs} epochs"
+        epochs = f"{run.num_epochs:,} of {format_count(train.epochs, 'epoch')}"
+        progress = f"seed {train.seed} unfinished after {epochs}"
         if name_unfinished_data(experiment) != experiment.data.display_name:
             progress += " (data not known yet)"
         group = collected.runs.setdefault((name, fingerprint(experiment), ""), group)
