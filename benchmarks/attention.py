@@ -1,4 +1,4 @@
-"""Time self-attention on a CPU in torch's fused form and as two products: python benchmarks/attention.py
+"""Time self-attention on a CPU, fused and as two products: python benchmarks/attention.py
 
 Forward and backward pass of `softmax(q kᵀ / sqrt(D)) v` for 8,192 tokens in images of different
 sizes, with 3 heads of width 64. Each row shows milliseconds, medians of 11 rounds in which the

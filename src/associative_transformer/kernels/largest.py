@@ -29,7 +29,7 @@ def largest(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
     if x.device.type != "cpu":
         return x.topk(count, dim=-1, sorted=False).indices
     num_rows = max(1, BLOCK // x.shape[1])  # so that a block and its copies stay in the cache
-    return torch.cat([_select(block, count) for block in x.split(num_rows)])
+    return torch.cat([_select(block, count) for block in torch.split(x, num_rows)])
 
 
 def _select(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
