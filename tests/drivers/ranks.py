@@ -166,7 +166,8 @@ def draw(steps: int = STEPS, batch: int = BATCH) -> tuple[Tensor, Tensor]:
 
 
 def make_step(model: AiT, **train: Any) -> TrainingStep:  # noqa: ANN401
-    config = TrainConfig(**{"batch_size": BATCH, "lr": 1e-4, "device": "cpu", **train})
+    fixed = {"batch_size": BATCH, "lr": 1e-4, "device": "cpu", "precision": "float32"}
+    config = TrainConfig(**{**fixed, **train})
     return TrainingStep(model, config, make_accelerator(config, ProjectConfiguration("unused")))
 
 
