@@ -285,7 +285,7 @@ def test_an_experiment_saved_by_version_0_1_is_loaded(name: str, tmp_path: Path)
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(VERSION_0_1["saved"][name]))
     loaded = load_experiment(tmp_path / "experiment.yaml")
     recipe = RECIPES[name]
-    assert loaded == replace(recipe, train=replace(recipe.train, compile=False))
+    assert loaded == replace(recipe, train=replace(recipe.train, compile="off"))
     assert fingerprint(loaded) == VERSION_0_1["fingerprints"][name]
 
 

@@ -23,7 +23,7 @@ class Selection(NamedTuple):
 
     value: Float[Tensor, "S M D"]  # weighted sum of the values of the chosen tokens
     score: Float[Tensor, "S M K"]  # attention to the chosen tokens, sums to 1
-    chosen: Int[Tensor, "S M K"]  # positions of the chosen tokens in the pool
+    chosen: Int[Tensor, "S M K"]  # positions of the chosen tokens in the pool, in any order
 
 
 class AttendOutput(NamedTuple):

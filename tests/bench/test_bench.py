@@ -265,7 +265,7 @@ def test_precision_and_compilation_are_those_of_the_experiment(
     assert prepare_model(Variant(SMALL), "infer")().logits.dtype == torch.float32
     prepare_model(Variant(SMALL), "step")
     assert compiled == []
-    other = Variant(replace(SMALL, train=replace(HALF, compile=True)))
+    other = Variant(replace(SMALL, train=replace(HALF, compile="on")))
     infer = prepare_model(other, "infer")
     prepare_model(other, "step")
     dtypes: list[torch.dtype] = []
@@ -278,9 +278,9 @@ def test_precision_and_compilation_are_those_of_the_experiment(
 
 @pytest.mark.parametrize("name", ["cifar10-ait-tiny", "plain:cifar10-ait-tiny"])
 def test_a_variant_is_a_recipe_with_the_given_batch_size_precision_and_device(name: str) -> None:
-    train = TrainConfig(precision="bfloat16", compile=True, device="cpu")
+    train = TrainConfig(precision="bfloat16", compile="on", device="cpu")
     recipe = RECIPES["cifar10-ait-tiny"]
-    changed = replace(recipe.train, batch_size=8, precision="bfloat16", compile=True, device="cpu")
+    changed = replace(recipe.train, batch_size=8, precision="bfloat16", compile="on", device="cpu")
     variant = find_variant(name, train, 8)
     assert variant.experiment == replace(recipe, name=name, train=changed)
 
@@ -464,7 +464,7 @@ def test_a_write_has_the_given_precision_and_is_compiled_on_request(
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
     seen: list[torch.dtype] = []
-    for train in (TRAIN, HALF, replace(TRAIN, compile=True)):
+    for train in (TRAIN, HALF, replace(TRAIN, compile="on")):
         write = prepare_write("plain", POOL, train)
         write.workspace.to_prior.register_forward_hook(lambda *args: seen.append(args[2].dtype))
         write()

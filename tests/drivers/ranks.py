@@ -180,7 +180,7 @@ def train(rank: int, world: int, name: str) -> Trained:
         adapt(model)
     step = make_step(model, **case.train)
     logits: list[Tensor] = []
-    if not step.train.compile:
+    if step.train.compile != "on":
         step.model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
     gradients: list[dict[str, Tensor]] = []
     step.optimizer.register_step_pre_hook(

@@ -22,7 +22,7 @@ OPTIONS = {  # words before the options: names of options by what they take
         COUNT: "model.workspace.num-priors",
         NUMBER: "train.lr",
         CHOICE: "train.schedule.shape",
-        SWITCH: "train.compile",
+        SWITCH: "train.detect-anomaly",
     },
     "train cifar10-ait-tiny": {COUNT: "data.image-size", OTHER: "data.source"},
     "eval RUN": {COUNT: "batch-size", OTHER: "source device"},

@@ -72,7 +72,7 @@ TRAIN_CHANGES: list[dict[str, Any]] = [
     {"train.clip_norm": 1.0},
     {"train.accumulation_steps": 2},
     {"train.precision": "bfloat16"},
-    {"train.compile": True},
+    {"train.compile": "on"},
 ]
 TRIANGLE_CHANGES: list[dict[str, Any]] = [
     {"data.num_train": 300},

@@ -208,7 +208,7 @@ def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: 
     experiment = replace(
         recipe,
         data=replace(recipe.data, num_train=100, num_test=53, val_fraction=0.1),
-        train=replace(recipe.train, epochs=2, batch_size=24, device="cpu", compile=True),
+        train=replace(recipe.train, epochs=2, batch_size=24, device="cpu", compile="on"),
     )
     counters.clear()
     with patch.object(nn.Module, "compile", by_aot_eager):

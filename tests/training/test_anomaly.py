@@ -107,4 +107,4 @@ def test_a_run_resumed_with_anomaly_detection_gives_the_same_result(
 
 def test_a_compiled_model_cannot_be_inspected() -> None:
     with pytest.raises(ValueError, match="detect_anomaly cannot inspect a compiled model"):
-        TrainConfig(compile=True, detect_anomaly=True)
+        TrainConfig(compile="on", detect_anomaly=True)

@@ -104,7 +104,7 @@ def test_a_run_says_once_at_its_start_that_its_warm_up_is_too_long(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(vary(schedule=Schedule(3, warmup_lr=0.005)), tmp_path / "run")
-    first, *others = capsys.readouterr().err.splitlines()
+    first, _, *others = capsys.readouterr().err.splitlines()
     assert "--train.schedule.warmup-epochs 3 is not below --train.epochs 3" in first
     assert [line.split()[0] for line in others] == ["epoch"] * 3
 
@@ -215,7 +215,7 @@ def test_an_epoch_with_skipped_steps_says_how_many(
 ) -> None:
     Steps(bad={1, 2, 3, 4, 9}).install(monkeypatch)
     train(EXPERIMENT, tmp_path / "run")
-    first, second, third = capsys.readouterr().err.splitlines()
+    _, first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("4 of 4 steps skipped")
     assert "skipped" not in second
     assert third.endswith("1 of 4 steps skipped")

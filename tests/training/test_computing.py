@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from associative_transformer import compute
 from associative_transformer.compute import choose_precision
 from associative_transformer.evaluate import evaluate_split
+from associative_transformer.experiment import load_experiment, save_experiment
 from associative_transformer.recipes import find_recipe
 from associative_transformer.runs.saved import load_run, load_test_split, read_run
 from associative_transformer.training import computing
@@ -202,6 +202,10 @@ def test_a_run_without_a_compiler_trains_without_one(
     assert results[0]["test_loss"] == results[1]["test_loss"]
 
 
-def test_a_saved_boolean_is_the_setting_that_it_stood_for() -> None:
-    for value, setting in ((True, "on"), (False, "off"), ("auto", "auto")):
-        assert replace(EXPERIMENT.train, compile=value).compile == setting
+def test_a_saved_boolean_is_the_setting_that_it_stood_for(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    save_experiment(EXPERIMENT, path)
+    text = path.read_text()
+    for value, setting in (("true", "on"), ("false", "off"), ("auto", "auto"), ("'on'", "on")):
+        path.write_text(text.replace("compile: auto", f"compile: {value}"))
+        assert load_experiment(path).train.compile == setting

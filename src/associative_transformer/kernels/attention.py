@@ -1,6 +1,6 @@
 """Softmax attention of queries to all keys, in the fastest form for the device and precision.
 
-Dims     B batch   H heads   N queries   L keys   D head width
+Dims     B batch   H heads   N queries   L keys   D width of a key   V width of a value
 """
 
 import math
@@ -18,9 +18,9 @@ torch's fused attention (`benchmarks/attention.py`)."""
 def attention(
     q: Float[Tensor, "B H N D"],
     k: Float[Tensor, "B H L D"],
-    v: Float[Tensor, "B H L D"],
+    v: Float[Tensor, "B H L V"],
     scale: float | None = None,
-) -> Float[Tensor, "B H N D"]:
+) -> Float[Tensor, "B H N V"]:
     """Return softmax(scale q kᵀ) v, with a scale of 1 / sqrt(D) by default.
 
     On a CPU, the fused kernel of torch 2.14 is slow in bfloat16 if there are few keys, above all
