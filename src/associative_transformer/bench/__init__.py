@@ -132,7 +132,7 @@ def tabulate_results(
     """Return a table with one row for each benchmark of a plan."""
     columns = (
         *("variant", "precision", "compile", "ms", f"{plan.unit}/s"),
-        *(f"times {plan.rival}", "peak memory, GiB", "of matrix peak"),
+        *(f"times {plan.rival}", "peak GiB", "of matrix peak"),
     )
     rows = [
         (
