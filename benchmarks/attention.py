@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from associative_transformer.compute import set_up_cpu
 from associative_transformer.tabular import RowGroup, Table
 
 TOKENS, HEADS, WIDTH, ROUNDS = 8_192, 3, 64, 11
@@ -34,6 +35,7 @@ def timed(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: Tensor) -> fl
 
 def main() -> None:
     """Print a table for each precision."""
+    set_up_cpu()
     groups = []
     for dtype in (torch.bfloat16, torch.float32):
         rows = []

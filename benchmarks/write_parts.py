@@ -14,6 +14,7 @@ from itertools import product
 import torch
 from torch.nn.functional import embedding_bag
 
+from associative_transformer.compute import set_up_cpu
 from associative_transformer.kernels.largest import largest
 
 ROWS, WIDTH, BOTTLENECK, ROUNDS = 256, 768, 512, 5
@@ -89,6 +90,7 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print a table; each round runs all variants once."""
+    set_up_cpu()
     warnings.filterwarnings("ignore", message="Sparse")  # torch warns that CSR tensors are in beta
     columns, sizes = [], list(product(PRECISIONS, POOLS))
     for dtype, num_tokens in sizes:

@@ -130,6 +130,24 @@ def test_two_compiled_training_steps_equal_eager_ones(name: str, backend: str) -
     assert not any(map(torch.equal, memories(other).values(), before))
 
 
+@pytest.mark.parametrize("name", ["ait-two-blocks", "vit"])
+def test_under_autocast_training_is_one_graph_and_equals_eager_training(name: str) -> None:
+    eager = build_model(CONFIGS[name])
+    other = copy.deepcopy(eager)
+    runs = (eager, compiled(other, "aot_eager"))
+    for step in range(2):
+        inputs, labels = batch(eager.config, size=11)
+        stance = "default" if step == 0 else "fail_on_recompile"
+        with torch.compiler.set_stance(stance), torch.autocast("cpu", torch.bfloat16):
+            outputs = [run(*inputs) for run in runs]
+        for logits, aux_loss in outputs:
+            (cross_entropy(logits, labels) + aux_loss).backward()
+        assert_close(outputs[1][0], outputs[0][0], "logits")
+        for (part, ours), theirs in zip(other.named_parameters(), eager.parameters(), strict=True):
+            assert ours.grad is not None and theirs.grad is not None
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0.05, atol=0.01, msg=part)
+
+
 @pytest.mark.parametrize(
     "name", ["ait-two-blocks", "vit", "dense", "relation-network", "conv-mlp"]
 )

@@ -160,16 +160,16 @@ def run(arguments: list[str]) -> None:
     from associative_transformer.bench import measure, tabulate_results
     from associative_transformer.runs.environment import describe_environment
 
-    plan = _plan(options)
+    device, plan = choose_device(options.device), _plan(options)
     measured = measure(plan.benchmarks, plan.rival, options.train, options.rounds)
-    environment = describe_environment(choose_device(options.device))
+    environment = describe_environment(device)
     if options.format == "json":
         rows = [asdict(each) for each in measured]
         content = {"what": arguments[0], "rival": plan.rival, "options": asdict(options)}
         text = json.dumps({**content, "rows": rows, **asdict(environment)}, default=str)
     else:
-        device = _describe(environment)
-        table = tabulate_results(plan, measured, device, options.train, options.rounds)
+        where = _describe(environment)
+        table = tabulate_results(plan, measured, where, options.train, options.rounds)
         text = table.to_markdown() if options.format == "markdown" else table.to_terminal(100)
     with open_output(options.output) as file:
         file.write(text)
