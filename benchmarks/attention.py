@@ -1,8 +1,8 @@
 """Time self-attention on a CPU, fused and as two products: python benchmarks/attention.py
 
-Forward and backward pass of `softmax(q kᵀ / sqrt(D)) v` for 8,192 tokens in images of different
-sizes, with 3 heads of width 64. Each row shows milliseconds, medians of 11 rounds in which the
-forms take turns. `kernels/attention.py` chooses by these figures.
+Times the forward and backward pass of `softmax(q kᵀ / sqrt(D)) v` for 8,192 tokens in images of
+different sizes, with 3 heads of width 64. Each row shows milliseconds, medians of 11 rounds in
+which the forms take turns. The choice in `kernels/attention.py` is based on these figures.
 """
 
 import math
@@ -22,12 +22,12 @@ LENGTHS = (16, 64, 256, 512, 1_024, 4_096)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the attention as two matrix products and a softmax."""
+    """Compute attention with two matrix products and a softmax."""
     return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(dim=-1) @ v
 
 
 def timed(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: Tensor) -> float:
-    """Return the seconds of a forward and a backward pass."""
+    """Return how many seconds a forward and a backward pass take."""
     start = time.perf_counter()
     attend(*qkv.unbind()).sum().backward()
     return time.perf_counter() - start
@@ -50,7 +50,7 @@ def main() -> None:
             fused, other = (1e3 * median(times[1:]) for times in seconds.values())
             rows.append((str(length), f"{fused:.1f}", f"{other:.1f}", f"{fused / other:.2f}"))
         groups.append(RowGroup(str(dtype).removeprefix("torch."), rows))
-    columns = ("tokens of an image", "fused, ms", "plain, ms", "fused / plain")
+    columns = ("tokens per image", "fused, ms", "plain, ms", "fused / plain")
     title = f"Attention on {torch.get_num_threads()} threads"
     print(Table(title, columns, groups, []).to_terminal(100), end="")
 

@@ -2,15 +2,15 @@
 
     python benchmarks/official.py PATH/TO/OFFICIAL --hopfield PATH/TO/HOPFIELD
 
-takes checkouts of github.com/yuweisunn/associative-transformer (commit 107ae93 was read for this)
-and, unless the package is installed, of github.com/ml-jku/hopfield-layers. Both codes are timed in
-float32 and in bfloat16 autocast, with the same batch; they take turns. The peak memory is that of
-a separate process.
+The paths are checkouts of github.com/yuweisunn/associative-transformer (commit 107ae93 was read
+for this script) and, unless the package is installed, of github.com/ml-jku/hopfield-layers. Both
+implementations are timed in float32 and in bfloat16 autocast, with the same batch; they take
+turns. The peak memory of each is measured in a separate process.
 
 `ait.py` is a script that downloads data and trains, so only the classes that it defines are used.
-`.cuda()` returns its tensor or module unchanged. The step is that of its loop, including reading
-the accuracy and the loss. Our step does more: the gradient also flows through the write, and a
-step without a finite gradient is skipped.
+`.cuda()` is replaced and returns its tensor or module unchanged. The step is that of the script's
+loop, including reading the accuracy and the loss. Our step does more: the gradient also flows
+through the write, and a step whose gradient is not finite is skipped.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def build_official(folder: Path, hopfield: Path | None, config: AiTConfig) -> nn
         script = ast.parse((folder / "ait.py").read_text(encoding="utf-8"))
     except (ImportError, OSError) as error:
         raise UserError(
-            f"the official code cannot be imported ({error}): pass the folder of its ait.py, and "
-            "--hopfield with that of the package hflayers"
+            f"the official code cannot be imported ({error}): pass the folder that contains its "
+            "ait.py, and --hopfield with the folder that contains the package hflayers"
         ) from error
     c, w = config, config.workspace
     names |= {"hidden_dim": c.embed_dim, "mlp_dim": round(c.embed_dim * c.mlp_ratio)}
@@ -77,7 +77,7 @@ def build_official(folder: Path, hopfield: Path | None, config: AiTConfig) -> nn
 
 
 def ignore_cuda() -> None:
-    """Let `.cuda()` return tensors and modules where they are."""
+    """Make `.cuda()` return tensors and modules unchanged."""
     torch.Tensor.cuda = nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
 
 
@@ -117,9 +117,9 @@ def prepare_ours(config: AiTConfig, size: int, precision: str) -> Callable[[], o
 
 @torch.no_grad()
 def compare_logits(folder: Path, hopfield: Path | None, config: AiTConfig) -> float:
-    """Return the largest difference of a logit between the two codes with the same weights.
+    """Return the largest difference between logits of the two implementations with equal weights.
 
-    The official code writes to its memory in evaluation mode, too, where it has no dropout.
+    The official code also writes to its memory in evaluation mode, in which it has no dropout.
     """
     official = build_official(folder, hopfield, config).eval()
     w = config.workspace
@@ -130,10 +130,10 @@ def compare_logits(folder: Path, hopfield: Path | None, config: AiTConfig) -> fl
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkout", type=Path, help="folder of the official code")
-    parser.add_argument("--hopfield", type=Path, help="folder of the package hflayers")
+    parser.add_argument("checkout", type=Path, help="folder with the official ait.py")
+    parser.add_argument("--hopfield", type=Path, help="folder with the package hflayers")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--embed-dim", type=int, default=768, help="a multiple of 64, not 64")
+    parser.add_argument("--embed-dim", type=int, default=768, help="multiple of 64, at least 128")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file to write")
     return parser.parse_args()
@@ -166,7 +166,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, milliseconds, rate, ratio, memory in rows:
         print(f"| {name} | {milliseconds:.0f} | {rate:.1f} | {ratio:.2f} | {memory:.2f} |")
-    print(f"largest difference of a logit with the same weights: {difference:.1g}")
+    print(f"largest difference between logits with the same weights: {difference:.1g}")
     if options.json:
         settings = {"batch_size": size, "embed_dim": width, "rounds": options.rounds}
         content = {"seconds": seconds, "memory": {row[0]: row[-1] for row in rows}, **settings}

@@ -2,10 +2,10 @@
 
 `python benchmarks/scaling_law.py` varies one of the four at a time, for the write, for the read
 (both with gradients) and for the training step of a two-layer AiT, and prints the slopes of
-log(time) and log(memory), fitted to the three largest values. Next to each slope is the one of the
-order on paper, at the same sizes. Every measurement is a process of its own. Memory is what the
-calls add to its peak, without tokens and weights and, for write and read, without the gradient of
-the tokens.
+log(time) and log(memory), fitted to the three largest values. Next to each slope is the one that
+the order on paper has at the same sizes. Every measurement runs in its own process. Memory is what
+the calls add to the peak of that process, without tokens and weights and, for write and read,
+without the gradient of the tokens.
 
 The tokens of the step are narrower (`--step-embed-dim`), so that a million of them fit in 16 GiB.
 """
@@ -44,7 +44,8 @@ TRAIN = TrainConfig(epochs=1, batch_size=1, lr=1e-4, precision="float32", device
 PER_IMAGE = 64  # N, tokens of an image
 D = WorkspaceConfig().prior_dim
 FITTED = 3  # values to which a slope is fitted
-MIN_SECONDS, MIN_GIB = 0.5, 2**-10  # shortest total of the timed calls; less memory is not fitted
+MIN_SECONDS = 0.5  # of the timed calls together
+MIN_GIB = 2**-10  # less memory is not fitted
 
 
 class Sizes(NamedTuple):
@@ -63,7 +64,7 @@ class Sizes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a call takes."""
+    """The time and memory that a call takes."""
 
     seconds: float
     memory: float  # GiB
@@ -170,7 +171,7 @@ def measure(part: str, sizes: Sizes) -> Cost:
 
 
 def measure_alone(part: str, sizes: Sizes) -> Cost | None:
-    """Measure in a new process; return None if it is killed, as it is without enough memory."""
+    """Measure in a new process; return None if it is killed, as when memory runs out."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(measure, part, sizes).result()
@@ -248,8 +249,8 @@ def print_tables(costs: dict[str, dict[Sizes, Cost]], slopes: list[Slopes]) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--embed-dim", type=int, default=192, help="of write and read")
-    parser.add_argument("--step-embed-dim", type=int, default=64, help="of the training step")
+    parser.add_argument("--embed-dim", type=int, default=192, help="width for write and read")
+    parser.add_argument("--step-embed-dim", type=int, default=64, help="width for the step")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="tiny sizes, for a test")
     parser.add_argument("--json", type=Path, help="file to write")

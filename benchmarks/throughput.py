@@ -3,16 +3,16 @@
     python benchmarks/throughput.py train cifar10-ait-192 cifar10-vit-192 --source PATH/TO/cifar10
 
 compares the working tree with `--baseline COMMIT`, which is checked out in a temporary folder. The
-two take turns, each measurement is a new process, and both versions are timed by the same code:
+two take turns, each measurement runs in a new process, and both are timed by the same code:
 
 - `train` runs `ait train` until `--seconds` have passed since the end of the first step. The time
-  from there to the end of the last step counts, with the loading of batches and checkpoints, but
-  without compilation before the first step and without the scoring of validation images.
+  from then to the end of the last step counts. It includes loading batches and saving checkpoints,
+  but not compilation before the first step or the scoring of validation images.
 - `eval` runs `ait eval` on `--images` test images and times the scoring. Images that fit in memory
   are decoded before that.
 - `predict` runs `ait predict` on a folder of `--images` JPEG files of about 512x384 pixels, each a
-  mosaic of test images. A first call with one file, which is not timed, starts everything up. Next
-  to it, two processes read, decode, resize and crop the same files with torchvision.
+  mosaic of test images. An untimed first call with one file warms everything up. For comparison,
+  two processes read, decode, resize and crop the same files with torchvision.
 
 Arguments after `--` are passed to `ait train`, for example `-- --train.batch-size 64`.
 """
@@ -40,11 +40,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {"cifar10-ait-192": "cifar10-ait-small", "cifar10-vit-192": "cifar10-vit-small"}
-# recipes that the default baseline does not have, and those of which they are changes
-PICTURE = (384, 512)  # height and width of a JPEG file, which holds whole test images only
+# recipes that the default baseline does not have, and the recipes that they modify
+PICTURE = (384, 512)  # largest height and width of a JPEG file, which holds whole test images
 
 
-# Up to `run_task`: in a process for one measurement; uses only what both versions have.
+# The code up to `run_task` runs in the process of one measurement, with either version of the
+# package, and uses only what both have.
 def run_ait(*arguments: object) -> None:
     """Run a command of `ait` in this process."""
     from associative_transformer.cli import main
@@ -55,7 +56,7 @@ def run_ait(*arguments: object) -> None:
 
 
 def time_scoring() -> dict[str, float]:
-    """Replace `evaluate_split`; return the images and seconds of its calls, updated by each."""
+    """Replace `evaluate_split`; return the images and seconds of all calls, updated by each."""
     from associative_transformer import evaluate
 
     done, score = {"images": 0.0, "seconds": 0.0}, evaluate.evaluate_split
@@ -72,7 +73,7 @@ def time_scoring() -> dict[str, float]:
 
 
 class _EnoughSteps(BaseException):
-    """Ends a training that has taken long enough."""
+    """Ends training when it has run long enough."""
 
 
 def measure_training(arguments: list[str], seconds: float) -> float:
@@ -95,7 +96,7 @@ def measure_training(arguments: list[str], seconds: float) -> float:
             (saved,) = Path(runs).glob("*/*/experiment.yaml")
             batch_size = yaml.safe_load(saved.read_text())["train"]["batch_size"]
             return batch_size * (len(ends) - 1) / (ends[-1] - ends[0] - scoring["seconds"])
-    raise SystemExit(f"the training ended within {seconds} s: pass a lower --seconds")
+    raise SystemExit(f"training ended within {seconds} s: pass a lower --seconds")
 
 
 def measure_scoring(run: str) -> float:
@@ -106,7 +107,7 @@ def measure_scoring(run: str) -> float:
 
 
 def measure_prediction(run: str, pictures: str) -> float:
-    """Classify a folder of image files, after one of them."""
+    """Classify a folder of image files, after an untimed call with one of them."""
     files, output = sorted(Path(pictures).iterdir()), Path(run) / "predictions.csv"
     run_ait("predict", run, files[0], "--output", output)
     start = time.perf_counter()
@@ -146,11 +147,11 @@ TASKS: dict[str, Callable[..., float | None]] = {  # they return images per seco
 
 
 def run_task(task: dict[str, Any]) -> None:
-    """Run a task and write the images per second that it has measured."""
+    """Run a task and write the images per second that it measured."""
     rate = TASKS[task["name"]](*task["values"])
     package = sys.modules.get("associative_transformer")
     if package and Path(task["source"]) not in Path(package.__file__).parents:
-        raise SystemExit(f"{package.__file__} was imported, which is not in {task['source']}")
+        raise SystemExit(f"imported {package.__file__}, which is not in {task['source']}")
     Path(task["output"]).write_text(json.dumps(rate))
 
 
@@ -184,7 +185,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def write_recipe(name: str, options: argparse.Namespace) -> list[str]:
-    """Return the arguments of `ait train` for a recipe, in a form that both versions know."""
+    """Return the arguments of `ait train` for a recipe, in a form that both versions accept."""
     from associative_transformer.recipes import RECIPES
     from associative_transformer.recipes.commands import train_arguments
 
@@ -194,7 +195,7 @@ def write_recipe(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def write_pictures(name: str, options: argparse.Namespace, folder: Path) -> int:
-    """Write JPEG files made of test images; return the side of the images of the recipe."""
+    """Write JPEG files made of test images; return the image size of the recipe."""
     from einops import rearrange
     from torchvision.io import write_jpeg
 
@@ -262,8 +263,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", help="local copy of the data set")
     parser.add_argument("--baseline", default="9fc8e7b", help="commit to compare with")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="of each training")
-    parser.add_argument("--images", type=int, default=2000, help="to score or to classify")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of each training")
+    parser.add_argument("--images", type=int, default=2000, help="images to score or to classify")
     parser.add_argument("--json", type=Path, help="file to write")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:end], argparse.Namespace(passed=sys.argv[end + 1 :]))

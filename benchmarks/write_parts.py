@@ -2,8 +2,8 @@
 
 Compares the operations that `kernels/sparse.py` uses with others that could replace them, at the
 sizes of the paper (8 heads, 32 priors of width 32, bottleneck 512, tokens of width 768). The table
-shows milliseconds, best of five rounds, for each precision and size of the pool. "used" names the
-precision in which an operation is used, if that is not both.
+shows milliseconds, best of five rounds, for each precision and size of the pool. Operations marked
+"used" are used in both precisions, those marked with a precision only in that one.
 """
 
 import time

@@ -23,7 +23,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "tabular": "tables for a terminal, in Markdown and in HTML",
     "rendezvous": "how the processes of a launcher find each other",
     "distributed": "process groups, and collectives over their processes",
-    "compute": "precision, threads: how models run on this machine",
+    "compute": "how models run on this machine: precision and threads",
     "kernels": "faster and distributed versions of functional.py; chooses one",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
     "models": "one file per model, its configuration above it; build_model",

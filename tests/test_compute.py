@@ -77,7 +77,7 @@ def test_autocast_computes_products_in_the_given_precision() -> None:
             assert (x @ x).dtype == getattr(torch, precision)
 
 
-def test_bfloat16_is_found_where_torch_reports_instructions_for_it(
+def test_bfloat16_is_found_if_torch_reports_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compute, "CPU_BFLOAT16", ("amx_bf16", "avx512_bf16"))

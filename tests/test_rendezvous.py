@@ -121,8 +121,8 @@ def test_ranks_with_the_same_device_meet() -> None:
 @pytest.mark.parametrize(
     ("devices", "words"),
     [
-        (["cuda", "cpu"], ["process 0 on ", "process 1 on ", "device (cuda and cpu)"]),
-        (["cpu", "cpu", "cuda"], ["process 0 on ", "process 2 on ", "device (cpu and cuda)"]),
+        (["cuda", "cpu"], ["process 0 on ", "process 1 on ", "devices (cuda and cpu)"]),
+        (["cpu", "cpu", "cuda"], ["process 0 on ", "process 2 on ", "devices (cpu and cuda)"]),
     ],
     ids=str,
 )
@@ -133,7 +133,7 @@ def test_different_devices_are_named_on_every_rank(devices: list[str], words: li
     assert time.monotonic() - started_at < 2
 
 
-def test_a_rank_that_cannot_join_leaves_only_when_all_others_know_it(
+def test_a_rank_that_cannot_join_leaves_only_when_all_others_know(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = dist.HashStore()
@@ -145,7 +145,7 @@ def test_a_rank_that_cannot_join_leaves_only_when_all_others_know_it(
     assert 0.3 <= time.monotonic() - started_at < 2
 
 
-def test_a_rank_that_tells_no_device_is_named() -> None:
+def test_a_rank_that_does_not_report_its_device_is_named() -> None:
     store = dist.HashStore()
     store.set("device/2", "cpu node2")
     with pytest.raises(TimeoutError, match=r"rank 1 of 3 did not join within 0:00:00\.2"):

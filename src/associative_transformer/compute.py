@@ -1,4 +1,4 @@
-"""How models run on this machine: the precision of matrix products, threads, denormal numbers."""
+"""How models run on this machine: precision of matrix products, threads, denormal numbers."""
 
 import ctypes
 import os
@@ -14,14 +14,15 @@ Precision = Literal["float32", "bfloat16"]
 """bfloat16 means autocast: matrix products use it. Heads, losses, softmaxes and statistics of the
 workspace are computed in float32."""
 CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16")
-"""Instruction sets that multiply matrices of bfloat16, by their names in torch."""
+"""Instruction sets that multiply bfloat16 matrices, by their names in torch."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of settings in malloc.h
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time that a container gets, and in how many; the first may be max."""
+"""File with the microseconds of processor time that a container gets per period, or "max", and
+the length of the period."""
 
 
 def read_flag(value: object) -> object:
-    """Return the setting that a boolean of version 0.1 stands for; others are left unchanged."""
+    """Return the setting that a boolean of version 0.1 stands for; other values are unchanged."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
@@ -43,7 +44,7 @@ def choose_precision(
 
     With "auto", it is bfloat16 if the device has instructions for it, except for a model whose
     configuration says that it is faster in float32 on a CPU. The choice depends on nothing that
-    is measured at run time, so that it is the same each time.
+    is measured at run time, so it is the same every time.
     """
     if setting != "auto":
         return PrecisionChoice(setting, "as set by --train.precision")
@@ -52,11 +53,11 @@ def choose_precision(
         return PrecisionChoice("float32", "this device has no instructions for bfloat16")
     if device.type == "cpu" and getattr(config, "is_faster_in_float32", False):
         return PrecisionChoice("float32", "this model is faster in float32 on a CPU")
-    return PrecisionChoice("bfloat16", f"matrix products use {instructions}")
+    return PrecisionChoice("bfloat16", f"this device has instructions for it ({instructions})")
 
 
 def find_bfloat16(device: torch.device) -> str | None:
-    """Return what a device multiplies bfloat16 matrices with; None if it has nothing for that."""
+    """Return which instructions of a device multiply bfloat16 matrices; None if it has none."""
     if device.type == "cuda":
         return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu":
@@ -77,7 +78,7 @@ def set_up_cpu() -> None:
     """Set up this process to compute fast on a CPU. Call it before anything is computed.
 
     - Torch uses as many threads as this process may use cores, unless OMP_NUM_THREADS is set.
-    - Denormal numbers (below 1e-38), up to a hundred times slower than others, count as zero.
+    - Denormal numbers (below 1e-38) count as zero, since they are up to a hundred times slower.
     - The GNU allocator keeps large blocks for the next step, instead of returning them to the
       system, which would have to clear them again.
     """
@@ -91,7 +92,7 @@ def set_up_cpu() -> None:
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use: by its affinity and its container's limit."""
+    """Return how many cores this process may use, by its affinity and its container's limit."""
     available = hasattr(os, "sched_getaffinity")  # on Linux
     cores = len(os.sched_getaffinity(0)) if available else os.cpu_count() or 1
     try:

@@ -85,7 +85,7 @@ class TrainConfig(Optimization):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 means autocast; auto uses it if the hardware has instructions for it."""
     compile: CompileSetting = "auto"
-    """Compile the model with torch.compile; auto: if that saves time within the run."""
+    """Compile the model with torch.compile; auto does so if that saves time within the run."""
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints, in addition to the one after each epoch."""
     log_every: int = 50

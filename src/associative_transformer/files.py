@@ -73,9 +73,9 @@ def make_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if no file can be created in a folder, before the work for it begins."""
+    """Raise UserError if no file can be created in a folder; called before long work begins."""
     try:
-        with TemporaryFile(dir=folder):  # without a name, on Linux
+        with TemporaryFile(dir=folder):  # which has no name on Linux
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -83,7 +83,7 @@ def check_writable(folder: Path) -> None:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted; there may be no such folder.
+    """Return the folders in a folder, sorted; none if it does not exist.
 
     Raises UserError if they cannot be listed.
     """

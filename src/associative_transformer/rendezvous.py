@@ -25,7 +25,7 @@ INIT_METHOD = "associative-transformer://"
 MISSING = "rank {} of {} did not join within {}"
 POLL_INTERVAL = 0.05  # seconds
 PARTING = timedelta(seconds=10)
-"""How long a rank that cannot join waits until the others know it too."""
+"""How long a rank that cannot join waits for the others to learn this too."""
 
 
 def init_method(device: str) -> str:
@@ -76,9 +76,9 @@ def agree_on_name(store: Store, rank: int, num_ranks: int, timeout: timedelta) -
 def check_same_device(
     store: Store, rank: int, num_ranks: int, timeout: timedelta, device: str
 ) -> None:
-    """Raise UserError on all ranks if their types of devices differ: no group contains both.
+    """Raise UserError on all ranks if their types of devices differ: they cannot form a group.
 
-    The store may end with one of the ranks, so each waits until all have read the devices.
+    The store may end with one of the ranks, so each rank waits until all have read the devices.
 
     Raises TimeoutError if a rank is missing.
     """
@@ -96,7 +96,7 @@ def check_same_device(
                 store.set(f"parting/{rank}", "")
                 store.wait([f"parting/{other}" for other in range(num_ranks)], PARTING)
             raise UserError(
-                f"process 0 on {host} and process {other} on {other_host} differ in the device "
+                f"process 0 on {host} and process {other} on {other_host} use different devices "
                 f"({first} and {theirs}): choose the same device for all processes, and check "
                 "that torch finds the GPUs of each machine"
             )

@@ -464,7 +464,7 @@ def test_every_caption_names_the_model_the_data_and_the_seed(
 def test_captions_describe_own_images_by_their_classes_and_number(
     root: Path, tmp_path: Path, ait: Ait, draw_text: None
 ) -> None:
-    """The recipe's data set is CIFAR-10; the images are those of a folder, or of another one."""
+    """The recipe's data set is CIFAR-10; the images are those of a folder, or of another."""
     folder = shutil.copytree(root / "ait", tmp_path / "run")
     other = shutil.copytree(root / "images", tmp_path / "other")
     next((other / "test").rglob("*.png")).unlink()

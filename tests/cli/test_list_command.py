@@ -41,7 +41,7 @@ def test_only_recipes_whose_names_contain_all_words_are_listed(
     assert rows == names
 
 
-def test_every_model_is_listed_with_its_number_of_layers_and_their_width(ait: Ait) -> None:
+def test_every_model_is_listed_with_the_number_and_width_of_its_layers(ait: Ait) -> None:
     models = [line.split("│")[3] for line in ait("list").out.splitlines() if line[0] == "│"]
     assert "luna, 1 layer of 64 " in "".join(models)
     assert any("perceiver, 6 layers of 512 " in model for model in models)

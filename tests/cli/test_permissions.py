@@ -1,7 +1,7 @@
-"""Runs, data, outputs and caches that this user may not read or not change.
+"""Runs, data, outputs and caches that this user may not read or may not change.
 
 What can be done without the permission is done; otherwise one sentence names the file. Nothing
-is changed, and a file without permission is never taken for a damaged one.
+is changed, and a file that may not be read is never taken for a damaged one.
 """
 
 import os
@@ -90,7 +90,7 @@ def assert_denied(done: CommandResult, path: object) -> None:
 
 @pytest.fixture(scope="module")
 def readonly(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a copy of the root of which this user may change nothing."""
+    """Return a copy of the root in which this user may change nothing."""
     folder = shutil.copytree(root, tmp_path_factory.mktemp("readonly") / "root")
     with of_another_user(folder):
         yield folder
@@ -158,7 +158,7 @@ WRITING: dict[str, Callable[[Path], list[object]]] = {
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_what_would_change_a_read_only_folder_is_refused(
+def test_a_command_that_would_change_a_read_only_folder_is_refused(
     name: str, readonly: Path, other: Ait
 ) -> None:
     done = other(*WRITING[name](readonly))
@@ -206,7 +206,7 @@ def test_a_run_in_a_folder_without_permission_is_named(
 
 @pytest.mark.parametrize("mode", [0o111, 0o333], ids=oct)
 @pytest.mark.parametrize("name", ["eval", "predict", "analyze", "report"])
-def test_a_run_folder_that_cannot_be_listed_is_not_damaged(
+def test_a_run_folder_that_cannot_be_listed_is_not_called_damaged(
     name: str, mode: int, root: Path, other: Ait
 ) -> None:
     command = READING[name](root)
@@ -266,7 +266,7 @@ def test_images_without_permission_are_named(
 
 
 @pytest.mark.parametrize("place", ["train.parquet", "test.parquet", "."])
-def test_tables_without_permission_are_not_damaged(
+def test_tables_without_permission_are_not_called_damaged(
     place: str, copied: Path, other: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

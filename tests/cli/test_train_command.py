@@ -321,7 +321,7 @@ def one_class(root: Path) -> list[str]:
 
 def an_unseen_class(root: Path) -> list[str]:
     make_images(root, ("red", "blue"), ("red", "green"))
-    return [f"test split of {root}", "add training images of green, or remove it"]
+    return [f"test split of {root}", "add training images of green, or remove that class"]
 
 
 def no_test_images(root: Path) -> list[str]:

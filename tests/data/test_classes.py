@@ -50,7 +50,7 @@ def picture(name: str) -> Image.Image:
 
 
 def write(root: Path, kind: str, split: str, order: Sequence[str], shown: Sequence[str]) -> None:
-    """Write an image of each class that is shown; a split of names lists them in this order."""
+    """Write an image of each class in `shown`; the kind "names" lists the classes in `order`."""
     pictures = [picture(name) for name in shown]
     if kind == "folders":
         for number, (name, image) in enumerate(zip(shown, pictures, strict=True)):
@@ -161,7 +161,7 @@ def test_training_resuming_and_evaluating_see_the_right_classes(
 
 @every_kind
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_class_without_a_training_class_of_its_name_is_refused_with_both_lists(
+def test_a_class_that_the_training_split_lacks_is_refused_with_both_lists(
     kind: str, split: str, tmp_path: Path
 ) -> None:
     for name in ("train", "validation", "test"):
@@ -170,7 +170,8 @@ def test_a_class_without_a_training_class_of_its_name_is_refused_with_both_lists
     with pytest.raises(
         UserError,
         match=rf"the {split} split of .*set has the classes \[ant, bee, dog\], but the train "
-        r"split of .*set has \[(bee, ant|ant, bee)\]: add training images of dog, or remove it",
+        r"split of .*set has \[(bee, ant|ant, bee)\]: add training images of dog, or remove "
+        "that class",
     ):
         config(tmp_path / "set").load(CPU)
 
@@ -214,7 +215,7 @@ def test_names_that_differ_only_in_composition_are_not_two_classes(
     for name in ("train", "test"):
         classes = twice if name == split or not is_alone else CLASSES
         write(tmp_path / "set", "names", name, classes, classes)
-    with pytest.raises(UserError, match=rf"several classes of the same name \({COMPOSED}\): re"):
+    with pytest.raises(UserError, match=rf"several classes with the same name \({COMPOSED}\): re"):
         config(tmp_path / "set").load(CPU)
 
 
@@ -274,7 +275,7 @@ def test_text_is_used_if_it_is_chosen_or_if_there_is_no_other_column(tmp_path: P
     assert is_right(data.test, data.class_names)
 
 
-def test_a_missing_text_is_refused_by_its_row(tmp_path: Path) -> None:
+def test_a_row_with_a_missing_text_is_refused_and_named(tmp_path: Path) -> None:
     write(tmp_path / "set", "text", "test", (), ("ant", "bee"))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     rows = {"image": [picture("ant")] * 3, "label": ["ant", None, "bee"]}
@@ -293,7 +294,7 @@ def test_a_set_from_the_hub_is_mapped_like_a_local_one(
     assert are_right(replace(config(root), source=None).load(CPU))
 
 
-def test_a_class_that_only_an_unused_split_has_does_not_count(tmp_path: Path) -> None:
+def test_a_class_that_is_only_in_an_unused_split_does_not_count(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for split, classes in (("train", CLASSES[:2]), ("test", CLASSES[:2]), ("val", CLASSES)):
         write(root, "folders", split, (), classes)

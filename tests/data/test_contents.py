@@ -114,7 +114,7 @@ def test_auto_is_the_default_of_a_new_run_with_other_images(name: str, folder: P
     assert chosen.load_for_new_run(CPU).normalization is None
 
 
-def test_images_from_the_hub_keep_the_numbers_of_the_paper_unless_their_set_is_unknown(
+def test_images_from_the_hub_keep_the_numbers_of_the_paper_unless_the_data_set_is_unknown(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = open_image_folder(folder)

@@ -1,4 +1,4 @@
-"""How images are told from those of a named data set."""
+"""How images are told apart from those of a named data set."""
 
 import pytest
 

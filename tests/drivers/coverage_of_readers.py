@@ -1,9 +1,9 @@
 """Print the line coverage of each reader of outside data by the cases of tests/test_fuzz.py.
 
 The functions of a reader are those of the package that its cases call, and those that these name,
-called or not. Of their lines, those count as reached that the cases of any reader reach: the cases
-of a PNG file need not reach what reads a TIFF file. Each reader is run in a process of its own, so
-that it finds no cache that another one has filled.
+called or not. A line counts as reached if the cases of any reader reach it: the cases of a PNG
+file need not reach the lines that read a TIFF file. Each reader runs in its own process, so that
+it finds no cache that another one has filled.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def reach(name: str, num_cases: int) -> Reached:
     reader = READERS[name]
     inputs = [*reader.seeds(), *(make_case(name, number) for number in range(num_cases))]
     tracer = make_tracer()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it asks the network
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # which would use the network
     silent = io.StringIO()
     with TemporaryDirectory() as folder, redirect_stderr(silent), redirect_stdout(silent):
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"

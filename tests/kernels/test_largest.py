@@ -39,13 +39,13 @@ def test_the_selected_numbers_are_those_that_topk_selects(dtype: torch.dtype, co
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_same_ones_are_selected_every_time(dtype: torch.dtype) -> None:
+def test_the_same_numbers_are_selected_every_time(dtype: torch.dtype) -> None:
     x = rows(dtype)
     assert torch.equal(largest(x, 31), largest(x.clone(), 31))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_that_is_not_contiguous_is_selected_from(dtype: torch.dtype) -> None:
+def test_rows_need_not_be_contiguous(dtype: torch.dtype) -> None:
     x = torch.randn(300, 12).to(dtype).mT
     chosen = largest(x, 20)
     assert torch.equal(x.gather(1, chosen).amin(dim=-1), x.topk(20, dim=-1).values[:, -1])
@@ -59,7 +59,7 @@ def test_the_numbers_themselves_are_left_unchanged() -> None:
         assert torch.equal(x, before)
 
 
-def test_rows_longer_than_a_packed_position_are_selected_from() -> None:
+def test_rows_may_be_too_long_for_packed_positions() -> None:
     x = torch.randn(2, module.MAX_PACKED + 1).bfloat16()
     x[:, -1] = 100
     assert (largest(x, 3) == module.MAX_PACKED).any(dim=-1).all()

@@ -1,4 +1,4 @@
-"""Files with the layout and the names of the official code, written in our own words."""
+"""Files with the layout and the names of the official code, but our own implementation."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Permissions of files, and a process to which they apply even if root started it.
 
-A process of another user would not do, because its interpreter may lie in the home of root.
+A process of another user cannot be used, because the interpreter may be in the home of root.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ EFFECTIVE, PERMITTED = 0, 1  # places in the first words
 
 @contextmanager
 def permissions_apply() -> Iterator[None]:
-    """Let this thread access only what the permissions of files allow, as any user's."""
+    """Let this thread access only what the permissions of files allow, even if it is root's."""
     if os.geteuid() != 0:
         yield
         return
@@ -59,7 +59,7 @@ def of_another_user(path: Path, folders: int = 0o555, files: int = 0o444) -> Ite
 
 @contextmanager
 def closed(path: Path, mode: int = 0) -> Iterator[Path]:
-    """Take the permissions of one file or folder, but not of what is in it."""
+    """Remove the permissions of one file or folder, but not those of its contents."""
     before = path.stat().st_mode
     if os.geteuid() == 0:
         os.chown(path, NOBODY, NOBODY)

@@ -83,7 +83,7 @@ RECORD = ("experiment", "result", "environment", "metrics", "memory")
 RESUMABLE = ("result", "checkpoint/last/state")
 WHOLE = ("experiment", "result", "config", "model.safetensors")
 REPORTED = ("model.safetensors", "config", *RECORD, "analysis/")
-LENIENT: dict[str, Any] = {  # settings that read a data source in other ways than the default
+LENIENT: dict[str, Any] = {  # settings that differ from the defaults
     "memory_budget": 0.0,  # images are streamed
     "on_error": "skip",
     "mean": "auto",
@@ -519,7 +519,7 @@ def analysis_files() -> list[tuple[str, bytes]]:
 
 
 class Reported(NamedTuple):
-    """A file of a run of which a report is written."""
+    """A file of a run, and the files of that run from which a report is written."""
 
     name: str
     content: bytes

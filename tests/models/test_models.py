@@ -680,7 +680,7 @@ def damaged_config(folder: Path, other: Path) -> None:
 NO_FIT = r"the weights do not fit config\.json \("
 WRONG = {  # what `from_pretrained` says about it
     no_folder: "is not a folder, and no model of that name can be loaded .*: pass a folder",
-    no_config: r"cannot load the model in .* \(config\.json: No such file.*\): save it again",
+    no_config: r"cannot load the model in .* \(config\.json: No such file.*\): save it there",
     no_weights: r"has no model\.safetensors: copy it there",
     half_of_the_weights: rf"({NO_FIT}it describes|model\.safetensors is damaged \()",
     weights_without_the_last_byte: r"model\.safetensors is damaged \(.*\): copy it again",

@@ -820,7 +820,7 @@ def test_an_unfinished_run_has_a_page_with_what_is_known_so_far(runs: Path) -> N
     ("num_classes", "words"),
     [
         (2, "own images, not CIFAR-10 (2 classes instead of 10)"),
-        (10, "a folder passed as cifar10, compared with CIFAR-10 when the run is complete"),
+        (10, "a folder passed as cifar10, to be compared with CIFAR-10 when the run is complete"),
     ],
 )
 def test_an_unfinished_run_does_not_claim_the_data_set_of_its_recipe(

@@ -403,7 +403,7 @@ def test_a_long_name_in_the_optimizer_file_is_refused_at_once(
         Trainee().restore(tmp_path)
     assert time.process_time() - start < 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "(optimizer.pt is not a saved state of an optimizer)" in line
+    assert "(optimizer.pt is not a saved optimizer state)" in line
 
 
 def sign(folder: Path) -> None:

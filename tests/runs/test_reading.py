@@ -40,7 +40,7 @@ def resident(key: str) -> int:
 
 def peak_of(call: Callable[[], object]) -> int:
     """Return the bytes that a call adds to the memory of this process, at its peak."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     call()
     return resident("VmHWM") - before
@@ -63,7 +63,7 @@ def plant(
     method: int = zipfile.ZIP_DEFLATED,
     names: tuple[str, ...] = ("priors",),
 ) -> Path:
-    """Write an archive of zeros, of which the last `missing` bytes are not there."""
+    """Write an archive of zeros that lacks its last `missing` bytes."""
     size = int(np.prod(shape, dtype=object)) * np.dtype(descr).itemsize - missing
     with zipfile.ZipFile(path, "w", method, compresslevel=1) as archive:
         for name in names:
@@ -232,7 +232,7 @@ def test_reading_the_largest_arrays_takes_less_than_a_gibibyte(
 
 
 NESTED = "[[[[[[]]]]]],"
-CONTENTS = {  # what takes the most memory for each byte
+CONTENTS = {  # what takes the most memory per byte
     "nested lists": lambda size: '{"a": [' + NESTED * (size // len(NESTED) - 1) + "0]}",
     "numbers": lambda size: '{"a": [' + "1.5," * (size // 4 - 5) + "0]}",
     "names": lambda size: '{"a": {' + ",".join(f'"{i:x}":0' for i in range(size // 11)) + "}}",

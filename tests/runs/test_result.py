@@ -189,17 +189,17 @@ def test_the_data_of_a_complete_run_are_named_by_their_classes_and_sizes(
         ),
         (
             from_folder(CIFAR, mean="auto", measured=Normalization((0.5,) * 3, (0.2,) * 3)),
-            "a folder passed as cifar10, compared with CIFAR-10 when the run is complete",
+            "a folder passed as cifar10, to be compared with CIFAR-10 when the run is complete",
         ),
         (
             from_folder(CIFAR),
-            "a folder passed as cifar10, compared with CIFAR-10 when the run is complete",
+            "a folder passed as cifar10, to be compared with CIFAR-10 when the run is complete",
         ),
         (from_folder(CIFAR, 2, name="food101"), "a folder passed as food101"),
     ],
     ids=["generated", "hub", "classes", "measured", "auto", "copy or own", "other name"],
 )
-def test_the_data_of_an_unfinished_run_are_not_called_what_they_may_not_be(
+def test_the_data_of_an_unfinished_run_are_named_only_if_they_are_known(
     experiment: Experiment, words: str
 ) -> None:
     assert name_unfinished_data(experiment) == words
@@ -208,7 +208,7 @@ def test_the_data_of_an_unfinished_run_are_not_called_what_they_may_not_be(
 def test_a_run_computes_the_mean_only_of_images_that_are_not_the_known_ones(
     tmp_path: Path,
 ) -> None:
-    """This is how `name_unfinished_data` can tell them, although all have ten classes."""
+    """This is how `name_unfinished_data` can tell them apart, although all have ten classes."""
     images = make_images(tmp_path / "images", train=("blue", "red"), test=("blue", "red"))
     for split in ("train", "test"):
         for number in range(8):

@@ -191,7 +191,7 @@ def test_a_single_epoch_is_not_called_epochs(tmp_path: Path) -> None:
     assert seeds == "seed 0 unfinished after 0 of 1 epoch"
 
 
-def test_an_unfinished_run_on_the_images_of_a_folder_is_not_claimed_for_the_data_set(
+def test_an_unfinished_run_on_a_folder_of_images_is_not_attributed_to_the_data_set(
     tmp_path: Path,
 ) -> None:
     mine = replace(VIT, data=replace(VIT.data, source="mine"))

@@ -60,14 +60,14 @@ class PlantedStep:
 def test_a_long_run_is_compiled_if_that_saves_time_and_says_so() -> None:
     is_on, reason, lines = PlantedStep(0.4, 0.3, 60).choose("auto", LONG)
     assert is_on
-    assert reason == "a step takes 300 ms instead of 400 ms; it took 60 s"
+    assert reason == "a step takes 300 ms instead of 400 ms; compiling took 60 s"
     assert lines == "compiling the model, which takes a minute or more"
 
 
 @pytest.mark.parametrize("num_steps", [0, 3, 100])  # 100 steps of 0.4 s: 40 s
 def test_a_short_run_is_not_compiled_and_hardly_tried(num_steps: int) -> None:
     step = PlantedStep(0.4, 0.3, 60)
-    assert step.choose("auto", num_steps) == (False, "the run is too short for it to pay", "")
+    assert step.choose("auto", num_steps) == (False, "the run is too short for it to pay off", "")
     assert step.tried <= 1
 
 
@@ -75,19 +75,19 @@ def test_a_short_run_is_not_compiled_and_hardly_tried(num_steps: int) -> None:
     ("compiled", "num_steps"),
     [(0.41, LONG), (0.4, LONG), (0.3, 590)],  # slower; the same; 590 steps save 59 of 60 s
 )
-def test_a_run_is_not_compiled_if_that_does_not_pay(compiled: float, num_steps: int) -> None:
+def test_a_run_is_not_compiled_if_that_does_not_pay_off(compiled: float, num_steps: int) -> None:
     is_on, reason, lines = PlantedStep(0.4, compiled, 60).choose("auto", num_steps)
     assert not is_on
-    assert reason.startswith("it does not pay: a step takes")
+    assert reason.startswith("it does not pay off: a step takes")
     assert lines
 
 
-def test_a_run_that_just_pays_is_compiled() -> None:
+def test_a_run_is_compiled_if_that_just_pays_off() -> None:
     assert PlantedStep(0.4, 0.3, 60).choose("auto", 610)[0]
 
 
 def test_on_compiles_a_short_run_too_and_off_compiles_nothing() -> None:
-    assert PlantedStep(0.4, 0.5, 60).choose("on", 3)[:2] == (True, "it took 60 s")
+    assert PlantedStep(0.4, 0.5, 60).choose("on", 3)[:2] == (True, "compiling took 60 s")
     step = PlantedStep(0.4, 0.3, 60)
     assert step.choose("off", LONG) == (False, "--train.compile off", "")
     assert step.tried == 0
@@ -149,7 +149,7 @@ def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_a_run_keeps_its_precision_if_a_machine_of_another_kind_resumes_it(
+def test_a_run_keeps_its_precision_if_it_is_resumed_on_another_kind_of_machine(
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -202,7 +202,7 @@ def test_a_run_without_a_compiler_trains_without_one(
     assert results[0]["test_loss"] == results[1]["test_loss"]
 
 
-def test_a_saved_boolean_is_the_setting_that_it_stood_for(tmp_path: Path) -> None:
+def test_a_saved_boolean_is_read_as_the_setting_that_it_stood_for(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     save_experiment(EXPERIMENT, path)
     text = path.read_text()

@@ -26,7 +26,7 @@ RUN = [
     *("train", "triangle-ait-tiny", "--train.epochs", "2", "--train.batch-size", "24"),
     *("--data.num-train", "400", "--data.num-test", "103", "--data.val-fraction", "0.1"),
     *("--train.device", "cpu", "--train.log-every", "2", "--train.checkpoint-every", "4"),
-    *("--train.precision", "float32"),  # so that rounding makes no difference that matters
+    *("--train.precision", "float32"),  # so that differences by rounding are small
 ]
 TIMEOUT = 150  # seconds; a launcher gives its workers 30 to end
 
@@ -257,14 +257,14 @@ def test_a_node_with_a_gpu_and_one_without_are_refused_on_both(tmp_path: Path) -
         codes, _, errors = zip(*map(finish, (first, second)), strict=True)
     assert 0 not in codes
     for error in errors:
-        assert re.search(r"differ in the device \((cuda and cpu|cpu and cuda)\)", error), error
+        assert re.search(r"use different devices \((cuda and cpu|cpu and cuda)\)", error), error
         assert "UserError" not in error
     assert not runs.exists()
     assert time.monotonic() - started_at < 60
 
 
 def of_a_group(rank: int, port: int) -> dict[str, str]:
-    """Return what a launcher without a store of its own sets in a rank of two."""
+    """Return the variables that a launcher without its own store sets for one of two ranks."""
     numbers = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}
     return {"MASTER_ADDR": "localhost", **{name: str(x) for name, x in numbers.items()}}
 
@@ -285,14 +285,14 @@ def test_processes_with_different_devices_are_named_on_both(
     for code, _, error in outcomes:
         assert code == 2, error
         assert (
-            f"ait: process 0 on {host} and process 1 on {host} differ in the device "
+            f"ait: process 0 on {host} and process 1 on {host} use different devices "
             f"({devices[0]} and {devices[1]}): choose the same device" in error
         )
         assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(("command", "rank"), [("train", 0), ("eval", 1)])
-def test_a_process_without_the_other_ends_within_its_time_out(
+def test_a_process_that_never_finds_the_other_ends_within_its_timeout(
     command: str, rank: int, tmp_path: Path
 ) -> None:
     arguments = RUN if command == "train" else ["eval", str(tmp_path), "--device", "cpu"]

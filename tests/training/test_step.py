@@ -341,7 +341,7 @@ def test_bfloat16_is_autocast_and_leaves_weights_moments_and_memory_in_float32()
     assert all(not torch.equal(a, b) for a, b in zip(before, memories(step.model), strict=True))
 
 
-def test_trying_out_a_step_changes_nothing_not_even_what_is_drawn_next() -> None:
+def test_trying_out_a_step_changes_nothing_not_even_the_next_random_numbers() -> None:
     ours, theirs = (make_step(accumulation_steps=2) for _ in range(2))
     theirs.model.load_state_dict(ours.model.state_dict())
     batch = make_batch()

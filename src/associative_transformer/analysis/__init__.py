@@ -205,7 +205,7 @@ def load_analysis(folder: Path, data: str | None = None) -> Analysis | None:
             "measure it on these, or the --source that it was measured on"
         )
     results: dict[str, Any] = {}
-    left = MAX_ARRAYS  # bytes of all results together
+    left = MAX_ARRAYS  # bytes that the remaining results may take
     for name, (kind, _) in _TABLE.items():
         if f"{name}.json" in complete.files:
             results[name] = load_result(kind, folder / "analysis", name, left)

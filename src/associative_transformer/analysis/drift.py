@@ -29,7 +29,7 @@ class Drift:
 
 def measure_drift(memory: Float[np.ndarray, "T L M D"]) -> Drift:
     """Compare the memory after each epoch with the memory after the previous one."""
-    units = (normalize(torch.from_numpy(priors), dim=-1) for priors in memory)  # to save memory
+    units = (normalize(torch.from_numpy(priors), dim=-1) for priors in memory)  # saves memory
     angles = [_angle(before, after) for before, after in pairwise(units)]
     ranks = [[effective_rank(layer) for layer in epoch] for epoch in torch.from_numpy(memory)]
     return Drift(
@@ -59,7 +59,7 @@ def measure_drift_of_run(folder: Path) -> Drift | None:
     try:
         priors = np.array(read_memory(path, None))
         if not priors.size:
-            raise ValueError("it holds no priors")
+            raise ValueError("it contains no priors")
     except PermissionError:  # the file may be intact
         raise
     except (OSError, ValueError) as error:

@@ -180,7 +180,7 @@ def _disk(runs: Path) -> list[Line]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether a path is a folder; False if this user may not know."""
+    """Return whether a path is a folder; False if permissions hide it from this user."""
     try:
         return path.is_dir()
     except OSError:

@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _read_flags(words: list[str]) -> list[str]:
-    """Return the words with --train.compile and --train.no-compile, once flags, as settings."""
+    """Replace --train.compile and --train.no-compile, flags in version 0.1, with settings."""
     read: list[str] = []
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         if word == "--train.no-compile":

@@ -1,4 +1,4 @@
-"""The columns of a split: which one contains the images, and the classes and labels of another.
+"""The columns of a split: find the images, and read the classes and labels.
 
 Dims     N images
 """
@@ -36,7 +36,7 @@ class Labels(NamedTuple):
 
 
 class UnlabeledError(UserError):
-    """The labels of a split are all missing or -1, as of a test set whose labels are secret."""
+    """The labels of a split are all missing or -1, as in a test set whose labels are secret."""
 
 
 def find_images(split: "datasets.Dataset", column: Column, name: str) -> str:
@@ -49,7 +49,7 @@ def find_images(split: "datasets.Dataset", column: Column, name: str) -> str:
 def read_labels(split: "datasets.Dataset", column: Column, name: str) -> Labels:
     """Return the classes and labels of a split.
 
-    A column of text contains the names of the classes, which are then in alphabetical order.
+    A text column contains class names; the classes are then in alphabetical order.
     Raises UserError if the column cannot be found, if two classes have the same name or if a label
     is not the index of a class, and UnlabeledError if there are no labels at all.
     """
@@ -58,8 +58,8 @@ def read_labels(split: "datasets.Dataset", column: Column, name: str) -> Labels:
     counts = Counter(map(normalized, class_names))
     if twice := [class_name for class_name, count in counts.items() if count > 1]:
         raise UserError(
-            f"{name} has several classes of the same name ({list_classes(twice)}): rename all but "
-            "one of them"
+            f"{name} has several classes with the same name ({list_classes(twice)}): rename all "
+            "but one of them"
         )
     labels = torch.tensor([-1 if y is None else y for y in values], dtype=torch.int64)
     if len(labels) and (labels == -1).all():
@@ -98,7 +98,7 @@ def _read_column(
 
 
 def _find_label_column(split: "datasets.Dataset", column: Column, name: str) -> str:
-    """Return the column of classes; text is used if it is chosen or if there is nothing else."""
+    """Return the label column; a text column must be chosen or the only one without images."""
     import datasets
 
     features = split.features

@@ -78,9 +78,9 @@ class ImageTable:
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
 
     def with_classes_of(self, train: "ImageTable") -> "ImageTable":
-        """Return the same images with the labels that their classes have in the training images.
+        """Return the same images with labels that index the classes of the training images.
 
-        Classes are the same if their names are. Raises UserError if a class is missing there.
+        Classes are matched by name. Raises UserError if the training images lack one.
         """
         index = find_classes(self.class_names, train.class_names)
         unknown = [self.class_names[label] for label, place in enumerate(index) if place < 0]
@@ -89,7 +89,7 @@ class ImageTable:
             raise UserError(
                 f"{self.name} has the classes [{ours}], but {train.name} has [{theirs}]: add "
                 f"training images of {list_classes(unknown)}, or remove "
-                f"{'it' if len(unknown) == 1 else 'them'}"
+                f"{'that class' if len(unknown) == 1 else 'those classes'}"
             )
         labels = torch.tensor(index, dtype=torch.int64)[self.labels]
         return replace(self, labels=labels, class_names=train.class_names)
@@ -235,7 +235,7 @@ def check_labels(
 
 
 def name_untested(test: ImageTable, labels: Int[Tensor, " N"]) -> None:
-    """Print the classes of which there are no test images, if there are any."""
+    """Print the classes without test images, if there are any."""
     tested = set(labels.tolist())
     if names := [name for label, name in enumerate(test.class_names) if label not in tested]:
         print_once(f"{test.name} has no images of these classes: {list_classes(names)}")

@@ -11,7 +11,7 @@ class KnownDataSet(NamedTuple):
     num_classes: int
     train_images: int | None = None  # None: not compared
     test_images: int | None = None
-    classes: tuple[str, ...] = ()  # in the order of their labels; empty: their number is enough
+    classes: tuple[str, ...] = ()  # in the order of their labels; empty: only the number counts
 
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -30,7 +30,7 @@ KNOWN_DATA_SETS = {
     "cifar10": KnownDataSet("CIFAR-10", 10, 50_000, 10_000, tuple(CIFAR10_CLASSES.split())),
     "cifar100": KnownDataSet("CIFAR-100", 100, 50_000, 10_000, tuple(CIFAR100_CLASSES.split())),
     "pets": KnownDataSet("Oxford-IIIT Pet", 37, 3_680, 3_669),
-    # its sizes are not compared, because nobody has checked them against the files on the hub
+    # its sizes are not compared: nobody has checked them against the files on the hub
     "imagenet100": KnownDataSet("ImageNet-100", 100),
 }
 """By the short names of `ImagesConfig`."""
@@ -45,7 +45,7 @@ def find_difference(
 ) -> str | None:
     """Return how a data set differs from the known one of its name; None if it does not.
 
-    Also returns None if the name is not known. A size of None, here or there, is not compared, and
+    Also returns None if the name is not known. A size of None, given or known, is not compared;
     a size may be smaller by `num_skipped` images; `train_images` counts validation images too.
     """
     known = KNOWN_DATA_SETS.get(name)

@@ -104,8 +104,8 @@ def _check_complete(root: Path, split: str, count: int, shards: list[tuple[int, 
 def open_parquet(root: Path, split: str, files: Sequence[SplitFile]) -> "datasets.Dataset":
     """Open the files of a split; labels are mapped by name if their class names differ in order.
 
-    Raises UserError if a file cannot be read, or if the files have different classes; and
-    PermissionError.
+    Raises UserError if a file cannot be read or if the files have different classes, and
+    PermissionError if a file may not be read.
     """
     import datasets
 
@@ -252,7 +252,7 @@ def refuse_unwritable_cache(error: BaseException) -> None:
 
 
 def _is_related(path: Path, cache: Path) -> bool:
-    """Return whether an error names a path of the cache, or the parent that cannot hold it."""
+    """Return whether a path is in the cache or is one of its parent folders."""
     return path.is_relative_to(cache) or cache.is_relative_to(path)
 
 

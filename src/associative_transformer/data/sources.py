@@ -231,7 +231,7 @@ def _open_class_folders(
     for split, files in by_split.items():
         if split not in wanted:
             continue
-        spellings: dict[str, str] = {}  # the same name may be composed in one folder only
+        spellings: dict[str, str] = {}  # a name may be composed in one folder, not in another
         for name in sorted({file.parts[1] for file in files}):
             spellings.setdefault(normalized(name), name)
         classes = datasets.ClassLabel(names=sorted(spellings.values()))

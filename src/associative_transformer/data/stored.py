@@ -79,7 +79,7 @@ class ImageTables(NamedTuple):
     test: ImageTable
 
     def limited(self, limit: int | None) -> "ImageTables":
-        """Return at most `limit` images of each split; None: all."""
+        """Return at most `limit` images of each split; all if it is None."""
         if limit is None:
             return self
         validation = None if self.validation is None else self.validation.limited(limit)
@@ -87,7 +87,7 @@ class ImageTables(NamedTuple):
 
 
 def open_tables(config: StoredImages) -> ImageTables:
-    """Open the splits for training, whose classes are in the order of the training split.
+    """Open the splits for training; their classes are in the order of the training split.
 
     Raises UserError if something is missing.
     """

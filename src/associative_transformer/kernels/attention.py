@@ -23,7 +23,7 @@ def attention(
 ) -> Float[Tensor, "B H N V"]:
     """Return softmax(scale q kᵀ) v, with a scale of 1 / sqrt(D) by default.
 
-    On a CPU, the fused kernel of torch 2.14 is slow in bfloat16 if there are few keys, above all
+    On a CPU, the fused kernel of torch 2.14 is slow in bfloat16 if there are few keys, especially
     its backward pass.
     """
     is_fused = q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[-2] > MAX_PLAIN

@@ -1,8 +1,8 @@
-"""The positions of the largest numbers in each row, faster on a CPU than `torch.topk`.
+"""Find the positions of the largest numbers in each row, faster than `torch.topk` on a CPU.
 
-NumPy selects with vector instructions (AVX-512 or AVX2; Intel's x86-simd-sort), torch 2.14 does
-not: for 256 rows of 8,192 numbers and the 512 largest, that is about ten times faster
-(`benchmarks/write_parts.py`).
+NumPy selects with vector instructions (AVX-512 or AVX2, from Intel's x86-simd-sort); torch 2.14
+does not. Selecting the 512 largest of 8,192 numbers in each of 256 rows is about ten times faster
+that way (`benchmarks/write_parts.py`).
 
 Dims     R rows   T numbers in a row   K selected
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 MAX_PACKED = 2**16
 """Longest row whose positions fit into the lower half of a 32-bit key."""
 BLOCK = 2**18
-"""Numbers from which the largest are selected at a time."""
+"""Numbers in a block of rows at most; a longer row is a block of its own."""
 _LARGEST_NAN = 0x7F
-"""Subtracted from the keys of bfloat16 numbers, it moves NaN with either sign to the top."""
+"""Subtracting it from the ranks of bfloat16 numbers moves NaN with either sign to the top."""
 
 
 def largest(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
@@ -45,7 +45,7 @@ def _select(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
 
 
 def _pack(x: Float[Tensor, "R T"]) -> Int[Tensor, "R T"]:
-    """Return a key for each bfloat16 number: its rank above its position.
+    """Return a 32-bit key for each bfloat16 number: its rank in the upper bits, then its position.
 
     The bits of positive numbers are ordered like the numbers, those of negative ones in reverse.
     """

@@ -25,8 +25,8 @@ from associative_transformer.kernels.largest import largest
 CHUNK = 16_384
 """Number of tokens whose similarities are in memory at the same time."""
 DENSE = 32
-"""Pools of at most this many times K tokens: in bfloat16, a matrix product with all tokens is then
-faster than gathering the winners (`benchmarks/write_parts.py`)."""
+"""In bfloat16, a matrix product with all tokens is faster than gathering the winners if the pool
+has at most this many times K tokens (`benchmarks/write_parts.py`)."""
 
 
 def pooled_attention(

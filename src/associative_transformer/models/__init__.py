@@ -64,8 +64,8 @@ def count_operations(config: ModelConfig) -> int:
 def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: ANN401
     """Load any model of this package from a folder or from the hub, in evaluation mode.
 
-    Takes the options of `PretrainedModel.from_pretrained` and raises UserError like it, or if the
-    configuration is of an unknown kind.
+    Takes the options of `PretrainedModel.from_pretrained` and raises UserError in the same cases,
+    and if the configuration is of an unknown kind.
     """
     text = read_config(path, **options)
     try:

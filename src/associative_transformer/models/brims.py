@@ -94,7 +94,7 @@ class BRIMsConfig:
 
     @property
     def is_faster_in_float32(self) -> bool:
-        """Whether its matrix products are too small for bfloat16 to pay on a CPU."""
+        """Whether its matrix products are too small to benefit from bfloat16 on a CPU."""
         return True
 
 

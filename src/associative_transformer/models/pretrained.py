@@ -141,7 +141,7 @@ class PretrainedModel(
 
     @classmethod
     def _check_file(cls, path: str | Path, config: Any, is_strict: bool) -> None:  # noqa: ANN401
-        """Raise an error if the weights cannot be in their file, before the model is built."""
+        """Raise an error if the file of the weights is missing or too small for the model."""
         file = Path(path) / SAFETENSORS_SINGLE_FILE
         if not Path(path).is_dir():
             return  # on the hub
@@ -149,7 +149,7 @@ class PretrainedModel(
             raise UserError(f"{path} has no {file.name}: copy it there, or save the model again")
         size, available = 4 * cls.count_weights(config).stored, file.stat().st_size
         if is_strict and size > 2 * available + MARGIN:  # twice: it may be bfloat16
-            raise RuntimeError(f"it describes {size:,} bytes, {file} has {available:,}")
+            raise RuntimeError(f"it describes {size:,} bytes, but {file} has {available:,}")
 
     @classmethod
     def count_weights(cls, config: Any) -> WeightCount:  # noqa: ANN401
@@ -197,7 +197,7 @@ class PretrainedModel(
 def read_config(path: str | Path, **options: Any) -> bytes:  # noqa: ANN401
     """Read `config.json` from a folder, or from the hub with the options of `from_pretrained`.
 
-    Raises UserError if there is none.
+    Raises UserError if it cannot be read.
     """
     used = {name: value for name, value in options.items() if name in DOWNLOAD_OPTIONS}
     try:
@@ -213,8 +213,9 @@ def _not_loaded(path: str | Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.filename:
         reason = f"{Path(error.filename).name}: {error.strerror}"
     if Path(path).is_dir():
-        return UserError(f"cannot load the model in {path} ({reason}): save it again there")
+        return UserError(f"cannot load the model in {path} ({reason}): save it there again")
     return UserError(
         f"{path} is not a folder, and no model of that name can be loaded from the Hugging Face "
-        f"hub ({reason}): pass a folder of `save_pretrained`, or check the name and the network"
+        f"hub ({reason}): pass a folder that `save_pretrained` has written, or check the name and "
+        "the network"
     )

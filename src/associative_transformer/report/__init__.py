@@ -122,7 +122,7 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
 
 
 def _list_missing(facts: Facts) -> dict[str, str]:
-    """Return why sections are not available that the model could have, by their names."""
+    """Return, by section, why sections that the model could have are not available."""
     if facts.result is None:
         return dict.fromkeys(_sections_of_a_complete_run(facts), UNFINISHED)
     has_memory = isinstance(facts.experiment.model, AiTConfig)

@@ -70,7 +70,7 @@ class Facts:
 
     @property
     def data(self) -> str:
-        """What the data are: the named data set only if they are known to be that."""
+        """What to call the data: the name of the data set only if they are known to be it."""
         if self.result is None:
             return name_unfinished_data(self.experiment)
         return self.result.name_data(self.experiment.data)

@@ -55,14 +55,14 @@ def training_section(runs: Mapping[str, Rows], results: Mapping[str, RunResult |
 
 
 def _list_lost(runs: Mapping[str, Rows], results: Mapping[str, RunResult | None]) -> str:
-    """Return a sentence on the complete runs that have lost their metrics; empty if none has."""
+    """Return a sentence about complete runs that have lost their metrics; empty if none has."""
     lost = [prefix.strip() for prefix, rows in runs.items() if not rows and results[prefix]]
     names = f" of run {' and run '.join(lost)}" if any(lost) else ""
     return f"metrics.jsonl{names} {LOST}" if lost else ""
 
 
 def _list_tests(result: RunResult | None) -> list[TestScore]:
-    """Return the score of the saved model, then that of the last epoch if it is another one."""
+    """Return the score of the saved model, then that of the last epoch if that is later."""
     if result is None:
         return []
     last, best = result.epochs, result.best_validation

@@ -105,8 +105,8 @@ def restore_checkpoint(
 
     If `last` is damaged, `previous` is used and a line on stderr says so. The damaged one is
     renamed to `damaged`: otherwise the next save would replace the good one with it.
-    Raises UserError if every checkpoint is damaged, and PermissionError: an intact checkpoint may
-    be without permission.
+    Raises UserError if every checkpoint is damaged, and PermissionError if one may not be read: it
+    may be intact.
     """
     damaged = []
     for path in (folder / "last", folder / "previous"):
@@ -205,8 +205,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str
 def _load_moments(content: bytes) -> dict[str, Any]:
     """Load the state of an optimizer. Raises ValueError if the file is damaged.
 
-    The names in it are checked first: torch refuses an unknown one too, but searches it in a time
-    that grows with the square of its length, and advises to load the file without protection.
+    The names in it are checked first: torch refuses an unknown one too, but takes time quadratic
+    in its length, and advises loading the file without protection.
     """
     try:
         if torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)):
@@ -215,7 +215,7 @@ def _load_moments(content: bytes) -> dict[str, Any]:
     except (MemoryError, torch.OutOfMemoryError):  # not caused by the file
         raise
     except Exception as error:  # as in restore_checkpoint
-        raise ValueError(f"{OPTIMIZER} is not a saved state of an optimizer") from error
+        raise ValueError(f"{OPTIMIZER} is not a saved optimizer state") from error
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def write_environment(folder: Path, environment: Environment) -> None:
 def read_environment(folder: Path) -> Environment | None:
     """Read the environment of a run; None if the file does not exist.
 
-    Raises UserError if the file is damaged, and PermissionError.
+    Raises UserError if the file is damaged, and PermissionError if it may not be read.
     """
     path = folder / ENVIRONMENT
     try:

@@ -42,7 +42,7 @@ class History:
     def read(cls, folder: Path, epochs: int | None) -> "History":
         """Read the first `epochs` entries, or all entries of an unfinished run if None.
 
-        Raises UserError if the files are damaged, and PermissionError.
+        Raises UserError if the files are damaged, and PermissionError if they may not be read.
         """
         is_new = epochs is None and not exists(folder / "metrics.jsonl")
         if epochs == 0 or is_new:  # there may be no files yet
@@ -96,8 +96,8 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
     """Check that a run may start or continue in a folder, before anything is written.
 
     Raises UserError if the folder exists but neither `resume` nor `overwrite` is set, or if both
-    are; if it contains no run to resume, or one with a different configuration; or if it has
-    other files than those of a run.
+    are; if it contains no run to resume, or one with a different configuration; or if it is
+    not empty and not a run folder.
     """
     is_run = exists(folder / "experiment.yaml")
     if resume and overwrite:
@@ -131,10 +131,10 @@ def check_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: 
 
 
 def as_recorded(experiment: Experiment, folder: Path, resume: bool) -> Experiment:
-    """Return the experiment with what a run that is resumed has recorded.
+    """Return the experiment with what a resumed run has recorded about compilation and its data.
 
-    That is whether its model is compiled, and facts about its data. Version 0.1 recorded no choice
-    of validation images, which were any training images, and no computed normalization.
+    Version 0.1 recorded no choice of validation images, which were any training images, and no
+    computed normalization.
     """
     if not resume:
         return experiment

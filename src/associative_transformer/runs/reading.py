@@ -2,8 +2,8 @@
 
 Everything else in the package that reads a run goes through these functions, or through readers
 in this folder that use them. Files may have any content: a damaged one raises ValueError with the
-reason, and the caller adds how to fix it. The limits keep the memory that a file takes, whatever
-its content, below 1 GiB: Python objects take up to 45 times as much as their JSON.
+reason, and the caller adds how to fix it. The limits keep the memory that a file takes below
+1 GiB, whatever its content: Python objects take up to 45 times as much memory as their JSON.
 """
 
 import errno

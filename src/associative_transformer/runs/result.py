@@ -133,7 +133,7 @@ class RunResult:
 
 
 def name_test_data(result: RunResult | None, config: DataConfig, data: HeldOut) -> str:
-    """Return what to call test images, which may be others than those of the run."""
+    """Return what to call test images, which may not be those of the run."""
     if result is not None and result.is_tested_on(data):
         return result.name_data(config)
     images = _describe_images(len(torch.unique(data.test.rows)), data.class_names)
@@ -141,10 +141,10 @@ def name_test_data(result: RunResult | None, config: DataConfig, data: HeldOut) 
 
 
 def name_unfinished_data(experiment: Experiment) -> str:
-    """Return what to call the data of a run without a result, which would list its classes.
+    """Return what to call the data of a run without a result, which would list the classes.
 
-    A folder may hold the images of the named data set or others. That they are others is known if
-    the model has another number of classes, or if the run has computed their mean.
+    A folder may contain the images of the named data set or others. They are known to be others if
+    the model has a different number of classes, or if the run has computed their mean.
     """
     config, num_classes = experiment.data, experiment.model.num_classes
     name = config.display_name
@@ -158,7 +158,7 @@ def name_unfinished_data(experiment: Experiment) -> str:
         return f"own images, not {known.title} ({difference})"
     if getattr(config, "measured", None) is not None and config.mean != "auto":
         return f"own images, not {known.title}"
-    return f"a folder passed as {name}, compared with {known.title} when the run is complete"
+    return f"a folder passed as {name}, to be compared with {known.title} when the run is complete"
 
 
 def _describe_images(number: int, classes: Sequence[str]) -> str:
@@ -200,8 +200,8 @@ def _drop_missing(values: dict[str, Any]) -> None:
 def read_result(folder: Path) -> RunResult | None:
     """Read the result of a run; None if the run is not complete.
 
-    Raises UserError if the file is damaged: a key is missing or a value has the wrong type; and
-    PermissionError.
+    Raises UserError if the file is damaged (a key is missing or a value has the wrong type), and
+    PermissionError if it may not be read.
     """
     try:
         return read_json(folder / RESULT, RunResult)

@@ -39,7 +39,7 @@ CONFIG = "config.json"
 class RunRecord:
     """The content of a run folder except the model; the run may be incomplete.
 
-    Files are read on first use. A damaged file raises UserError; one without permission, which may
+    Files are read on first use. A damaged file raises UserError; one that may not be read, and may
     be intact, raises PermissionError.
     """
 
@@ -107,7 +107,7 @@ def load_run(folder: Path) -> SavedRun:
     """Load a complete run with its model in evaluation mode.
 
     Raises UserError if the folder is not a run folder, if the run is incomplete or damaged, or if
-    a folder in it is a link; and PermissionError.
+    a folder in it is a link; and PermissionError if a file may not be read.
     """
     run = read_run(folder)
     if run.result is None:

@@ -103,8 +103,8 @@ class CollectedRuns(NamedTuple):
 def collect_runs(folder: Path, recipes: dict[str, Experiment]) -> CollectedRuns:
     """Read all runs of the recipes in `folder/NAME/SEED`, with or without overrides.
 
-    Damaged runs are left out with a note, and so are folders and runs without permission, and runs
-    with unknown names on a data set of the recipes. A run that has lost only its environment
+    These are left out with a note: damaged runs, folders and runs that may not be read, and runs
+    with unknown names on a data set of the recipes. A run that has lost only its environment still
     counts. Raises UserError if the folder cannot be read.
     """
     collected = CollectedRuns({}, [])

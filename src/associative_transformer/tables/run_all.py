@@ -46,7 +46,7 @@ class PlannedRun:
     def is_complete(self) -> bool:
         """Whether the run has a result that tables can use; if not, `ait train` says why.
 
-        Raises UserError or PermissionError if that cannot be told.
+        Raises UserError or PermissionError if that cannot be determined.
         """
         exists(self.folder / "experiment.yaml")
         try:

@@ -1,7 +1,7 @@
 """How a run computes: its precision, and whether its model is compiled.
 
 Both are chosen before the first step, and a resumed run keeps them. Compiling takes from half a
-minute to minutes, and pays if the remaining steps save more than that.
+minute to several minutes, and pays off if the remaining steps save more time than that.
 """
 
 import time
@@ -21,7 +21,7 @@ from associative_transformer.training.step import TrainingStep
 MIN_COMPILE_SECONDS = 20.0
 """Compiling takes longer than this, whatever the model."""
 MAX_SAVING = 0.4
-"""No model in `docs/performance.md` saves a larger share of its steps by compiling."""
+"""Compiling saves no model in `docs/performance.md` a larger share of the time of a step."""
 MIN_STEPS = 10
 """A run with fewer steps is not worth a trial."""
 TRIALS = 2  # the faster one counts
@@ -88,7 +88,7 @@ def choose_compilation(
     write: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Compilation:
-    """Compile the model of a run with `num_steps` steps left if that is set or pays.
+    """Compile the model of a run with `num_steps` steps left if that is set or pays off.
 
     With "auto", a step is timed (`try_out`). If the run is long enough, the model is compiled and
     timed again, and stays compiled if the remaining steps save more time than compiling took. If
@@ -105,7 +105,7 @@ def choose_compilation(
     if setting == "auto" and (
         num_steps < MIN_STEPS or num_steps * seconds() * MAX_SAVING < MIN_COMPILE_SECONDS
     ):
-        return Compilation(False, "the run is too short for it to pay")
+        return Compilation(False, "the run is too short for it to pay off")
     plain = min(seconds() for _ in range(TRIALS)) if setting == "auto" else 0.0
     write("compiling the model, which takes a minute or more")
     start = clock()
@@ -113,13 +113,14 @@ def choose_compilation(
         return Compilation(False, f"torch cannot compile here ({reason})")
     duration = max(distributed.gather_objects(clock() - start))
     if setting == "on":
-        return Compilation(True, f"it took {duration:.0f} s")
+        return Compilation(True, f"compiling took {duration:.0f} s")
     compiled = min(seconds() for _ in range(TRIALS))
     change = f"a step takes {1e3 * compiled:,.0f} ms instead of {1e3 * plain:,.0f} ms"
     if num_steps * (plain - compiled) > duration:
-        return Compilation(True, f"{change}; it took {duration:.0f} s")
+        return Compilation(True, f"{change}; compiling took {duration:.0f} s")
     step.undo_compile()
-    return Compilation(False, f"it does not pay: {change}, and it took {duration:.0f} s")
+    reason = f"it does not pay off: {change}, and compiling took {duration:.0f} s"
+    return Compilation(False, reason)
 
 
 def _compile(step: Compilable, try_out: Callable[[], None]) -> str | None:

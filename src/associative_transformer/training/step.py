@@ -142,7 +142,7 @@ class TrainingStep:
         self.model.compile(fullgraph=True)
 
     def undo_compile(self) -> None:
-        """Call the model as it was before `compile`; torch has no public function for that."""
+        """Return to the model as it was before `compile`; torch has no public way to do this."""
         self.model._compiled_call_impl = None
 
     def seed(self, *position: int) -> None:
@@ -211,8 +211,8 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
 def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
     """Choose device and tracker, and join the processes of a launcher.
 
-    Raises UserError if the tracker is not installed, if there is no GPU although one is asked
-    for, or if the variables of a launcher are incomplete.
+    Raises UserError if the tracker is not installed, if there is no GPU although one is
+    requested, or if the variables of a launcher are incomplete.
     """
     has_gpu = train.device != "cpu" and torch.cuda.is_available()
     if train.device == "cuda" and not has_gpu:
