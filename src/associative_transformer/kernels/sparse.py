@@ -158,9 +158,8 @@ def weigh_and_sum_backward(
     slope = weight * (weight_grad + agreement)  # gradient of the similarity
     queries_grad = _weighted_sum(slope, chosen, tokens)
     # each row contributes twice to the gradient of a token: through its similarity and its value
-    rows, weights = torch.cat([queries, mixed_grad]), torch.cat([slope, weight])
     add = _add_densely if is_dense else _add_by_token
-    return queries_grad, add(rows, weights.to(tokens.dtype), chosen.repeat(2, 1), len(tokens))
+    return queries_grad, add(queries, slope, mixed_grad, weight, chosen, tokens)
 
 
 @weigh_and_sum_backward.register_fake
@@ -212,24 +211,38 @@ def _dot_products(
 
 
 def _add_by_token(
-    rows: Float[Tensor, "R E"],
+    queries: Float[Tensor, "R E"],
+    slope: Float[Tensor, "R K"],
+    mixed_grad: Float[Tensor, "R E"],
     weight: Float[Tensor, "R K"],
     chosen: Int[Tensor, "R K"],
-    num_tokens: int,
+    tokens: Float[Tensor, "T E"],
 ) -> Float[Tensor, "T E"]:
-    """Sum, for each token, the rows that have chosen it, with their weights."""
+    """Sum, for each token, both contributions of the rows that have chosen it."""
     token, order = chosen.flatten().sort(stable=True)
-    starts = torch.searchsorted(token, torch.arange(num_tokens, device=token.device))
-    weight, row = weight.flatten()[order], order // chosen.shape[1]
-    return embedding_bag(row, rows, starts, mode="sum", per_sample_weights=weight)
+    starts = torch.searchsorted(token, torch.arange(len(tokens), device=token.device))
+    row = order // chosen.shape[1]
+    by_similarity, by_value = (
+        embedding_bag(row, rows, starts, mode="sum", per_sample_weights=each.flatten()[order])
+        for rows, each in (
+            (queries, slope.to(tokens.dtype)),
+            (mixed_grad, weight.to(tokens.dtype)),
+        )
+    )
+    return by_similarity.add_(by_value)
 
 
 def _add_densely(
-    rows: Float[Tensor, "R E"],
+    queries: Float[Tensor, "R E"],
+    slope: Float[Tensor, "R K"],
+    mixed_grad: Float[Tensor, "R E"],
     weight: Float[Tensor, "R K"],
     chosen: Int[Tensor, "R K"],
-    num_tokens: int,
+    tokens: Float[Tensor, "T E"],
 ) -> Float[Tensor, "T E"]:
     """Compute the same as `_add_by_token`, as a matrix product with all tokens."""
-    gates = weight.new_zeros(len(rows), num_tokens).scatter_(1, chosen, weight)
-    return gates.mT @ rows
+    gates = tokens.new_zeros(2 * len(chosen), len(tokens))
+    first = torch.arange(0, gates.numel(), len(tokens), device=chosen.device)[:, None]
+    # scatter_ would copy all gates twice
+    gates.put_(chosen.repeat(2, 1) + first, torch.cat([slope, weight]).to(gates.dtype))
+    return gates.mT @ torch.cat([queries, mixed_grad])
