@@ -143,22 +143,46 @@ def test_only_the_first_skipped_files_are_named_on_the_terminal(
     assert (len(lines), lines[-1]) == (22, "  and 980 more")
 
 
-def test_only_one_batch_of_images_is_read_at_a_time(
+def test_without_workers_only_one_batch_of_images_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    load = ImagesConfig.load_image
+    decode = ImagesConfig.decode
 
     def watched(data: ImagesConfig, path: Path) -> Tensor:
         read.append(path)
-        return load(data, path)
+        return decode(data, path)
 
-    monkeypatch.setattr(ImagesConfig, "load_image", watched)
+    monkeypatch.setattr(ImagesConfig, "decode", watched)
     for i in range(6):
         save_image(tmp_path / f"{i}.png", i)
-    predictions = predict_files(AiT(CONFIG), [tmp_path], DATA, 2)
+    predictions = predict_files(AiT(CONFIG), [tmp_path], DATA, 2, num_workers=0)
     next(predictions)
     assert len(read) == 2
+
+
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_workers_change_neither_predictions_nor_what_is_skipped(
+    num_workers: int | None, tmp_path: Path
+) -> None:
+    model = AiT(CONFIG)
+    for i in range(7):
+        save_image(tmp_path / f"{i}.png", i)
+    for name in ("2b.png", "6b.png"):
+        (tmp_path / name).write_bytes(b"not an image")
+    outcomes = []
+    for workers in (0, num_workers):
+        skipped: list[UnreadableImage] = []
+        predictions = list(
+            predict_files(model, [tmp_path], DATA, 2, "skip", skipped=skipped, num_workers=workers)
+        )
+        outcomes.append(([p.path for p in predictions], [error.name for error in skipped]))
+        outcomes[-1] += (torch.stack([p.probabilities for p in predictions]),)
+    (paths, names, expected), (their_paths, their_names, theirs) = outcomes
+    assert (paths, names) == (their_paths, their_names)
+    assert torch.equal(expected, theirs)
+    with pytest.raises(UnreadableImage, match=r"2b\.png.*--on-error skip"):
+        list(predict_files(model, [tmp_path], DATA, 2, num_workers=num_workers))
 
 
 def test_probabilities_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:

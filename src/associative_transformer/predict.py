@@ -1,23 +1,25 @@
 """Predictions for image files, and answers to a question about them.
 
-Dims     O classes
+Dims     N images   C channels   H W image side   O classes
 """
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from associative_transformer.compute import Precision, autocast
+from associative_transformer.compute import Precision, autocast, count_cores
 from associative_transformer.data import DataConfig, list_image_files
 from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.listing import name_skipped
+from associative_transformer.data.loaders import ReadBatch, read_batches
 from associative_transformer.data.questions import Questions, encode
 from associative_transformer.files import csv_text
 from associative_transformer.interface import UserError
@@ -39,52 +41,69 @@ def predict_files(
     question: Questions | None = None,
     skipped: list[UnreadableImage] | None = None,
     precision: Precision = "float32",
+    num_workers: int | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
     Images are prepared like the test images of `data`; the question, if any, is asked about each
     of them. Raises UserError if a path does not exist, a folder contains no image, or an image
     cannot be read and `on_error` is "stop". With "skip", the errors about unreadable images are
-    printed to stderr and added to `skipped`, once for each file.
+    printed to stderr and added to `skipped`, once for each file. `num_workers` processes decode
+    the images; None means one per core if there is more than one batch.
     """
     skipped = [] if skipped is None else skipped
     files = _image_files(paths)
-    return _predict(model, files, data, batch_size, on_error, question, skipped, precision)
+    if num_workers is None:
+        num_workers = count_cores() if len(files) > batch_size else 0
+    rows = range(len(files))
+    batches = [list(rows[start : start + batch_size]) for start in rows[::batch_size]]
+    decoded = read_batches(partial(_decode, data, files), batches, num_workers)
+    images = _readable(files, batches, decoded, on_error, skipped)
+    return _predict(model, images, data, question, precision)
+
+
+def _decode(
+    data: DataConfig, files: list[Path], row: int, seed: int | None
+) -> UInt8[Tensor, "C H W"]:
+    return data.decode(files[row])
+
+
+def _readable(
+    files: list[Path],
+    batches: list[list[int]],
+    decoded: Iterator[ReadBatch],
+    on_error: Literal["stop", "skip"],
+    skipped: list[UnreadableImage],
+) -> Iterator[tuple[list[Path], UInt8[Tensor, "N C H W"]]]:
+    """Yield the paths and images of each batch that can be read."""
+    for rows, (images, errors) in zip(batches, decoded, strict=True):
+        for error in filter(None, errors):
+            if on_error == "stop":
+                raise UnreadableImage(error.name, error.reason, "--on-error skip") from error
+            if error.name not in (earlier.name for earlier in skipped):
+                skipped.append(error)
+        if len(images):
+            pairs = zip(rows, errors, strict=True)
+            yield [files[row] for row, error in pairs if error is None], images
+    name_skipped(skipped)
 
 
 def _predict(
     model: nn.Module,
-    files: list[Path],
+    images: Iterator[tuple[list[Path], UInt8[Tensor, "N C H W"]]],
     data: DataConfig,
-    batch_size: int,
-    on_error: Literal["stop", "skip"],
     question: Questions | None,
-    skipped: list[UnreadableImage],
     precision: Precision,
 ) -> Iterator[Prediction]:
     model.eval()
     device = next(model.parameters()).device
     vector = None if question is None else torch.from_numpy(encode(question)).to(device)
-    for start in range(0, len(files), batch_size):
-        readable, images = [], []
-        for path in files[start : start + batch_size]:
-            try:
-                images.append(data.load_image(path))
-                readable.append(path)
-            except UnreadableImage as error:
-                if on_error == "stop":
-                    option = "--on-error skip"
-                    raise UnreadableImage(error.name, error.reason, option) from error
-                if error.name not in (earlier.name for earlier in skipped):
-                    skipped.append(error)
-        if images:
-            with torch.inference_mode():
-                questions = None if vector is None else vector.expand(len(images), -1)
-                with autocast(device, precision):
-                    logits = model(torch.stack(images).to(device), questions).logits
-                probabilities = logits.float().softmax(dim=-1).cpu()
-            yield from map(Prediction, readable, probabilities)
-    name_skipped(skipped)
+    for paths, batch in images:
+        questions = None if vector is None else vector.expand(len(batch), -1)
+        with torch.inference_mode(), autocast(device, precision):
+            logits = model(data.prepare(batch.to(device)), questions).logits
+            probabilities = logits.float().softmax(dim=-1).cpu()
+        yield from map(Prediction, paths, probabilities)
 
 
 def write_predictions(

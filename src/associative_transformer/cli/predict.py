@@ -50,11 +50,15 @@ class PredictOptions:
     OUTPUT.skipped.jsonl."""
     batch_size: int = 64
     """Images per batch."""
+    num_workers: int | None = None
+    """Processes that decode images; None: one per core if there is more than one batch."""
     device: str = "auto"
     """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_counts(top=self.top, batch_size=self.batch_size)
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"--num-workers must not be negative, not {self.num_workers}")
 
     @property
     def file_format(self) -> Literal["csv", "json", "jsonl"]:
@@ -103,6 +107,7 @@ def run(arguments: list[str]) -> None:
         question,
         skipped,
         saved.precision,
+        options.num_workers,
     )
     with open_output(options.output) as file:
         write_predictions(predictions, classes, options.top, options.file_format, file, sentence)

@@ -163,8 +163,15 @@ class DataSetConfig(ABC):
 
         Raises UserError if it cannot be read.
         """
-        image = decode_image(path, self.input_size.image_size, self.image_mode)
-        return Preparation(*self.normalization).normalize(image[None])[0]
+        return self.prepare(self.decode(path)[None])[0]
+
+    def decode(self, path: Path) -> UInt8[Tensor, "C H W"]:
+        """Read an image file at the size of the data set; raise UserError if that fails."""
+        return decode_image(path, self.input_size.image_size, self.image_mode)
+
+    def prepare(self, images: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        """Normalize decoded images for a model that was trained on this data set."""
+        return Preparation(*self.normalization, device=images.device).normalize(images)
 
     def denormalize(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         """Undo the normalization and return pixels in [0, 1]."""

@@ -25,6 +25,7 @@ Read = Callable[[int, int | None], Tensor]
 """Decodes the image of a row to (C, H, W) in uint8; a seed, if given, selects its random crop."""
 
 DECODE_CHUNK = 256  # images that a worker returns at once
+NO_WORKERS = "--data.num-workers 0 (--num-workers 0 to `ait predict`)"
 _DEAD = re.compile(r"DataLoader worker \(pid")  # how torch starts its messages about dead workers
 
 
@@ -103,6 +104,18 @@ class StreamingLoader:
             start += len(part)
 
 
+class ReadBatch(NamedTuple):
+    """Some rows of a data set, decoded."""
+
+    images: UInt8[Tensor, "M C H W"]  # only of the rows that can be read
+    errors: list[UnreadableImage | None]  # one per row
+
+
+def read_batches(read: Read, batches: list[list[int]], num_workers: int) -> Iterator[ReadBatch]:
+    """Decode batches of rows, each in one of the workers, and yield them in order."""
+    return _read(_Rows(read), batches, num_workers, "skip")
+
+
 def read_once(
     read: Read,
     num_images: int,
@@ -125,11 +138,6 @@ def read_once(
         if images is not None and len(readable[-1]):
             images[readable[-1]] = chunk.images
     return ReadableRows(torch.cat(readable), tuple(skipped))
-
-
-class _Chunk(NamedTuple):
-    images: Tensor  # only the readable ones
-    errors: list[UnreadableImage | None]  # one per row
 
 
 class _Sent(NamedTuple):
@@ -155,7 +163,7 @@ def _read(
     num_workers: int,
     on_error: Literal["stop", "skip"],
     device: torch.device | None = None,
-) -> Iterator[_Chunk]:
+) -> Iterator[ReadBatch]:
     loader = DataLoader(
         rows,
         batch_sampler=batches,
@@ -169,7 +177,7 @@ def _read(
         error = next((error for error in errors if error is not None), None)
         if error is not None and on_error == "stop":
             raise error
-        yield _Chunk(images if isinstance(images, Tensor) else torch.from_numpy(images), errors)
+        yield ReadBatch(images if isinstance(images, Tensor) else torch.from_numpy(images), errors)
 
 
 def _from_workers(loader: "DataLoader[Tensor | UnreadableImage]") -> Iterator[_Sent]:
@@ -181,7 +189,7 @@ def _from_workers(loader: "DataLoader[Tensor | UnreadableImage]") -> Iterator[_S
             raise
         raise UserError(
             f"cannot start {loader.num_workers} processes that decode images "
-            f"({error.strerror or error}): make room in /dev/shm, or pass --data.num-workers 0"
+            f"({error.strerror or error}): make room in /dev/shm, or pass {NO_WORKERS}"
         ) from error
     _explain_dead_workers()
     while True:
@@ -227,11 +235,11 @@ def _why_dead(error: Exception) -> str:
     if signal_name and signal_name[1] == "Bus error":
         return (
             f"a process that decodes images died ({reason}), because /dev/shm is too small: "
-            "enlarge it, or pass --data.num-workers 0"
+            f"enlarge it, or pass {NO_WORKERS}"
         )
     return (
-        f"a process that decodes images died ({reason}), perhaps because memory is short: pass a "
-        "smaller --data.num-workers, or --data.num-workers 0"
+        f"a process that decodes images died ({reason}), perhaps because memory is short: pass "
+        f"{NO_WORKERS}, or a smaller number"
     )
 
 
