@@ -169,7 +169,7 @@ class DataSetConfig(ABC):
         """Read an image file at the size of the data set; raise UserError if that fails."""
         return decode_image(path, self.input_size.image_size, self.image_mode)
 
-    def prepare(self, images: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+    def prepare(self, images: UInt8[Tensor, "N _ H W"]) -> Float[Tensor, "N C H W"]:
         """Normalize decoded images for a model that was trained on this data set."""
         return Preparation(*self.normalization, device=images.device).normalize(images)
 
