@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 MAX_PLAIN = 512
-"""Largest number of keys for which two products and a softmax are faster in bfloat16 on a CPU than
-torch's fused attention (`benchmarks/attention.py`)."""
+"""Up to this many keys, two products and a softmax are faster in bfloat16 on a CPU than torch's
+fused attention (`benchmarks/attention.py`). With more, it depends on the CPU which one is faster,
+and the products keep a large matrix for the backward pass."""
 
 
 def attention(

@@ -18,10 +18,11 @@ from associative_transformer.interface import Batch
 from associative_transformer.runs.checkpoint import TrainingState
 from associative_transformer.training.step import TrainingStep
 
-MIN_COMPILE_SECONDS = 20.0
-"""Compiling takes longer than this, whatever the model."""
-MAX_SAVING = 0.4
-"""Compiling saves no model in `docs/performance.md` a larger share of the time of a step."""
+MIN_COMPILE_SECONDS = 30.0
+"""An assumed lower limit: compiling a tiny AiT takes about 40 seconds on two cores."""
+MAX_SAVING = 0.6
+"""Compiling saves no model in `docs/performance.md` a larger share of the time of a step; it saves
+BRIMs 55 %."""
 MIN_STEPS = 10
 """A run with fewer steps is not worth a trial."""
 TRIALS = 2  # the faster one counts
@@ -62,8 +63,10 @@ def prepare_step(
         why = BEFORE
     else:
         mine = choose_precision(config.precision, device, experiment.model)
+        choices = distributed.gather_objects(tuple(mine))
         # bfloat16 only if all processes have instructions for it
-        state.precision, why = max(distributed.gather_objects(tuple(mine)))
+        full = [choice for choice in choices if choice[0] == "float32"]
+        state.precision, why = (full or choices)[0]
     step.precision = "bfloat16" if state.precision == "bfloat16" else "float32"
     if num_steps == 0:
         return
