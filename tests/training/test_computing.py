@@ -64,7 +64,7 @@ def test_a_long_run_is_compiled_if_that_saves_time_and_says_so() -> None:
     assert lines == "compiling the model, which takes a minute or more"
 
 
-@pytest.mark.parametrize("num_steps", [0, 3, 100])  # 100 steps of 0.4 s: 40 s
+@pytest.mark.parametrize("num_steps", [0, 3, 100, 1_400])  # 1,400 steps take 560 s
 def test_a_short_run_is_not_compiled_and_hardly_tried(num_steps: int) -> None:
     step = PlantedStep(0.4, 0.3, 60)
     assert step.choose("auto", num_steps) == (False, "the run is too short for it to pay off", "")
@@ -73,17 +73,17 @@ def test_a_short_run_is_not_compiled_and_hardly_tried(num_steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("compiled", "num_steps"),
-    [(0.41, LONG), (0.4, LONG), (0.3, 590)],  # slower; the same; 590 steps save 59 of 60 s
+    [(4.1, LONG), (4.0, LONG), (3.0, 590)],  # slower; the same; 590 steps save 590 of 600 s
 )
 def test_a_run_is_not_compiled_if_that_does_not_pay_off(compiled: float, num_steps: int) -> None:
-    is_on, reason, lines = PlantedStep(0.4, compiled, 60).choose("auto", num_steps)
+    is_on, reason, lines = PlantedStep(4.0, compiled, 600).choose("auto", num_steps)
     assert not is_on
     assert reason.startswith("it does not pay off: a step takes")
     assert lines
 
 
 def test_a_run_is_compiled_if_that_just_pays_off() -> None:
-    assert PlantedStep(0.4, 0.3, 60).choose("auto", 610)[0]
+    assert PlantedStep(4.0, 3.0, 600).choose("auto", 610)[0]
 
 
 def test_on_compiles_a_short_run_too_and_off_compiles_nothing() -> None:

@@ -18,11 +18,8 @@ from associative_transformer.interface import Batch
 from associative_transformer.runs.checkpoint import TrainingState
 from associative_transformer.training.step import TrainingStep
 
-MIN_COMPILE_SECONDS = 30.0
-"""An assumed lower limit: compiling a tiny AiT takes about 40 seconds on two cores."""
-MAX_SAVING = 0.6
-"""Compiling saves no model in `docs/performance.md` a larger share of the time of a step; it saves
-BRIMs 55 %."""
+MIN_SECONDS = 600.0
+"""A shorter run is not compiled. Finding out whether that pays takes a minute or more."""
 MIN_STEPS = 10
 """A run with fewer steps is not worth a trial."""
 TRIALS = 2  # the faster one counts
@@ -105,9 +102,7 @@ def choose_compilation(
 
     if setting == "off":
         return Compilation(False, "--train.compile off")
-    if setting == "auto" and (
-        num_steps < MIN_STEPS or num_steps * seconds() * MAX_SAVING < MIN_COMPILE_SECONDS
-    ):
+    if setting == "auto" and (num_steps < MIN_STEPS or num_steps * seconds() < MIN_SECONDS):
         return Compilation(False, "the run is too short for it to pay off")
     plain = min(seconds() for _ in range(TRIALS)) if setting == "auto" else 0.0
     write("compiling the model, which takes a minute or more")
