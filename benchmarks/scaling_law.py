@@ -37,7 +37,7 @@ from associative_transformer.kernels.sparse import CHUNK
 from associative_transformer.models.ait import AIT_SMALL
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.environment import describe_environment
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CPU = torch.device("cpu")
 TRAIN = TrainConfig(epochs=1, batch_size=1, lr=1e-4, precision="float32", device="cpu")

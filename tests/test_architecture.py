@@ -23,8 +23,11 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "tabular": "tables for a terminal, in Markdown and in HTML",
     "rendezvous": "how the processes of a launcher find each other",
     "distributed": "process groups, and collectives over their processes",
+    "arguments": "checks of the sizes and shapes that callers pass",
+    "float32": "layers that compute in at least float32",
     "compute": "how models run on this machine: precision and threads",
     "kernels": "faster and distributed versions of functional.py; chooses one",
+    "workspace_config": "the configuration of a workspace",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
     "models": "one file per model, its configuration above it; build_model",
     "data": "one file per data set, including the code that loads it",
@@ -45,8 +48,8 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
 """The parts of the package; the README shows this list."""
 
 INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
-    "kernels": ("largest", "attention", "sparse", "over_ranks"),
-    "models": ("layers", "pretrained"),
+    "kernels": ("largest", "attention", "sparse", "over_ranks", "plain_linear", "per_image"),
+    "models": ("layers", "heads", "transformer", "pretrained"),
     "data": (
         "known",
         "augment",
@@ -351,7 +354,7 @@ def test_every_name_that_a_module_exports_exists(file: str) -> None:
 
 
 PLANTED = {
-    "functional.py": "from associative_transformer.models.layers import FlattenHead",
+    "functional.py": "from associative_transformer.models.layers import FeedForward",
     "models/layers.py": "import associative_transformer.models",
     "kernels/sparse.py": "import associative_transformer.workspace",
     "models/ait.py": "from associative_transformer.models.vit import ViT",

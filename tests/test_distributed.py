@@ -17,7 +17,8 @@ from associative_transformer.kernels import over_ranks
 from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from drivers import ranks
 
 WORLDS = [2, 3]

@@ -30,7 +30,7 @@ from associative_transformer.evaluate import (
 )
 from associative_transformer.interface import Batch, ModelOutput
 from associative_transformer.models.ait import AiT, AiTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CPU = torch.device("cpu")
 CONFIG = AiTConfig(

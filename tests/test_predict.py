@@ -23,7 +23,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.predict import Prediction, predict_files, write_predictions
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 DATA = ImagesConfig("some", image_size=16)
 CONFIG = AiTConfig(

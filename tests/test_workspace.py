@@ -16,10 +16,11 @@ from associative_transformer import workspace as workspace_module
 from associative_transformer.functional import AttendOutput, pooled_attention
 from associative_transformer.kernels import PoolAttention
 from associative_transformer.kernels.over_ranks import Pool
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from twins import naive
 
-SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
+SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4, dropout=0.0)
 EMBED_DIM = 6
 WEIGHTS = (  # in the order of naive.WorkspaceWeights
     "to_q.weight",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from associative_transformer.models.ait import AiTConfig as AiTConfig
     from associative_transformer.models.ait import load_official as load_official
     from associative_transformer.workspace import GlobalWorkspace as GlobalWorkspace
-    from associative_transformer.workspace import WorkspaceConfig as WorkspaceConfig
+    from associative_transformer.workspace_config import WorkspaceConfig as WorkspaceConfig
 
 __version__ = version("associative-transformer")
 
@@ -30,7 +30,7 @@ _MODULES = {
     "AiT": "models.ait",
     "AiTConfig": "models.ait",
     "GlobalWorkspace": "workspace",
-    "WorkspaceConfig": "workspace",
+    "WorkspaceConfig": "workspace_config",
     "build_model": "models",
     "load_model": "models",
     "load_official": "models.ait",

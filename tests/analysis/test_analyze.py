@@ -40,7 +40,7 @@ from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.saved import load_run
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.commands import Ait, assert_refused
 from making.plant import put_result, result_of
 

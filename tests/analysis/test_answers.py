@@ -17,7 +17,7 @@ from associative_transformer.interface import Batch, ModelOutput, UserError
 from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.relation_network import ConvMLPConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.splits import Images
 
 AIT = AiTConfig(

@@ -24,7 +24,7 @@ from associative_transformer.analysis.trace import trace
 from associative_transformer.interface import PADDING, Batch, UserError
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from twins import naive
 
 DIM = 16

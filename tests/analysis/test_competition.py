@@ -24,7 +24,7 @@ from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.splits import make_split
 
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16)

@@ -16,7 +16,8 @@ from associative_transformer.analysis.reconstruction import BETAS, SAME, measure
 from associative_transformer.analysis.trace import trace
 from associative_transformer.interface import PADDING, Batch
 from associative_transformer.models.ait import AiT, AiTConfig
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from twins import naive
 
 CONFIG = AiTConfig(

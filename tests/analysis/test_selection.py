@@ -21,7 +21,8 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.layers import CrossAttention, TokenEmbed
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.splits import make_split
 
 AIT = AiTConfig(

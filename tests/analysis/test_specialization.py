@@ -25,7 +25,7 @@ from associative_transformer.interface import PADDING, Batch, UserError
 from associative_transformer.kernels import PoolAttention
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CLASS, POSITION, CONTENT = range(3)
 QUARTER = 2 - 0.75 * math.log2(3)  # entropy of an event with probability 1/4, in bits

@@ -15,7 +15,8 @@ from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.layers import SelfAttention
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.tiny import TINY
 
 NUM_PATCHES, QUESTION_DIM = 4, 5

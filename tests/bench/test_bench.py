@@ -50,7 +50,8 @@ from associative_transformer.models.relation_network import ConvMLPConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import RECIPES
 from associative_transformer.training.computing import random_batch
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CPU = torch.device("cpu")
 VIT = ViTConfig(

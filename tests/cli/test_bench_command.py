@@ -28,7 +28,7 @@ from associative_transformer.cli import bench as command
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.commands import Ait, assert_refused
 
 

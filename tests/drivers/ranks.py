@@ -36,7 +36,8 @@ from associative_transformer.experiment import Schedule, TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 
 T = TypeVar("T")
 TIMEOUT = 60  # seconds

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from associative_transformer import functional
 from associative_transformer.functional import Selection, balance_loss
 from associative_transformer.kernels import PoolAttention
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 
 read = pytest.importorskip("associative_transformer.kernels.triton_read")
 write = pytest.importorskip("associative_transformer.kernels.triton_write")

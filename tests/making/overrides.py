@@ -10,7 +10,7 @@ from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
 from associative_transformer.models.vit import ViTConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 SIZES: dict[str, Any] = {"patch_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 TRIANGLE = Experiment(

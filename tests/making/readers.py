@@ -45,7 +45,7 @@ from associative_transformer.runs.environment import read_environment
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.result import read_result
 from associative_transformer.runs.saved import load_run, read_run
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.hostile import image_seeds
 from making.mutations import (
     Random,

@@ -15,7 +15,7 @@ from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.report import write_report
 from associative_transformer.training.loop import train
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CLASSES = ("<img src=x onerror=hacked=1>", "<script>")  # folder names, sorted
 WORKSPACE = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=8)

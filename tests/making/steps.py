@@ -10,7 +10,7 @@ from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import TrainingStep, make_accelerator
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 CONFIG = AiTConfig(
     image_size=64,

@@ -14,7 +14,7 @@ from associative_transformer.models.luna import LunaConfig
 from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
 from associative_transformer.models.set_transformer import SetTransformerConfig
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 MAX_PARAMETERS = 50_000
 MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)

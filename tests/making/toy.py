@@ -12,7 +12,8 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor
 
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import FlattenHead, LinearTokenEmbed, check_sizes
+from associative_transformer.models.heads import FlattenHead
+from associative_transformer.models.layers import LinearTokenEmbed, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 
 

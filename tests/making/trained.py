@@ -20,7 +20,7 @@ from associative_transformer.models.relation_network import RelationNetworkConfi
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.tiny import tiny
 
 CPU = torch.device("cpu")

@@ -16,7 +16,8 @@ from associative_transformer.functional import pooled_attention
 from associative_transformer.kernels import PoolAttention
 from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.models import build_model
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.tiny import TINY
 
 SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from associative_transformer.models import MODELS, ModelConfig, build_model
 from associative_transformer.models.coordination import SlotsConfig
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.tiny import QUESTION_DIM, TINY
 
 ASKED: dict[str, ModelConfig] = {

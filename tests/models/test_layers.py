@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from associative_transformer.models import MODELS
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.dense import DenseConfig
+from associative_transformer.models.heads import FlattenHead
 from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
-    FlattenHead,
     SelfAttention,
     TokenEmbed,
 )

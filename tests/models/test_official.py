@@ -23,7 +23,7 @@ from associative_transformer.functional import (
     hopfield_retrieve,
 )
 from associative_transformer.models.ait import AiT, AiTConfig, load_official
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
 BOTTLENECK, BETA = 24, 1.0  # not in the state dict

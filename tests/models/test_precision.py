@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.models import ModelConfig, build_model
-from associative_transformer.models.layers import Float32Linear
 from making.tiny import TINY
 
 NUM_CLASSES = 37  # no other size of a tiny model

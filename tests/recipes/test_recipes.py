@@ -39,7 +39,7 @@ from associative_transformer.recipes import (
 )
 from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
 from associative_transformer.training.schedule import learning_rate
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 
 class Published(NamedTuple):

@@ -27,7 +27,7 @@ from associative_transformer.runs.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.hostile import Malice
 from making.trained import Crash
 

@@ -16,7 +16,7 @@ from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.saved import load_run, load_test_split, read_run
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.plant import make_complete_run, put_result, result_of
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from associative_transformer.tables.collect import collect_runs
 from associative_transformer.tables.run_all import FailedRun, PlannedRun, plan_runs, train_runs
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 from making.commands import Child
 from making.damage import DAMAGES
 from making.plant import put_result, put_run, result_of

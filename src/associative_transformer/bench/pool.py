@@ -17,7 +17,8 @@ from associative_transformer.compute import Precision, autocast, choose_precisio
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.kernels import PoolAttention, sparse
 from associative_transformer.training.step import make_accelerator
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceConfig
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_config import WorkspaceConfig
 
 ATTEND = {
     "sparse": PoolAttention(sparse.pooled_attention),

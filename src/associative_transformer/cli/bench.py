@@ -192,7 +192,7 @@ def _parse(arguments: list[str]) -> AnyOptions:
 def _plan(options: AnyOptions) -> "associative_transformer.bench.Plan":
     """Return the benchmarks that the options describe."""
     from associative_transformer.bench import PoolSizes, plan_loading, plan_models, plan_write
-    from associative_transformer.workspace import WorkspaceConfig
+    from associative_transformer.workspace_config import WorkspaceConfig
 
     o, train = options, options.train
     if isinstance(o, WriteOptions):

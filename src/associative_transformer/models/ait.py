@@ -17,59 +17,46 @@ from torch import Tensor, nn
 
 from associative_transformer import kernels
 from associative_transformer.functional import hopfield_retrieve
-from associative_transformer.interface import ModelOutput, UserError
+from associative_transformer.interface import ADDED_LATER, ModelOutput, UserError
+from associative_transformer.models.heads import HeadKind, build_head
 from associative_transformer.models.layers import (
     CrossAttention,
     FeedForward,
-    FlattenHead,
-    Positions,
     SelfAttention,
-    TokenEmbed,
-    check_sizes,
     run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve, WorkspaceConfig
+from associative_transformer.models.transformer import TransformerConfig, build_embed
+from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve
+from associative_transformer.workspace_config import WorkspaceConfig
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
-class AiTConfig:
+class AiTConfig(TransformerConfig):
     """Sizes and ablations of an Associative Transformer; the defaults are those of AiT-Small."""
 
     kind: Literal["ait"] = "ait"
     """Name of the model in saved configurations."""
-    image_size: int = 32
-    """Height and width of the images in pixels."""
-    patch_size: int = 4
-    """Height and width of a patch in pixels; divides image_size."""
-    num_channels: int = 3
-    """C: channels of the images."""
-    num_classes: int = 10
-    """Number of classes."""
-    question_dim: int = 0
-    """Q: features of a question about the image, which becomes the first token; 0: no question."""
-    pos: Positions = "none"
-    """Position embedding; the paper's model has none, so only its head distinguishes positions."""
-    embed_dim: int = 768
-    """E: token width."""
-    depth: int = 2
-    """L: number of blocks."""
-    num_heads: int = 12
-    """Heads of the self-attention."""
-    head_dim: int = 64
-    """Width of each head."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward, as a multiple of the token width."""
+    head: HeadKind = field(default="flatten", metadata=ADDED_LATER)
+    """Classify from all tokens, concatenated (flatten), from their mean, from a class token (cls)
+    or from the token of the question; flatten is the paper's."""
     use_self_attention: bool = True
     """False: ablation without self-attention, whose weights are not registered."""
-    read: Literal["hopfield", "cross_attention"] = "hopfield"
-    """How tokens read the memory; cross_attention: ablation without the Hopfield network."""
+    use_output_norm: bool = field(default=True, metadata=ADDED_LATER)
+    """Normalize the output of the feed-forward (norm3), as in the paper."""
+    read: Literal["hopfield", "cross_attention", "none"] = "hopfield"
+    """How tokens read the memory. Ablations: cross_attention replaces the Hopfield network, and
+    with none the tokens write, but nothing is read."""
     workspace: WorkspaceConfig = field(default_factory=WorkspaceConfig)
     """The memory of each block."""
 
     def __post_init__(self) -> None:
-        check_sizes(self)
+        super().__post_init__()
+        if self.workspace.scope == "image" and self.read != "hopfield":
+            raise ValueError(
+                f'read must be "hopfield" with workspace.scope "image", not "{self.read}"'
+            )
 
 
 class BlockOutput(NamedTuple):
@@ -91,10 +78,11 @@ class Block(nn.Module):
         )
         self.norm2 = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim) if c.use_output_norm else nn.Identity()
         by_attention = c.read == "cross_attention"
         reader = CrossAttention(dim, dim, c.num_heads, c.head_dim) if by_attention else None
         self.workspace = GlobalWorkspace(dim, c.workspace, attend, reader, retrieve)
+        self.is_read = c.read != "none"
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
@@ -115,7 +103,7 @@ class Block(nn.Module):
 
         x, u = run_block(before_workspace, x, recompute=self.recompute)
         read, balance_loss = self.workspace(u)  # never recomputed: the memory must move only once
-        return BlockOutput(x + u + read, balance_loss)
+        return BlockOutput(x + u + read if self.is_read else x + u, balance_loss)
 
 
 class AiT(PretrainedModel, tags=["associative-transformer"]):
@@ -135,11 +123,9 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
     ) -> None:
         super().__init__()
         c = self.config = config
-        self.embed = TokenEmbed(
-            c.image_size, c.patch_size, c.num_channels, c.embed_dim, c.question_dim, c.pos
-        )
+        self.embed = build_embed(c)
         self.blocks = nn.ModuleList(Block(c, attend, retrieve) for _ in range(c.depth))
-        self.head = FlattenHead(self.embed.num_tokens, c.embed_dim, c.num_classes)
+        self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
 
     def forward(
         self,
@@ -166,7 +152,7 @@ class AiT(PretrainedModel, tags=["associative-transformer"]):
         """
         c = self.config
         stem = (25 * c.num_channels + 1) * c.embed_dim
-        unused_rows = 1 + (c.pos == "none") * (self.embed.num_patches + 1)
+        unused_rows = (c.head != "cls") + (c.pos == "none") * (self.embed.num_patches + 1)
         memories = sum(buffer.numel() for buffer in self.buffers())
         live = super().reference_parameters()
         return live + stem + unused_rows * c.embed_dim + memories
@@ -254,6 +240,7 @@ def _official_config(state_dict: Mapping[str, Tensor], bottleneck: int, beta: fl
             beta=beta,
             smoothing=round(1 - old_share, 6),
             differentiable_write=False,
+            dropout=0.0,
         ),
     )
 

@@ -22,9 +22,9 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import dropout, interpolate
 
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
-    Float32Linear,
     check_inputs,
     check_sizes,
     run_block,

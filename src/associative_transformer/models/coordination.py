@@ -19,17 +19,17 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 
+from associative_transformer.arguments import MAX_STEPS, check_count, check_factor
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.kernels.attention import attention
 from associative_transformer.models.layers import (
-    Float32Linear,
     LinearTokenEmbed,
     check_sizes,
     run_block,
     shared_workspace_positions,
 )
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import MAX_STEPS, check_count, check_factor
 
 
 @dataclass(frozen=True)

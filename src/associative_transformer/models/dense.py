@@ -13,9 +13,9 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 
 from associative_transformer.interface import ModelOutput
+from associative_transformer.models.heads import FlattenHead
 from associative_transformer.models.layers import (
     FeedForward,
-    FlattenHead,
     Positions,
     TokenEmbed,
     check_sizes,

@@ -2,23 +2,20 @@
 
 Dims     B batch   C channels   H W image side   P values of a patch, pixels times channels
          N tokens   Q question features   E token width   L context tokens   F context width
-         I inputs   O outputs of a linear map
 """
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from associative_transformer.arguments import check_count, check_shape
 from associative_transformer.kernels.attention import attention
-from associative_transformer.workspace import check_count, check_shape
 
 Output = TypeVar("Output")
 Positions = Literal["none", "learned"]
@@ -163,28 +160,6 @@ class FeedForward(nn.Sequential):
         )
 
 
-class Float32Linear(nn.Linear):
-    """Linear map in at least float32, also under autocast and in a model cast to bfloat16.
-
-    Every head uses it. A head costs little, and in bfloat16 the product of a wide input and a few
-    classes ends the process on CPUs with AMX (torch 2.14; 49,152 inputs, 10 classes, batch 32).
-    """
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        with _without_autocast(x.device.type):
-            return linear(x.to(dtype), self.weight.to(dtype), bias)
-
-
-class FlattenHead(nn.Sequential):
-    """LayerNorm and linear map of all tokens, concatenated in order."""
-
-    def __init__(self, num_tokens: int, embed_dim: int, num_classes: int) -> None:
-        width = num_tokens * embed_dim
-        super().__init__(nn.Flatten(), nn.LayerNorm(width), Float32Linear(width, num_classes))
-
-
 def patchify(images: Float[Tensor, "B C H W"], patch_size: int) -> Float[Tensor, "B N P"]:
     """Cut images into patches, in raster order; inside a patch the channel varies fastest."""
     p = patch_size
@@ -267,13 +242,6 @@ def run_block(
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Turn autocast off, unless the type of device does not have it (meta)."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def _normalized_linear(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -20,10 +20,10 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
     FeedForward,
-    Float32Linear,
     LinearTokenEmbed,
     check_inputs,
     check_sizes,

@@ -21,15 +21,15 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from associative_transformer.arguments import check_count, check_factor
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import (
-    Float32Linear,
     check_inputs,
     check_sizes,
     run_block,
 )
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import check_count, check_factor
 
 
 @with_config(ConfigDict(extra="forbid"))

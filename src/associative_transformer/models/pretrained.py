@@ -16,6 +16,7 @@ from torch import nn
 
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
+from associative_transformer.workspace import GlobalWorkspace
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -188,6 +189,17 @@ class PretrainedModel(
             if (save_directory / name).is_symlink():
                 (save_directory / name).unlink()
         super()._save_pretrained(save_directory)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay must not touch, as timm calls them.
+
+        These are the learned contents of the memories of images.
+        """
+        return {
+            f"{name}.priors"
+            for name, module in self.named_modules()
+            if isinstance(module, GlobalWorkspace) and module.config.scope == "image"
+        }
 
     def reference_parameters(self) -> int:
         """Count parameters as the paper's table does, including those the reference never uses."""

@@ -19,9 +19,10 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.kernels.plain_linear import is_plain
-from associative_transformer.models.layers import Float32Linear, check_inputs, check_sizes
+from associative_transformer.models.layers import check_inputs, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000

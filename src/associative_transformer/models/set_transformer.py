@@ -20,10 +20,10 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
 from associative_transformer.kernels.attention import attention
 from associative_transformer.models.layers import (
-    Float32Linear,
     LinearTokenEmbed,
     check_sizes,
     run_block,

@@ -4,7 +4,7 @@ Dims     B batch   C channels   H W image side   N tokens   E token width   Q qu
 Sizes    ViT-Small 2, ViT-Medium 6, ViT-Base 12 layers at E 768, 12 heads of width 64
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,23 +12,16 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 
-from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import (
-    FeedForward,
-    FlattenHead,
-    Float32Linear,
-    Positions,
-    SelfAttention,
-    TokenEmbed,
-    check_sizes,
-    run_block,
-)
+from associative_transformer.interface import ADDED_LATER, ModelOutput
+from associative_transformer.models.heads import build_head
+from associative_transformer.models.layers import FeedForward, SelfAttention, run_block
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.models.transformer import TransformerConfig, build_embed
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(TransformerConfig):
     """Sizes of a Vision Transformer; the defaults are those of the paper's ViT-Small.
 
     The paper's ViT has a flattened head and no positions, which makes it weaker than the usual
@@ -37,33 +30,8 @@ class ViTConfig:
 
     kind: Literal["vit"] = "vit"
     """Name of the model in saved configurations."""
-    image_size: int = 32
-    """Height and width of the images in pixels."""
-    patch_size: int = 4
-    """Height and width of a patch in pixels; divides image_size."""
-    num_channels: int = 3
-    """C: channels of the images."""
-    num_classes: int = 10
-    """Number of classes."""
-    question_dim: int = 0
-    """Q: features of a question about the image, which becomes a token; 0: no question."""
-    pos: Positions = "none"
-    """Position embedding."""
-    embed_dim: int = 768
-    """E: token width."""
-    depth: int = 2
-    """L: number of blocks."""
-    num_heads: int = 12
-    """Heads of the self-attention."""
-    head_dim: int = 64
-    """Width of each head."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward, as a multiple of the token width."""
-    head: Literal["flatten", "cls"] = "flatten"
-    """flatten: classify from all tokens, concatenated; cls: from a class token."""
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
+    use_output_norm: bool = field(default=False, metadata=ADDED_LATER)
+    """Normalize the output of the feed-forward, as AiT does."""
 
 
 class Block(nn.Module):
@@ -76,22 +44,11 @@ class Block(nn.Module):
         self.attention = SelfAttention(dim, c.num_heads, c.head_dim)
         self.norm2 = nn.LayerNorm(dim)
         self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+        self.norm3 = nn.LayerNorm(dim) if c.use_output_norm else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         x = x + self.attention(self.norm1(x))
-        return x + self.feed_forward(self.norm2(x))
-
-
-class ClassTokenHead(nn.Module):
-    """LayerNorm and linear map of the first token."""
-
-    def __init__(self, embed_dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
-        self.to_logits = Float32Linear(embed_dim, num_classes)
-
-    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B O"]:
-        return self.to_logits(self.norm(x[:, 0]))
+        return x + self.norm3(self.feed_forward(self.norm2(x)))
 
 
 class ViT(PretrainedModel, tags=["vision-transformer"]):
@@ -104,22 +61,9 @@ class ViT(PretrainedModel, tags=["vision-transformer"]):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         c = self.config = config
-        by_class_token = c.head == "cls"
-        self.embed = TokenEmbed(
-            c.image_size,
-            c.patch_size,
-            c.num_channels,
-            c.embed_dim,
-            c.question_dim,
-            c.pos,
-            use_class_token=by_class_token,
-        )
+        self.embed = build_embed(c)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        self.head = (
-            ClassTokenHead(c.embed_dim, c.num_classes)
-            if by_class_token
-            else FlattenHead(self.embed.num_tokens, c.embed_dim, c.num_classes)
-        )
+        self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
         self.recompute = False
 
     def forward(

@@ -27,7 +27,7 @@ from associative_transformer.models.luna import LUNA_BASE, LUNA_SMALL
 from associative_transformer.models.perceiver import PERCEIVER
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 DATA_SETS = ("cifar10", "cifar100", "triangle")
 """The columns of the table; the name of a recipe starts with its column."""

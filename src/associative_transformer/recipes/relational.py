@@ -22,7 +22,7 @@ from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL
 from associative_transformer.models.relation_network import CNN_MLP, CNN_RN
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.vit import VIT_SMALL
-from associative_transformer.workspace import WorkspaceConfig
+from associative_transformer.workspace_config import WorkspaceConfig
 
 
 class Published(NamedTuple):

@@ -209,7 +209,9 @@ class TrainingRun:
         if skipped := row["skipped_steps"] - before:
             line += f"  {skipped} of {self.steps_per_epoch} steps skipped"
         bar.write(line)
-        priors = [workspace.priors.cpu().numpy() for workspace in self.take_step.workspaces]
+        priors = [
+            workspace.priors.detach().cpu().numpy() for workspace in self.take_step.workspaces
+        ]
         self.history.metrics.append(row)
         self.history.memory.append(np.array(priors))
         if self.is_main:

@@ -4,7 +4,7 @@ A step never waits for the device: the gradient is checked, and skipped steps ar
 """
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,10 +93,11 @@ class TrainingStep:
         pools = {over_ranks.num_pools(workspace.config.pool) for workspace in self.workspaces}
         self.num_pools = max(pools, default=1)
         self.precision = choose_precision(train.precision, accelerator.device, None).precision
-        is_detached = any(not w.config.differentiable_write for w in self.workspaces)
-        self.replica = distributed.replicate(self.model, accelerator.device, is_detached)
+        has_unused = any(not w.config.differentiable_write for w in self.workspaces)
+        has_unused |= getattr(getattr(model, "config", None), "read", None) == "none"
+        self.replica = distributed.replicate(self.model, accelerator.device, has_unused)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            parameter_groups(model),
             train.lr,
             train.betas,
             weight_decay=train.weight_decay,
@@ -190,6 +191,15 @@ class TrainingStep:
                 self.model.parameters(), self.train.clip_norm, norm
             )
         return norm
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters, with those that weight decay must not touch in a second group."""
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    decayed = [value for name, value in model.named_parameters() if name not in exempt]
+    others = [value for name, value in model.named_parameters() if name in exempt]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
 
 
 def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
