@@ -45,6 +45,8 @@ class Schedule:
     """Lowest learning rate of cosine and one_cycle."""
     shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
     """Decay after the warm-up; one_cycle also warms up along a cosine instead of linearly."""
+    per: Literal["epoch", "step"] = field(default="epoch", metadata=ADDED_LATER)
+    """Change the learning rate once per epoch, as in the paper, or at each step."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):

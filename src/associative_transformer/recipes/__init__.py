@@ -11,7 +11,13 @@ from difflib import get_close_matches
 
 from associative_transformer.experiment import Experiment
 from associative_transformer.interface import UserError
-from associative_transformer.recipes import ablations, classification, relational, sources
+from associative_transformer.recipes import (
+    ablations,
+    classification,
+    per_image,
+    relational,
+    sources,
+)
 
 RECIPES: dict[str, Experiment] = {
     experiment.name: experiment
@@ -25,6 +31,7 @@ RECIPES: dict[str, Experiment] = {
         *relational.TINY,
         *relational.EXPERIMENTS,
         *relational.SOURCES,
+        *per_image.EXPERIMENTS,
     )
 }
 
