@@ -1,5 +1,6 @@
 """Checks of the sizes, factors and shapes that callers pass to configurations and modules."""
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -39,4 +40,24 @@ def check_shape(name: str, x: Shaped[Tensor, "*any"], *sizes: int | str) -> None
     if not x.is_floating_point():
         raise ValueError(
             f"{name} must be floating-point numbers of shape {wanted}, not {x.dtype} {shape}"
+        )
+
+
+def check_tokens(
+    tokens: Shaped[Tensor, "*any"],
+    width: int,
+    padding: Shaped[Tensor, "*mask"] | None,
+    takes_padding: bool,
+) -> None:
+    """Raise ValueError if tokens, or the mask that says which of them are padding, do not fit."""
+    check_shape("tokens", tokens, "B", "N", width)
+    if padding is None:
+        return
+    if not takes_padding:
+        raise ValueError('key_padding_mask needs scope="image": remove the padding instead')
+    shape, given = tuple(tokens.shape[:2]), tuple(padding.shape)
+    if padding.dtype != torch.bool or given != shape:
+        raise ValueError(
+            f"key_padding_mask must be a bool tensor of shape {shape}, True for padding, not "
+            f"{padding.dtype} {given}"
         )

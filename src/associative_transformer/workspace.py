@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from associative_transformer import kernels
-from associative_transformer.arguments import check_shape
+from associative_transformer.arguments import check_tokens
 from associative_transformer.float32 import Float32LayerNorm
 from associative_transformer.functional import (
     AttendOutput,
@@ -144,11 +144,7 @@ class GlobalWorkspace(nn.Module):
             self.norm = nn.LayerNorm(c.prior_dim, eps=1e-6)
             self.register_buffer("priors", priors)
             return
-        if embed_dim % c.image.read_head_dim:
-            raise ValueError(
-                f"image.read_head_dim {c.image.read_head_dim} does not divide the token width "
-                f"{embed_dim}: choose a divisor"
-            )
+        c.image.check_width(embed_dim)
         self.norm = Float32LayerNorm(c.prior_dim)
         length = priors.norm(dim=-1, keepdim=True)
         self.priors = nn.Parameter(priors / length * c.prior_dim**0.5)
@@ -159,13 +155,12 @@ class GlobalWorkspace(nn.Module):
         u: Float[Tensor, "B N E"],
         key_padding_mask: Bool[Tensor, "B N"] | None = None,
     ) -> WorkspaceOutput:
-        check_shape("tokens", u, "B", "N", self.embed_dim)
+        check_tokens(u, self.embed_dim, key_padding_mask, self.config.scope == "image")
         if self.config.scope == "image":
+            u = per_image.fill_padding(u, key_padding_mask)
             of_images = self.write_images(u, key_padding_mask)
             read = self.read_images(u, of_images.priors, key_padding_mask)
             return WorkspaceOutput(read, of_images.balance_loss)
-        if key_padding_mask is not None:
-            raise ValueError('key_padding_mask needs scope="image": remove the padding instead')
         if self.is_frozen or not self.training:  # nothing competes, nothing is written
             return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
         written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
@@ -233,6 +228,7 @@ class GlobalWorkspace(nn.Module):
         )
         h = rearrange(selection.value, "b s m d -> b m (s d)")
         priors = self.norm(self.priors + self.dropout(self.to_prior(h)))
+        priors = priors.to(self.priors.dtype)  # the norms return at least float32
         balance_loss = self.priors.new_zeros(())
         if self.training and c.balance_weight:
             unevenness = balance_loss_per_image(*selection[1:], key_padding_mask)
@@ -252,7 +248,7 @@ class GlobalWorkspace(nn.Module):
         c, attractors = self.config, self.to_attractor(priors)
         width = c.image.read_head_dim
         read = per_image.retrieve(u, attractors, c.beta, width, c.num_steps)
-        read = self.read_norm(read)
+        read = self.read_norm(read).to(u.dtype)
         if key_padding_mask is None:
             return read
         return read.masked_fill(key_padding_mask[..., None], 0.0)
@@ -268,11 +264,14 @@ class GlobalWorkspace(nn.Module):
         With scope "batch", the images are one pool. With scope "image" and padding, an image may
         have fewer winners than others; the rest of its row has a score of 0.
         """
-        check_shape("tokens", u, "B", "N", self.embed_dim)
+        check_tokens(u, self.embed_dim, key_padding_mask, self.config.scope == "image")
         if self.config.scope == "image":
+            u = per_image.fill_padding(u, key_padding_mask)
             selection = self.write_images(u, key_padding_mask).selection
             most = int(selection.chosen.sum(dim=-1).max())
-            return Winners(*selection.score.topk(most, dim=-1))
+            # a winner's score may be rounded to 0
+            best = selection.score.masked_fill(~selection.chosen, -1.0).topk(most, dim=-1)
+            return Winners(best.values.clamp(min=0), best.indices)
         score, chosen = self.write(u.flatten(0, 1)).selection[1:]
         score, order = score.sort(dim=-1, descending=True)
         return Winners(score, chosen.gather(-1, order))

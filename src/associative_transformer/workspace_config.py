@@ -25,6 +25,14 @@ class ImageMemoryConfig:
     def __post_init__(self) -> None:
         check_count("read_head_dim", self.read_head_dim)
 
+    def check_width(self, embed_dim: int) -> None:
+        """Raise ValueError if the heads of the read do not fill the width of the tokens."""
+        if embed_dim % self.read_head_dim:
+            raise ValueError(
+                f"image.read_head_dim {self.read_head_dim} does not divide the token width "
+                f"{embed_dim}: choose a divisor"
+            )
+
 
 @dataclass(frozen=True)
 class WorkspaceConfig:

@@ -15,7 +15,7 @@ from torch import Tensor
 from associative_transformer.models import MODELS, ModelConfig, build_model
 from associative_transformer.models.coordination import SlotsConfig
 from associative_transformer.workspace import GlobalWorkspace
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.tiny import QUESTION_DIM, TINY
 
 ASKED: dict[str, ModelConfig] = {
@@ -54,6 +54,14 @@ WRONG_TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
     "empty batch": lambda u: u[:0],
     "no tokens": lambda u: u[:, :0],
     "integers": lambda u: u.long(),
+}
+WRONG_MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "one image": lambda mask: mask[0],
+    "another batch": lambda mask: mask[:1],
+    "fewer tokens": lambda mask: mask[:, :-1],
+    "transposed": lambda mask: mask.T,
+    "numbers": lambda mask: mask.float(),
+    "integers": lambda mask: mask.long(),
 }
 
 every_model = pytest.mark.parametrize("name", TINY)
@@ -130,6 +138,25 @@ def test_wrong_tokens_are_an_error_with_both_shapes(mistake: str, training: bool
     wrong, before = WRONG_TOKENS[mistake](torch.rand(2, 4, 6)), workspace.priors.clone()
     text = error_of(lambda: workspace(wrong))
     assert str(tuple(wrong.shape)) in text and "(B, N, 6)" in text
+    assert torch.equal(workspace.priors, before)
+
+
+@pytest.mark.parametrize("mistake", WRONG_MASKS)
+@pytest.mark.parametrize("method", ["forward", "select"])
+def test_a_wrong_mask_is_an_error_with_both_shapes(mistake: str, method: str) -> None:
+    image = ImageMemoryConfig(read_head_dim=3)
+    workspace = GlobalWorkspace(6, WorkspaceConfig(scope="image", image=image))
+    wrong = WRONG_MASKS[mistake](torch.zeros(2, 4, dtype=torch.bool))
+    text = error_of(lambda: getattr(workspace, method)(torch.rand(2, 4, 6), wrong))
+    assert f"{wrong.dtype} {tuple(wrong.shape)}" in text and "shape (2, 4)" in text
+
+
+@pytest.mark.parametrize("method", ["forward", "select"])
+def test_a_mask_is_an_error_if_the_images_share_a_memory(method: str) -> None:
+    workspace, mask = GlobalWorkspace(6), torch.zeros(2, 4, dtype=torch.bool)
+    before = workspace.priors.clone()
+    text = error_of(lambda: getattr(workspace, method)(torch.rand(2, 4, 6), mask))
+    assert text == 'key_padding_mask needs scope="image": remove the padding instead'
     assert torch.equal(workspace.priors, before)
 
 

@@ -75,6 +75,15 @@ def retrieve(
         return rearrange(state, "b h n d -> b n (h d)")
 
 
+def fill_padding(
+    tokens: Float[Tensor, "B N E"], key_padding_mask: Bool[Tensor, "B N"] | None
+) -> Float[Tensor, "B N E"]:
+    """Return the tokens with zeros for padding, which may hold anything, even NaN."""
+    if key_padding_mask is None:
+        return tokens
+    return tokens.masked_fill(key_padding_mask[..., None], 0.0)
+
+
 def _similarities(
     q: Float[Tensor, "S M D"], tokens: Float[Tensor, "B N E"], w_k: Float[Tensor, "S D E"]
 ) -> Float[Tensor, "B S M N"]:
