@@ -15,17 +15,14 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from associative_transformer.tabular import RowGroup, Table
+from statistics_of_runs import interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "precision"
 PRECISIONS = ("float32", "bfloat16")
-T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
-"""Student's t for a two-sided 95 % interval, by degrees of freedom."""
 KEPT = ("test_accuracy", "test_loss", "test_images", "precision", "test_precision", "compiled")
 SOURCE = "PATH/TO/DATA"  # instead of a path of this machine
 
@@ -65,14 +62,6 @@ def train(run: Run, source: str | None, threads: int) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     run.file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def interval(differences: list[float]) -> str:
-    """Return the mean of paired differences and half the width of its 95 % interval."""
-    if len(differences) < 2:
-        return f"{mean(differences):+.2f}"
-    half = T_QUANTILES[len(differences) - 1] * stdev(differences) / sqrt(len(differences))
-    return f"{mean(differences):+.2f} ± {half:.2f}"
 
 
 def tabulate(recipe: str, seeds: list[int]) -> Table:

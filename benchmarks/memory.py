@@ -1,0 +1,225 @@
+"""Measure what a memory adds: python benchmarks/memory.py run ablations --source PATH/TO/cifar10
+
+    python benchmarks/memory.py run TABLE [ROW ...] --source PATH/TO/cifar10 --seeds 0 1 2 --jobs 2
+    python benchmarks/memory.py table TABLE
+
+The first command trains the missing runs of a table, first all rows with the first seed, and
+writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread. The
+second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
+reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
+`memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from associative_transformer.compute import set_up_cpu
+from associative_transformer.files import make_folder, write_file
+from associative_transformer.interface import UserError
+from associative_transformer.tabular import RowGroup, Table
+from memory_rows import TABLES, Row, Settings
+from memory_training import train
+from statistics_of_runs import interval
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
+SOURCE = "PATH/TO/cifar10"  # instead of a path of this machine
+
+
+class Run(NamedTuple):
+    """A run of a row."""
+
+    table: str
+    name: str
+    seed: int
+    results: Path
+
+    @property
+    def row(self) -> Row:
+        """The row that it belongs to."""
+        return TABLES[self.table].rows[self.name]
+
+    @property
+    def file(self) -> Path:
+        """Where its result is kept: with the table that shares the run with others, if any."""
+        table, name = self.row.home or (self.table, self.name)
+        return self.results / table / f"{name}-{self.seed}.json"
+
+    @property
+    def settings(self) -> Settings:
+        """How it is trained. Raises UserError if its learning rate is not known yet."""
+        settings = replace(TABLES[self.table].settings, **self.row.changes)
+        return replace(settings, lr=self.best_rate()) if self.row.rates else settings
+
+    def best_rate(self) -> float:
+        """Return the learning rate with the highest accuracy on the validation split."""
+        runs = [Run("goal-rates", name, 0, self.results) for name in self.row.rates]
+        missing = [run.name for run in runs if not run.file.exists()]
+        if missing:
+            raise UserError(
+                f"the learning rate of {self.name} is not known without the runs "
+                f"{', '.join(missing)}: python benchmarks/memory.py run goal-rates first"
+            )
+        return max(runs, key=lambda run: run.read()["accuracy"]).settings.lr
+
+    def read(self) -> dict[str, Any]:
+        """Return its result."""
+        content: dict[str, Any] = json.loads(self.file.read_text())
+        return content
+
+
+def train_here(run: Run, options: argparse.Namespace) -> None:
+    """Train a run in this process and keep its result."""
+    set_up_cpu()
+    table, name = run.row.home or (run.table, run.name)
+    settings = run.settings.small() if options.small else run.settings
+    settings = replace(settings, num_classes=options.classes)
+    torch.manual_seed(run.seed)
+    model = run.row.build(settings)
+    words = ["python benchmarks/memory.py run", table, name, f"--seeds {run.seed}"]
+    words += [f"--source {SOURCE}", f"--precision {options.precision}"]
+    words += ["--small"] * options.small
+    result = {
+        "command": " ".join(words),
+        **{"table": table, "row": name, "seed": run.seed},
+        **train(model, options.source, settings, run.seed, options.precision),
+        "threads": torch.get_num_threads(),
+    }
+    make_folder(run.file.parent)
+    write_file(run.file, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def train_in_process(run: Run, options: argparse.Namespace) -> bool:
+    """Train a run in a process of its own; return whether it succeeded."""
+    if run.file.exists():
+        return True
+    threads = 1 if options.jobs > 1 else os.cpu_count() or 1
+    words = [__file__, "train", run.table, run.name, "--seeds", str(run.seed)]
+    words += ["--source", options.source, "--precision", options.precision]
+    words += ["--results", str(run.results), "--classes", str(options.classes)]
+    words += ["--small"] * options.small
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr, flush=True)
+        print(f"{run.table} {run.name} {run.seed}: failed", flush=True)
+        return False
+    result = run.read()
+    accuracy, seconds = result["accuracy"], result["timing"]["seconds"]
+    print(f"{run.file.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
+    return True
+
+
+def tabulate(table: str, results: Path) -> Table:
+    """Return the table of the runs that are there."""
+    comparison = TABLES[table]
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for name, row in comparison.rows.items():
+        cells = describe(read_runs(table, name, results), read_reference(table, row, results))
+        groups.setdefault(row.group or comparison.title, []).append((row.title, *cells))
+    columns = (
+        "row",
+        "parameters",
+        "accuracy by seed, %",
+        "mean, %",
+        "difference",
+        "step, ms",
+        "n",
+    )
+    rows = comparison.rows.values()
+    references = {comparison.rows[row.reference].title for row in rows if row.reference}
+    settings = comparison.settings
+    notes = [
+        f"CIFAR-10, patch {settings.patch_size}, {settings.epochs} epochs, scored on the "
+        f"{settings.scored_on} images; intervals of 95 % (Student's t)."
+    ]
+    if references:
+        notes.append(f"The difference is that from {', '.join(sorted(references))}, by seed.")
+    return Table(comparison.title, columns, [RowGroup(*group) for group in groups.items()], notes)
+
+
+def read_runs(table: str, name: str, results: Path) -> dict[int, dict[str, Any]]:
+    """Return the finished runs of a row by seed."""
+    runs = [Run(table, name, seed, results) for seed in range(100)]
+    return {run.seed: run.read() for run in runs if run.file.exists()}
+
+
+def read_reference(table: str, row: Row, results: Path) -> dict[int, dict[str, Any]]:
+    """Return the finished runs of the row that a row is compared with."""
+    return read_runs(table, row.reference, results) if row.reference else {}
+
+
+def describe(runs: dict[int, dict[str, Any]], rivals: dict[int, dict[str, Any]]) -> list[str]:
+    """Return the cells of a row after its title."""
+    if not runs:
+        return ["", "not measured", "", "", "", "0"]
+    accuracies = [run["accuracy"] for run in runs.values()]
+    differences = [
+        runs[seed]["accuracy"] - rivals[seed]["accuracy"] for seed in runs if seed in rivals
+    ]
+    is_itself = differences and runs == rivals
+    seconds = median(run["timing"]["seconds_per_step"] for run in runs.values())
+    return [
+        f"{next(iter(runs.values()))['parameters']:,}",
+        " ".join(f"{accuracy:.2f}" for accuracy in accuracies),
+        interval(accuracies, ""),
+        interval(differences) if differences and not is_itself else "",
+        f"{1000 * seconds:.1f}",
+        str(len(runs)),
+    ]
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Measure what a memory adds.")
+    parser.add_argument("action", choices=["run", "table", "train"])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("rows", nargs="*", help="names of rows; default: all")
+    parser.add_argument("--source", help="folder of CIFAR-10")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--small", action="store_true", help="sizes for a test")
+    options = parser.parse_args()
+    options.rows = options.rows or list(TABLES[options.table].rows)
+    if unknown := set(options.rows) - set(TABLES[options.table].rows):
+        parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
+    if options.source is None and options.action != "table":
+        parser.error("pass the folder of CIFAR-10 as --source")
+    return options
+
+
+def main() -> None:
+    """Train the missing runs of a table, or print it."""
+    options = parse_options()
+    if options.action == "table":
+        print(tabulate(options.table, options.results).to_markdown(), end="")
+        return
+    places = [(name, seed) for seed in options.seeds for name in options.rows]
+    runs = [Run(options.table, name, seed, options.results) for name, seed in places]
+    if options.action == "train":
+        train_here(runs[0], options)
+        return
+    for run in runs:
+        _ = run.settings  # raises if a learning rate is not known
+    with ThreadPoolExecutor(options.jobs) as pool:
+        done = list(pool.map(lambda run: train_in_process(run, options), runs))
+    if not all(done):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

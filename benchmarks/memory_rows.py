@@ -1,0 +1,224 @@
+"""The tables of `benchmarks/memory.py`: which models they compare, and how these are trained.
+
+Scope `image` of the workspace and everything in `rivals.py` is not the paper's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from associative_transformer import AiT, AiTConfig, WorkspaceConfig
+from associative_transformer.models.vit import ViT, ViTConfig
+from associative_transformer.workspace_config import ImageMemoryConfig
+from rivals import Kind, MixerAiT, RegisterViT
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""The grid of learning rates of the goal."""
+NUM_VECTORS = 16  # priors, slots, inducing points, patterns, registers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the rows of a table are trained."""
+
+    epochs: int = 8
+    head: Literal["flatten", "mean"] = "mean"
+    patch_size: int = 4
+    lr: float = 1e-3
+    scored_on: Literal["test", "validation"] = "test"
+    batch_size: int = 128
+    image_size: int = 32
+    embed_dim: int = 128
+    num_classes: int = 10
+
+    def small(self) -> "Settings":
+        """Return settings for a test, which take seconds."""
+        return replace(self, epochs=2, patch_size=8, batch_size=8, image_size=16, embed_dim=32)
+
+
+Build = Callable[[Settings], nn.Module]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a model, and what is special about its training."""
+
+    title: str
+    build: Build
+    changes: dict[str, Any] = field(default_factory=dict)  # fields of Settings
+    group: str = ""
+    reference: str = ""  # the row that it is compared with
+    home: tuple[str, str] | None = None  # table and row of the same run; None: its own
+    rates: tuple[str, ...] = ()  # rows of `goal-rates`, of which the best sets the learning rate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table: rows, and the settings that they share."""
+
+    title: str
+    settings: Settings
+    rows: dict[str, Row]
+
+
+def sizes(s: Settings) -> dict[str, Any]:
+    """Return the sizes that all models share."""
+    return {
+        **{"image_size": s.image_size, "patch_size": s.patch_size, "num_classes": s.num_classes},
+        **{"embed_dim": s.embed_dim, "depth": 2, "num_heads": 4, "head_dim": s.embed_dim // 4},
+        **{"mlp_ratio": 2.0, "head": s.head, "pos": "learned"},
+    }
+
+
+def batch(**changes: object) -> WorkspaceConfig:
+    """Return the workspace of the paper, with its share of tokens: 128 of 8,192."""
+    defaults = {"num_priors": NUM_VECTORS, "prior_dim": 32, "num_heads": 4, "bottleneck": 128}
+    fields: dict[str, Any] = {**defaults, **changes}
+    return WorkspaceConfig(**fields)
+
+
+def image(**changes: object) -> WorkspaceConfig:
+    """Return the workspace per image."""
+    return batch(**{"scope": "image", "bottleneck": 0.25, **changes})
+
+
+def ait(workspace: WorkspaceConfig, use_self_attention: bool = True, **changes: object) -> Build:
+    """Return a function that builds an AiT."""
+
+    def build(s: Settings) -> nn.Module:
+        changed: dict[str, Any] = {
+            "use_self_attention": use_self_attention,
+            "workspace": workspace,
+            **changes,
+        }
+        return AiT(AiTConfig(**sizes(s), **changed))
+
+    return build
+
+
+def vit(use_output_norm: bool) -> Build:
+    """Return a function that builds a ViT."""
+    return lambda s: ViT(ViTConfig(**sizes(s), use_output_norm=use_output_norm))
+
+
+def registers(s: Settings) -> nn.Module:
+    """Build a ViT with registers and the LayerNorm behind the feed-forward."""
+    return RegisterViT(ViTConfig(**sizes(s), use_output_norm=True), NUM_VECTORS)
+
+
+def mixer(kind: Kind, workspace: WorkspaceConfig | None = None) -> Build:
+    """Return a function that builds an AiT without self-attention and with another mixer."""
+    chosen = workspace or image()
+    return lambda s: MixerAiT(
+        AiTConfig(**sizes(s), use_self_attention=False, workspace=chosen), kind
+    )
+
+
+VIT, VIT_NORM = Row("ViT", vit(False)), Row("ViT, norm behind FFN", vit(True))
+IMAGE = Row("workspace per image", ait(image(), False))
+BOTH = Row("self-attention and workspace per image", ait(image()))
+NO_READ = Row("AiT without read", ait(batch(), read="none"))
+PUBLISHED = Row("AiT as published", ait(batch()))
+
+
+def _per_image(title: str, use_output_norm: bool = True, **changes: object) -> Row:
+    build = ait(image(**changes), False, use_output_norm=use_output_norm)
+    return Row(f"workspace per image, {title}", build)
+
+
+ABLATIONS = {
+    "no-mixing": Row("none: tokens never meet", mixer("none")),
+    "vit": VIT,
+    "vit-norm": VIT_NORM,
+    "image": IMAGE,
+    "image-attention": BOTH,
+    "batch": Row("published workspace, no self-attention", ait(batch(), False)),
+    "batch-attention": PUBLISHED,
+    "image-competition": _per_image("competition", competition="priors"),
+    "image-eighth": _per_image("k 1/8 of the tokens", bottleneck=0.125),
+    "image-all": _per_image("k all tokens", bottleneck=None),
+    "image-no-read-norm": _per_image(
+        "without read norm", image=ImageMemoryConfig(use_read_norm=False)
+    ),
+    "image-no-output-norm": _per_image("without norm behind FFN", use_output_norm=False),
+    "image-4": _per_image("4 priors", num_priors=4),
+    "image-8": _per_image("8 priors", num_priors=8),
+    "image-32": _per_image("32 priors", num_priors=32),
+    "image-64": _per_image("64 priors", num_priors=64),
+    "image-moving-average": Row(
+        "workspace per image, contents by moving average, dropout 0.1",
+        mixer("moving-average", image(dropout=0.1)),
+    ),
+    "inducing": Row("16 inducing points", mixer("inducing")),
+    "slots": Row("16 slots (Slot Attention)", mixer("slots")),
+    "mean": Row("mean of the tokens", mixer("mean")),
+    "linear": Row("linear attention (elu + 1)", mixer("linear")),
+    "registers": Row("self-attention, norm behind FFN, 16 registers", registers),
+    "hopfield": Row("Hopfield layer, 16 learned patterns", mixer("hopfield")),
+    "ait-no-read": NO_READ,
+}
+
+
+def _ablations() -> dict[str, Row]:
+    return {name: replace(row, reference="vit-norm") for name, row in ABLATIONS.items()}
+
+
+def _contributions() -> dict[str, Row]:
+    without_both = ait(batch(), read="none", use_output_norm=False)
+    healthy = batch(competition="priors", center_values=True)
+    rows = {
+        "vit": VIT,
+        "vit-norm": VIT_NORM,
+        "ait-no-read": NO_READ,
+        "ait-no-read-no-norm": Row("AiT without read, without norm behind FFN", without_both),
+        "batch-attention": PUBLISHED,
+        "batch-no-dropout": Row("AiT, write dropout 0", ait(batch(dropout=0.0))),
+        "batch-healthy": Row("AiT, competition and centered values", ait(healthy)),
+        "image": IMAGE,
+        "image-attention": BOTH,
+    }
+    return {
+        f"{head}-{name}": replace(
+            row,
+            changes={"head": head},
+            group=f"{head} head",
+            reference=f"{head}-vit",
+            home=("ablations", name) if head == "mean" and name in ABLATIONS else None,
+        )
+        for head in ("mean", "flatten")
+        for name, row in rows.items()
+    }
+
+
+GOAL = {"vit": VIT, "vit-norm": VIT_NORM, "image": IMAGE, "image-attention": BOTH}
+
+
+def _goal_rates() -> dict[str, Row]:
+    return {
+        f"{name}-lr-{rate:g}": replace(
+            row, title=f"{row.title}, {rate:g}", changes={"lr": rate}, group=row.title
+        )
+        for rate in RATES
+        for name, row in GOAL.items()
+    }
+
+
+def _goal() -> dict[str, Row]:
+    return {
+        name: replace(
+            row, reference="vit-norm", rates=tuple(f"{name}-lr-{rate:g}" for rate in RATES)
+        )
+        for name, row in GOAL.items()
+    }
+
+
+TABLES = {
+    "ablations": Comparison("Ways to mix the tokens", Settings(), _ablations()),
+    "contributions": Comparison("Contributions", Settings(), _contributions()),
+    "goal-rates": Comparison(
+        "Learning rates of the goal", Settings(scored_on="validation"), _goal_rates()
+    ),
+    "goal": Comparison("The goal", Settings(epochs=20), _goal()),
+}
