@@ -260,10 +260,11 @@ def test_circumstances_change_neither_the_fingerprint_nor_the_configuration(
 
 def test_differences_include_fields_that_only_one_of_two_models_has() -> None:
     vit = ViTConfig(**SIZES, image_size=64, head_dim=8, num_classes=2)
-    pairs = differences(TRIANGLE, replace(TRIANGLE, model=vit))
+    other = replace(TRIANGLE, model=vit)
+    pairs, reverse = differences(TRIANGLE, other), differences(other, TRIANGLE)
     assert pairs["model.kind"] == ("ait", "vit")
-    assert pairs["model.head"] == (None, "flatten")
     assert pairs["model.workspace.beta"] == (1.0, None)
+    assert reverse["model.workspace.beta"] == (None, 1.0)
 
 
 def test_fingerprints_have_eight_characters_and_all_recipes_have_different_ones() -> None:

@@ -1,7 +1,7 @@
 """The configuration of a workspace: one memory for the whole batch, or one for each image."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from associative_transformer.arguments import MAX_STEPS, check_count, check_factor
 from associative_transformer.interface import ADDED_LATER
@@ -42,7 +42,8 @@ class WorkspaceConfig:
 
     The defaults of three fields depend on the scope: `bottleneck`, `balance_weight` and `dropout`
     are 512, 0.01 and 0.1 for a memory of the batch, and a share of 0.25, 0 and 0 for those of
-    images. After construction, the fields hold these values.
+    images. After construction, the fields hold these values: to change the scope of an existing
+    configuration, also set them to "auto", None and None.
     """
 
     num_priors: int = 32
@@ -83,6 +84,10 @@ class WorkspaceConfig:
     """The read of a memory that belongs to an image."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("scope", Scope), ("competition", Competition)):
+            if getattr(self, name) not in get_args(choices):
+                wanted = " or ".join(get_args(choices))
+                raise ValueError(f"{name} must be {wanted}, not {getattr(self, name)}")
         is_shared = self.scope == "batch"
         if self.bottleneck == "auto":
             object.__setattr__(self, "bottleneck", 512 if is_shared else 0.25)

@@ -48,6 +48,16 @@ WORKSPACE_CHANGES: list[dict[str, Any]] = [
     {"model.workspace.differentiable_write": False},
     {"model.workspace.reset_each_epoch": True},
     {"model.workspace.pool": "local"},
+    {"model.workspace.competition": "priors"},
+    {"model.workspace.center_values": True},
+    {"model.workspace.scope": "image", "model.workspace.image.read_head_dim": 8},
+    {
+        "model.workspace.scope": "image",
+        "model.workspace.bottleneck": 0.25,
+        "model.workspace.dropout": 0.0,
+        "model.workspace.image.read_head_dim": 16,
+        "model.workspace.image.use_read_norm": False,
+    },
 ]
 MODEL_CHANGES: list[dict[str, Any]] = [
     {"model.patch_size": 16},
@@ -85,6 +95,9 @@ TRIANGLE_CHANGES: list[dict[str, Any]] = [
     {"data.raw": True},
     {"model.use_self_attention": False},
     {"model.read": "cross_attention"},
+    {"model.read": "none"},
+    {"model.head": "mean"},
+    {"model.use_output_norm": False},
 ]
 IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.name": "cifar100"},
@@ -102,6 +115,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.on_error": "skip"},
     {"data.limit": 100},
     {"model.head": "cls"},
+    {"model.use_output_norm": True},
 ]
 QUESTIONS_CHANGES: list[dict[str, Any]] = [
     {"data.num_train": 30},

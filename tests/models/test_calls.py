@@ -170,6 +170,23 @@ def test_a_count_or_width_that_is_not_an_integer_is_an_error(config: type, value
         assert text == f"{name} must be an integer, not {value}"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "choices"),
+    [("scope", "images", "batch or image"), ("competition", "tokens", "none or priors")],
+)
+def test_an_unknown_choice_is_an_error_with_those_there_are(
+    field: str, value: str, choices: str
+) -> None:
+    text = error_of(lambda: WorkspaceConfig(**{field: value}))
+    assert text == f"{field} must be {choices}, not {value}"
+
+
+@pytest.mark.parametrize("value", [2.5, math.nan])
+def test_a_width_of_the_read_that_is_not_an_integer_is_an_error(value: float) -> None:
+    text = error_of(lambda: ImageMemoryConfig(read_head_dim=value))
+    assert text == f"read_head_dim must be an integer, not {value}"
+
+
 def test_the_error_of_an_unbatched_image_says_how_to_fix_it() -> None:
     model = build_model(TINY["ait"])
     text = error_of(lambda: model(torch.rand(3, 8, 8)))

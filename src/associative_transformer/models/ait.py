@@ -53,10 +53,12 @@ class AiTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workspace.scope == "image" and self.read != "hopfield":
-            raise ValueError(
-                f'read must be "hopfield" with workspace.scope "image", not "{self.read}"'
-            )
+        if self.workspace.scope == "image":
+            self.workspace.image.check_width(self.embed_dim)
+            if self.read != "hopfield":
+                raise ValueError(
+                    f'read must be "hopfield" with workspace.scope "image", not "{self.read}"'
+                )
 
 
 class BlockOutput(NamedTuple):
