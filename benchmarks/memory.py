@@ -18,10 +18,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
-
-import torch
 
 from associative_transformer.compute import set_up_cpu
 from associative_transformer.files import make_folder, write_file
@@ -32,6 +30,9 @@ from memory_training import train
 from statistics_of_runs import interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
+COLUMNS = ("row", "parameters", "accuracy by seed, %", "mean, %", "difference", "step, ms", "n")
+MAX_SEEDS = 100
+Runs = dict[int, dict[str, Any]]  # results by seed
 SOURCE = "PATH/TO/cifar10"  # instead of a path of this machine
 
 
@@ -82,17 +83,13 @@ def train_here(run: Run, options: argparse.Namespace) -> None:
     set_up_cpu()
     table, name = run.row.home or (run.table, run.name)
     settings = run.settings.small() if options.small else run.settings
-    settings = replace(settings, num_classes=options.classes)
-    torch.manual_seed(run.seed)
-    model = run.row.build(settings)
     words = ["python benchmarks/memory.py run", table, name, f"--seeds {run.seed}"]
     words += [f"--source {SOURCE}", f"--precision {options.precision}"]
     words += ["--small"] * options.small
     result = {
         "command": " ".join(words),
         **{"table": table, "row": name, "seed": run.seed},
-        **train(model, options.source, settings, run.seed, options.precision),
-        "threads": torch.get_num_threads(),
+        **train(run.row.build, options.source, settings, run.seed, options.precision),
     }
     make_folder(run.file.parent)
     write_file(run.file, (json.dumps(result, indent=2) + "\n").encode())
@@ -104,16 +101,15 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
         return True
     threads = 1 if options.jobs > 1 else os.cpu_count() or 1
     words = [__file__, "train", run.table, run.name, "--seeds", str(run.seed)]
-    words += ["--source", options.source, "--precision", options.precision]
-    words += ["--results", str(run.results), "--classes", str(options.classes)]
-    words += ["--small"] * options.small
+    words += ["--source", options.source, "--results", str(options.results)]
+    words += ["--precision", options.precision, *["--small"] * options.small]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, *words], env=environment, capture_output=True, text=True
     )
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr, flush=True)
-        print(f"{run.table} {run.name} {run.seed}: failed", flush=True)
+        print(f"{run.file.name}: failed", flush=True)
         return False
     result = run.read()
     accuracy, seconds = result["accuracy"], result["timing"]["seconds"]
@@ -124,57 +120,56 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
 def tabulate(table: str, results: Path) -> Table:
     """Return the table of the runs that are there."""
     comparison = TABLES[table]
+    finished = {name: read_runs(table, name, results) for name in comparison.rows}
     groups: dict[str, list[tuple[str, ...]]] = {}
+    compared = set()
     for name, row in comparison.rows.items():
-        cells = describe(read_runs(table, name, results), read_reference(table, row, results))
+        rival = find_best(row.references, finished)
+        cells = describe(finished[name], finished[rival] if rival not in ("", name) else {})
         groups.setdefault(row.group or comparison.title, []).append((row.title, *cells))
-    columns = (
-        "row",
-        "parameters",
-        "accuracy by seed, %",
-        "mean, %",
-        "difference",
-        "step, ms",
-        "n",
-    )
-    rows = comparison.rows.values()
-    references = {comparison.rows[row.reference].title for row in rows if row.reference}
+        compared |= {f"{rival} ({comparison.rows[rival].title})"} if rival else set()
     settings = comparison.settings
     notes = [
         f"CIFAR-10, patch {settings.patch_size}, {settings.epochs} epochs, scored on the "
         f"{settings.scored_on} images; intervals of 95 % (Student's t)."
     ]
-    if references:
-        notes.append(f"The difference is that from {', '.join(sorted(references))}, by seed.")
-    return Table(comparison.title, columns, [RowGroup(*group) for group in groups.items()], notes)
+    if compared:
+        notes.append(f"Difference from {', '.join(sorted(compared))}, paired by seed.")
+    return Table(comparison.title, COLUMNS, [RowGroup(*group) for group in groups.items()], notes)
 
 
-def read_runs(table: str, name: str, results: Path) -> dict[int, dict[str, Any]]:
+def read_runs(table: str, name: str, results: Path) -> Runs:
     """Return the finished runs of a row by seed."""
-    runs = [Run(table, name, seed, results) for seed in range(100)]
+    runs = [Run(table, name, seed, results) for seed in range(MAX_SEEDS)]
     return {run.seed: run.read() for run in runs if run.file.exists()}
 
 
-def read_reference(table: str, row: Row, results: Path) -> dict[int, dict[str, Any]]:
-    """Return the finished runs of the row that a row is compared with."""
-    return read_runs(table, row.reference, results) if row.reference else {}
+def find_best(names: tuple[str, ...], finished: dict[str, Runs]) -> str:
+    """Return the row with the highest mean accuracy; "" if none has finished."""
+    means = {
+        name: mean(run["accuracy"] for run in finished[name].values())
+        for name in names
+        if finished[name]
+    }
+    return max(means, key=means.__getitem__, default="")
 
 
-def describe(runs: dict[int, dict[str, Any]], rivals: dict[int, dict[str, Any]]) -> list[str]:
+def describe(runs: Runs, rivals: Runs) -> list[str]:
     """Return the cells of a row after its title."""
     if not runs:
         return ["", "not measured", "", "", "", "0"]
-    accuracies = [run["accuracy"] for run in runs.values()]
+    accuracies = {seed: run["accuracy"] for seed, run in runs.items()}
     differences = [
-        runs[seed]["accuracy"] - rivals[seed]["accuracy"] for seed in runs if seed in rivals
+        accuracy - rivals[seed]["accuracy"]
+        for seed, accuracy in accuracies.items()
+        if seed in rivals
     ]
-    is_itself = differences and runs == rivals
     seconds = median(run["timing"]["seconds_per_step"] for run in runs.values())
     return [
         f"{next(iter(runs.values()))['parameters']:,}",
-        " ".join(f"{accuracy:.2f}" for accuracy in accuracies),
-        interval(accuracies, ""),
-        interval(differences) if differences and not is_itself else "",
+        ", ".join(f"{seed}: {accuracy:.2f}" for seed, accuracy in accuracies.items()),
+        interval([*accuracies.values()], ""),
+        interval(differences) if differences else "",
         f"{1000 * seconds:.1f}",
         str(len(runs)),
     ]
@@ -191,12 +186,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="sizes for a test")
     options = parser.parse_args()
     options.rows = options.rows or list(TABLES[options.table].rows)
     if unknown := set(options.rows) - set(TABLES[options.table].rows):
         parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
+    if options.precision != "float32" and options.action != "train":  # in a folder of its own
+        options.results /= options.precision
     if options.source is None and options.action != "table":
         parser.error("pass the folder of CIFAR-10 as --source")
     return options
@@ -213,8 +209,11 @@ def main() -> None:
     if options.action == "train":
         train_here(runs[0], options)
         return
-    for run in runs:
-        _ = run.settings  # raises if a learning rate is not known
+    try:
+        for run in runs:
+            _ = run.settings
+    except UserError as error:
+        sys.exit(str(error))
     with ThreadPoolExecutor(options.jobs) as pool:
         done = list(pool.map(lambda run: train_in_process(run, options), runs))
     if not all(done):

@@ -49,7 +49,7 @@ class Row:
     build: Build
     changes: dict[str, Any] = field(default_factory=dict)  # fields of Settings
     group: str = ""
-    reference: str = ""  # the row that it is compared with
+    references: tuple[str, ...] = ()  # rows of which the best is what it is compared with
     home: tuple[str, str] | None = None  # table and row of the same run; None: its own
     rates: tuple[str, ...] = ()  # rows of `goal-rates`, of which the best sets the learning rate
 
@@ -162,7 +162,12 @@ ABLATIONS = {
 
 
 def _ablations() -> dict[str, Row]:
-    return {name: replace(row, reference="vit-norm") for name, row in ABLATIONS.items()}
+    return {name: replace(row, references=("vit-norm",)) for name, row in ABLATIONS.items()}
+
+
+def _at_patch_2() -> dict[str, Row]:
+    names = ("vit", "vit-norm", "image", "image-attention")
+    return {name: replace(ABLATIONS[name], references=("vit-norm",)) for name in names}
 
 
 def _contributions() -> dict[str, Row]:
@@ -184,7 +189,7 @@ def _contributions() -> dict[str, Row]:
             row,
             changes={"head": head},
             group=f"{head} head",
-            reference=f"{head}-vit",
+            references=(f"{head}-vit",),
             home=("ablations", name) if head == "mean" and name in ABLATIONS else None,
         )
         for head in ("mean", "flatten")
@@ -208,7 +213,9 @@ def _goal_rates() -> dict[str, Row]:
 def _goal() -> dict[str, Row]:
     return {
         name: replace(
-            row, reference="vit-norm", rates=tuple(f"{name}-lr-{rate:g}" for rate in RATES)
+            row,
+            references=("vit", "vit-norm"),
+            rates=tuple(f"{name}-lr-{rate:g}" for rate in RATES),
         )
         for name, row in GOAL.items()
     }
@@ -216,6 +223,9 @@ def _goal() -> dict[str, Row]:
 
 TABLES = {
     "ablations": Comparison("Ways to mix the tokens", Settings(), _ablations()),
+    "patch-2": Comparison(
+        "Ways to mix the tokens, patch 2", Settings(epochs=6, patch_size=2), _at_patch_2()
+    ),
     "contributions": Comparison("Contributions", Settings(), _contributions()),
     "goal-rates": Comparison(
         "Learning rates of the goal", Settings(scored_on="validation"), _goal_rates()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -15,7 +15,7 @@ from associative_transformer.data import DataSet, ImagesConfig, Split
 from associative_transformer.evaluate import evaluate
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.training.step import parameter_groups
-from memory_rows import Settings
+from memory_rows import Build, Settings
 
 BETAS, WEIGHT_DECAY, CLIP_NORM, WARMUP = (0.9, 0.999), 0.05, 1.0, 0.1
 VALIDATION = 0.1
@@ -93,12 +93,14 @@ class Trainer:
 
 
 def train(
-    model: nn.Module, source: str, settings: Settings, seed: int, precision: Precision
+    build: Build, source: str, settings: Settings, seed: int, precision: Precision
 ) -> dict[str, Any]:
-    """Train a model and return what is to be kept of the run."""
+    """Build and train a model, and return what is to be kept of the run."""
     started = time.perf_counter()
     data, scored = load_data(source, settings)
-    data.check_classes(settings.num_classes)
+    settings = replace(settings, num_classes=len(data.class_names))
+    torch.manual_seed(seed)
+    model = build(settings)
     steps = data.train.steps_per_epoch(settings.batch_size)
     trainer = Trainer(model, settings, steps, precision)
     curve = []
@@ -122,5 +124,6 @@ def train(
             "seconds_per_step": median(trainer.seconds),
             "seconds": time.perf_counter() - started,
         },
+        "threads": torch.get_num_threads(),
         "environment": asdict(describe_environment(CPU)),
     }

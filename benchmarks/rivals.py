@@ -133,8 +133,9 @@ class Slots(GlobalWorkspace):
         s = self.config.num_heads
         q = rearrange(self.to_q(self.priors), "m (s d) -> s m d", s=s)
         k, v = (rearrange(to(u), "b n (s d) -> b s n d", s=s) for to in (self.to_k, self.to_v))
-        similarity = q.float() @ k.float().mT * self.config.prior_dim**-0.5  # (B, S, M, N)
-        share = similarity.softmax(dim=2) + 1e-8
+        similarity = q @ k.mT * self.config.prior_dim**-0.5  # (B, S, M, N)
+        dtype = torch.promote_types(similarity.dtype, torch.float32)
+        share = similarity.to(dtype).softmax(dim=2) + 1e-8
         score = share / share.sum(dim=-1, keepdim=True)
         value = score.to(v.dtype) @ v
         h = rearrange(value, "b s m d -> b m (s d)")
@@ -161,7 +162,7 @@ class MovingContents(GlobalWorkspace):
         """Write as usual; in training, the contents then move."""
         written = super().write_images(u, key_padding_mask)
         if self.training:  # into a new tensor, since backward needs the old one
-            mean = written.priors.detach().float().mean(dim=0)
+            mean = written.priors.detach().to(self.priors.dtype).mean(dim=0)
             self.priors = (1 - SMOOTHING) * self.priors + SMOOTHING * mean
         return written
 

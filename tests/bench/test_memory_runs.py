@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 import memory
 import memory_rows
 import memory_training
-from associative_transformer.interface import UserError
+from associative_transformer.evaluate import Evaluation
+from associative_transformer.interface import Batch, UserError
 from associative_transformer.training.step import parameter_groups
 from making.commands import make_images
 from statistics_of_runs import interval
@@ -22,7 +25,6 @@ from statistics_of_runs import interval
 ROOT = Path(__file__).parents[2]
 SMALL = memory_rows.Settings().small()
 ROWS = [(table, name) for table, c in memory_rows.TABLES.items() for name in c.rows]
-WITHOUT_USE = {"ablations ait-no-read", "contributions mean-ait-no-read"}
 every_ablation = pytest.mark.parametrize("name", memory_rows.ABLATIONS)
 
 
@@ -117,11 +119,31 @@ def test_a_table_pairs_the_runs_by_seed_and_says_what_is_missing(tmp_path: Path)
     plant(tmp_path, "ablations", "linear", 2, 61.0)
     table = memory.tabulate("ablations", tmp_path)
     rows = {row[0]: row[1:] for group in table.groups for row in group.rows}
-    of_image = ("1,234", "61.00 63.00 65.00", "63.00 ± 4.97", "+2.00 ± 2.48", "250.0", "3")
+    of_image = (
+        "1,234",
+        "0: 61.00, 1: 63.00, 2: 65.00",
+        "63.00 ± 4.97",
+        "+2.00 ± 2.48",
+        "250.0",
+        "3",
+    )
     assert rows["workspace per image"] == of_image
     assert rows["ViT, norm behind FFN"][3] == ""
-    assert rows["linear attention (elu + 1)"][2:] == ("61.00", "-1.00", "250.0", "1")
+    assert rows["linear attention (elu + 1)"][1:] == ("2: 61.00", "61.00", "-1.00", "250.0", "1")
     assert rows["mean of the tokens"] == ("", "not measured", "", "", "", "0")
+
+
+def test_the_goal_is_compared_with_the_better_vit(tmp_path: Path) -> None:
+    for seed, (ours, plain, norm) in enumerate([(65.0, 60.0, 66.0), (65.0, 65.0, 62.0)]):
+        plant(tmp_path, "goal", "image", seed, ours)
+        plant(tmp_path, "goal", "vit", seed, plain)
+        plant(tmp_path, "goal", "vit-norm", seed, norm)
+    table = memory.tabulate("goal", tmp_path)
+    rows = {row[0]: row[1:] for group in table.groups for row in group.rows}
+    assert rows["workspace per image"][3].startswith("+1.00")  # ViT with the norm: 64.0
+    assert rows["ViT"][3].startswith("-1.50")
+    assert rows["ViT, norm behind FFN"][3] == ""
+    assert "vit-norm" in table.notes[1]
 
 
 def test_the_goal_takes_the_best_rate_and_is_refused_without_all_four(tmp_path: Path) -> None:
@@ -143,50 +165,83 @@ def images(tmp_path: Path) -> Path:
     return make_images(tmp_path / "set")
 
 
-def run_script(images: Path, results: Path, *words: object) -> str:
-    common = ["--source", images, "--results", results, "--small", "--classes", 2]
-    done = subprocess.run(
+@pytest.fixture
+def train(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], dict[str, Any]]:
+    """Return a function that trains a row with seed 0 in this process and reads its result."""
+
+    def train_row(table: str, name: str) -> dict[str, Any]:
+        run = memory.Run(table, name, 0, tmp_path / "results")
+        options = Namespace(source=str(images), small=True, precision="float32")
+        memory.train_here(run, options)
+        return run.read()
+
+    monkeypatch.setattr(memory, "set_up_cpu", lambda: None)  # of the whole process
+    return train_row
+
+
+def test_the_same_seed_gives_the_same_run(train: Callable[[str, str], dict[str, Any]]) -> None:
+    first, second = (train("ablations", "batch-attention") for _ in range(2))
+    assert first["curve"] == second["curve"]
+    assert len(first["curve"]) == 2
+    assert first["images_seen"] == 2 * 24
+    assert first["total"] == 10
+    assert first["accuracy"] == 100 * first["correct"] / first["total"]
+    assert first["parameters"] > 10_000
+
+
+def test_a_validation_split_does_not_touch_the_test_images(
+    train: Callable[[str, str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = []
+    evaluate = memory_training.evaluate
+
+    def record(model: torch.nn.Module, batches: Iterator[Batch], *rest: Any) -> Evaluation:  # noqa: ANN401
+        scored.extend(batches)
+        return evaluate(model, iter(scored), *rest)
+
+    monkeypatch.setattr(memory_training, "evaluate", record)
+    result = train("goal-rates", "vit-lr-0.001")
+    assert result["scored_on"] == "validation"
+    assert result["total"] == 2  # of 24 training images
+    assert result["images_seen"] == 2 * 16
+    assert result["settings"]["lr"] == 1e-3
+    assert len(scored) == 1
+
+
+def run_script(images: Path, results: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    common = ["--source", images, "--results", results, "--small", "--jobs", 2]
+    return subprocess.run(
         [sys.executable, ROOT / "benchmarks/memory.py", "run", *map(str, [*words, *common])],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
-def test_missing_runs_are_trained_seed_by_seed_and_kept(images: Path, tmp_path: Path) -> None:
+def test_missing_runs_are_trained_and_kept_without_the_path_of_the_data(
+    images: Path, tmp_path: Path
+) -> None:
     results = tmp_path / "results"
-    words = ("ablations", "image", "vit", "--seeds", 0, 1)
-    printed = run_script(images, results, *words)
-    names = [f"{name}-{seed}.json" for seed in (0, 1) for name in ("image", "vit")]
-    assert [line.split(":")[0] for line in printed.splitlines()] == names
-    content: dict[str, Any] = json.loads((results / "ablations/image-1.json").read_text())
-    assert content["accuracy"] == 100 * content["correct"] / content["total"]
-    assert len(content["curve"]) == 2
-    assert content["images_seen"] % (2 * 8) == 0
-    assert str(images) not in json.dumps(content)
-    assert "PATH/TO/cifar10" in content["command"]
-    assert run_script(images, results, *words) == ""  # nothing is missing any more
+    plant(results, "ablations", "vit", 0, 50.0)  # not missing
+    done = run_script(images, results, "ablations", "image", "vit", "--seeds", 0, 1)
+    assert done.returncode == 0, done.stderr
+    printed = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert sorted(printed) == ["image-0.json", "image-1.json", "vit-1.json"]
+    text = (results / "ablations/image-1.json").read_text()
+    assert str(images) not in text
+    assert "run ablations image --seeds 1 --source PATH/TO/cifar10" in json.loads(text)["command"]
+    assert json.loads(text)["environment"]["threads"] == 1
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_run(images: Path, tmp_path: Path) -> None:
-    curves = []
-    for folder in ("a", "b"):
-        run_script(images, tmp_path / folder, "ablations", "image", "--seeds", 3)
-        content = json.loads((tmp_path / folder / "ablations/image-3.json").read_text())
-        curves.append(content["curve"])
-    assert curves[0] == curves[1]
-
-
-@pytest.mark.slow
-def test_a_validation_split_does_not_touch_the_test_images(images: Path, tmp_path: Path) -> None:
-    row = "vit-lr-0.001"
-    run_script(images, tmp_path / "r", "goal-rates", row, "--seeds", 0)
-    content = json.loads((tmp_path / f"r/goal-rates/{row}-0.json").read_text())
-    settings = memory_rows.TABLES["goal-rates"].settings.small()
-    data, scored = memory_training.load_data(str(images), settings)
-    assert content["total"] == len(scored) < len(data.test)
-    assert content["scored_on"] == "validation"
+def test_a_failed_run_is_named_and_the_goal_needs_its_rates(images: Path, tmp_path: Path) -> None:
+    done = run_script(images / "missing", tmp_path, "ablations", "vit", "--seeds", 0)
+    assert done.returncode == 1
+    assert done.stdout == "vit-0.json: failed\n"
+    done = run_script(images, tmp_path, "goal", "vit", "--seeds", 0)
+    assert done.returncode == 1
+    assert "the learning rate of vit is not known" in done.stderr
+    assert "Traceback" not in done.stderr
