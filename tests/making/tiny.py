@@ -14,10 +14,25 @@ from associative_transformer.models.luna import LunaConfig
 from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
 from associative_transformer.models.set_transformer import SetTransformerConfig
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.models.vit import ViTConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 
 MAX_PARAMETERS = 50_000
 MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
+IMAGE_MEMORY = WorkspaceConfig(
+    scope="image",
+    num_priors=3,
+    prior_dim=4,
+    num_heads=3,
+    beta=0.7,
+    image=ImageMemoryConfig(read_head_dim=8),
+)
+PER_IMAGE: dict[str, Any] = {
+    "workspace": IMAGE_MEMORY,
+    "use_self_attention": False,
+    "pos": "learned",
+    "head": "mean",
+}
 
 SIZES: dict[str, Any] = {  # of the fields that a configuration has
     "image_size": 8,
@@ -88,6 +103,52 @@ TINY: dict[str, Any] = {config.kind: config for config in map(tiny, MODELS)}
 
 QUESTION_DIM = 7
 VARIANTS: dict[str, Any] = {
+    "ait-image": tiny(AiTConfig, **PER_IMAGE),
+    "ait-image-attention": tiny(AiTConfig, **PER_IMAGE | {"use_self_attention": True}),
+    "ait-image-flatten": tiny(AiTConfig, **PER_IMAGE | {"head": "flatten", "pos": "none"}),
+    "ait-image-class-token": tiny(AiTConfig, **PER_IMAGE | {"head": "cls"}),
+    "ait-image-head-question": tiny(
+        AiTConfig, **PER_IMAGE | {"head": "question", "question_dim": QUESTION_DIM}
+    ),
+    "ait-image-more-priors": tiny(
+        AiTConfig,
+        **PER_IMAGE
+        | {
+            "workspace": replace(
+                IMAGE_MEMORY,
+                num_priors=6,
+                bottleneck=None,
+                num_steps=2,
+                image=ImageMemoryConfig(read_head_dim=12, use_read_norm=False),
+            )
+        },
+    ),
+    "ait-image-competition-dropout": tiny(
+        AiTConfig,
+        **PER_IMAGE
+        | {
+            "use_output_norm": False,
+            "workspace": replace(
+                IMAGE_MEMORY,
+                bottleneck=5,
+                competition="priors",
+                center_values=True,
+                balance_weight=0.1,
+                dropout=0.2,
+            ),
+        },
+    ),
+    "ait-competition": tiny(
+        AiTConfig, workspace=replace(MEMORY, competition="priors", center_values=True)
+    ),
+    "ait-mean": tiny(AiTConfig, head="mean"),
+    "ait-class-token": tiny(AiTConfig, head="cls"),
+    "ait-head-question": tiny(AiTConfig, head="question", question_dim=QUESTION_DIM),
+    "ait-without-output-norm": tiny(AiTConfig, use_output_norm=False),
+    "ait-without-read": tiny(AiTConfig, read="none"),
+    "vit-mean": tiny(ViTConfig, head="mean"),
+    "vit-head-question": tiny(ViTConfig, head="question", question_dim=QUESTION_DIM),
+    "vit-output-norm": tiny(ViTConfig, use_output_norm=True),
     "coordination-unshared-soft": tiny(
         CoordinationConfig, share_layers=False, slots=replace(SLOTS, bottleneck=None)
     ),

@@ -112,6 +112,8 @@ WITHOUT_GRADIENT = {  # parameters of `workspace` that get no gradient, and why
     "ait-detached": DETACHED,  # only the detached write uses them
     # queries and keys would learn only from the balance loss, which is off
     "ait-detached-unbalanced": DETACHED | {"to_q.weight", "to_k.weight"},
+    # queries and keys learn from the balance loss; nothing is read
+    "ait-without-read": DETACHED | {"to_attractor.weight", "to_attractor.bias"},
 }
 
 WITHOUT_EFFECT = {  # parameters whose gradient is zero
@@ -130,6 +132,12 @@ every_transformer = pytest.mark.parametrize(  # the others have no blocks to rec
 )
 MORE_THAT_LEARN = (
     "ait-detached",
+    "ait-image",
+    "ait-image-attention",
+    "ait-image-head-question",
+    "ait-image-competition-dropout",
+    "ait-without-read",
+    "vit-output-norm",
     "vit-class-token",
     "coordination-unshared",
     "coordination-soft",
