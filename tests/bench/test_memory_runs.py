@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -210,38 +208,87 @@ def test_a_validation_split_does_not_touch_the_test_images(
     assert len(scored) == 1
 
 
-def run_script(images: Path, results: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    common = ["--source", images, "--results", results, "--small", "--jobs", 2]
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks/memory.py", "run", *map(str, [*words, *common])],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that runs the script in this process; runs train in their own."""
+
+    def run(*words: object) -> None:
+        common = ["--results", tmp_path / "results", "--small", "--jobs", 2]
+        monkeypatch.setattr(sys, "argv", ["memory.py", *map(str, [*words, *common])])
+        memory.main()
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    return run
 
 
 @pytest.mark.slow
-def test_missing_runs_are_trained_and_kept_without_the_path_of_the_data(
-    images: Path, tmp_path: Path
+def test_only_missing_runs_are_trained_and_none_names_the_path_of_the_data(
+    images: Path,
+    tmp_path: Path,
+    run_script: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = tmp_path / "results"
-    plant(results, "ablations", "vit", 0, 50.0)  # not missing
-    done = run_script(images, results, "ablations", "image", "vit", "--seeds", 0, 1)
-    assert done.returncode == 0, done.stderr
-    printed = [line.split(":")[0] for line in done.stdout.splitlines()]
-    assert sorted(printed) == ["image-0.json", "image-1.json", "vit-1.json"]
+    plant(results, "ablations", "image", 0, 50.0)
+    run_script("run", "ablations", "image", "--seeds", 0, 1, "--source", images)
+    assert capsys.readouterr().out.startswith("image-1.json: ")
     text = (results / "ablations/image-1.json").read_text()
     assert str(images) not in text
     assert "run ablations image --seeds 1 --source PATH/TO/cifar10" in json.loads(text)["command"]
     assert json.loads(text)["environment"]["threads"] == 1
+    run_script("table", "ablations")
+    assert "| workspace per image | 1,234 | 0: 50.00, 1: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_named_and_the_goal_needs_its_rates(images: Path, tmp_path: Path) -> None:
-    done = run_script(images / "missing", tmp_path, "ablations", "vit", "--seeds", 0)
-    assert done.returncode == 1
-    assert done.stdout == "vit-0.json: failed\n"
-    done = run_script(images, tmp_path, "goal", "vit", "--seeds", 0)
-    assert done.returncode == 1
-    assert "the learning rate of vit is not known" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_failed_run_is_named(
+    tmp_path: Path, run_script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        run_script("run", "ablations", "vit", "--seeds", 0, "--source", tmp_path / "missing")
+    printed = capsys.readouterr()
+    assert printed.out == "vit-0.json: failed\n"
+    assert "missing" in printed.err
+
+
+def test_the_first_seed_of_all_rows_comes_before_the_second(
+    run_script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(
+        memory, "train_in_process", lambda run, _: trained.append(run.file.name) or True
+    )
+    run_script("run", "ablations", "vit", "image", "--seeds", 4, 5, "--source", "x")
+    names = ["vit-4.json", "image-4.json", "vit-5.json", "image-5.json"]
+    assert sorted(trained) == sorted(names)
+    assert {*trained[:2]} == {*names[:2]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "goal", "vit", "--source", "x"), "the learning rate of vit is not known"),
+        (("run", "goal", "bird", "--source", "x"), "2"),
+        (("run", "goal", "vit"), "2"),
+    ],
+)
+def test_a_command_that_cannot_run_is_refused_before_it_trains(
+    words: tuple[str, ...], message: str, run_script: Callable[..., None]
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_script(*words)
+
+
+def test_other_precisions_have_a_folder_of_their_own(
+    run_script: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Path] = []
+    monkeypatch.setattr(
+        memory, "train_in_process", lambda run, options: files.append(run.file) or True
+    )
+    words = ("run", "goal-rates", "vit-lr-0.001", "--source", "x", "--seeds", 0)
+    run_script(*words)
+    run_script(*words, "--precision", "bfloat16")
+    results = tmp_path / "results"
+    assert files[0] == results / "goal-rates/vit-lr-0.001-0.json"
+    assert files[1] == results / "bfloat16/goal-rates/vit-lr-0.001-0.json"
