@@ -48,7 +48,15 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
 """The parts of the package; the README shows this list."""
 
 INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
-    "kernels": ("largest", "attention", "sparse", "over_ranks", "plain_linear", "per_image"),
+    "kernels": (
+        "largest",
+        "attention",
+        "competition",
+        "sparse",
+        "over_ranks",
+        "plain_linear",
+        "per_image",
+    ),
     "models": ("layers", "heads", "transformer", "pretrained"),
     "data": (
         "known",

@@ -22,6 +22,8 @@ from associative_transformer.workspace_config import WorkspaceConfig
 from drivers import ranks
 
 WORLDS = [2, 3]
+RULES = [("none", False), ("priors", False), ("none", True), ("priors", True)]
+"""Competition, and whether values are centered."""
 slow = pytest.mark.slow
 
 
@@ -93,6 +95,20 @@ def test_pools_of_a_rank_or_a_node_move_one_memory_towards_the_mean_of_their_wri
         torch.testing.assert_close(result["memory"], workspace.priors)
         for name, parameter in workspace.named_parameters():
             torch.testing.assert_close(result[name], parameter.grad, msg=name)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("wrap", "compiled"), [("DDP", False), ("DDP", True), ("FSDP2", False)], ids=str
+)
+def test_ranks_with_different_seeds_use_one_mask_in_a_loop_without_this_package(
+    wrap: str, compiled: bool
+) -> None:
+    first, second = ranks.in_ranks(2, ranks.train_with_own_seed, wrap, compiled)
+    assert first.number != second.number  # their seeds do differ
+    assert torch.equal(first.memories, second.memories)
+    moves = first.memories.diff(dim=0).abs().amax(dim=(1, 2, 3))
+    assert (moves > 1e-3).all()
 
 
 @slow
@@ -169,6 +185,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(pool: str) -> N
         ({}, 48),
         ({"bottleneck": 120}, 48),
         ({"bottleneck": None, "num_heads": 3}, 12),
+        ({"center_values": True}, 12),
+        ({"competition": "priors"}, 12),
         ({"pool": "local"}, 12),
     ],
     ids=str,
@@ -230,6 +248,7 @@ def test_one_process_is_the_first_and_only_one(monkeypatch: pytest.MonkeyPatch) 
     x = torch.randn(3, requires_grad=True)
     assert torch.equal(distributed.gather(x), x[None])
     assert torch.equal(distributed.add(x), x)
+    assert torch.equal(distributed.of_first(x.detach()), x)
     assert distributed.mean(x) is x
     assert distributed.gather_objects("value") == ["value"]
     distributed.check_same("value")
@@ -321,15 +340,19 @@ def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(distributed.gather, (x.detach(),))
     torch.library.opcheck(distributed.add, (x,))
+    torch.library.opcheck(distributed.of_first, (x.detach(),))
     assert torch.autograd.gradcheck(distributed.add, (x,))
 
 
+@pytest.mark.parametrize("rules", RULES, ids=str)
 @pytest.mark.parametrize("bottleneck", [1, 7, 30, 40, None])
-def test_with_one_rank_the_exchange_equals_attention_without_it(bottleneck: int | None) -> None:
+def test_with_one_rank_the_exchange_equals_attention_without_it(
+    bottleneck: int | None, rules: tuple[str, bool]
+) -> None:
     shapes = (2, 3, 4), (30, 6), (2, 4, 6), (2, 4, 6)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    ours = over_ranks.pooled_attention(*inputs, bottleneck, num_ranks=1)
-    theirs = kernels.attend(*inputs, bottleneck, "global")
+    ours = over_ranks.pooled_attention(*inputs, bottleneck, 1, *rules)
+    theirs = kernels.attend(*inputs, bottleneck, "global", *rules)
     torch.testing.assert_close(ours.selection.value, theirs.selection.value)
     torch.testing.assert_close(ours.unevenness, theirs.unevenness)
     slope = torch.randn_like(theirs.selection.value)

@@ -27,6 +27,7 @@ ATTENTION_SIZES = [  # S, M, T, D, bottleneck
     (2, 3, 9, 3, None),
     (4, 7, 23, 8, 13),
 ]
+RULES = [("priors", False), ("none", True), ("priors", True)]  # competition, center_values
 HOPFIELD_SIZES = [  # shape of the states, M, beta, steps
     ((4,), 3, 1.0, 1),
     ((1, 1), 1, 1.0, 1),
@@ -85,6 +86,60 @@ def test_bottleneck_attention_equals_the_loops(
     assert_same(gates(ours, tokens), theirs.gates, (q, k, v))
     assert ours.score.shape == theirs.score.shape == ours.chosen.shape
     assert torch.equal(ours.chosen.sort().values, theirs.chosen.sort().values)
+
+
+@pytest.mark.parametrize(("competition", "center_values"), RULES)
+@pytest.mark.parametrize(("heads", "priors", "tokens", "width", "bottleneck"), ATTENTION_SIZES)
+def test_competition_and_centered_values_equal_the_loops(
+    heads: int,
+    priors: int,
+    tokens: int,
+    width: int,
+    bottleneck: int | None,
+    competition: str,
+    center_values: bool,
+) -> None:
+    q, k, v = double(heads, priors, width), *(double(heads, tokens, width) for _ in range(2))
+    ours = bottleneck_attention(q, k, v, bottleneck, competition, center_values)
+    theirs = naive.bottleneck_attention(q, k, v, bottleneck, competition, center_values)
+    assert_same(ours.value, theirs.value, (q, k, v))
+    assert_same(gates(ours, tokens), theirs.gates, (q, k, v))
+    assert torch.equal(ours.chosen.sort().values, theirs.chosen.sort().values)
+    plain = bottleneck_attention(q, k, v, bottleneck)
+    assert tokens == 1 or not torch.allclose(ours.value, plain.value)
+
+
+def test_priors_that_are_equal_share_every_token_equally_if_they_compete() -> None:
+    q, k, v = double(2, 1, 4).expand(-1, 3, -1), double(2, 10, 4), double(2, 10, 4)
+    selection = bottleneck_attention(q, k, v, None, competition="priors")
+    torch.testing.assert_close(selection.score, torch.full_like(selection.score, 1 / 10))
+
+
+def test_competition_ignores_how_similar_a_token_is_to_all_priors() -> None:
+    q, k, v = torch.randn(1, 3, 4), torch.randn(1, 20, 4), torch.randn(1, 20, 4)
+    q[..., 0] = 1  # so that the first column of the keys adds the same number for all priors
+    louder = k.clone()
+    louder[..., 0] += 5 * torch.randn(20)
+    ours, theirs = (bottleneck_attention(q, x, v, 6, "priors") for x in (k, louder))
+    torch.testing.assert_close(ours.value, theirs.value)
+    plain = (bottleneck_attention(q, x, v, 6) for x in (k, louder))
+    assert not torch.allclose(*(x.value for x in plain))
+
+
+def test_what_all_tokens_share_is_not_written_with_centered_values() -> None:
+    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 12, 4), torch.randn(2, 12, 4)
+    ours, shifted = (bottleneck_attention(q, k, x, 5, "none", True) for x in (v, v + 7))
+    torch.testing.assert_close(ours.value, shifted.value, rtol=1e-4, atol=1e-5)
+    constant = bottleneck_attention(q, k, torch.ones_like(v), 5, "none", True)
+    torch.testing.assert_close(constant.value, torch.zeros(2, 3, 4))
+
+
+def test_under_autocast_competition_is_computed_in_float32() -> None:
+    q, k, v = torch.randn(2, 3, 8), torch.randn(2, 30, 8), torch.randn(2, 30, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        score = bottleneck_attention(q, k, v, 6, "priors").score
+    assert score.dtype == torch.float32
+    assert len(score.unique()) > 30  # in bfloat16, several of the 36 scores would be equal
 
 
 @pytest.mark.parametrize("bottleneck", [1, 4, 16, 17, 100, None])

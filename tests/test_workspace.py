@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from associative_transformer import kernels
 from associative_transformer import workspace as workspace_module
 from associative_transformer.functional import AttendOutput, pooled_attention
 from associative_transformer.kernels import PoolAttention
@@ -41,6 +42,10 @@ TWINS = [
     replace(SMALL, bottleneck=100, smoothing=0.6, beta=2.5, balance_weight=0.3),
     replace(SMALL, num_steps=3, beta=0.5, smoothing=1.0),
     replace(SMALL, differentiable_write=False),
+    replace(SMALL, competition="priors"),
+    replace(SMALL, center_values=True, bottleneck=None),
+    replace(SMALL, competition="priors", center_values=True),
+    replace(SMALL, competition="priors", center_values=True, differentiable_write=False),
 ]
 
 
@@ -74,6 +79,8 @@ def twin_step(
         config.beta,
         config.num_steps,
         config.differentiable_write,
+        config.competition,
+        config.center_values,
     )
 
 
@@ -309,11 +316,12 @@ def test_an_invalid_field_is_reported_with_its_value(name: str, value: float) ->
     assert name in str(caught.value) and str(value) in str(caught.value)
 
 
-def test_the_defaults_are_those_of_the_paper() -> None:
+def test_the_defaults_are_those_of_the_paper_and_of_its_code() -> None:
     c = WorkspaceConfig()
     assert (c.num_priors, c.prior_dim, c.num_heads, c.bottleneck) == (32, 32, 8, 512)
     assert (c.smoothing, c.beta, c.num_steps, c.balance_weight) == (0.1, 1.0, 1, 0.01)
-    assert (c.dropout, c.differentiable_write, c.reset_each_epoch) == (0.0, True, False)
+    assert (c.dropout, c.differentiable_write, c.reset_each_epoch) == (0.1, True, False)
+    assert (c.competition, c.center_values) == ("none", False)  # not in the paper
 
 
 def test_a_balance_weight_of_zero_turns_the_balance_loss_off() -> None:
@@ -357,6 +365,57 @@ def test_a_custom_attention_replaces_the_default_and_gets_the_pool(pool: Pool) -
     shapes = (3, 5, 4), (12, EMBED_DIM), (3, 4, EMBED_DIM), (3, 4, EMBED_DIM)
     assert calls == [[*shapes, 4, pool]]
     assert float(written.balance_loss) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"competition": "priors"}, {"center_values": True}],
+    ids=lambda rules: next(iter(rules)),
+)
+def test_a_custom_attention_gets_the_rules_of_the_write_only_if_they_are_on(
+    rules: dict[str, Any],
+) -> None:
+    got = []
+
+    def attend(*arguments: Any, **keywords: Any) -> AttendOutput:  # noqa: ANN401
+        got.append(keywords)
+        selection = pooled_attention(*arguments[:-1], **keywords)
+        return AttendOutput(selection, torch.tensor(3.0).double())
+
+    u = tokens().flatten(0, 1)
+    for config in (SMALL, replace(SMALL, **rules)):
+        module, ours = workspace(config, attend=attend), workspace(config)
+        module.load_state_dict(ours.state_dict())
+        assert_close(module.write(u).priors, ours.write(u).priors)
+    assert got == [{}, rules]
+
+
+def test_the_attention_decides_how_dropout_is_applied() -> None:
+    class Halving(PoolAttention):
+        def share(self, dropout: nn.Dropout, update: Tensor) -> Tensor:
+            assert dropout.p == 0.3
+            return update / 2
+
+    config, u = replace(SMALL, dropout=0.3), tokens().flatten(0, 1)
+    module = workspace(config, attend=Halving(pooled_attention))
+    plain = workspace(replace(config, dropout=0.0))
+    plain.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        plain.to_prior.weight /= 2
+    assert_close(module.write(u).priors, plain.write(u).priors)
+
+
+@pytest.mark.parametrize("attend", [kernels.attend, lambda *x: kernels.attend(*x)])
+def test_a_single_process_draws_the_mask_that_nn_dropout_draws(attend: Any) -> None:  # noqa: ANN401
+    module, u = workspace(replace(SMALL, dropout=0.3), attend=attend), tokens().flatten(0, 1)
+    inputs = []
+    module.dropout.register_forward_hook(lambda _, given, output: inputs.append((*given, output)))
+    torch.manual_seed(1)
+    module.write(u)
+    ((update, dropped),) = inputs
+    torch.manual_seed(1)
+    assert torch.equal(nn.functional.dropout(update, 0.3), dropped)
+    assert not dropped.all() and dropped.any()
 
 
 def test_the_write_is_merged_before_it_is_remembered() -> None:

@@ -151,6 +151,22 @@ def _add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: A
 add.register_autograd(_add_backward, setup_context=_save_ranks)
 
 
+@torch.library.custom_op(
+    "associative_transformer::of_first", mutates_args=(), schema="(Tensor x) -> Tensor"
+)
+def of_first(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the tensor of rank 0, without a gradient; a collective."""
+    shared = x.clone(memory_format=torch.contiguous_format)
+    if num_ranks() > 1:
+        dist.broadcast(shared, src=0)
+    return shared
+
+
+@of_first.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Average the tensors of all ranks; a collective."""
     return x if num_ranks() == 1 else add(x) / num_ranks()

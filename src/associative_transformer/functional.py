@@ -49,15 +49,26 @@ def bottleneck_attention(
     k: Float[Tensor, "S T D"],
     v: Float[Tensor, "S T D"],
     bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> Selection:
     """Let each prior attend to its `bottleneck` most similar tokens in the whole pool.
 
-    Step 3:  A = softmax(topk(q kᵀ / sqrt(D))),  h = A v
+    Step 3:  a = q kᵀ / sqrt(D),  A = softmax(topk(a)),  h = A v
 
     With a bottleneck of None, or of at least T, this is dense attention. If several tokens are
     equally similar, it is unspecified which of them are chosen.
+
+    Two options are not in the paper. Competition "priors" replaces a by its log-softmax over the
+    M priors of a head, so that a token counts most for the prior that is most similar to it.
+    `center_values` subtracts from v its mean over the pool, so that what all tokens share is not
+    written.
     """
     similarity = q @ k.mT / math.sqrt(q.shape[-1])  # (S, M, T)
+    if competition == "priors":
+        similarity = _at_least_float32(similarity).log_softmax(dim=1)
+    if center_values:
+        v = v - v.mean(dim=1, keepdim=True)
     num_tokens = k.shape[1]
     if bottleneck is None or bottleneck >= num_tokens:
         score = _softmax(similarity)
@@ -76,6 +87,8 @@ def pooled_attention(
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> Selection:
     """Map the pooled tokens to keys and values for each head, then let the priors attend to them.
 
@@ -83,7 +96,7 @@ def pooled_attention(
     """
     k, v = (torch.nn.functional.linear(tokens, w.flatten(0, 1)) for w in (w_k, w_v))
     k, v = (rearrange(x, "t (s d) -> s t d", s=len(q)) for x in (k, v))
-    return bottleneck_attention(q, k, v, bottleneck)
+    return bottleneck_attention(q, k, v, bottleneck, competition, center_values)
 
 
 def balance_loss(

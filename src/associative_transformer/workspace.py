@@ -18,26 +18,17 @@ from associative_transformer import kernels
 from associative_transformer.arguments import check_tokens
 from associative_transformer.float32 import Float32LayerNorm
 from associative_transformer.functional import (
-    AttendOutput,
     ImageSelection,
     Selection,
     balance_loss_per_image,
     hopfield_retrieve,
     update_priors,
 )
-from associative_transformer.kernels import per_image
-from associative_transformer.kernels.over_ranks import Pool
+from associative_transformer.kernels import Attend, Merge, per_image
 from associative_transformer.kernels.plain_linear import keys_and_values
 from associative_transformer.kernels.protected_copy import protected_copy
 from associative_transformer.workspace_config import WorkspaceConfig
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int | None, Pool], AttendOutput]
-"""A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
-and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
-of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`."""
-Merge = Callable[[Tensor, Pool], Tensor]
-"""A function that combines writes: `merge(written, pool)` gets what one pool writes (M, D) and
-returns what all pools together write to the memory that they share."""
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
 
@@ -104,7 +95,9 @@ class GlobalWorkspace(nn.Module):
     outputs instead of the tokens, with weights that select the columns of each head.
 
     `merge` combines what several pools write; the default is the method `merge` of `attend`, if
-    it has one. Custom functions have to ensure that all processes write the same values.
+    it has one. Likewise, dropout is applied by the method `share` of `attend`, if it has one: by
+    default, all processes use the mask of rank 0, whatever their seeds. Custom functions have to
+    ensure that all processes write the same values. See `kernels` for the types of all three.
 
     `retrieve` is the Hopfield retrieval of scope "batch". A `reader`, called with the tokens and
     the attractors of each image, replaces it.
@@ -128,7 +121,8 @@ class GlobalWorkspace(nn.Module):
         c = self.config = config or WorkspaceConfig()
         self.embed_dim = embed_dim
         self.attend = attend
-        self.merge: Merge = getattr(attend, "merge", _identity) if merge is None else merge
+        self.merge = kernels.merge_of(attend) if merge is None else merge
+        self.share = kernels.share_of(attend)
         self.reader = reader
         self.retrieve = retrieve
         self.is_frozen = False
@@ -177,9 +171,11 @@ class GlobalWorkspace(nn.Module):
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
         sources = keys_and_values(tokens, self.to_k, self.to_v, q, c.differentiable_write)
         limit = cast(int | None, c.bottleneck)
-        selection, unevenness = self.attend(q, *sources, limit, c.pool)
+        rules = kernels.rules_that_are_on(c.competition, c.center_values)
+        selection, unevenness = self.attend(q, *sources, limit, c.pool, **rules)
         h = rearrange(selection.value, "s m d -> m (s d)")
-        written = self.merge(self.norm(priors + self.dropout(self.to_prior(h))), c.pool)
+        update = self.share(self.dropout, self.to_prior(h))
+        written = self.merge(self.norm(priors + update), c.pool)
         no_loss = priors.new_zeros(())
         balance_loss = c.balance_weight * unevenness if c.balance_weight else no_loss
         return WriteOutput(written, balance_loss, selection)
@@ -291,7 +287,3 @@ class GlobalWorkspace(nn.Module):
         if self.config.scope == "image":
             raise ValueError("scope image has no memory to reset: build a new workspace instead")
         self.priors.normal_()
-
-
-def _identity(written: Float[Tensor, "M D"], pool: Pool) -> Float[Tensor, "M D"]:
-    return written

@@ -43,7 +43,7 @@ T = TypeVar("T")
 TIMEOUT = 60  # seconds
 STEPS, BATCH = 20, 12
 TOKENS = 16  # per image
-MEMORY = WorkspaceConfig(num_priors=3, prior_dim=6, num_heads=2, bottleneck=20)
+MEMORY = WorkspaceConfig(num_priors=3, prior_dim=6, num_heads=2, bottleneck=20, dropout=0.0)
 SEPARATE = replace(MEMORY, bottleneck=7)  # fewer than the tokens of a rank
 CONFIG = AiTConfig(
     image_size=16,
@@ -84,6 +84,9 @@ CASES = {
     "no balance loss": Case(with_memory(balance_weight=0.0)),
     "detached, no balance loss": Case(with_memory(differentiable_write=False, balance_weight=0.0)),
     "dropout": Case(with_memory(dropout=0.3)),
+    "competition": Case(with_memory(competition="priors")),
+    "centered values": Case(with_memory(center_values=True, bottleneck=120)),
+    "competition and centered values": Case(with_memory(competition="priors", center_values=True)),
     "cross-attention": Case(replace(CONFIG, read="cross_attention")),
     "accumulation": Case(train={"accumulation_steps": 2, "clip_norm": 0.5}),
     "compiled": Case(replace(CONFIG, depth=1), {"compile": True}),
@@ -264,6 +267,38 @@ def train_by_hand(rank: int, world: int, wrap: str) -> Trained:
     return Trained(logits, state | {n: unshard(p) for n, p in model.state_dict().items()})
 
 
+class Drawn(NamedTuple):
+    """What the memories of a rank were after each step, and a number that it drew at the end."""
+
+    memories: Tensor  # (steps, L, M, D)
+    number: float
+
+
+def train_with_own_seed(rank: int, world: int, wrap: str, compiled: bool) -> Drawn:
+    """Take a few steps with dropout in a loop of torch alone, each rank with another seed."""
+    torch.manual_seed(rank)
+    model = AiT(replace(with_memory(dropout=0.1), depth=1))
+    if wrap == "FSDP2":
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)  # as a checkpoint that all ranks load
+        for block in model.blocks:
+            fully_shard(block, mesh=init_device_mesh("cpu", (world,)))
+        replica: nn.Module = fully_shard(model)
+    else:  # copies weights and memory of rank 0
+        replica = nn.parallel.DistributedDataParallel(model)
+    if compiled:
+        model.blocks[0].workspace.compile(backend="aot_eager", fullgraph=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    own, memories = Share(rank, world).of(torch.arange(BATCH)[None])[0], []
+    for images, labels in zip(*draw(5), strict=True):
+        output = replica(images[own])
+        memories.append(torch.stack([block.workspace.priors for block in model.blocks]))
+        (cross_entropy(output.logits, labels[own]) + output.aux_loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Drawn(torch.stack(memories).detach(), float(torch.rand(())))
+
+
 def unshard(x: Tensor | None) -> Tensor:
     assert x is not None
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
@@ -382,7 +417,9 @@ def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
         return (config.depth * c.num_priors * c.prior_dim,) * 2
     kept = min(c.bottleneck or num_tokens, num_tokens)
     rows, sums = c.num_heads * c.num_priors, c.prior_dim + 1
-    return config.depth * (rows * (kept + sums) + 2), config.depth * (rows * sums + 2)
+    centers = c.num_heads * sums if c.center_values else 0
+    forward, backward = rows * (kept + sums) + centers + 2, rows * sums + centers + 2
+    return config.depth * forward, config.depth * backward
 
 
 def evaluate(rank: int, world: int, batch_size: int) -> Evaluation:

@@ -18,6 +18,7 @@ from associative_transformer.kernels import sparse
 from twins import naive
 
 S, E = 3, 7
+RULES = [("priors", False), ("none", True), ("priors", True)]  # competition, center_values
 
 
 class Inputs(NamedTuple):
@@ -67,6 +68,39 @@ def test_the_sparse_attention_equals_the_slow_loops_forward_and_backward(
     expected = Selection(theirs.value, theirs.score, theirs.chosen)
     for mine, other in zip(gradients(ours, given), gradients(expected, given), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize(("competition", "center_values"), RULES)
+@pytest.mark.parametrize(("num_priors", "width"), [(2, 4), (5, 2)])
+@pytest.mark.parametrize("bottleneck", [1, 4, 13])
+def test_competition_and_centered_values_equal_the_slow_loops_forward_and_backward(
+    num_priors: int,
+    width: int,
+    bottleneck: int,
+    competition: str,
+    center_values: bool,
+    chunk: int,
+) -> None:
+    given = inputs(num_priors, width, num_tokens=13)
+    ours = sparse.pooled_attention(*given, bottleneck, competition, center_values)
+    k, v = (torch.stack([naive.linear(given.tokens, head) for head in w]) for w in given[2:])
+    theirs = naive.bottleneck_attention(given.q, k, v, bottleneck, competition, center_values)
+    order = ours.score.argsort(dim=-1, descending=True)
+    assert torch.equal(ours.chosen.gather(-1, order), theirs.chosen)
+    torch.testing.assert_close(ours.score.gather(-1, order), theirs.score)
+    torch.testing.assert_close(ours.value, theirs.value)
+    expected = Selection(theirs.value, theirs.score, theirs.chosen)
+    for mine, other in zip(gradients(ours, given), gradients(expected, given), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_single_prior_without_rivals_wins_every_token_equally(chunk: int) -> None:
+    given = inputs(1, 4, num_tokens=13)
+    selection = sparse.pooled_attention(*given, 5, "priors")
+    torch.testing.assert_close(selection.score, torch.full_like(selection.score, 1 / 5))
+    q_grad, _, k_grad, _ = gradients(selection, given)
+    torch.testing.assert_close(q_grad, torch.zeros_like(q_grad))
+    torch.testing.assert_close(k_grad, torch.zeros_like(k_grad))
 
 
 @pytest.mark.parametrize("bottleneck", [None, 9, 10])
@@ -142,13 +176,19 @@ def test_the_operators_are_sound_for_autograd_and_compiler() -> None:
     weight, mixed = (x.detach() for x in sparse.weigh_and_sum(*arguments))
     tensors = (weight, mixed, queries.detach(), given.tokens.detach(), weight, chosen)
     torch.library.opcheck(sparse.weigh_and_sum_backward, tensors)
+    torch.library.opcheck(sparse.find_most_similar, (*without_gradient, True))
+    torch.library.opcheck(sparse.weigh_and_sum, (*arguments, 2))
+    torch.library.opcheck(sparse.weigh_and_sum_backward, (*tensors, 2))
 
 
-def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_close_to_float32() -> None:
+@pytest.mark.parametrize(("competition", "center_values"), [("none", False), *RULES])
+def test_bfloat16_autocast_keeps_the_scores_in_float32_and_is_close_to_float32(
+    competition: str, center_values: bool
+) -> None:
     given = inputs(2, 4, num_tokens=60, dtype=torch.float32)
-    exact = sparse.pooled_attention(*given, 50)
+    exact = sparse.pooled_attention(*given, 50, competition, center_values)
     with torch.autocast("cpu", torch.bfloat16):
-        selection = sparse.pooled_attention(*given, 50)
+        selection = sparse.pooled_attention(*given, 50, competition, center_values)
         ours = gradients(selection, given)
     assert selection.score.dtype == torch.float32
     assert selection.value.dtype == torch.bfloat16
@@ -170,9 +210,10 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("competes", [False, True])
 @pytest.mark.parametrize("num_tokens", [600, 1200])
 def test_only_the_gradient_of_the_tokens_grows_with_the_pool(
-    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+    num_tokens: int, competes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparse, "CHUNK", 50)
     num_priors, width, bottleneck = 4, 8, 6
@@ -182,13 +223,14 @@ def test_only_the_gradient_of_the_tokens_grows_with_the_pool(
         queries = (q @ w_k).flatten(0, 1)
         # the mode does not see inside operators, so call the functions that implement them
         with Largest() as forward:
-            similarity, chosen = sparse.find_most_similar._init_fn(q, w_k, tokens, bottleneck)
+            find = sparse.find_most_similar._init_fn
+            similarity, chosen = find(q, w_k, tokens, bottleneck, competes)
             shift = similarity.amax(dim=-1)
             weigh_and_sum = sparse.weigh_and_sum._init_fn
             weight, mixed = weigh_and_sum(queries, tokens, similarity, chosen, shift)
         with Largest() as backward:
             tensors = (weight, mixed, queries, tokens, weight, chosen)
-            sparse.weigh_and_sum_backward._init_fn(*tensors)
+            sparse.weigh_and_sum_backward._init_fn(*tensors, num_priors * competes)
         with Largest() as plain:
             functional.pooled_attention(*given, bottleneck)
     assert forward.elements == S * num_priors * 50  # similarities to a chunk

@@ -56,26 +56,54 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.stack(rows)
 
 
+def compete(logits: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Subtract from each logit the log of the sum of exponentials over the priors, by token."""
+    columns = []
+    for column in zip(*logits, strict=True):
+        largest = max(x.item() for x in column)
+        total = sum((torch.exp(x - largest) for x in column), torch.zeros_like(column[0]))
+        columns.append([x - largest - torch.log(total) for x in column])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def center(rows: list[Tensor]) -> list[Tensor]:
+    """Subtract the mean of all rows from each row."""
+    mean = sum(rows, torch.zeros_like(rows[0])) / len(rows)
+    return [row - mean for row in rows]
+
+
 def bottleneck_attention(
-    q: Tensor, k: Tensor, v: Tensor, bottleneck: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> BottleneckAttention:
-    """Compute step 3: a softmax over the k largest logits of each row, all others exactly 0."""
+    """Compute step 3: a softmax over the k largest logits of each row, all others exactly 0.
+
+    The order is: scale, competition, top-k, softmax.
+    """
     num_heads, num_priors, width = q.shape
     num_tokens = k.shape[1]
     limit = num_tokens if bottleneck is None else min(bottleneck, num_tokens)
     values, gates, scores, chosen = [], [], [], []
     for head in range(num_heads):
-        for prior in range(num_priors):
-            logits = [
-                dot(q[head, prior], k[head, t]) / math.sqrt(width) for t in range(num_tokens)
-            ]
+        all_logits = [
+            [dot(query, k[head, t]) / math.sqrt(width) for t in range(num_tokens)]
+            for query in q[head]
+        ]
+        if competition == "priors":
+            all_logits = compete(all_logits)
+        own_values = center(list(v[head])) if center_values else list(v[head])
+        for logits in all_logits:
             descending = sorted(((-x.item(), t) for t, x in enumerate(logits)))
             winners = [t for _, t in descending[:limit]]
             weights = softmax([logits[t] for t in winners])
             row = [torch.zeros_like(logits[0])] * num_tokens
             for weight, t in zip(weights, winners, strict=True):
                 row[t] = weight
-            values.append(weighted_sum(weights, [v[head, t] for t in winners]))
+            values.append(weighted_sum(weights, [own_values[t] for t in winners]))
             gates.append(torch.stack(row))
             scores.append(torch.stack(weights))
             chosen.append(torch.tensor(winners))
@@ -182,13 +210,19 @@ class WorkspaceStep(NamedTuple):
 
 
 def workspace_write(
-    pool: Tensor, priors: Tensor, weights: WorkspaceWeights, num_heads: int, bottleneck: int | None
+    pool: Tensor,
+    priors: Tensor,
+    weights: WorkspaceWeights,
+    num_heads: int,
+    bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> tuple[Tensor, BottleneckAttention]:
     """Compute what step 3 writes, without dropout."""
     q = split_heads(linear(priors, weights.q), num_heads)
     k = split_heads(linear(pool, weights.k), num_heads)
     v = split_heads(linear(pool, weights.v), num_heads)
-    selected = bottleneck_attention(q, k, v, bottleneck)
+    selected = bottleneck_attention(q, k, v, bottleneck, competition, center_values)
     mixed = priors + linear(merge_heads(selected.value), weights.out)
     return layer_norm(mixed, weights.norm_weight, weights.norm_bias, 1e-6), selected
 
@@ -203,10 +237,13 @@ def workspace_step(
     beta: float,
     num_steps: int = 1,
     differentiable_write: bool = True,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> WorkspaceStep:
     """Write, remember and read in training mode: `u` is (B, N, E)."""
     pool = torch.cat(list(u))
-    written, selected = workspace_write(pool, priors, weights, num_heads, bottleneck)
+    rules = (competition, center_values)
+    written, selected = workspace_write(pool, priors, weights, num_heads, bottleneck, *rules)
     updated = update_priors(
         priors, written if differentiable_write else written.detach(), smoothing
     )

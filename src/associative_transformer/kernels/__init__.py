@@ -7,9 +7,11 @@ Dims     T pooled tokens   E token width   S heads   M priors   D head width
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from associative_transformer import distributed, functional
 from associative_transformer.functional import AttendOutput, Selection, balance_loss
@@ -20,6 +22,18 @@ FASTEST = {"cpu": sparse}
 """The module with the fastest implementation on each type of device (`docs/performance.md`);
 `functional` is used on all others."""
 
+Attend = Callable[..., AttendOutput]
+"""A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
+and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
+of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`. Only if
+they are on, the fields `competition` and `center_values` are passed too, by keyword."""
+Merge = Callable[[Tensor, Pool], Tensor]
+"""A function that combines writes: `merge(written, pool)` gets what one pool writes (M, D) and
+returns what all pools together write to the memory that they share."""
+Share = Callable[[nn.Dropout, Tensor], Tensor]
+"""A function that applies dropout with one mask for all processes: `share(dropout, update)` gets
+what is added to the priors (M, D)."""
+
 
 def pooled_attention(
     q: Float[Tensor, "S M D"],
@@ -27,10 +41,19 @@ def pooled_attention(
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> Selection:
     """Compute `functional.pooled_attention` with the fastest implementation for the device."""
     fastest = FASTEST.get(tokens.device.type, functional)
-    return fastest.pooled_attention(q, tokens, w_k, w_v, bottleneck)
+    rules = rules_that_are_on(competition, center_values)
+    return fastest.pooled_attention(q, tokens, w_k, w_v, bottleneck, **rules)
+
+
+def rules_that_are_on(competition: str, center_values: bool) -> dict[str, Any]:
+    """Return keyword arguments for an attention; none for an attention that has no such rules."""
+    rules = {"competition": competition, "center_values": center_values}
+    return {name: value for name, value in rules.items() if value not in ("none", False)}
 
 
 @dataclass(frozen=True)
@@ -41,9 +64,10 @@ class PoolAttention:
     implementation.
     """
 
-    implementation: Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Selection]
-    """Any `pooled_attention` of this signature, for pools within one process. If several ranks
-    share a pool, `over_ranks.pooled_attention` is used instead."""
+    implementation: Callable[..., Selection]
+    """Any function with the signature of `functional.pooled_attention`, for pools within one
+    process. It gets `competition` and `center_values` only if they are on. If several ranks share
+    a pool, `over_ranks.pooled_attention` is used instead."""
 
     def __call__(
         self,
@@ -53,11 +77,14 @@ class PoolAttention:
         w_v: Float[Tensor, "S D E"],
         bottleneck: int | None,
         pool: Pool,
+        competition: str = "none",
+        center_values: bool = False,
     ) -> AttendOutput:
+        rules = rules_that_are_on(competition, center_values)
         num_ranks = over_ranks.ranks_of(pool)
         if num_ranks > 1:
-            return over_ranks.pooled_attention(q, tokens, w_k, w_v, bottleneck, num_ranks)
-        selection = self.implementation(q, tokens, w_k, w_v, bottleneck)
+            return over_ranks.pooled_attention(q, tokens, w_k, w_v, bottleneck, num_ranks, **rules)
+        selection = self.implementation(q, tokens, w_k, w_v, bottleneck, **rules)
         unevenness = balance_loss(selection.score, selection.chosen, len(tokens))
         return AttendOutput(selection, unevenness)
 
@@ -65,6 +92,30 @@ class PoolAttention:
         """Average what the pools write to the memory that they share."""
         is_only_pool = over_ranks.ranks_of(pool) == distributed.num_ranks()
         return written if is_only_pool else distributed.mean(written)
+
+    def share(self, dropout: nn.Dropout, update: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """Apply dropout with the mask that rank 0 draws, whatever the seeds of the ranks."""
+        if distributed.num_ranks() == 1 or not (dropout.training and dropout.p):
+            return dropout(update)
+        return update * distributed.of_first(dropout(torch.ones_like(update)))
+
+
+def merge_of(attend: Attend) -> Merge:
+    """Return how an attention combines writes: its method `merge`, if it has one."""
+    return getattr(attend, "merge", _keep)
+
+
+def share_of(attend: Attend) -> Share:
+    """Return how an attention applies dropout: its method `share`, if it has one."""
+    return getattr(attend, "share", _apply)
+
+
+def _keep(written: Float[Tensor, "M D"], pool: Pool) -> Float[Tensor, "M D"]:
+    return written
+
+
+def _apply(dropout: nn.Dropout, update: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+    return dropout(update)
 
 
 attend = PoolAttention(pooled_attention)

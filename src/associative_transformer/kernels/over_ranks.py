@@ -5,7 +5,8 @@ its own tokens; comparing their similarities shows which of them win in the whol
 then sums over its own winners, and these sums are added in the order of the ranks, so that
 the write, and with it the memory, is the same bit for bit on all of them. Tokens and values are
 not sent. For each layer, a rank sends S M (K + D + 1) + 2 numbers in the forward pass and
-S M (D + 1) + 2 in the backward pass.
+S M (D + 1) + 2 in the backward pass; for centered values, S (D + 1) more in both. Priors compete
+for a token only on its own rank, so that competition needs no exchange.
 
 All ranks must have the same number of tokens.
 
@@ -20,7 +21,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from associative_transformer import distributed
@@ -73,6 +74,8 @@ def pooled_attention(
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
     num_ranks: int,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> AttendOutput:
     """Let the priors attend to the tokens of all `num_ranks` ranks of this pool."""
     num_heads, num_priors, width = q.shape
@@ -81,26 +84,27 @@ def pooled_attention(
     q, tokens, w_k, w_v = sparse.cast_for_autocast(q, tokens, w_k, w_v)
     q = q / math.sqrt(width)
     queries = (q @ w_k).flatten(0, 1)  # (R, E)
+    competing = num_priors if competition == "priors" else 0
     with torch.no_grad():
-        similarity, chosen = sparse.find_most_similar(q, w_k, tokens, min(limit, len(tokens)))
+        similarity, chosen = sparse.find_most_similar(
+            q, w_k, tokens, min(limit, len(tokens)), competing > 0
+        )
         wins, largest = _find_winners(similarity, limit, num_ranks)
     similarity = similarity.masked_fill(~wins, -torch.inf)
-    weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, largest)
+    weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, largest, competing)
     value = rearrange(mixed, "(s m) e -> s m e", s=num_heads) @ w_v.mT
     weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
     sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
+    if center_values:
+        center = (w_v @ tokens.mean(dim=0))[:, None].to(weight.dtype)  # (S, 1, D), of this rank
+        sums = torch.cat([sums, torch.nn.functional.pad(center, (0, 1), value=1.0)], dim=1)
     sums = distributed.add(sums, num_ranks)
-    score = weight / sums[..., -1:]
+    values, totals = sums[..., :-1] / sums[..., -1:], sums[:, :num_priors, -1:]
+    value = values - values[:, num_priors:] if center_values else values
+    score = weight / totals
     chosen, wins = (x.view(score.shape) for x in (chosen, wins))
-    unused = score.new_zeros(num_heads, len(tokens))
-    importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
-    load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
-    # both means are known: the scores of a prior sum to 1, and it has `limit` winners
-    mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
-    squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
-    variance = distributed.add(squares, num_ranks) / max(num_tokens - 1, 1)  # summed over heads
-    unevenness = (variance / (mean.square() + 1e-10)).sum()
-    value = (sums[..., :-1] / sums[..., -1:]).to(w_v.dtype)
+    unevenness = _measure_unevenness(score, chosen, wins, len(tokens), limit, num_ranks)
+    value = value[:, :num_priors].to(w_v.dtype)
     return AttendOutput(Selection(value, score, chosen), unevenness)
 
 
@@ -120,3 +124,23 @@ def _find_winners(
     wins = torch.zeros_like(candidates, dtype=torch.bool).scatter(1, order, True)
     first = distributed.rank() % num_ranks * similarity.shape[1]
     return wins[:, first : first + similarity.shape[1]], candidates.amax(dim=-1)
+
+
+def _measure_unevenness(
+    score: Float[Tensor, "S M K"],
+    chosen: Int[Tensor, "S M K"],
+    wins: Bool[Tensor, "S M K"],
+    own_tokens: int,
+    limit: int,
+    num_ranks: int,
+) -> Float[Tensor, ""]:
+    """Compute `functional.balance_loss` for the tokens of all ranks."""
+    num_tokens, num_priors = num_ranks * own_tokens, score.shape[1]
+    unused = score.new_zeros(len(score), own_tokens)
+    importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
+    load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
+    # both means are known: the scores of a prior sum to 1, and it has `limit` winners
+    mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
+    squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
+    variance = distributed.add(squares, num_ranks) / max(num_tokens - 1, 1)  # summed over heads
+    return (variance / (mean.square() + 1e-10)).sum()

@@ -6,6 +6,11 @@ for `CHUNK` tokens at a time, and only those of the winners are kept; the other 
 again. Apart from the gradient of the tokens, this takes O(S M (CHUNK + K + E)) memory, regardless
 of T.
 
+If priors compete (`kernels/competition.py`), the backward pass computes all similarities again,
+also in chunks: three more products of the size of the one in the forward pass, and S T numbers.
+
+Centered values need no values either, since the scores sum to 1: W^V (score u - mean(u)).
+
 Dims     T pooled tokens   E token width   S heads   M priors   D head width   K bottleneck
          R = S * M rows of queries
 """
@@ -20,6 +25,7 @@ from torch.nn.functional import embedding_bag
 
 from associative_transformer import functional
 from associative_transformer.functional import Selection
+from associative_transformer.kernels.competition import by_head, subtract_shares
 from associative_transformer.kernels.largest import largest
 
 CHUNK = 16_384
@@ -35,21 +41,30 @@ def pooled_attention(
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> Selection:
     """Compute `functional.pooled_attention`; can be differentiated once.
 
-    Under autocast, matrix products use its precision; the softmax uses at least float32.
+    Under autocast, matrix products use its precision; softmax and log-softmax use at least
+    float32.
     """
+    rules = (competition, center_values)
     if bottleneck is None or bottleneck >= len(tokens):  # all win: nothing is sparse
-        return functional.pooled_attention(q, tokens, w_k, w_v, bottleneck)
+        return functional.pooled_attention(q, tokens, w_k, w_v, bottleneck, *rules)
     q, tokens, w_k, w_v = cast_for_autocast(q, tokens, w_k, w_v)
     q = q / math.sqrt(q.shape[-1])
     queries = (q @ w_k).flatten(0, 1)  # (R, E)
+    competing = q.shape[1] if competition == "priors" else 0
     with torch.no_grad():
-        similarity, chosen = find_most_similar(q, w_k, tokens, bottleneck)
-    weight, mixed = weigh_and_sum(queries, tokens, similarity, chosen, similarity.amax(dim=-1))
+        similarity, chosen = find_most_similar(q, w_k, tokens, bottleneck, competing > 0)
+    shift = similarity.amax(dim=-1)
+    weight, mixed = weigh_and_sum(queries, tokens, similarity, chosen, shift, competing)
     total = weight.sum(dim=-1, keepdim=True)  # (R, 1)
-    value = (mixed / total).to(w_v.dtype).view(*q.shape[:2], -1) @ w_v.mT
+    mixed = mixed / total
+    if center_values:
+        mixed = mixed - tokens.mean(dim=0, dtype=mixed.dtype)
+    value = mixed.to(w_v.dtype).view(*q.shape[:2], -1) @ w_v.mT
     shape = (*q.shape[:2], bottleneck)
     return Selection(value, (weight / total).view(shape), chosen.view(shape))
 
@@ -65,21 +80,24 @@ def cast_for_autocast(*tensors: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..
 @torch.library.custom_op(
     "associative_transformer::find_most_similar",
     mutates_args=(),
-    schema="(Tensor q, Tensor w_k, Tensor tokens, int bottleneck) -> (Tensor, Tensor)",
+    schema="(Tensor q, Tensor w_k, Tensor tokens, int bottleneck, bool competes=False)"
+    " -> (Tensor, Tensor)",
 )
 def find_most_similar(
     q: Float[Tensor, "S M D"],
     w_k: Float[Tensor, "S D E"],
     tokens: Float[Tensor, "T E"],
     bottleneck: int,
+    competes: bool = False,
 ) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
     """Return similarities and positions of the `bottleneck` tokens most similar to each query.
 
+    If priors compete, each similarity is replaced by its log-softmax over the priors of the head.
     If several tokens are equally similar, any of them may win, but the same ones every time.
     """
     num_heads, num_priors, width = q.shape
     queries = (q @ w_k).flatten(0, 1) if num_priors <= width else None
-    best = q.new_empty(num_heads * num_priors, 0)
+    best = q.new_empty(num_heads * num_priors, 0, dtype=_dtype(q, competes))
     chosen = best.new_empty(best.shape, dtype=torch.long)
     for start in range(0, len(tokens), CHUNK):
         chunk = tokens[start : start + CHUNK]
@@ -87,6 +105,8 @@ def find_most_similar(
             similarity = queries @ chunk.mT
         else:  # for more priors than D, computing the keys takes fewer operations
             similarity = (q @ (w_k @ chunk.mT)).flatten(0, 1)
+        if competes:
+            similarity = by_head(similarity, num_heads).log_softmax(dim=1).flatten(0, 1)
         index = largest(similarity, min(bottleneck, similarity.shape[1]))
         best = torch.cat([best, similarity.gather(1, index)], dim=-1)
         chosen = torch.cat([chosen, index + start], dim=-1)
@@ -97,16 +117,23 @@ def find_most_similar(
 
 
 @find_most_similar.register_fake
-def _(q: Tensor, w_k: Tensor, tokens: Tensor, bottleneck: int) -> tuple[Tensor, Tensor]:
-    best = q.new_empty(q.shape[0] * q.shape[1], bottleneck)
+def _(
+    q: Tensor, w_k: Tensor, tokens: Tensor, bottleneck: int, competes: bool = False
+) -> tuple[Tensor, Tensor]:
+    best = q.new_empty(q.shape[0] * q.shape[1], bottleneck, dtype=_dtype(q, competes))
     return best, best.new_empty(best.shape, dtype=torch.long)
+
+
+def _dtype(q: Tensor, competes: bool) -> torch.dtype:
+    """Return the dtype of the similarities: a log-softmax is computed in at least float32."""
+    return torch.promote_types(q.dtype, torch.float32) if competes else q.dtype
 
 
 @torch.library.custom_op(
     "associative_transformer::weigh_and_sum",
     mutates_args=(),
-    schema="(Tensor queries, Tensor tokens, Tensor similarity, Tensor chosen, Tensor shift)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor queries, Tensor tokens, Tensor similarity, Tensor chosen, Tensor shift,"
+    " int competing=0) -> (Tensor, Tensor)",
 )
 def weigh_and_sum(
     queries: Float[Tensor, "R E"],
@@ -114,13 +141,14 @@ def weigh_and_sum(
     similarity: Float[Tensor, "R K"],
     chosen: Int[Tensor, "R K"],
     shift: Float[Tensor, " R"],
+    competing: int = 0,
 ) -> tuple[Float[Tensor, "R K"], Float[Tensor, "R E"]]:
     """Return the weights exp(similarity - shift) of the chosen tokens, and their weighted sums.
 
     The caller has to divide both by the sum of the weights. `similarity` must be that of `queries`
     to the chosen rows of `tokens`; it is not recomputed, and its gradient flows to these two.
     `shift` is a constant that keeps the exponential from overflowing. A similarity of -inf
-    excludes a token.
+    excludes a token. `competing` is the number of priors of a head if they compete, otherwise 0.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     weight = (similarity.to(dtype) - shift[:, None].to(dtype)).exp()
@@ -129,7 +157,12 @@ def weigh_and_sum(
 
 @weigh_and_sum.register_fake
 def _(
-    queries: Tensor, tokens: Tensor, similarity: Tensor, chosen: Tensor, shift: Tensor
+    queries: Tensor,
+    tokens: Tensor,
+    similarity: Tensor,
+    chosen: Tensor,
+    shift: Tensor,
+    competing: int = 0,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     return torch.empty_like(similarity, dtype=dtype), torch.empty_like(queries)
@@ -139,7 +172,7 @@ def _(
     "associative_transformer::weigh_and_sum_backward",
     mutates_args=(),
     schema="(Tensor weight_grad, Tensor mixed_grad, Tensor queries, Tensor tokens, Tensor weight,"
-    " Tensor chosen) -> (Tensor, Tensor)",
+    " Tensor chosen, int competing=0) -> (Tensor, Tensor)",
 )
 def weigh_and_sum_backward(
     weight_grad: Float[Tensor, "R K"],
@@ -148,6 +181,7 @@ def weigh_and_sum_backward(
     tokens: Float[Tensor, "T E"],
     weight: Float[Tensor, "R K"],
     chosen: Int[Tensor, "R K"],
+    competing: int = 0,
 ) -> tuple[Float[Tensor, "R E"], Float[Tensor, "T E"]]:
     """Return the gradients of `queries` and `tokens`, given those of the weights and the sums."""
     is_dense = tokens.dtype == torch.bfloat16 and len(tokens) <= DENSE * chosen.shape[1]
@@ -159,7 +193,11 @@ def weigh_and_sum_backward(
     queries_grad = _weighted_sum(slope, chosen, tokens)
     # each row contributes twice to the gradient of a token: through its similarity and its value
     add = _add_densely if is_dense else _add_by_token
-    return queries_grad, add(queries, slope, mixed_grad, weight, chosen, tokens)
+    tokens_grad = add(queries, slope, mixed_grad, weight, chosen, tokens)
+    if competing:
+        gradients = (queries_grad, tokens_grad)
+        subtract_shares(*gradients, queries, tokens, slope, chosen, competing, CHUNK)
+    return queries_grad, tokens_grad
 
 
 @weigh_and_sum_backward.register_fake
@@ -170,21 +208,23 @@ def _(
     tokens: Tensor,
     weight: Tensor,
     chosen: Tensor,
+    competing: int = 0,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(queries), torch.empty_like(tokens)
 
 
 def _save_for_backward(
     ctx: Any,  # noqa: ANN401
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Any, ...],
     output: tuple[Tensor, Tensor],
 ) -> None:
-    queries, tokens, _, chosen, _ = inputs
+    queries, tokens, _, chosen, _, ctx.competing = inputs
     ctx.save_for_backward(queries, tokens, output[0], chosen)
 
 
 def _differentiate(ctx: Any, weight_grad: Tensor, mixed_grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-    return *weigh_and_sum_backward(weight_grad, mixed_grad, *ctx.saved_tensors), None, None, None
+    tensors = (weight_grad, mixed_grad, *ctx.saved_tensors)
+    return *weigh_and_sum_backward(*tensors, ctx.competing), None, None, None, None
 
 
 weigh_and_sum.register_autograd(_differentiate, setup_context=_save_for_backward)

@@ -35,21 +35,23 @@ def pooled_attention(
     w_k: Float[Tensor, "S D E"],
     w_v: Float[Tensor, "S D E"],
     bottleneck: int | None,
+    competition: str = "none",
+    center_values: bool = False,
 ) -> functional.Selection:
     """Compute `functional.pooled_attention`; can be differentiated once.
 
-    The winners of a prior are in the order of the pool, and similarities are float32. If all
-    tokens win, or if D is not in `WIDTHS` or the dtype not in `DTYPES`, this calls `functional`.
+    Winners are in the order of the pool, and similarities are float32. If all tokens win, with
+    competition or centered values, or for other `WIDTHS` or `DTYPES`, this calls `functional`.
     """
     num_heads, _, width = q.shape
+    rules = (competition, center_values)
     autocast = torch.is_autocast_enabled(tokens.device.type)
     dtype = torch.get_autocast_dtype(tokens.device.type) if autocast else tokens.dtype
-    is_supported = width in WIDTHS and dtype in DTYPES
+    is_supported = width in WIDTHS and dtype in DTYPES and rules == ("none", False)
     if bottleneck is None or bottleneck >= len(tokens) or not is_supported:
-        return functional.pooled_attention(q, tokens, w_k, w_v, bottleneck)
+        return functional.pooled_attention(q, tokens, w_k, w_v, bottleneck, *rules)
     k, v = (linear(tokens, w.flatten(0, 1)).view(-1, num_heads, width) for w in (w_k, w_v))
-    value, score, chosen, *_ = _attend(q.to(dtype), k, v, bottleneck)
-    return functional.Selection(value, score, chosen)
+    return functional.Selection(*_attend(q.to(dtype), k, v, bottleneck)[:3])
 
 
 @torch.library.custom_op(
@@ -169,12 +171,10 @@ def _similarity(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, WIDTH)
     row = tl.program_id(1) * num_priors + prior
-    queries = tl.load(
-        q + row[:, None] * WIDTH + column, mask=prior[:, None] < num_priors, other=0.0
-    )
+    query = tl.load(q + row[:, None] * WIDTH + column, mask=prior[:, None] < num_priors, other=0.0)
     row = token.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     keys = tl.load(k + row[:, None] * WIDTH + column, mask=token[:, None] < num_tokens, other=0.0)
-    return tl.dot(queries, tl.trans(keys), input_precision="ieee")
+    return tl.dot(query, tl.trans(keys), input_precision="ieee")
 
 
 @no_type_check

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from associative_transformer import kernels
 from associative_transformer.functional import hopfield_retrieve
 from associative_transformer.interface import ADDED_LATER, ModelOutput, UserError
+from associative_transformer.kernels import Attend
 from associative_transformer.models.heads import HeadKind, build_head
 from associative_transformer.models.layers import (
     CrossAttention,
@@ -27,7 +28,7 @@ from associative_transformer.models.layers import (
 )
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.models.transformer import TransformerConfig, build_embed
-from associative_transformer.workspace import Attend, GlobalWorkspace, Retrieve
+from associative_transformer.workspace import GlobalWorkspace, Retrieve
 from associative_transformer.workspace_config import WorkspaceConfig
 
 
