@@ -35,7 +35,19 @@ class ImageMemoryConfig:
 
 
 @dataclass(frozen=True)
-class WorkspaceConfig:
+class MemorySizes:
+    """Sizes of a memory and of the attention that writes it."""
+
+    num_priors: int = 32
+    """M: rows of the explicit memory."""
+    prior_dim: int = 32
+    """D: width of a prior, and of a head of the bottleneck attention."""
+    num_heads: int = 8
+    """S: heads of the bottleneck attention."""
+
+
+@dataclass(frozen=True)
+class WorkspaceConfig(MemorySizes):
     """The memory and the two attentions that write and read it.
 
     If there are several pools, the memory moves towards the mean of what they write.
@@ -46,12 +58,6 @@ class WorkspaceConfig:
     configuration, also set them to "auto", None and None.
     """
 
-    num_priors: int = 32
-    """M: rows of the explicit memory."""
-    prior_dim: int = 32
-    """D: width of a prior, and of a head of the bottleneck attention."""
-    num_heads: int = 8
-    """S: heads of the bottleneck attention."""
     bottleneck: int | float | Literal["auto"] | None = "auto"
     """k: tokens of the pooled batch, or of the image, that each prior of each head attends to; a
     number between 0 and 1 is a share of the tokens of the image, None means all tokens."""
