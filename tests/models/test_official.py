@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer.functional import (
@@ -22,7 +22,7 @@ from associative_transformer.functional import (
     hopfield_energy,
     hopfield_retrieve,
 )
-from associative_transformer.models.ait import AiT, AiTConfig, load_official
+from associative_transformer.models.ait import AIT_SMALL, AiT, AiTConfig, load_official
 from associative_transformer.workspace_config import WorkspaceConfig
 
 FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
@@ -285,6 +285,76 @@ def test_the_balance_loss_of_the_official_gates_is_the_official_loss(
     assert difference(loss, golden["step0/layer0/balance_loss"]) < TOLERANCE
 
 
+def official_balance_loss(gates: Tensor) -> Tensor:
+    """Compute the loss of the gates (S, M, T) as that code does, without its weight."""
+    losses = []
+    for gate in gates:
+        importance, load = gate.sum(0), (gate > 0).sum(0)
+        losses += [z.float().var() / (z.float().mean() ** 2 + 1e-10) for z in (importance, load)]
+    return torch.stack(losses).sum()
+
+
+def test_the_load_also_counts_chosen_tokens_whose_gates_underflow() -> None:
+    q, k = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[[0.0], [300.0], [150.0]]])
+    mine = bottleneck_attention(q, k, k, 2)  # both priors choose token 2, with a gate of e^-150
+    assert mine.chosen.sort().values.tolist() == [[[1, 2], [0, 2]]]
+    gates = dense_gates(mine, 3).transpose(0, 1)
+    assert gates.tolist() == [[[0, 1, 0], [1, 0, 0]]]
+    # importance (1, 1, 0): CV^2 = 3/4; load (1, 1, 2): CV^2 = 3/16, in the official code 3/4
+    loss = balance_loss(mine.score, mine.chosen, 3)
+    torch.testing.assert_close(loss, torch.tensor(3 / 4 + 3 / 16))
+    torch.testing.assert_close(official_balance_loss(gates), torch.tensor(3 / 4 + 3 / 4))
+    exact = bottleneck_attention(q.double(), k.double(), k.double(), 2)  # nothing underflows
+    same = official_balance_loss(dense_gates(exact, 3).transpose(0, 1))
+    torch.testing.assert_close(same, torch.tensor(3 / 4 + 3 / 16))
+
+
+def test_no_gate_underflows_in_the_recorded_steps(golden: dict[str, np.ndarray]) -> None:
+    for step in (0, 1):
+        for layer in (0, 1):
+            gates = torch.from_numpy(golden[f"step{step}/layer{layer}/gates"]).transpose(0, 1)
+            assert ((gates > 0).sum(dim=-1) == BOTTLENECK).all()
+            loss = 0.01 * official_balance_loss(gates)
+            assert difference(loss, golden[f"step{step}/layer{layer}/balance_loss"]) < TOLERANCE
+
+
+def without_attention(seed: int) -> tuple[AiT, AiT]:
+    """Return AiT-Small without self-attention, and with attention replaced by the identity."""
+    torch.manual_seed(seed)
+    theirs = AiT(AIT_SMALL).eval()
+    for block in theirs.blocks:
+        block.attention = nn.Identity()
+    with torch.device("meta"):  # which draws no weights
+        ours = AiT(replace(AIT_SMALL, use_self_attention=False)).eval()
+    weights = {key: value for key, value in theirs.state_dict().items() if "norm1" not in key}
+    ours.load_state_dict(weights, assign=True)
+    return ours, theirs
+
+
+@torch.no_grad()
+def official_without_attention(model: AiT, images: Tensor) -> Tensor:
+    """Compute the logits step by step; that code puts an identity behind the first norm."""
+    x = model.embed(images)
+    for block in model.blocks:
+        x = block.norm1(x) + x
+        u = block.norm3(block.feed_forward(block.norm2(x)))
+        x = x + u + block.workspace.read(u, block.workspace.priors)
+    return model.head(x)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+def test_without_self_attention_the_official_code_still_adds_the_normalized_tokens(
+    seed: int,
+) -> None:
+    ours, theirs = without_attention(seed)
+    images = torch.randn(32, 3, 32, 32)
+    with torch.no_grad():
+        expected, logits = theirs(images).logits, ours(images).logits
+    torch.testing.assert_close(official_without_attention(theirs, images[:2]), expected[:2])
+    relative = (logits - expected).norm() / expected.norm()
+    assert 0.40 < relative < 0.50  # 0.44 to 0.46 for these seeds
+
+
 def test_all_sizes_follow_from_the_shapes(golden: dict[str, np.ndarray]) -> None:
     assert load(golden).config == AiTConfig(
         image_size=16,
@@ -325,6 +395,7 @@ SOME = AiTConfig(
         bottleneck=9,
         beta=0.5,
         smoothing=0.25,
+        dropout=0.0,
         differentiable_write=False,
     ),
 )
