@@ -361,6 +361,33 @@ def test_right_and_obtuse_triangles_count_and_flat_ones_do_not(c: Point, is_coun
     assert ask("obtuse", [(5, 5), (69, 69), *[(37, 37)] * 4], a=RED, b=GREEN) == "1"
 
 
+def test_only_answers_about_right_and_flat_triples_differ_from_those_of_the_source(
+    many: Items,
+) -> None:
+    items = of_types(first_pictures(many, 4_000), ("ternary",))
+    scenes, asked, different = to_slow(items.scenes), Counter(), Counter()
+    faults: dict[int, list[bool]] = {90: [], 180: []}
+    for (i, number, a, b), ours in zip(numbers_of(items), items.answers.tolist(), strict=True):
+        theirs = slow.ternary_answer_of_the_source(scenes[i], KIND_NAMES[number], a, b)
+        asked[number], different[number] = asked[number] + 1, different[number] + (theirs != ours)
+        first, second = scenes[i].centers[a], scenes[i].centers[b]
+        for third in set(scenes[i].centers) - {first, second} if number == 8 else ():
+            triple = first, second, third
+            is_faulty = slow.is_obtuse_in_the_source(*triple) != slow.is_obtuse(*triple)
+            angle = slow.largest_angle(*triple)
+            kind = next((kind for kind in faults if abs(angle - kind) < 1e-4), None)
+            assert kind or not is_faulty
+            if kind:
+                faults[kind].append(is_faulty)
+    assert [different[kind] > 0 for kind in (6, 7, 8)] == [False, False, True]
+    assert different[8] / asked[8] == pytest.approx(0.0031, abs=0.0015)  # three standard errors
+    assert different[8] / asked.total() == pytest.approx(0.0010, abs=0.0005)
+    for (
+        is_faulty
+    ) in faults.values():  # right triangles that the source misses, flat ones it counts
+        assert sum(is_faulty) / len(is_faulty) == pytest.approx(1 / 6, abs=0.15)
+
+
 # Statistics
 
 

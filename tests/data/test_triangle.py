@@ -34,6 +34,15 @@ def naive_third_vertex(x1: int, y1: int, x2: int, y2: int) -> tuple[int, int]:
     return math.trunc(x3), math.trunc(y3)
 
 
+def vertices_of_the_source(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Rotate by 60 degrees as the source does: its cosine is 0.5000000000000001."""
+    (x, y), (dx, dy) = first.T, (second - first).T
+    alpha = 60.0 / 180 * math.pi
+    x3 = x + math.cos(alpha) * dx + math.sin(alpha) * dy
+    y3 = y + math.sin(-alpha) * dx + math.cos(alpha) * dy
+    return np.stack([x3, y3], axis=-1).astype(int)  # toward zero, as int()
+
+
 def naive_image(points: list[tuple[int, int]]) -> np.ndarray:
     image = np.zeros((64, 64), np.uint8)
     for row in range(64):
@@ -100,6 +109,36 @@ def test_the_third_vertex_truncates_toward_zero_after_the_sum() -> None:
     for (first, second), ours in zip(pairs.tolist(), third.tolist(), strict=True):
         assert naive_third_vertex(*first, *second) == tuple(ours)
     assert (third < 0).any()  # for which truncation and floor differ
+
+
+def fits(vertices: np.ndarray) -> np.ndarray:
+    return ((vertices >= 1) & (vertices <= 63)).all(axis=1)
+
+
+def test_the_third_vertex_of_the_source_may_be_one_pixel_less_if_it_is_a_whole_number() -> None:
+    span = np.arange(1, 64)
+    x, y, other = (axis.ravel() for axis in np.meshgrid(span, span, span))
+    is_new = other != y  # pairs of equal vertices are already among those in a row
+    in_a_row = np.stack([x, y, other, y], axis=1)
+    in_a_column = np.stack([x, y, x, other], axis=1)[is_new]
+    first, second = np.split(np.concatenate([in_a_row, in_a_column]), 2, axis=1)
+    ours, theirs = third_vertex(first, second), vertices_of_the_source(first, second)
+    less, move = ours - theirs, second - first
+    is_less = less != 0
+    assert (less[is_less] == 1).all()
+    assert (move[is_less] < 0).all() and (move[is_less] % 2 == 0).all()
+    assert not move[is_less[:, ::-1]].any()
+    assert np.array_equal(fits(ours), fits(theirs))
+
+    pairs = np.random.default_rng(3).integers(1, 64, size=(100_000, 2, 2))
+    is_slanted = (pairs[:, 0] != pairs[:, 1]).all(axis=1)
+    first, second = pairs[is_slanted, 0], pairs[is_slanted, 1]  # not a whole number: no difference
+    assert np.array_equal(third_vertex(first, second), vertices_of_the_source(first, second))
+
+    is_different, share = is_less.any(axis=1), fits(third_vertex(pairs[:, 0], pairs[:, 1])).mean()
+    assert is_different.sum() / 63**4 == pytest.approx(0.0024, abs=0.0001)
+    of_fitting = (is_different & fits(ours)).sum() / (share * 63**4)
+    assert of_fitting == pytest.approx(0.0022, abs=0.0001)
 
 
 def test_more_than_half_of_the_equilateral_triangles_fit_into_the_image() -> None:

@@ -122,3 +122,33 @@ def largest_angle(a: Point, b: Point, c: Point) -> float:
         cosine = (u * u + v * v - w * w) / (2 * u * v)
         angles.append(math.degrees(math.acos(max(-1.0, min(1.0, cosine)))))
     return max(angles)
+
+
+def ternary_answer_of_the_source(scene: Scene, kind: str, a: int, b: int) -> int:
+    """Answer a ternary question with the floating-point formulas of the source."""
+    (ax, ay), (bx, by) = scene.centers[a], scene.centers[b]
+    others = [scene.centers[c] for c in range(6) if c not in (a, b)]
+    if kind == "ternary/box":
+        across = [min(ax, bx) <= x <= max(ax, bx) for x, _ in others]
+        upright = [min(ay, by) <= y <= max(ay, by) for _, y in others]
+        return 4 + sum(i and j for i, j in zip(across, upright, strict=True))
+    if kind == "ternary/line":
+        m = (by - ay) / ((bx - ax) + 1e-10)
+        lines = [(m * x) + (ay - (m * ax)) for x, _ in others]
+        near = [y - 12 <= other[1] <= y + 12 for y, other in zip(lines, others, strict=True)]
+        return 0 if any(near) else 1
+    return 4 + sum(is_obtuse_in_the_source((ax, ay), (bx, by), other) for other in others)
+
+
+def is_obtuse_in_the_source(a: Point, b: Point, c: Point) -> bool:
+    """Compare the largest angle with 90 and 180 degrees, in floating-point numbers.
+
+    An angle whose cosine is rounded to more than 1 is NaN there. Python's `max` returns NaN if it
+    comes first, and skips it otherwise.
+    """
+    to_a, to_b, base = (math.sqrt(squared_distance(*pair)) for pair in ((b, c), (c, a), (a, b)))
+    angles = []
+    for u, v, w in ((to_b, base, to_a), (to_a, base, to_b), (to_a, to_b, base)):
+        cosine = (u * u + v * v - w * w) / (2 * u * v)
+        angles.append(math.degrees(math.acos(cosine)) if abs(cosine) <= 1 else math.nan)
+    return 90 <= max(angles) < 180
