@@ -271,6 +271,30 @@ def test_a_layer_also_reads_the_inactive_modules_of_the_layer_below() -> None:
     assert gradient[~is_active].all()
 
 
+def layers_above_in_the_reference(depth: int) -> list[int | None]:
+    """Return whose previous state each layer reads; there, the lowest always reads the highest."""
+    return [depth - 1, *[None] * (depth - 1)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "above"), [(1, [None]), (2, [1, None]), (3, [1, 2, None]), (4, [1, 2, 3, None])]
+)
+def test_a_layer_reads_the_layer_directly_above_and_the_reference_does_so_at_depth_two(
+    depth: int, above: list[int | None]
+) -> None:
+    model, sources = shaken(replace(TINY, depth=depth)), []
+    for layer in model.recurrence.layers:
+        layer.register_forward_pre_hook(lambda _, args: sources.append(args[0]))
+    states = [LSTMState(*torch.randn(2, 4, 1, 3).double()) for _ in range(depth)]
+    model.recurrence(torch.randn(1, 1, 5 + 12).double(), states, None)
+    for i, (read, other) in enumerate(zip(sources, above, strict=True)):
+        assert len(read) == (1 if other is None else 2)  # without the null source
+        if other is not None:
+            expected = flat(states[other].h) @ model.recurrence.to_kv[i][2]
+            torch.testing.assert_close(read[1], expected)
+    assert (above == layers_above_in_the_reference(depth)) == (depth == 2)
+
+
 def test_the_weights_of_the_null_source_have_no_effect() -> None:
     model, images = shaken(TINY), pictures(TINY, 2)
     logits = model(images).logits

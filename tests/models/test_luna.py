@@ -212,6 +212,41 @@ def test_tokens_and_packed_tokens_count_their_positions_from_zero() -> None:
     torch.testing.assert_close(x, model.embed.norm(table[:4]).expand(2, -1, -1))
 
 
+def test_pixels_have_positions_from_zero_and_in_the_reference_from_three() -> None:
+    pad, class_token = 1, 260  # of the dictionary: four special symbols, 256 levels, then <CLS>
+    text = [class_token, *range(4, 13)]
+    expected = slow_luna.positions_in_the_reference(text, pad)
+    assert expected == list(range(2, 12))  # the class token has position 2
+    model = shaken(Luna(PIXELS))
+    with torch.no_grad():
+        model.embed.tokens.weight.zero_()
+    tokens = model.embed(images_for(PIXELS, 1)).tokens[0]
+    assert len(tokens) == len(text) - 1  # no class token
+    for shift in (0, 3):
+        shifted = [slow_luna.sinusoid(position + shift, 8) for position in range(9)]
+        theirs = [slow_luna.sinusoid(position, 8) for position in expected[1:]]
+        assert (shifted == theirs) == (shift == 3)
+        row = model.embed.norm(torch.tensor(shifted, dtype=torch.float64))
+        assert torch.allclose(tokens, row, atol=1e-5) == (shift == 0)
+
+
+def test_the_head_reads_the_mean_of_all_tokens() -> None:
+    model, read, seen = shaken(Luna(PIXELS)), [], []
+    model.blocks[-1].register_forward_hook(lambda _, args, output: seen.append(output.tokens))
+    model.head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    model(images_for(PIXELS, 2))
+    assert seen[0].shape == (2, 9, 8)
+    torch.testing.assert_close(read[0], seen[0].mean(dim=1))
+
+
+def test_the_head_is_initialized_by_pytorch_and_in_the_reference_by_xavier() -> None:
+    head = Luna(LUNA_LRA).head[1]
+    largest, xavier = head.weight.abs().max().item(), math.sqrt(6 / (64 + 10))
+    assert largest == pytest.approx(1 / math.sqrt(64), rel=0.02)
+    assert xavier == pytest.approx(0.285, abs=0.001) and largest < xavier / 2
+    assert head.bias.any()  # the reference has none
+
+
 def test_positions_are_not_saved() -> None:
     model = Luna(PATCHES)
     assert "positions" in dict(model.embed.named_buffers())

@@ -129,6 +129,18 @@ def sinusoid(position: int, embed_dim: int) -> list[float]:
     return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
 
 
+def positions_in_the_reference(tokens: list[int], padding: int) -> list[int]:
+    """Count the positions of a text, here gray levels behind a class token, as fairseq does.
+
+    The first token that is not padding has the position `padding` + 1.
+    """
+    positions, count = [], 0
+    for token in tokens:
+        count += token != padding
+        positions.append(padding + (count if token != padding else 0))
+    return positions
+
+
 def luna(
     image: Tensor,
     embed: Embed,
