@@ -1,4 +1,4 @@
-"""docs/paper-to-code.md against the code: its references resolve and its step numbers agree."""
+"""docs/paper-to-code.md against the code: references resolve, steps and ablations agree."""
 
 import ast
 import re
@@ -10,6 +10,9 @@ from pkgutil import resolve_name
 import pytest
 
 import associative_transformer
+from associative_transformer.cli.options import parse
+from associative_transformer.experiment import Experiment
+from associative_transformer.recipes import RECIPES, ablations
 
 PACKAGE = Path(associative_transformer.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -57,6 +60,37 @@ def steps_on_the_page() -> dict[int, set[str]]:
 def test_the_steps_on_the_page_are_those_in_the_docstrings() -> None:
     assert steps_on_the_page() == steps_in_docstrings()
     assert set(steps_on_the_page()) == {1, 2, 3, 4, 5, 6, 7}
+
+
+def test_the_equations_of_the_workspace_per_image_name_all_its_functions() -> None:
+    source = ast.parse((PACKAGE / "functional.py").read_text())
+    names = {name for name, _ in definitions(source, "functional") if name.endswith("_per_image")}
+    methods = {f"workspace.GlobalWorkspace.{name}_images" for name in ("write", "read")}
+    named = {name for _, code in rows("The workspace per image") for name in code.split("`")[1::2]}
+    assert len(names) >= 3
+    assert names | methods <= named
+
+
+ABLATIONS = ablations.ROWS[1:]  # the first row is the full model
+OPTIONS = dict(rows("Ablations"))
+
+
+def test_each_ablation_has_a_row_on_the_page() -> None:
+    assert {row.title for row in ABLATIONS} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("row", ABLATIONS, ids=lambda row: row.title)
+def test_the_option_of_an_ablation_on_the_page_changes_what_its_recipe_changes(
+    row: ablations.Ablation,
+) -> None:
+    option = re.search(r"`(--[^`]+)`", OPTIONS[row.title])
+    if row.change is None:
+        assert option is None
+        return
+    assert option is not None
+    base = RECIPES[f"cifar10-{row.of}"]
+    changed = parse(Experiment, option[1].split(), "train", base)
+    assert changed.model == row.change(base.model) != base.model
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
