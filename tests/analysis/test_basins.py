@@ -15,6 +15,8 @@ from associative_transformer.analysis.basins import (
     Basins,
     count_fixed_points,
     measure_basins,
+)
+from associative_transformer.analysis.networks import (
     num_needed,
     retrieve_until_rest,
     sample_tokens,
@@ -444,7 +446,7 @@ def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
 
 def test_models_without_basins_and_invalid_arguments_are_refused() -> None:
     vit = ViT(ViTConfig(image_size=8, patch_size=4, num_channels=1, embed_dim=8, depth=1))
-    with pytest.raises(UserError, match="ViT has no basins: use a run of AiT"):
+    with pytest.raises(UserError, match="ViT has no memory to retrieve from: use a run of AiT"):
         measure_basins(vit, [make_batch(1)])
     config = AiTConfig(
         image_size=8, patch_size=4, num_channels=1, embed_dim=8, depth=1, read="cross_attention"

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from associative_transformer.analysis.information import VARIABLES, mutual_information
 from associative_transformer.analysis.specialization import (
-    VARIABLES,
     Specialization,
     equal_bins,
     measure_specialization,
-    mutual_information,
 )
 from associative_transformer.analysis.storage import load_result, save_result
 from associative_transformer.analysis.trace import trace

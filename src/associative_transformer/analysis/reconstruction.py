@@ -2,7 +2,7 @@
 
 The plane is spanned by the first two principal components of the tokens before retrieval.
 
-Dims     R inverse temperatures   L layers   I images   N tokens per image   T = I * N tokens
+Dims     R inverse temperatures   L layers   I images   N patches per image   T = I * N tokens
          E token width
 """
 
@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from associative_transformer.analysis.trace import trace_all
-from associative_transformer.functional import hopfield_retrieve
+from associative_transformer.analysis.networks import memories_of
+from associative_transformer.analysis.trace import first_images
+from associative_transformer.functional import hopfield_retrieve, hopfield_retrieve_per_image
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT
 from associative_transformer.workspace import GlobalWorkspace
@@ -44,6 +45,9 @@ def measure_reconstruction(
 ) -> Reconstruction:
     """Retrieve the patch tokens of the first images once for each inverse temperature.
 
+    With scope "image", each head retrieves its own channels, with the inverse temperature
+    beta / sqrt(d), and without the LayerNorm on the read.
+
     A token is distinct if it is more than `SAME` mean attractor norms away from all earlier
     distinct tokens. Raises ValueError if the model does not read its memory by Hopfield retrieval.
     """
@@ -51,38 +55,35 @@ def measure_reconstruction(
         raise ValueError(
             f"a model with read={model.config.read} has no Hopfield retrieval to measure"
         )
-    layers = _first_tokens(model, batches, num_images)
+    layers = first_images(model, batches, num_images)
     images = np.arange(len(layers[0]))
-    shape = (len(betas), len(layers), *layers[0].shape[:2], 2)
+    shape = (len(betas), len(layers), len(images), model.embed.num_patches, 2)
     before, after = np.empty(shape[1:]), np.empty(shape)
     explained, num_distinct = np.empty(shape[1]), np.empty(shape[:2], np.int64)
     for layer, u in enumerate(layers):
         workspace = cast(GlobalWorkspace, model.blocks[layer].workspace)
-        attractors = workspace.to_attractor(workspace.priors)
-        plane = _principal_plane(u.flatten(0, 1))
-        before[layer], explained[layer] = plane.project(u), plane.explained
+        attractors = workspace.to_attractor(memories_of(workspace, u))  # (I, M, E)
+        patches = u[:, -model.embed.num_patches :]
+        plane = _principal_plane(patches.flatten(0, 1))
+        before[layer], explained[layer] = plane.project(patches), plane.explained
         tolerance = SAME * attractors.norm(dim=-1).mean().item()
         for row, beta in enumerate(betas):
-            retrieved = hopfield_retrieve(u, attractors, beta)
+            retrieved = _retrieve(workspace, patches, attractors, beta)
             after[row, layer] = plane.project(retrieved)
             num_distinct[row, layer] = _count_distinct(retrieved.flatten(0, 1), tolerance)
     return Reconstruction(np.array(betas), images, before, after, explained, num_distinct)
 
 
-def _first_tokens(
-    model: AiT, batches: Iterable[Batch], num_images: int
-) -> list[Float[Tensor, "I N E"]]:
-    """Return the patch tokens of the first images that the workspace of each layer receives."""
-    layers: list[list[Tensor]] = [[] for _ in model.blocks]
-    num_missing = num_images
-    for traced in trace_all(model, batches):
-        for tokens, layer in zip(layers, traced.layers, strict=True):
-            u = cast(Tensor, layer.workspace_input)
-            tokens.append(u[:num_missing, -model.embed.num_patches :])
-        num_missing -= len(layers[0][-1])
-        if num_missing == 0:
-            break
-    return [torch.cat(tokens) for tokens in layers]
+def _retrieve(
+    workspace: GlobalWorkspace,
+    tokens: Float[Tensor, "I N E"],
+    attractors: Float[Tensor, "I M E"],
+    beta: float,
+) -> Float[Tensor, "I N E"]:
+    if workspace.config.scope == "batch":
+        return hopfield_retrieve(tokens, attractors[0], beta)
+    width = workspace.config.image.read_head_dim
+    return hopfield_retrieve_per_image(tokens, attractors, beta, width)
 
 
 class Plane(NamedTuple):

@@ -1,8 +1,9 @@
 """Selection: which tokens the priors of each head take, and how similar the priors are.
 
-A pool is a batch of the split, as in training; the memory stays frozen.
+A pool is a batch of the split, as in training; the memory stays frozen. With scope "image", each
+image is a pool, and the priors compared are those of its memory.
 
-Dims     B images   N tokens per image, the last P of them patches   T = B * N pooled tokens
+Dims     B images   N tokens per image, the last P of them patches   Q pools of T tokens
          E token width   L layers   S heads of the workspace   M priors   D prior width
          K tokens that a prior of a head takes   W winners kept   I first images
 """
@@ -19,18 +20,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from associative_transformer.analysis.networks import (
+    memories_of,
+    read_weights,
+    select,
+    similarities,
+)
 from associative_transformer.analysis.trace import trace_all
-from associative_transformer.functional import effective_rank, hopfield_retrieve
+from associative_transformer.functional import effective_rank
+from associative_transformer.health import DEAD
 from associative_transformer.interface import Batch, UserError, format_count
 from associative_transformer.models.ait import AiT
-from associative_transformer.models.layers import CrossAttention, TokenEmbed
+from associative_transformer.models.layers import TokenEmbed
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace
 
-DEAD = 0.1
-"""A prior is dead if its usage is below this share of the mean usage, 1 / M."""
 DUPLICATE = 0.9
 """Priors are duplicates if their tokens overlap more than this (Jaccard, mean over heads)."""
+PART = 2**24
+"""Number of floats that a step of the overlap may hold."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,10 @@ class SelectionStatistics:
     head_overlap: Float[np.ndarray, "L M S S"]  # the same for two heads of a prior
     similarity: Float[np.ndarray, "L M M"]  # cosine between priors
     effective_rank: Float[np.ndarray, " L"]  # exp of the entropy of the squared singular values
-    winners: Int[np.ndarray, "L S M W 2"]  # (image, patch) of the best tokens; patch -1: question
+    winners: Int[np.ndarray, "L S M W 2"]  # (image, patch) of the best tokens; see `name_token`
     winner_scores: Float[np.ndarray, "L S M W"]  # their similarity to the prior, descending
     taken: Int[np.ndarray, "L S M I P"]  # order in which a prior takes each patch, 0: not taken
+    scope: str = "batch"  # "image": a pool is an image; similarity and rank are means over them
 
     @property
     def is_dead(self) -> Bool[np.ndarray, "L M"]:
@@ -65,9 +74,10 @@ class SelectionStatistics:
     def describe(self) -> Iterator[str]:
         """Yield the main numbers as lines of text."""
         num_priors = self.usage.shape[1]
+        of_image = " of an image" * (self.scope == "image")
         yield (
             f"memory of {format_count(num_priors, 'prior')}, each of which takes "
-            f"{self.bottleneck:,} of {format_count(self.pool_size, 'token')}:"
+            f"{self.bottleneck:,} of {format_count(self.pool_size, 'token')}{of_image}:"
         )
         pairs = np.triu_indices(num_priors, k=1)
         for layer, overlap in enumerate(self.overlap):
@@ -88,10 +98,11 @@ def measure_selection(
 ) -> SelectionStatistics:
     """Let the priors of an AiT select tokens from each batch, as from a pool in training.
 
-    Entropy, coverage and overlaps are means over the pools, weighted by their tokens. If the last
-    pool has fewer tokens than the bottleneck, every prior takes all of them. The winners are the
-    best tokens of all pools; there are fewer than `num_winners` if a prior takes fewer. `taken`
-    covers the first `num_images` images. Images are numbered in the order of the batches.
+    With scope "image", each image is a pool of its own. Entropy, coverage and overlaps are means
+    over the pools, weighted by their tokens. If the last pool has fewer tokens than the
+    bottleneck, every prior takes all of them. The winners are the best tokens of all pools; there
+    are fewer than `num_winners` if a prior takes fewer. `taken` covers the first `num_images`
+    images. Images are numbered in the order of the batches.
 
     The memory does not change. Raises UserError for other models, and ValueError without images.
     """
@@ -108,8 +119,6 @@ def measure_selection(
     if not tallies[0].num_images:
         raise ValueError("there are no images to select from")
     means = [tally.means() for tally in tallies]
-    memory = [tally.workspace.priors.cpu().double() for tally in tallies]
-    unit = [normalize(priors, dim=-1) for priors in memory]
     return SelectionStatistics(
         num_images=tallies[0].num_images,
         pool_size=tallies[0].pool_size,
@@ -119,12 +128,21 @@ def measure_selection(
         coverage=_stack(mean.coverage for mean in means),
         overlap=_stack(mean.overlap for mean in means),
         head_overlap=_stack(mean.head_overlap for mean in means),
-        similarity=_stack(priors @ priors.mT for priors in unit),
-        effective_rank=np.array([effective_rank(priors) for priors in memory]),
+        similarity=_stack(tally.similarity for tally in tallies),
+        effective_rank=np.array([tally.effective_rank for tally in tallies]),
         winners=_stack(tally.winners() for tally in tallies),
         winner_scores=_stack(tally.scores for tally in tallies),
         taken=_stack(tally.taken.int() for tally in tallies),  # the largest array of all results
+        scope=model.config.workspace.scope,
     )
+
+
+def name_token(patch: int, items: str) -> str:
+    """Return what a negative patch of `winners` stands for; `items` is "images" or "questions".
+
+    In front of the patches are the class token, if there is one, and then the question.
+    """
+    return "question" if items == "questions" and patch == -1 else "class token"
 
 
 class _Means(NamedTuple):
@@ -147,6 +165,7 @@ class _LayerTally:
         self.num_tokens, self.num_patches = embed.num_tokens, embed.num_patches  # per image
         self.num_winners, self.num_shown = num_winners, num_shown
         self.num_images = self.pool_size = self.bottleneck = 0
+        self.similarity, self.effective_rank = torch.zeros(()), 0.0
         self.sums = [torch.zeros(()) for _ in _Means._fields]  # weighted by the tokens of a pool
         empty = torch.zeros(workspace.config.num_heads, workspace.config.num_priors, 0)
         self.scores = empty  # (S, M, W), descending
@@ -154,83 +173,84 @@ class _LayerTally:
         self.taken = empty.long()[..., None].expand(-1, -1, -1, self.num_patches)
 
     def add(self, u: Float[Tensor, "B N E"]) -> None:
-        """Let the priors select from one more pool."""
-        pool = u.flatten(0, 1)  # (T, E)
-        _, score, chosen = self.workspace.write(pool).selection
+        """Let the priors select from one more pool, or from the pools of some images."""
+        pools = u if self.workspace.config.scope == "image" else u.flatten(0, 1)[None]
+        score, chosen = select(self.workspace, u)
         if not self.num_images:
-            self.pool_size, self.bottleneck = len(pool), chosen.shape[-1]
-        takes = torch.zeros(*chosen.shape[:2], len(pool), dtype=torch.bool, device=u.device)
-        takes.scatter_(-1, chosen, True)  # (S, M, T)
+            self.pool_size, self.bottleneck = pools.shape[1], chosen.shape[-1]
+        takes = torch.zeros(*chosen.shape[:3], pools.shape[1], dtype=torch.bool, device=u.device)
+        takes.scatter_(-1, chosen, True)  # (Q, S, M, T)
         means = _Means(
-            usage=_usage(self.workspace, pool),
-            entropy=torch.special.entr(score).sum(dim=-1) / math.log(2),
-            coverage=takes.any(dim=1).float().mean(dim=-1),
+            usage=read_weights(self.workspace, u).mean(dim=(0, 1, 2)),
+            entropy=(torch.special.entr(score).sum(dim=-1) / math.log(2)).mean(dim=0),
+            coverage=takes.any(dim=2).float().mean(dim=(0, -1)),
             overlap=_jaccard(takes),
-            head_overlap=_jaccard(takes.transpose(0, 1)),
+            head_overlap=_jaccard(takes.transpose(1, 2)),
         )
-        weighted = [mean.cpu().double() * len(pool) for mean in means]
+        weighted = [mean.cpu().double() * u.shape[0] * u.shape[1] for mean in means]
         self.sums = [total + more for total, more in zip(self.sums, weighted, strict=True)]
-        similarity = _similarity(self.workspace, pool).gather(-1, chosen)  # (S, M, K)
+        self._add_memories(memories_of(self.workspace, u))
+        similarity = similarities(self.workspace, pools).gather(-1, chosen)  # (Q, S, M, K)
         scores, order = similarity.sort(dim=-1, descending=True, stable=True)
         scores, chosen = scores.cpu(), chosen.gather(-1, order).cpu()
         self._add_winners(scores, chosen)
         self._add_taken(chosen, len(u))
         self.num_images += len(u)
 
-    def _add_winners(self, scores: Float[Tensor, "S M K"], chosen: Int[Tensor, "S M K"]) -> None:
+    def _add_memories(self, memories: Float[Tensor, "B M D"]) -> None:
+        """Update the means of similarity and effective rank by some images."""
+        if self.workspace.config.scope == "batch":  # the same in all images
+            memories = memories[: not self.num_images]
+        for number, priors in enumerate(memories.cpu().double(), start=self.num_images + 1):
+            unit = normalize(priors, dim=-1)
+            self.similarity = self.similarity + (unit @ unit.mT - self.similarity) / number
+            self.effective_rank += (effective_rank(priors) - self.effective_rank) / number
+
+    def _add_winners(
+        self, scores: Float[Tensor, "Q S M K"], chosen: Int[Tensor, "Q S M K"]
+    ) -> None:
         """Keep the tokens with the highest scores of all pools; `scores` must be descending."""
-        tokens = chosen + self.num_images * self.num_tokens
-        scores = torch.cat([self.scores, scores[..., : self.num_winners]], dim=-1)
-        tokens = torch.cat([self.tokens, tokens[..., : self.num_winners]], dim=-1)
+        starts = self.num_images * self.num_tokens + self.pool_size * torch.arange(len(chosen))
+        tokens = (chosen + starts[:, None, None, None])[..., : self.num_winners]
+        tokens = rearrange(tokens, "q s m k -> s m (q k)")
+        scores = rearrange(scores[..., : self.num_winners], "q s m k -> s m (q k)")
+        tokens = torch.cat([self.tokens, tokens], dim=-1)
+        scores = torch.cat([self.scores, scores], dim=-1)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         self.scores = scores[..., : self.num_winners]
         self.tokens = tokens.gather(-1, order)[..., : self.num_winners]
 
-    def _add_taken(self, chosen: Int[Tensor, "S M K"], num_images: int) -> None:
+    def _add_taken(self, chosen: Int[Tensor, "Q S M K"], num_images: int) -> None:
         """Record the order in which the patches of the first images are taken, best first."""
         num_shown = min(max(self.num_shown - self.num_images, 0), num_images)
-        end = num_shown * self.num_tokens
-        taken = chosen.new_zeros(*chosen.shape[:2], end + 1)  # the last entry is for other images
+        size = num_images * self.num_tokens // len(chosen)  # tokens of a pool
+        taken = chosen.new_zeros(*chosen.shape[:3], size)
         order = torch.arange(1, chosen.shape[-1] + 1).expand_as(chosen)
-        taken.scatter_(-1, chosen.clamp(max=end), order)
-        taken = rearrange(taken[..., :end], "s m (i n) -> s m i n", n=self.num_tokens)
-        self.taken = torch.cat([self.taken, taken[..., -self.num_patches :]], dim=-2)
+        taken = taken.scatter_(-1, chosen, order)
+        taken = rearrange(taken, "q s m (i n) -> s m (q i) n", n=self.num_tokens)
+        shown = taken[..., :num_shown, -self.num_patches :]
+        self.taken = torch.cat([self.taken, shown], dim=-2)
 
     def means(self) -> _Means:
         """Return the means over all tokens so far."""
         return _Means(*(total / (self.num_images * self.num_tokens) for total in self.sums))
 
     def winners(self) -> Int[Tensor, "S M W 2"]:
-        """Return the image and the patch of each winner; a question is patch -1."""
+        """Return the image and the patch of each winner; other tokens have negative numbers."""
         image, token = self.tokens // self.num_tokens, self.tokens % self.num_tokens
-        patch = token - (self.num_tokens - self.num_patches)  # an AiT has no class token
+        patch = token - (self.num_tokens - self.num_patches)
         return torch.stack([image, patch], dim=-1)
 
 
-def _usage(workspace: GlobalWorkspace, u: Float[Tensor, "T E"]) -> Float[Tensor, " M"]:
-    """Return the mean weight of each attractor in the last retrieval step of the tokens."""
-    attractors, c = workspace.to_attractor(workspace.priors), workspace.config
-    if isinstance(reader := workspace.reader, CrossAttention):
-        q = rearrange(reader.to_q(u), "t (h d) -> h t d", h=reader.num_heads)
-        k, _ = rearrange(reader.to_kv(attractors), "m (z h d) -> z h m d", z=2, h=len(q))
-        return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1).mean(dim=(0, 1))
-    state = hopfield_retrieve(u, attractors, c.beta, c.num_steps - 1)
-    return (c.beta * state @ attractors.mT).softmax(dim=-1).mean(dim=0)
-
-
-def _similarity(workspace: GlobalWorkspace, pool: Float[Tensor, "T E"]) -> Float[Tensor, "S M T"]:
-    """Return the logits of the bottleneck attention."""
-    num_heads = workspace.config.num_heads
-    q = rearrange(workspace.to_q(workspace.priors), "m (s d) -> s m d", s=num_heads)
-    k = rearrange(workspace.to_k(pool), "t (s d) -> s t d", s=num_heads)
-    return q @ k.mT / math.sqrt(q.shape[-1])
-
-
-def _jaccard(takes: Bool[Tensor, "G A T"]) -> Float[Tensor, "G A A"]:
-    """Return the Jaccard overlap of the token sets in each group: intersection over union."""
-    shared = torch.stack([group.float() @ group.float().mT for group in takes])
-    size = shared.diagonal(dim1=-2, dim2=-1)
-    return shared / (size[..., :, None] + size[..., None, :] - shared)
+def _jaccard(takes: Bool[Tensor, "Q G A T"]) -> Float[Tensor, "G A A"]:
+    """Return the Jaccard overlap (intersection over union) of token sets, a mean over pools."""
+    total = torch.zeros((), device=takes.device)
+    for pools in takes.split(max(1, PART // takes[0].numel())):  # to save memory
+        shared = pools.float() @ pools.float().mT  # (Q, G, A, A)
+        size = shared.diagonal(dim1=-2, dim2=-1)
+        union = size[..., :, None] + size[..., None, :] - shared
+        total = total + (shared / union).sum(dim=0)
+    return total / len(takes)
 
 
 def _stack(parts: Iterable[Tensor]) -> np.ndarray:

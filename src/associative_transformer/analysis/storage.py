@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -100,14 +100,16 @@ def load_result(
 ) -> Result:
     """Load a result of the given class, whose arrays take at most `max_bytes`.
 
-    Raises UserError if a file is missing or damaged, or contains a result of another class.
+    A field with a default may be missing, as in results of earlier versions. Raises UserError if a
+    file is missing or damaged, or contains a result of another class.
     """
     try:
         values = json.loads(read_file(folder / f"{name}.json", MAX_JSON))
         values |= read_arrays(folder / f"{name}.npz", max_bytes)
-        expected = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-        if values.keys() != expected:
-            differences = ", ".join(sorted(values.keys() ^ expected))
+        defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+        values = {name: x for name, x in defaults.items() if x is not MISSING} | values
+        if values.keys() != defaults.keys():
+            differences = ", ".join(sorted(values.keys() ^ defaults.keys()))
             raise ValueError(f"unexpected or missing fields: {differences}")
         _check_types(kind, values)
         return kind(**values)

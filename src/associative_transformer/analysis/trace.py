@@ -1,12 +1,12 @@
 """What the layers of a model receive, recorded by hooks during its forward pass.
 
-Dims     B batch   N tokens per image   E token width   H heads of the self-attention
+Dims     B batch   N tokens per image   E token width   H heads of the self-attention   I images
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -66,16 +66,47 @@ def trace(model: PretrainedModel, batch: Batch) -> ModelTrace:
     questions = None if batch.questions is None else batch.questions[is_real]
     layers: list[LayerTrace] = []
     with ExitStack() as cleanup:
-        cleanup.callback(model.train, model.training)
+        cleanup.enter_context(in_evaluation(model))
         for handle in _register_hooks(model, layers):
             cleanup.enter_context(handle)
-        logits = model.eval()(images, questions).logits
+        logits = model(images, questions).logits
     return ModelTrace(images, batch.labels[is_real], layers, logits)
 
 
 def trace_all(model: PretrainedModel, batches: Iterable[Batch]) -> Iterator[ModelTrace]:
     """Trace one batch after another, without keeping earlier traces."""
     return (trace(model, batch) for batch in batches)
+
+
+def first_images(
+    model: PretrainedModel, batches: Iterable[Batch], num_images: int
+) -> list[Float[Tensor, "I N E"]]:
+    """Return the tokens that the workspace of each layer receives for the first images.
+
+    Raises ValueError if there are no images. Later batches are not read.
+    """
+    layers: list[list[Tensor]] = []
+    num_missing = num_images
+    for traced in trace_all(model, batches):
+        tokens = [cast(Tensor, layer.workspace_input)[:num_missing] for layer in traced.layers]
+        layers.append(tokens)
+        num_missing -= len(tokens[0])
+        if num_missing == 0:
+            break
+    if not layers:
+        raise ValueError("there are no images, and so no tokens to retrieve")
+    return [torch.cat(tokens) for tokens in zip(*layers, strict=True)]
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and back into its own afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def _register_hooks(model: nn.Module, layers: list[LayerTrace]) -> Iterator[RemovableHandle]:

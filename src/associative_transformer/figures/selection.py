@@ -44,10 +44,12 @@ def draw_selection(figure: Figure, selection: SelectionStatistics, context: Cont
     inches = min(IMAGE_INCHES, GRID_INCHES / STEP / num_images)
     height = (len(rows) + 1) * STEP * inches + 0.15
     images = [_to_rgb(context.image_of(index)) for index in range(num_images)]
+    tokens = format_count(selection.pool_size, "token")
+    pool = f"the {tokens} of an image" if selection.scope == "image" else f"pools of {tokens}"
     duplicates = ", ".join(str(count) for count in selection.is_duplicate[layers].sum(axis=1))
     caption = (
         f"Outlined: patches taken by any of {format_count(selection.taken.shape[1], 'head')} of a "
-        f"prior from pools of {format_count(selection.pool_size, 'token')}, opaque if taken "
+        f"prior from {pool}, opaque if taken "
         f"first, half transparent if taken last (number {selection.bottleneck:,}); the rest is "
         f"dimmed. Rows: the most used priors of each layer, without duplicates ({duplicates} of "
         f"{format_count(selection.usage.shape[1], 'prior')} in these layers), on {num_images} of "

@@ -4,18 +4,18 @@ Dims     V variables   L layers   S heads   M priors   W winners   C channels   
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from associative_transformer.analysis.selection import SelectionStatistics
-from associative_transformer.analysis.specialization import VARIABLES, Specialization
+from associative_transformer.analysis.information import VARIABLES
+from associative_transformer.analysis.selection import SelectionStatistics, name_token
+from associative_transformer.analysis.specialization import Specialization
 from associative_transformer.figures.context import Context
 from associative_transformer.interface import format_count
 
@@ -63,17 +63,22 @@ def draw_specialization(figure: Figure, specialization: Specialization, context:
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     ax = upper.subplots()
     for row, head in enumerate(heads):
-        _draw_winners(ax, selection, head, row, context.image_of)
+        _draw_winners(ax, selection, head, row, context)
         _draw_labels(ax, specialization, excess, head, row)
     ax.set(xlim=(0, MAX_WINNERS * STEP), ylim=(len(heads) * STEP, 0), aspect="equal")
     ax.set_title("patches with the highest scores, best first")
     ax.axis("off")
     _draw_maps(lower, excess.mean(axis=2))
-    questions = "; Q: a question" if (selection.winners[..., 1] < 0).any() else ""
+    names = [name_token(patch, context.items) for patch in (-2, -1)]
+    others = [
+        f"; {name[0].upper()}: a {name}"
+        for name, patch in zip(names, (-2, -1), strict=True)
+        if (selection.winners[..., 1] == patch).any()
+    ]
     return (
         "Rows: the priors whose patches reveal the most about class, position and content, "
         "without duplicates, each with its most informative head; right: the variable they reveal "
-        f"the most about, and their most frequent class{questions}. {note}"
+        f"the most about, and their most frequent class{''.join(others)}. {note}"
     )
 
 
@@ -93,16 +98,17 @@ def _draw_winners(
     selection: SelectionStatistics,
     head: HeadOfPrior,
     row: int,
-    image_of: Callable[[int], UInt8[np.ndarray, "C H W"]],
+    context: Context,
 ) -> None:
     grid = math.isqrt(selection.taken.shape[4])
     winners = selection.winners[head.layer, head.head, head.prior, :MAX_WINNERS]
     for column, (index, patch) in enumerate(winners.tolist()):
         x, y = column * STEP, row * STEP
         if patch < 0:
-            ax.text(x + 0.5, y + 0.5, "Q", ha="center", va="center", fontsize=7)
+            letter = name_token(patch, context.items)[0].upper()
+            ax.text(x + 0.5, y + 0.5, letter, ha="center", va="center", fontsize=7)
             continue
-        image = image_of(index)
+        image = context.image_of(index)
         size = image.shape[1] // grid
         top, left = patch // grid * size, patch % grid * size
         crop = image[:, top : top + size, left : left + size].transpose(1, 2, 0)

@@ -2,6 +2,7 @@
 
 Dims     I images   L layers   S heads of the workspace   M priors   P patches
          N tokens per image, patches last   X states, before and after each retrieval step
+         Z heads, and all of them together
 """
 
 from collections.abc import Sequence
@@ -9,13 +10,18 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from associative_transformer.analysis.networks import (
+    energy,
+    networks_of,
+    read_weights,
+    retrieve,
+)
 from associative_transformer.analysis.selection import SelectionStatistics
 from associative_transformer.analysis.trace import trace
 from associative_transformer.data import Split
-from associative_transformer.functional import hopfield_energy, hopfield_retrieve
 from associative_transformer.models.ait import AiT
 from associative_transformer.report.charts import Choice, Section
 from associative_transformer.workspace import GlobalWorkspace
@@ -32,7 +38,7 @@ class RetrievalTrace(NamedTuple):
     predicted: list[int]
     confidence: list[float]
     energy: Float[np.ndarray, "L I N X"] | None  # None: not read by Hopfield
-    nearest: Int[np.ndarray, "L I N"] | None  # prior from which a token reads most
+    nearest: Int[np.ndarray, "L I N"] | None  # prior with the largest weight, a mean over heads
 
 
 def count_shown(selection: SelectionStatistics) -> int:
@@ -42,23 +48,27 @@ def count_shown(selection: SelectionStatistics) -> int:
 
 @torch.no_grad()
 def trace_retrieval(model: AiT, split: Split) -> RetrievalTrace:
-    """Pass the items of a split through a model and retrieve their tokens `NUM_STEPS` times."""
+    """Pass the items of a split through a model and retrieve their tokens `NUM_STEPS` times.
+
+    With scope "image", the energy of a token is the sum over the heads of the read.
+    """
     (batch,) = split.eval_batches(len(split))
     traced = trace(model, batch)
     confidence, predicted = traced.logits.float().softmax(dim=-1).max(dim=-1)
     energies, nearest = [], []
     for layer in traced.layers:
-        workspace = cast(GlobalWorkspace, layer.workspace)
-        state = cast(Tensor, layer.workspace_input)
-        if workspace.reader is not None:
+        workspace, u = cast(GlobalWorkspace, layer.workspace), cast(Tensor, layer.workspace_input)
+        if model.config.read != "hopfield":
             return RetrievalTrace(predicted.tolist(), confidence.tolist(), None, None)
-        beta, attractors = workspace.config.beta, workspace.to_attractor(workspace.priors)
-        nearest.append((state @ attractors.mT).argmax(dim=-1))
-        states = [state]
-        for _ in range(NUM_STEPS):
-            states.append(hopfield_retrieve(states[-1], attractors, beta))
-        energy = [hopfield_energy(state, attractors, beta) for state in states]
-        energies.append(torch.stack(energy, dim=-1))
+        nearest.append(read_weights(workspace, u).mean(dim=1).argmax(dim=-1))  # (I, N)
+        state, patterns, scale = networks_of(workspace, u)
+        beta = scale * workspace.config.beta
+        steps = []
+        for _ in range(NUM_STEPS + 1):
+            steps.append(energy(state, patterns, beta))
+            state = retrieve(state, patterns, beta)
+        along = torch.stack(steps, dim=-1)  # (I * N, X), or (I, H, N, X)
+        energies.append(along.sum(dim=1) if along.ndim == 4 else along.unflatten(0, u.shape[:2]))
     return RetrievalTrace(
         predicted.tolist(),
         confidence.tolist(),
@@ -84,13 +94,16 @@ def images_section(
         + ", and how the energy of its tokens falls during retrieval"
         * has_energy
         + ". The number on a patch identifies the prior that ranks it highest; a plus means that "
-        "other priors take it too."
+        "other priors take it too. The small pictures show what each prior takes"
+        + (", the more clearly the more heads take a patch" if num_heads > 1 else "")
+        + "."
     )
     if items == "questions":
-        note += " The first token is the question."
+        note += " The token of the question comes before those of the patches."
+    heads = [f"head {i + 1}" for i in range(num_heads)] + ["all heads"] * (num_heads > 1)
     choices = [
         Choice("layer", "Layer", [f"layer {i + 1}" for i in range(num_layers)]),
-        Choice("head", "Head", [f"head {i + 1}" for i in range(num_heads)]),
+        Choice("head", "Head", heads, len(heads) - 1),
     ]
     return Section("images", TITLE, note, choices=choices, widget="images")
 
@@ -104,12 +117,34 @@ def list_images(
         {
             "predicted": classes[i][traced.predicted[i]],
             "confidence": traced.confidence[i],
-            "taken": [[list_takers(head[:, i]) for head in layer] for layer in selection.taken],
+            "taken": [
+                [list_takers(taken) for taken in with_all_heads(layer[:, :, i])]
+                for layer in selection.taken
+            ],
+            "patches": [
+                [[to_digits(taken > 0) for taken in head[:, i]] for head in layer]
+                for layer in selection.taken
+            ],
             "energy": None if energy is None else energy[:, i],
             "nearest": None if nearest is None else nearest[:, i],
         }
         for i in range(len(traced.predicted))
     ]
+
+
+def with_all_heads(taken: Int[np.ndarray, "S M P"]) -> Int[np.ndarray, "Z M P"]:
+    """Append the earliest position in any head, if there are several."""
+    if len(taken) == 1:
+        return taken
+    never = np.iinfo(taken.dtype).max
+    earliest = np.where(taken > 0, taken, never).min(axis=0, keepdims=True)
+    return np.concatenate([taken, np.where(earliest == never, 0, earliest)])
+
+
+def to_digits(is_taken: Bool[np.ndarray, " P"]) -> str:
+    """Return a hexadecimal number whose lowest bit is the first patch; empty if it is 0."""
+    bits = "".join("1" if each else "0" for each in is_taken[::-1].tolist())
+    return f"{int(bits, 2):x}" if "1" in bits else ""
 
 
 def list_takers(taken: Int[np.ndarray, "M P"]) -> list[list[int]]:

@@ -5,7 +5,7 @@
 
   // --- test images ---
 
-  const patchName = (patch) => patch < 0 ? "the question"
+  const patchName = (patch) => patch < 0 ? (patch === -1 && data.noun === "question" ? "the question" : "the class token")
     : `patch in row ${Math.floor(patch / data.side) + 1}, column ${(patch % data.side) + 1}`;
 
   function cell(patch, { around = 0, ...attributes }, ...children) {
@@ -93,8 +93,21 @@
     return node("fieldset", { class: "picker" }, node("legend", {}, `Test ${data.noun}`), ...buttons);
   }
 
+  const takes = (digits, patch) => (parseInt(digits.at(-1 - Math.floor(patch / 4)) || "0", 16) >> (patch % 4)) & 1;
+
+  function atlas(item, heads, prior) {
+    let number = 0;
+    const marks = Array.from({ length: data.side ** 2 }, (_, patch) => {
+      const count = heads.filter((head) => takes(head[prior], patch)).length;
+      number += count > 0;
+      return cell(patch, { fill: "#777", "fill-opacity": 0.88 * (1 - count / heads.length) });
+    });
+    const words = `prior ${prior + 1} takes ${number} ${number === 1 ? "patch" : "patches"}`;
+    return node("li", {}, picture(item, `; ${words}`, ...marks, hint(words)), node("span", {}, `prior ${prior + 1}`));
+  }
+
   function images(widget, choice) {
-    if (!widget.children.length) widget.append(picker(), node("div", { class: "view" }));
+    if (!widget.children.length) widget.append(picker(), node("div", { class: "view" }), node("ul", { class: "atlas" }));
     const item = Number(widget.querySelector("input:checked").value);
     const image = data.images[item], taken = image.taken[choice.layer][choice.head];
     const marks = taken.flatMap(([patch, count, first]) => {
@@ -109,8 +122,10 @@
     const none = taken.length ? "" : " No prior takes any of its patches.";
     const answer = `Predicted: ${image.predicted} (confidence ${write(100 * image.confidence)} %).${none}`;
     const left = node("div", {}, whole, node("p", {}, `Test ${data.noun} ${item + 1}: ${data.items[item].text}. ${answer}`));
-    const right = node("div");
-    widget.lastChild.replaceChildren(left, right);
+    const right = node("div"), heads = image.patches[choice.layer];
+    widget.children[1].replaceChildren(left, right);
+    const shown = choice.head < heads.length ? [heads[choice.head]] : heads;
+    widget.children[2].replaceChildren(...heads[0].map((_, prior) => atlas(item, shown, prior)));
     const energy = image.energy && image.energy[choice.layer], count = energy ? energy.length : data.side ** 2;
     const before = count - data.side ** 2, by = new Map(taken.map(([patch, ...rest]) => [patch, rest]));
     if (energy) {
@@ -122,7 +137,7 @@
     const rows = Array.from({ length: count }, (_, token) => {
       const patch = token - before, [number, ...best] = by.get(patch) || [0];
       const who = best.map((prior) => prior + 1).join(", ") + (number > best.length ? ` and ${number - best.length} more` : "");
-      const words = [patchName(patch < 0 ? -1 : patch), who || "none"];
+      const words = [patchName(patch), who || "none"];
       if (energy) words.push(`${image.nearest[choice.layer][token] + 1}`, write(energy[token][0], 4), write(energy[token].at(-1), 4));
       return words;
     });

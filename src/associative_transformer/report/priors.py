@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from associative_transformer.analysis.selection import DEAD, DUPLICATE, SelectionStatistics
-from associative_transformer.analysis.specialization import VARIABLES, Specialization
+from associative_transformer.analysis.information import VARIABLES
+from associative_transformer.analysis.selection import DUPLICATE, SelectionStatistics
+from associative_transformer.analysis.specialization import Specialization
+from associative_transformer.health import DEAD
 from associative_transformer.interface import format_count
 from associative_transformer.report.charts import Choice, Grid, Section
 
@@ -29,16 +31,23 @@ def priors_section(
     num_layers, num_heads, num_priors = selection.entropy.shape
     num_dead, num_duplicates = int(selection.is_dead.sum()), int(selection.is_duplicate.sum())
     count = format_count(selection.num_images, f"test {items.removesuffix('s')}")
+    tokens, per_image = format_count(selection.pool_size, "token"), selection.scope == "image"
+    pool = f"{tokens} of each image" if per_image else f"{tokens} in a pool"
     note = (
         f"Each layer has {format_count(num_priors, 'prior')}. In each of "
         f"{format_count(num_heads, 'head')}, a prior takes {selection.bottleneck:,} of the "
-        f"{format_count(selection.pool_size, 'token')} in a pool ({count} in total). A card shows "
+        f"{pool} ({count} in total). A card shows "
         "the patches that a prior ranks highest, and how much its choice of patches says about "
         "their class, position and content (brightness), compared with chance. A prior is dead if "
         f"its usage is below {DEAD:g} times an equal share, and a duplicate if its tokens overlap "
         f"with those of an earlier prior by more than {DUPLICATE:g}. Number of dead priors: "
         f"{num_dead} of {selection.is_dead.size}; number of duplicates: {num_duplicates}."
     )
+    if per_image:
+        note += (
+            " Every prior takes the same number of tokens from every image, so that its choice of "
+            "patches says nothing about the class."
+        )
     columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate"]
     if specialization is not None:
         columns += [f"information about {name}, bits" for name in VARIABLES]
