@@ -92,7 +92,8 @@ def _similarities(
     dtype = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(dtype) / math.sqrt(width)
     device = tokens.device.type
-    if num_priors <= width and not torch.is_autocast_enabled(device):
+    is_available = torch.amp.is_autocast_available(device)  # it is not for meta
+    if num_priors <= width and not (is_available and torch.is_autocast_enabled(device)):
         queries = (scaled @ w_k.to(dtype)).flatten(0, 1)  # (R, E)
         similarity = queries @ tokens.to(dtype).mT  # (B, R, N)
         return rearrange(similarity, "b (s m) n -> b s m n", s=num_heads)
