@@ -29,6 +29,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "kernels": "faster and distributed versions of functional.py; chooses one",
     "workspace_config": "the configuration of a workspace",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
+    "health": "what state a memory is in: rank, distinct priors, overlap of winners",
     "models": "one file per model, its configuration above it; build_model",
     "data": "one file per data set, including the code that loads it",
     "experiment": "Experiment and TrainConfig: what is trained, on what, and how",

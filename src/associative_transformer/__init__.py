@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from associative_transformer import functional as functional
+    from associative_transformer.health import memory_health as memory_health
     from associative_transformer.models import build_model as build_model
     from associative_transformer.models import load_model as load_model
     from associative_transformer.models.ait import AIT_BASE as AIT_BASE
@@ -34,6 +35,7 @@ _MODULES = {
     "build_model": "models",
     "load_model": "models",
     "load_official": "models.ait",
+    "memory_health": "health",
 }
 """The module that defines each public name."""
 

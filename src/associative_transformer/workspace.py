@@ -7,7 +7,7 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -31,6 +31,8 @@ from associative_transformer.workspace_config import WorkspaceConfig
 
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
+KEPT = 16
+"""Images of a training step whose tokens are kept for `health.memory_health`."""
 
 
 class WriteOutput(NamedTuple):
@@ -107,6 +109,7 @@ class GlobalWorkspace(nn.Module):
     """
 
     priors: Tensor
+    last_step: tuple[Any, ...] | None = None  # of training, for `health.memory_health`
 
     def __init__(
         self,
@@ -152,12 +155,16 @@ class GlobalWorkspace(nn.Module):
         check_tokens(u, self.embed_dim, key_padding_mask, self.config.scope == "image")
         if self.config.scope == "image":
             u = per_image.fill_padding(u, key_padding_mask)
+            if self.training:
+                seen = (u, key_padding_mask)
+                self.last_step = tuple(x if x is None else x[:KEPT].detach().clone() for x in seen)
             of_images = self.write_images(u, key_padding_mask)
             read = self.read_images(u, of_images.priors, key_padding_mask)
             return WorkspaceOutput(read, of_images.balance_loss)
         if self.is_frozen or not self.training:  # nothing competes, nothing is written
             return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
         written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
+        self.last_step = (u.shape[:2].numel(), *(x.detach() for x in written.selection[1:]))
         priors = self.remember(written.priors)
         return WorkspaceOutput(self.read(u, priors), written.balance_loss)
 

@@ -18,7 +18,9 @@ from associative_transformer.models.vit import ViTConfig
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 
 MAX_PARAMETERS = 50_000
-MEMORY = WorkspaceConfig(num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7)
+MEMORY = WorkspaceConfig(
+    num_priors=6, prior_dim=4, num_heads=3, bottleneck=8, beta=0.7, dropout=0.0
+)
 IMAGE_MEMORY = WorkspaceConfig(
     scope="image",
     num_priors=3,
