@@ -30,17 +30,17 @@ MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerpr
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of each epoch: a warm-up followed by a decay.
+    """Learning rate of each epoch or each step: a warm-up followed by a decay.
 
     cosine: a linear warm-up, then a cosine as long as the whole training, so its end is cut off,
     as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 / sqrt(epoch).
-    one_cycle: a rising cosine, then a falling one that ends with the last epoch.
+    one_cycle: a rising cosine, then a falling one that ends with the training.
     """
 
     warmup_epochs: int = 5
     """Length of the warm-up in epochs."""
     warmup_lr: float = 1e-5
-    """Learning rate of the first warm-up epoch."""
+    """Learning rate of the first warm-up epoch or step."""
     min_lr: float = 1e-6
     """Lowest learning rate of cosine and one_cycle."""
     shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
@@ -50,8 +50,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
-            value = getattr(self, name)
-            _require(0 <= value < math.inf, name, "0 or more", value)
+            _require(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
         wanted = f"at most {MAX_EPOCHS:,}"
         _require(self.warmup_epochs <= MAX_EPOCHS, "warmup_epochs", wanted, self.warmup_epochs)
 
@@ -71,7 +70,7 @@ class Optimization:
     weight_decay: float = 0.01
     """Decoupled weight decay, applied to all parameters."""
     schedule: Schedule = field(default_factory=Schedule)
-    """Learning rate of each epoch."""
+    """Learning rate of each epoch or step."""
     clip_norm: float | None = None
     """Maximum norm of the gradient of all parameters; None: no clipping."""
     accumulation_steps: int = 1

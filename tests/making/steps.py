@@ -20,7 +20,7 @@ CONFIG = AiTConfig(
     num_heads=2,
     head_dim=8,
     num_classes=2,
-    workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16),
+    workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16, dropout=0.0),
 )
 PROJECT = ProjectConfiguration("unused")
 

@@ -20,7 +20,7 @@ from associative_transformer.models.relation_network import RelationNetworkConfi
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.tiny import tiny
 
 CPU = torch.device("cpu")
@@ -185,5 +185,9 @@ VARIATIONS = {
     "validation": vary(data={"val_fraction": 0.25}, batch_size=12),
     "dropout in the write": vary(workspace={"dropout": 0.5, "reset_each_epoch": True}),
     "accumulation": vary(accumulation_steps=4, clip_norm=0.5, checkpoint_every=1, log_every=1),
+    "learning rate per step": vary(schedule=Schedule(1, 0.0, shape="one_cycle", per="step")),
+    "memory per image": vary(
+        workspace={"scope": "image", "image": ImageMemoryConfig(8), "dropout": 0.2}, log_every=3
+    ),
 }
 """Every model, and every way of training that a resumed run has to continue."""

@@ -81,6 +81,12 @@ def test_a_warm_up_longer_than_the_run_is_named_with_the_highest_rate(
     assert f"ends at {last}, never reaching 0.0001" in note
 
 
+def test_a_warm_up_per_step_that_is_too_long_is_named_with_the_rate_of_the_last_step() -> None:
+    schedule = Schedule(4, warmup_lr=0.0, per="step")
+    (note,) = checks.list_notes(TrainConfig(epochs=3, lr=0.1, schedule=schedule), 10)
+    assert "ends at 0.0725, never reaching 0.1" in note  # 2.9 of 4 epochs
+
+
 def test_a_warm_up_that_lowers_the_learning_rate_is_named() -> None:
     (note,) = checks.list_notes(TrainConfig(lr=2e-6))
     assert "--train.schedule.warmup-lr 1e-05 is above --train.lr 2e-06" in note

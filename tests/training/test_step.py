@@ -5,7 +5,8 @@ Dims     B batch   C channels   H W image side
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +18,33 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from associative_transformer import distributed
-from associative_transformer.experiment import TrainConfig
+from associative_transformer.experiment import Schedule, TrainConfig
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.models.ait import AiT
+from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.rendezvous import init_method
+from associative_transformer.runs.checkpoint import (
+    TrainingState,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from associative_transformer.training import step as step_module
+from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.step import (
     MAX_BAD_STEPS,
     Sums,
     make_accelerator,
+    parameter_groups,
 )
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.steps import CONFIG, PROJECT, make_batch, make_step, same, snapshot, spoil
+
+PER_IMAGE = replace(
+    CONFIG,
+    workspace=WorkspaceConfig(
+        num_priors=4, prior_dim=8, num_heads=2, scope="image", image=ImageMemoryConfig(8)
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +66,10 @@ class HandWritten:
         self.model, self.config = model, train
         self.m = [torch.zeros_like(p) for p in model.parameters()]
         self.v = [torch.zeros_like(p) for p in model.parameters()]
+        self.decay = [
+            0.0 if name.endswith("workspace.priors") else train.weight_decay
+            for name, _ in model.named_parameters()
+        ]
         self.t = 0
         self.norm = 0.0
 
@@ -77,7 +97,7 @@ class HandWritten:
                 self.v[i] = beta2 * self.v[i] + (1 - beta2) * g.square()
                 m = self.m[i] / (1 - beta1**self.t)
                 v = self.v[i] / (1 - beta2**self.t)
-                p -= c.lr * (m / (v.sqrt() + 1e-8) + c.weight_decay * p)
+                p -= c.lr * (m / (v.sqrt() + 1e-8) + self.decay[i] * p)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +108,14 @@ class HandWritten:
         {"clip_norm": 1e4},
         {"accumulation_steps": 4},
         {"accumulation_steps": 2, "clip_norm": 0.1, "betas": (0.7, 0.9), "weight_decay": 0.3},
+        {"weight_decay": 5.0, "model": "memory per image"},
     ],
     ids=str,
 )
 def test_steps_equal_those_of_adamw_written_by_hand(train: dict[str, Any]) -> None:
-    step = make_step(**train)
+    train = dict(train)
+    model = AiT(PER_IMAGE if train.pop("model", None) else CONFIG)
+    step = make_step(model, **train)
     by_hand = HandWritten(deepcopy(step.model), step.train)
     start = deepcopy(step.model.state_dict())
     for _ in range(3):
@@ -105,6 +128,115 @@ def test_steps_equal_those_of_adamw_written_by_hand(train: dict[str, Any]) -> No
     for name, ours in step.model.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-4, msg=name)
         assert (ours - start[name]).abs().max() > 5e-4  # far above the tolerance
+
+
+# --- weight decay and learning rate ---
+
+
+def names_by_group(model: nn.Module) -> list[tuple[set[str], float | None]]:
+    """Return the parameters of each group of the optimizer, and its own weight decay."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [
+        ({names[parameter] for parameter in group["params"]}, group.get("weight_decay"))
+        for group in parameter_groups(model)
+    ]
+
+
+def test_only_the_learned_contents_of_memories_are_in_a_group_without_weight_decay() -> None:
+    model = AiT(replace(PER_IMAGE, depth=2))
+    decayed, others = names_by_group(model)
+    assert others == ({"blocks.0.workspace.priors", "blocks.1.workspace.priors"}, 0.0)
+    assert decayed == (set(dict(model.named_parameters())) - others[0], None)
+    for model in (AiT(CONFIG), nn.Linear(2, 2)):
+        assert names_by_group(model) == [(set(dict(model.named_parameters())), None)]
+
+
+def test_weight_decay_shrinks_all_weights_but_the_learned_contents_of_memories() -> None:
+    step = make_step(AiT(PER_IMAGE), weight_decay=0.5, lr=0.1)
+
+    def remove_gradients(*_: object) -> None:
+        for parameter in step.model.parameters():
+            parameter.grad.zero_()
+
+    step.optimizer.register_step_pre_hook(remove_gradients)
+    before = deepcopy(dict(step.model.named_parameters()))
+    step(make_batch())
+    for name, after in step.model.named_parameters():
+        share = 1.0 if name.endswith("workspace.priors") else 0.95
+        torch.testing.assert_close(after, share * before[name], rtol=1e-6, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("config", [PER_IMAGE, CONFIG], ids=["two groups", "one group"])
+def test_a_checkpoint_continues_bit_for_bit_whatever_the_number_of_groups(
+    config: AiTConfig, tmp_path: Path
+) -> None:
+    ours, theirs = (make_step(AiT(config), weight_decay=0.5) for _ in range(2))
+    batches = [make_batch() for _ in range(3)]
+    ours.set_learning_rate(5, 0, 1)
+    ours(batches[0])
+    save_checkpoint(tmp_path, ours.model, ours.optimizer, asdict(TrainingState()))
+    assert restore_checkpoint(tmp_path, theirs.model, theirs.optimizer) is not None
+    assert len(theirs.optimizer.param_groups) == len(names_by_group(ours.model))
+    assert theirs.learning_rate == ours.learning_rate
+    assert same(snapshot(ours), snapshot(theirs))
+    for i, batch in enumerate(batches[1:]):
+        for step in (ours, theirs):
+            step.seed(0, i)
+            step(batch)
+    assert same(snapshot(ours), snapshot(theirs))
+
+
+def test_a_checkpoint_of_an_optimizer_built_from_all_parameters_at_once_continues(
+    tmp_path: Path,
+) -> None:
+    step = make_step(weight_decay=0.5)
+    old = deepcopy(step.model)
+    optimizer = torch.optim.AdamW(old.parameters(), 0.01, weight_decay=0.5, fused=True)
+    first, second = make_batch(), make_batch()
+
+    def take(batch: Batch, seed: int) -> None:  # as version 0.1 did
+        torch.manual_seed(seed)
+        logits, aux_loss = old(batch.images)
+        (cross_entropy(logits, batch.labels) + aux_loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    take(first, 1)
+    save_checkpoint(tmp_path, old, optimizer, asdict(TrainingState()))
+    take(second, 2)
+    restore_checkpoint(tmp_path, step.model, step.optimizer)
+    torch.manual_seed(2)
+    step(second)
+    for name, ours in step.model.state_dict().items():
+        torch.testing.assert_close(ours, old.state_dict()[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_learning_rate_is_that_of_all_groups_and_of_the_next_step() -> None:
+    schedule = Schedule(2, warmup_lr=0.0, per="step")
+    step = make_step(AiT(PER_IMAGE), lr=0.5, epochs=4, weight_decay=0.0, schedule=schedule)
+    step.set_learning_rate(1, 2, 4)
+    assert step.learning_rate == learning_rate(step.train, 1.5, 4) == 0.375
+    assert {group["lr"] for group in step.optimizer.param_groups} == {0.375}
+    before = deepcopy(dict(step.model.named_parameters()))
+    step(make_batch())  # the first step of AdamW moves each weight by the rate
+    for name in ("blocks.0.workspace.priors", "head.2.weight"):
+        move = (step.model.get_parameter(name) - before[name]).detach().abs()
+        assert move.max().item() == pytest.approx(0.375, rel=1e-3)
+
+
+def test_changing_the_learning_rate_never_waits_for_the_device() -> None:
+    step = make_step(AiT(PER_IMAGE), epochs=1, schedule=Schedule(0, per="step"))
+    batch, rates = make_batch(), set()
+    with Reads() as reads:
+        for i in range(3):
+            step.set_learning_rate(0, i, 3)
+            rates.add(step.learning_rate)
+            step(batch)
+    assert reads.count == 0
+    assert len(rates) == 3
+
+
+# --- gradients and memories ---
 
 
 def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -> None:

@@ -83,14 +83,14 @@ def total_memory(device: torch.device) -> int | float:
     return total
 
 
-def list_notes(train: TrainConfig) -> list[str]:
+def list_notes(train: TrainConfig, steps_per_epoch: int = 1) -> list[str]:
     """Return a sentence for each setting or variable that does not do what it seems to do."""
+    last = learning_rate(train, train.epochs - 1 / steps_per_epoch, steps_per_epoch)
     notes, schedule, epochs = list_ignored(), train.schedule, train.epochs
     if schedule.warmup_epochs >= epochs and schedule.warmup_lr != train.lr:
         notes.append(
             f"--train.schedule.warmup-epochs {schedule.warmup_epochs} is not below --train.epochs "
-            f"{epochs}: the learning rate ends at {learning_rate(train, epochs - 1):.3g}, never "
-            f"reaching {train.lr:.3g}"
+            f"{epochs}: the learning rate ends at {last:.3g}, never reaching {train.lr:.3g}"
         )
     elif schedule.warmup_epochs and schedule.warmup_lr > train.lr:
         notes.append(

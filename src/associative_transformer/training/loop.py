@@ -44,7 +44,6 @@ from associative_transformer.training import checks
 from associative_transformer.training.computing import prepare_step
 from associative_transformer.training.meter import EpochMeter
 from associative_transformer.training.progress import TrainingProgress
-from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.signals import Interrupted, StopSignals
 from associative_transformer.training.step import TrainingStep, make_accelerator, start_tracker
 
@@ -113,7 +112,7 @@ class TrainingRun:
         c, done = self.config, self._steps_done()
         start_tracker(self.accelerator, self.experiment, done)
         bar = TrainingProgress(c.epochs, self.steps_per_epoch, done, self.is_main)
-        for line in checks.list_notes(c):
+        for line in checks.list_notes(c, self.steps_per_epoch):
             bar.write(line)
         stop = StopSignals(checks.agree if self.share.num_ranks > 1 else None)
         with stop, bar:
@@ -161,8 +160,6 @@ class TrainingRun:
     def _train_epoch(self, stop: StopSignals, bar: TrainingProgress) -> None:
         """Take the remaining steps of the epoch."""
         c, state = self.config, self.state
-        for group in self.take_step.optimizer.param_groups:
-            group["lr"] = learning_rate(c, state.epoch)
         if state.step == 0:
             self.take_step.reset_memories(state.epoch)
         self.model.train()
@@ -174,6 +171,7 @@ class TrainingRun:
             if self.share.num_ranks == 1 or state.step % c.log_every == 0:
                 stop.check()  # several processes wait for each other here
             self.take_step.seed(state.epoch, state.step + 1)  # for dropout
+            self.take_step.set_learning_rate(state.epoch, state.step, self.steps_per_epoch)
             self.meter.add(self.take_step(batch))
             is_last = state.step == self.steps_per_epoch
             if is_last or state.step % c.log_every == 0:  # both calls wait for the device
@@ -197,8 +195,7 @@ class TrainingRun:
     def _end_epoch(self, validation: Evaluation | None, bar: TrainingProgress) -> None:
         """Write the metrics of the epoch, then save the run as of the start of the next one."""
         metrics = self.meter.metrics()
-        lr = learning_rate(self.config, self.state.epoch)
-        row = self.meter.row(metrics, lr, self.take_step.skipped.total)
+        row = self.meter.row(metrics, self.take_step.learning_rate, self.take_step.skipped.total)
         line = f"epoch {metrics.epoch}/{self.config.epochs}  {metrics}"
         if validation is not None:
             row["validation"] = {"accuracy": validation.accuracy, "loss": validation.loss}
@@ -289,8 +286,7 @@ class TrainingRun:
     def _log(self, bar: TrainingProgress) -> None:
         metrics = self.meter.metrics()
         bar.show(metrics)
-        lr = learning_rate(self.config, self.state.epoch)
-        self._track("train", {**metrics._asdict(), "lr": lr})
+        self._track("train", {**metrics._asdict(), "lr": self.take_step.learning_rate})
 
     def _track(self, part: str, values: dict[str, int | float]) -> None:
         named = {f"{part}/{name}": value for name, value in values.items()}

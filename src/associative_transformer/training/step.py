@@ -23,6 +23,7 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.rendezvous import init_method
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
+from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.variables import hidden_variables
 from associative_transformer.workspace import GlobalWorkspace
 
@@ -127,6 +128,17 @@ class TrainingStep:
             buffer.copy_(torch.where(is_bad, old, buffer))
         self.skipped.count(is_bad)
         return torch.where(is_bad, 0.0, sums)
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the latest step, or of the next one if it is already set."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def set_learning_rate(self, epoch: int, step: int, steps_per_epoch: int) -> None:
+        """Set the rate for a step of an epoch, both counted from 0."""
+        moment = epoch + step / steps_per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.train, moment, steps_per_epoch)
 
     def try_out(self, batch: Batch) -> None:
         """Compute the gradient of a batch, but keep weights, memory and random state."""
