@@ -84,14 +84,19 @@ ABLATIONS = {
     "ait-small-without-balance-loss": ("w/o balance loss", 78.68),
     "ait-small-reset-memory": ("reset memory", 79.12),
 }
+NOT_PUBLISHED = {"ait-small-without-read": "w/o read", "vit-small-norm": "ViT + norm"}
+"""Rows that the table of the paper lacks, with their titles."""
 CHANGES: dict[str, tuple[str, object]] = {  # the one field that makes an ablation of AiT-Small
     "without-bottleneck": ("model.workspace.bottleneck", None),
     "without-self-attention": ("model.use_self_attention", False),
     "without-hopfield": ("model.read", "cross_attention"),
     "without-balance-loss": ("model.workspace.balance_weight", 0.0),
     "reset-memory": ("model.workspace.reset_each_epoch", True),
+    "without-read": ("model.read", "none"),
 }
 ABLATED = [f"{data}-ait-small-{change}" for data in SETS for change in CHANGES]
+NORMED = [f"{data}-vit-small-norm" for data in SETS]
+WITHOUT_DROPOUT = "cifar10-ait-small-nodropout"
 
 PATCHES_OF_32 = ("ait", "vit")  # on Triangle; all other models with patches see 4 pixels there
 WITHOUT_PATCHES = ("perceiver", "brims")
@@ -109,6 +114,17 @@ SOURCES = [
 ]
 TINY = ["triangle-ait-tiny", "cifar10-ait-tiny"]
 NARROW = ["cifar10-ait-192", "cifar10-vit-192"]
+MIXERS = [  # of the tokens, without a published counterpart
+    *("ait-image", "ait-image-attention", "vit", "vit-norm"),
+    *("ait", "ait-nodropout", "ait-competition", "ait-unread", "ait-bare"),
+]
+MEAN = {"vit", "ait"}  # named after their head: cifar10-ait-tiny has the head of the paper
+PER_IMAGE = [
+    *(f"cifar10-{name}{'-mean' * (name in MEAN)}-tiny" for name in MIXERS),
+    *(f"cifar10-{name}-flatten" for name in MIXERS),
+    *("cifar10-ait-image-small", "cifar10-vit-mean-small"),
+    *(f"sort-of-clevr-{name}-tiny" for name in ("ait-image", "vit-question", "vit-norm")),
+]
 PATCHED = [
     *("ait-small", "ait-medium", "ait-base", "vit-small"),
     *("coordination", "set-transformer", "dense-small", "dense-base"),
@@ -203,7 +219,7 @@ def model_of(name: str) -> ModelConfig:
             beta=1.0,
             num_steps=1,
             balance_weight=0.01,
-            dropout=0.0,
+            dropout=0.1,
             differentiable_write=True,
             reset_each_epoch=False,
         )
@@ -268,10 +284,11 @@ def count(model: ModelConfig) -> tuple[int, int]:
 
 def test_exactly_these_recipes_exist() -> None:
     groups: list[Sequence[str]] = [EVERY_SET, ABLATED, OTHER_PATCHES, SOURCES, TINY, NARROW]
-    groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY]
-    assert [len(group) for group in groups] == [45, 15, 13, 5, 2, 2, 18, 2, 7]
-    assert sorted(RECIPES) == sorted(name for group in groups for name in group)
-    assert len(RECIPES) == 109
+    groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY, NORMED, PER_IMAGE]
+    assert [len(group) for group in groups] == [45, 18, 13, 5, 2, 2, 18, 2, 7, 3, 23]
+    names = [WITHOUT_DROPOUT, *(name for group in groups for name in group)]
+    assert sorted(RECIPES) == sorted(names)
+    assert len(RECIPES) == 139
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
@@ -285,7 +302,7 @@ def test_a_table_has_its_rows_in_the_order_of_the_paper() -> None:
     last = (*PATCHED[:6], "cnn-rn", "cnn-mlp", *PATCHED[6:], *(f"{name}-p5" for name in PATCHED))
     assert {table: list(rows) for table, rows in TABLE_RECIPES.items()} == {
         "classification": list(TABLE_1),
-        "ablations": list(ABLATIONS),
+        "ablations": [*ABLATIONS, *NOT_PUBLISHED],
         "relational": list(last),
     }
     for table, rows in TABLE_RECIPES.items():
@@ -451,11 +468,39 @@ def test_an_ablation_differs_from_ait_small_in_one_field(name: str) -> None:
     assert changed == dict([CHANGES[change]])
 
 
+@pytest.mark.parametrize(
+    ("name", "full", "change"),
+    [
+        (WITHOUT_DROPOUT, "cifar10-ait-small", {"model.workspace.dropout": 0.0}),
+        *((name, name[: -len("-norm")], {"model.use_output_norm": True}) for name in NORMED),
+    ],
+)
+def test_a_recipe_that_the_paper_lacks_differs_in_one_field_and_is_not_published(
+    name: str, full: str, change: dict[str, object]
+) -> None:
+    pairs = differences(RECIPES[name], RECIPES[full])
+    assert {field: mine for field, (mine, _) in pairs.items() if field != "name"} == change
+    assert name not in PUBLISHED_TEXT
+
+
+def test_the_write_has_dropout_in_every_memory_of_a_batch_except_for_its_ablations() -> None:
+    rates = {
+        name: recipe.model.workspace.dropout
+        for name, recipe in RECIPES.items()
+        if isinstance(recipe.model, AiTConfig) and recipe.model.workspace.scope == "batch"
+    }
+    assert len(rates) > 40
+    assert {name for name, rate in rates.items() if rate != 0.1} == {
+        name for name in rates if "nodropout" in name
+    }
+
+
 def test_the_published_averages_of_the_ablations_are_those_of_the_paper() -> None:
     rows = {row.recipes: (row.title, row.average) for row in ablations.ROWS}
+    unpublished = {name: (title, None) for name, title in NOT_PUBLISHED.items()}
     assert list(rows.items()) == [
         (tuple(f"{data}-{name}" for data in SETS), published)
-        for name, published in ABLATIONS.items()
+        for name, published in (ABLATIONS | unpublished).items()
     ]
     averages = {row: round(sum(TABLE_1[row][1:4]) / 3, 2) for row in ("ait-small", "vit-small")}
     assert averages == {row: ABLATIONS[row][1] for row in averages}
@@ -712,5 +757,7 @@ def test_different_trainings_have_different_names() -> None:
             named.setdefault(experiment.name, []).append(experiment)
     assert all(same == [same[0]] * len(same) for same in named.values())
     shorter = {name for name, recipe in RECIPES.items() if recipe.train.epochs <= 10}
-    assert shorter == {*TINY, *RELATIONAL_TINY}
+    others = {name for name in PER_IMAGE if not name.endswith("-small")}
+    assert {name for name in shorter if name not in others} == {*TINY, *RELATIONAL_TINY}
+    assert shorter & others == {name for name in others if name.startswith("cifar10-")}
     assert len(named) == 3 * len(RECIPES) - len(shorter)

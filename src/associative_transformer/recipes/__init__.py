@@ -26,6 +26,7 @@ RECIPES: dict[str, Experiment] = {
         *classification.NARROW,
         *classification.EXPERIMENTS,
         *ablations.EXPERIMENTS,
+        *ablations.FURTHER,
         *classification.OTHER_PATCHES,
         *sources.EXPERIMENTS,
         *relational.TINY,

@@ -130,3 +130,9 @@ EXPERIMENTS = [
     for row in ROWS
     if row.change is not None
 ]
+
+WITHOUT_DROPOUT = Ablation(
+    "w/o dropout of the write", None, ("cifar10-ait-small-nodropout",), _workspace(dropout=0.0)
+)
+"""Not a row of the paper: its memory soon has only a few distinct priors."""
+FURTHER = [_ablate(name, WITHOUT_DROPOUT) for name in WITHOUT_DROPOUT.recipes]

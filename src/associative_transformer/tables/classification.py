@@ -96,7 +96,9 @@ def ablation_table(folder: Path) -> Table:
         NOTE,
         "AiT-Small without memory and workspace is ViT-Small; its row uses the ViT-Small recipe.",
     ]
-    return _table("Ablations of AiT-Small", folder, rows, [], notes)
+    further = [_row_for_one_set(recipe) for recipe in ablations.FURTHER]
+    extra = [("not in the paper", further)]
+    return _table("Ablations of AiT-Small", folder, rows, extra, notes)
 
 
 def _table(
