@@ -31,11 +31,12 @@ def put(name: str, state: str, runs: Path) -> Path:
     return shutil.copytree(RUNS / name / state, runs / result["name"] / str(result["seed"]))
 
 
-def train(ait: Ait, name: str) -> None:
-    """Resume a run with the command that started it."""
+def train(ait: Ait, name: str) -> str:
+    """Resume a run with the command that started it; return what is printed on stderr."""
     command = (RUNS / name / "command.txt").read_text().split()
     done = ait(*command[1:], "--resume")
     assert done.code == 0, done.err
+    return done.err
 
 
 @every_run
@@ -59,8 +60,10 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_result(
 def test_a_complete_run_is_not_trained_again(name: str, ait: Ait, tmp_path: Path) -> None:
     run = put(name, "complete", tmp_path / "runs")
     before = (run / "result.json").read_bytes()
-    train(ait, name)
+    printed = train(ait, name)
     assert (run / "result.json").read_bytes() == before
+    is_ait = load(run / "config.json")["kind"] == "ait"
+    assert ("keeps model.workspace.dropout 0.0" in printed) == is_ait
 
 
 @every_run

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from associative_transformer.cli.options import choose_device
-from associative_transformer.experiment import Experiment
+from associative_transformer.experiment import Experiment, list_fields
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
+from associative_transformer.runs.defaults import with_fields
 from associative_transformer.runs.result import RunResult
 from associative_transformer.training import step
 from making.commands import (
@@ -28,7 +29,7 @@ from making.commands import (
     make_images,
     scores_of_kinds,
 )
-from making.plant import put_result, result_of
+from making.plant import put_result, put_run, result_of
 
 TRAIN = "associative_transformer.training.loop.train"
 
@@ -164,6 +165,31 @@ def test_a_run_folder_is_named_by_recipe_seed_and_fingerprint_of_overrides(
     assert started[0][0] == RECIPES[recipe]
     assert started[4][0].model.head == "cls"
     assert started[4][0].train.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "dropout"),
+    [
+        ("--resume", 0.0),
+        ("--resume --model.workspace.dropout 0.1", 0.1),
+        ("--resume --model.workspace.dropout=0.1", 0.1),
+        ("--overwrite", 0.1),
+    ],
+)
+def test_only_a_resumed_run_keeps_an_old_default_and_only_if_no_option_sets_it(
+    flags: str,
+    dropout: float,
+    ait: Ait,
+    started: list[tuple[Experiment, Path, dict[str, Any]]],
+) -> None:
+    name = "triangle-ait-tiny"
+    put_run(Path("runs"), with_fields(RECIPES[name], {"model.workspace.dropout": 0.0}))
+    done = ait("train", name, *flags.split())
+    assert done.code == 0
+    assert ("keeps model.workspace.dropout 0.0" in done.err) == (dropout == 0)
+    experiment, folder, _ = started[0]
+    assert list_fields(experiment)["model.workspace.dropout"] == dropout
+    assert folder == Path("runs", name, "0")
 
 
 def test_every_recipe_can_be_started_and_flags_may_have_underscores(

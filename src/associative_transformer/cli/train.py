@@ -1,7 +1,7 @@
 """`ait train`: train a recipe, or resume a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,10 @@ from associative_transformer.cli.options import (
     parse,
     say,
 )
-from associative_transformer.experiment import Experiment, fingerprint
+from associative_transformer.experiment import Experiment
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, find_recipe
+from associative_transformer.runs.defaults import as_started, named, run_folder
 from associative_transformer.runs.result import RunResult
 
 USAGE = """usage: ait train RECIPE [--help] [options]
@@ -63,10 +64,12 @@ def run(arguments: list[str]) -> None:
     from associative_transformer.training.loop import train
 
     set_up_cpu()
-    experiment = options.experiment
-    if experiment.name == name and fingerprint(experiment) != fingerprint(recipe):
-        experiment = replace(experiment, name=f"{name}+{fingerprint(experiment)}")
-    folder = options.runs / experiment.name / str(experiment.train.seed)
+    if options.resume:
+        given = _list_fields_set(words)
+        experiment = as_started(options.experiment, recipe, options.runs, given)
+    else:
+        experiment = named(options.experiment, recipe)
+    folder = run_folder(experiment, options.runs)
     result = train(
         experiment,
         folder,
@@ -93,6 +96,12 @@ def _read_flags(words: list[str]) -> list[str]:
         else:
             read.append(word)
     return read
+
+
+def _list_fields_set(words: list[str]) -> set[str]:
+    """Return the dotted names of the fields that options set."""
+    options = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return {option.removeprefix("--").replace("-", "_") for option in options}
 
 
 def _report_every(epochs: int | None) -> Callable[[Path], None] | None:
