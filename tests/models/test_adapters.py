@@ -20,7 +20,7 @@ from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import WorkspaceConfig
 from making.tiny import TINY
 
-SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4)
+SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4, dropout=0.0)
 EMBED_DIM = 6
 LAYERS = ("to_q", "to_k", "to_v", "to_prior", "to_attractor")
 
