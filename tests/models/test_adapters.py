@@ -17,11 +17,20 @@ from associative_transformer.kernels import PoolAttention
 from associative_transformer.kernels.plain_linear import is_plain
 from associative_transformer.models import build_model
 from associative_transformer.workspace import GlobalWorkspace
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.tiny import TINY
 
 SMALL = WorkspaceConfig(num_priors=5, prior_dim=4, num_heads=3, bottleneck=4, dropout=0.0)
 EMBED_DIM = 6
+IMAGE = WorkspaceConfig(
+    scope="image",
+    num_priors=5,
+    prior_dim=4,
+    num_heads=3,
+    bottleneck=2,
+    balance_weight=0.1,
+    image=ImageMemoryConfig(read_head_dim=3),
+)
 LAYERS = ("to_q", "to_k", "to_v", "to_prior", "to_attractor")
 
 every_layer = pytest.mark.parametrize("layer", LAYERS)
@@ -70,7 +79,9 @@ def results(module: GlobalWorkspace, u: Tensor) -> list[Tensor]:
     output = module(u)
     (output.read.square().sum() + output.balance_loss).backward()
     assert u.grad is not None
-    return [output.read, output.balance_loss, module.priors, u.grad]
+    is_shared = module.config.scope == "batch"
+    memory = module.priors if is_shared else module.write_images(u).priors
+    return [output.read, output.balance_loss, memory, u.grad]
 
 
 def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -91,6 +102,8 @@ ATTENDS: dict[str, dict[str, Any]] = {
     "dense": {"config": replace(SMALL, bottleneck=None)},
     "detached": {"config": replace(SMALL, differentiable_write=False)},
     "functional": {"attend": PoolAttention(pooled_attention)},
+    "image": {"config": IMAGE},
+    "image, few priors": {"config": replace(IMAGE, num_priors=3, bottleneck=None)},
 }
 
 
@@ -176,6 +189,19 @@ def test_a_forward_hook_changes_the_output(layer: str) -> None:
         for parameter in doubled.get_submodule(layer).parameters():
             parameter.mul_(2)
     assert_same(results(hooked, u), results(doubled, u))
+
+
+@pytest.mark.parametrize("layer", ["to_k", "to_v"])
+def test_an_adapter_of_a_workspace_per_image_sees_no_padding(layer: str) -> None:
+    plain, u = workspace(IMAGE), tokens()
+    padding = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    adapted = copy.deepcopy(plain)
+    setattr(adapted, layer, Wrapped(adapted.get_submodule(layer)))
+    expected = adapted(u, padding)
+    u[padding] = torch.nan
+    output = adapted(u, padding)
+    assert torch.equal(output.read, expected.read)
+    assert not torch.allclose(output.read, plain(u, padding).read)
 
 
 @pytest.mark.parametrize("layer", ["to_k", "to_v"])
