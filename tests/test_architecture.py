@@ -30,6 +30,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "workspace_config": "the configuration of a workspace",
     "workspace": "GlobalWorkspace, the core of AiT: write, remember, read",
     "health": "what state a memory is in: rank, distinct priors, overlap of winners",
+    "encoder_layer": "a layer for nn.TransformerEncoder with a memory for each sequence",
     "models": "one file per model, its configuration above it; build_model",
     "data": "one file per data set, including the code that loads it",
     "experiment": "Experiment and TrainConfig: what is trained, on what, and how",

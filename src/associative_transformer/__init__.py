@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from associative_transformer import functional as functional
+    from associative_transformer.encoder_layer import (
+        WorkspaceEncoderLayer as WorkspaceEncoderLayer,
+    )
     from associative_transformer.health import memory_health as memory_health
     from associative_transformer.models import build_model as build_model
     from associative_transformer.models import load_model as load_model
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from associative_transformer.models.ait import AiTConfig as AiTConfig
     from associative_transformer.models.ait import load_official as load_official
     from associative_transformer.workspace import GlobalWorkspace as GlobalWorkspace
+    from associative_transformer.workspace_config import ImageMemoryConfig as ImageMemoryConfig
     from associative_transformer.workspace_config import WorkspaceConfig as WorkspaceConfig
 
 __version__ = version("associative-transformer")
@@ -31,7 +35,9 @@ _MODULES = {
     "AiT": "models.ait",
     "AiTConfig": "models.ait",
     "GlobalWorkspace": "workspace",
+    "ImageMemoryConfig": "workspace_config",
     "WorkspaceConfig": "workspace_config",
+    "WorkspaceEncoderLayer": "encoder_layer",
     "build_model": "models",
     "load_model": "models",
     "load_official": "models.ait",
