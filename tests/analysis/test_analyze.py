@@ -40,7 +40,7 @@ from associative_transformer.models.dense import DenseConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.saved import load_run
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.commands import Ait, assert_refused
 from making.plant import put_result, result_of
 
@@ -58,14 +58,30 @@ AIT = AiTConfig(
     **IMAGES,
     workspace=WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=16, beta=2.0),
 )
-ALL = set(Analysis._fields)
+ALL = set(Analysis._fields) - {"roles"}  # which need a memory for each image
+IMAGE = replace(
+    AIT,
+    workspace=WorkspaceConfig(
+        num_priors=4,
+        prior_dim=8,
+        num_heads=2,
+        bottleneck=0.5,
+        scope="image",
+        image=ImageMemoryConfig(read_head_dim=8),
+    ),
+)
 MODELS: dict[str, tuple[Any, set[str]]] = {  # with the analyses that apply to them
     "ait": (AIT, ALL),
     "ait-without-attention": (replace(AIT, use_self_attention=False), ALL - {"competition"}),
     "ait-cross-attention": (
         replace(AIT, read="cross_attention"),
-        ALL - {"basins", "reconstruction"},
+        ALL - {"basins", "reconstruction", "recall"},
     ),
+    "ait-without-read": (
+        replace(AIT, read="none"),
+        ALL - {"basins", "reconstruction", "recall", "silencing"},
+    ),
+    "ait-image": (IMAGE, ALL | {"roles"}),
     "vit": (ViTConfig(**SIZES, **HEADS, **IMAGES), {"competition", "answers"}),
     "dense": (DenseConfig(**SIZES, **IMAGES, question_dim=0), {"answers"}),
 }
@@ -90,8 +106,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the slowest measurements on a smaller scale."""
     capacity = partial(analysis.measure_capacity, num_priors=(2, 3), num_moves=1)
     basins = partial(analysis.measure_basins, betas=(0.5, 2.0), noise=(0.1,))
+    recall = partial(analysis.measure_recall, betas=(0.5, 2.0), noise=(0.1,))
     monkeypatch.setattr(analysis, "measure_capacity", capacity)
     monkeypatch.setattr(analysis, "measure_basins", basins)
+    monkeypatch.setattr(analysis, "measure_recall", recall)
 
 
 @pytest.fixture
@@ -345,8 +363,9 @@ def test_results_that_are_not_measured_again_are_removed(folder: Path, held_out:
     read = load_analysis(folder)
     assert read is not None
     assert_equal(read, result)
-    assert (read.competition, read.drift, read.basins, read.reconstruction) == (None,) * 4
-    kept = {"selection", "specialization", "capacity", "answers"}
+    gone = (read.competition, read.drift, read.basins, read.recall, read.reconstruction)
+    assert gone == (None,) * 5
+    kept = {"selection", "specialization", "silencing", "capacity", "answers"}
     saved = {f"{name}.{ending}" for name in kept for ending in ("npz", "json")}
     assert {file.name for file in (folder / "analysis").iterdir()} == {
         *saved,
@@ -415,16 +434,21 @@ def test_the_command_writes_results_and_figures_and_prints_the_main_numbers(
     assert read.competition is not None
     assert read.selection is not None
     assert read.basins is not None
+    assert read.silencing is not None
+    assert read.recall is not None
     share = 100 * read.answers.confusion.trace() / 12
     error = 100 * read.answers.calibration_error
     assert lines == [
         f"{share:.2f} % of 12 items correct, calibration error {error:.2f} %",
         *read.competition.describe(),
         *read.selection.describe(),
+        *read.silencing.describe(),
         *read.basins.describe(),
+        *read.recall.describe(),
+        "this run has no roles",
         f"written: {folder / 'analysis'}",
-        "drawn:   competition, selection, specialization, basins, reconstruction, capacity in "
-        f"{folder / 'figures'}",
+        "drawn:   competition, selection, specialization, silencing, basins, reconstruction, "
+        f"recall, capacity in {folder / 'figures'}",
     ]
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn >= {"competition.png", "competition.svg", "capacity.png", "capacity.svg"}
@@ -453,7 +477,7 @@ def test_every_caption_names_the_model_the_data_and_the_seed(
     folder = make_run(tmp_path / "made", model, data, replace(TRAIN, seed=3))
     assert ait("analyze", folder, "--images", 6).code == 0
     files = sorted((folder / "figures").glob("*.svg"))
-    assert len(files) == 6
+    assert len(files) == len(figures.DRAWINGS) - 1  # without roles
     for file in files:
         text = " ".join(file.read_text().split())
         assert words in text

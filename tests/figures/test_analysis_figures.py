@@ -25,8 +25,12 @@ from associative_transformer.analysis.basins import Basins
 from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.analysis.drift import Drift
+from associative_transformer.analysis.information import VARIABLES
+from associative_transformer.analysis.recall import Recall
 from associative_transformer.analysis.reconstruction import Reconstruction
+from associative_transformer.analysis.roles import Roles
 from associative_transformer.analysis.selection import SelectionStatistics
+from associative_transformer.analysis.silencing import Silencing
 from associative_transformer.analysis.specialization import Specialization
 from associative_transformer.figures import draw_analysis
 from associative_transformer.interface import UserError
@@ -81,6 +85,28 @@ def plant(
             by_content=g.dirichlet(np.ones(3), shape),
             content_edges=np.linspace(0, 1, 4),
         ),
+        roles=plant_roles(layers, heads, priors),
+        silencing=Silencing(
+            num_images=8,
+            classes=CLASSES,
+            accuracy=0.5,
+            silenced_accuracy=g.uniform(size=(layers, priors)),
+            changed=g.uniform(size=(layers, priors)),
+            shift=g.uniform(size=(layers, priors)),
+            logit_change=g.normal(size=(layers, priors, 2)),
+        ),
+        recall=Recall(
+            betas=np.array([0.05, 4.0]),
+            trained_beta=1.0,
+            width=32,
+            num_networks=20,
+            loads=np.array([1, 4]),
+            noise=np.array([0.0, 0.5, 1.0]),
+            error=g.uniform(size=(2, layers, 2, 3)),
+            recalled=g.uniform(size=(2, layers, 2, 3)),
+            guaranteed=g.uniform(size=(2, layers, 2)),
+            capacity=np.full((2, layers), 12.5),
+        ),
         basins=Basins(
             betas=np.array([0.05, 4.0]),
             trained_beta=1.0,
@@ -111,6 +137,31 @@ def plant(
             explained=np.full(layers, 0.5),
             num_distinct=np.full((2, layers), 3),
         ),
+    )
+
+
+def plant_roles(layers: int, heads: int, priors: int) -> Roles:
+    """Return roles with random numbers, with as many heads in the read as in the write."""
+    g = np.random.default_rng(1)
+    shape = (layers, heads, priors)
+    information = g.uniform(0.1, 0.2, (3, layers, heads))
+    focus = g.uniform(0.1, 0.2, (3, *shape))
+    acts: dict[str, Any] = {}
+    for act in ("write", "read"):
+        acts[f"{act}_information"], acts[f"{act}_focus"] = information, focus
+        acts[f"{act}_information_baseline"] = np.full_like(information, 0.05)
+        acts[f"{act}_focus_baseline"] = np.full_like(focus, 0.05)
+        acts[f"{act}_p_value"] = np.full_like(information, 0.2)
+        acts[f"{act}_by_position"] = g.dirichlet(np.ones(4), shape)
+        acts[f"{act}_by_content"] = g.dirichlet(np.ones(5), shape)
+    return Roles(
+        num_images=10,
+        num_permutations=5,
+        num_clusters=5,
+        classes=CLASSES,
+        read_by_class=g.dirichlet([1, 1], shape),
+        exemplars=np.stack([np.arange(5), np.arange(5) % 4], axis=-1),
+        **acts,
     )
 
 
@@ -193,6 +244,9 @@ def test_each_figure_is_a_png_and_an_svg_as_wide_as_a_page(folder: Path) -> None
         ("competition", ["tokens for 90 % of the attention", "head", "layer 1", "10 images"]),
         ("selection", ["layer 1\nprior", "pools of 24 tokens", "3 of 10 images"]),
         ("specialization", ["information about position", "mbit", "prior", "10 images"]),
+        ("roles", ["information, bits", "taken: content", "5 clusters", "layer 1: where"]),
+        ("silencing", ["silenced prior", "answers that change, %", "8 images", "50.00 %"]),
+        ("recall", ["noise / pattern norm", "error with 4 patterns", "12.5", "20 networks"]),
         ("basins", ["energy", "retrieval step", "β = 0.05", "metastable", "(40), retrieved"]),
         ("reconstruction", ["component 1", "before, 50 %", "β = 4", "image 3", "3 images"]),
         ("capacity", ["effective rank", "pool of 1,024 tokens", "priors", "5 writes"]),
@@ -309,7 +363,9 @@ def test_a_longer_caption_makes_the_figure_taller(draw: Draw) -> None:
     assert 7 < more < 14  # points per line of a font of 7 points
 
 
-@pytest.mark.parametrize("name", ["selection", "basins", "reconstruction", "capacity"])
+@pytest.mark.parametrize(
+    "name", ["selection", "roles", "basins", "recall", "reconstruction", "capacity"]
+)
 def test_the_first_middle_and_last_of_many_layers_are_drawn(name: str, draw: Draw) -> None:
     (figure,) = draw(only(name, plant(layers=12)))
     shown = set(re.findall(r"^layer \d+", text_of(figure), re.MULTILINE))
@@ -394,6 +450,77 @@ def test_the_most_used_priors_are_shown_without_duplicates(draw: Draw) -> None:
     assert "(1 of 4 priors" in caption_of(figure)
 
 
+def test_the_pools_of_memories_of_images_are_the_images(draw: Draw) -> None:
+    drift = Drift([1, 2], np.zeros((2, 2)), np.ones((2, 2)))
+    analysis = only("selection", scope="image")._replace(drift=drift)
+    caption = caption_of(draw(analysis)[0])
+    assert "from the 24 tokens of an image, opaque" in caption and "pool" not in caption
+    assert "Below: the learned contents with which each memory starts, after" in caption
+
+
+def test_the_bars_of_information_are_means_over_heads_next_to_permutations(draw: Draw) -> None:
+    """Of what is taken, class is left out; class is the first variable, content the last."""
+    bits = np.arange(12.0).reshape(3, 2, 2)  # variables, layers, heads
+    chance = bits / 10
+    changes = {"write_information": bits, "write_information_baseline": chance}
+    changes |= {"read_information": 10 * bits, "read_information_baseline": chance}
+    (figure,) = draw(only("roles", **changes), lay_out=True)
+    ax = figure.axes[0]
+    names = [text.get_text() for text in ax.get_legend().texts]
+    assert names == ["taken: position", "taken: content", *(f"read: {x}" for x in VARIABLES)]
+    bars = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    means = bits.mean(axis=-1).tolist()
+    assert bars == [*means[1:], *(10 * bits.mean(axis=-1)).tolist()]
+    strokes = [lines.get_segments() for lines in ax.collections]
+    assert [[line[0, 1] for line in pair] for pair in strokes[:2]] == pytest.approx(
+        np.array(means[1:]) / 10
+    )
+
+
+def test_roles_have_a_map_of_the_picture_for_each_prior_and_a_patch_for_each_cluster(
+    draw: Draw,
+) -> None:
+    by_position = np.zeros((1, 2, 3, 4))
+    by_position[0, :, 0, 3] = by_position[0, :, 1, 0] = 1
+    by_position[0, 0, 2, 1] = by_position[0, 1, 2, 2] = 1  # the heads differ
+    roles = replace(plant_roles(1, 2, 3), write_by_position=by_position)
+    (figure,) = draw(Analysis(roles=roles), lay_out=True)
+    maps = next(ax for ax in figure.axes if "where priors take" in ax.get_title())
+    drawn = [np.asarray(image.get_array()).tolist() for image in maps.images]
+    assert drawn == [[[0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 0.5], [0.5, 0]]]
+    assert [text.get_text() for text in maps.texts] == ["1", "2", "3"]
+    clusters = next(ax for ax in figure.axes if len(ax.images) == 5)
+    for (index, patch), image in zip(roles.exemplars.tolist(), clusters.images, strict=True):
+        top, left = 4 * (patch // 2), 4 * (patch % 2)
+        crop = image_of(index)[:, top : top + 4, left : left + 4].transpose(1, 2, 0)
+        assert np.array_equal(np.asarray(image.get_array()), crop)
+
+
+def test_silencing_has_a_row_per_layer_with_a_bar_for_each_prior(draw: Draw) -> None:
+    accuracy = np.array([[0.5, 0.25, 0.75, 0.5], [0.5] * 4])
+    analysis = only("silencing", silenced_accuracy=accuracy)
+    (figure,) = draw(analysis, lay_out=True)
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
+    silencing = analysis.silencing
+    assert heights[0] == [0, -25, 25, 0]  # points, compared with the whole model
+    assert heights[4] == (100 * silencing.changed[1]).tolist()
+    assert heights[2] == silencing.shift[0].tolist()
+    assert [ax.get_ylabel() for ax in figure.axes[::3]] == ["layer 1", "layer 2"]
+
+
+def test_recall_is_drawn_by_noise_and_by_load_for_each_temperature(draw: Draw) -> None:
+    analysis = only("recall")
+    recall = analysis.recall
+    (figure,) = draw(analysis, lay_out=True)
+    error, recalled, certain = figure.axes[3:6]  # of layer 2
+    for i in range(2):
+        points = error.lines[i].get_xydata()
+        assert points.tolist() == np.stack([recall.noise, recall.error[i, 1, -1]], -1).tolist()
+        assert recalled.lines[i].get_ydata().tolist() == recall.recalled[i, 1, :, 1].tolist()
+        assert certain.lines[i].get_ydata().tolist() == recall.guaranteed[i, 1].tolist()
+    assert "can store, by β: layer 1: 12.5, 12.5; layer 2: 12.5, 12.5." in caption_of(figure)
+
+
 def test_the_drift_of_the_memory_is_drawn_below_the_patches(draw: Draw) -> None:
     angle, rank = np.array([[0, 0], [30.0, 60], [9, 6]]), np.array([[2.5, 4], [2, 3], [1, 3.5]])
     analysis = only("selection")._replace(drift=Drift([1, 2, 3], angle, rank))
@@ -452,7 +579,8 @@ def test_winners_of_the_most_informative_priors_are_cut_out_of_their_images(draw
     winners[1, 0, 2] = [[5, 3], [0, -1]]  # the patch at the bottom right of image 6; a question
     winners[0, 1, 1, 0] = [2, 1]
     scores = np.zeros((2, 2, 3, 2))
-    _, figure = draw(specialized(winners=winners, winner_scores=scores))
+    analysis = specialized(winners=winners, winner_scores=scores)
+    _, figure = draw(analysis, items="questions")
     ax = figure.axes[0]
     first, second, third = (np.asarray(each.get_array()) for each in ax.images[:3])
     assert np.array_equal(first, image_of(5)[:, 4:, 4:].transpose(1, 2, 0))
@@ -469,6 +597,9 @@ def test_winners_of_the_most_informative_priors_are_cut_out_of_their_images(draw
     assert len(texts) == 1 + 2 * 6
     assert "; Q: a question." in caption_of(figure)
     assert "question" not in caption_of(draw(specialized())[1])
+    _, figure = draw(analysis)  # without questions, another token is the class token
+    assert figure.axes[0].texts[0].get_text() == "C"
+    assert "; C: a class token." in caption_of(figure)
 
 
 def test_duplicates_and_priors_with_nan_have_no_row(draw: Draw) -> None:

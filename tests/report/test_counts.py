@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from associative_transformer.analysis import load_analysis
+from associative_transformer.figures import DRAWINGS
 from associative_transformer.report import write_report
 from associative_transformer.training.loop import train
 from making.commands import Ait
@@ -14,7 +15,7 @@ from making.trained import vary
 
 PLURAL = re.compile(
     r"(?<![\d.,])1 (?:test |analyzed )*"
-    r"(?:images|questions|items|epochs|layers|heads|priors|tokens|classes|permutations|writes)\b"
+    r"(?:images|questions|items|epochs|layers|heads|priors|tokens|classes|permutations|writes|patterns|networks|clusters)\b"
 )
 
 
@@ -39,12 +40,15 @@ def test_the_report_counts_one_of_anything_in_the_singular(single: Path) -> None
 
 def test_the_analysis_counts_one_of_anything_in_the_singular(single: Path, ait: Ait) -> None:
     analysis = load_analysis(single)
-    assert analysis is not None and analysis.answers and analysis.selection
-    lines = [*analysis.answers.describe(), *analysis.selection.describe()]
-    assert "% of 1 item correct" in lines[0] and lines[1].startswith("memory of 1 prior, ")
+    assert analysis is not None
+    lines = [
+        line for result in analysis if hasattr(result, "describe") for line in result.describe()
+    ]
+    assert "% of 1 item correct" in lines[0]
+    assert any(line.startswith("memory of 1 prior, ") for line in lines)
     assert ait("analyze", single).code == 0
     captions = [path.read_text() for path in (single / "figures").glob("*.svg")]
-    assert len(captions) == 6
+    assert len(captions) == len(DRAWINGS) - 1  # without roles
     assert PLURAL.findall(" ".join([*lines, *captions])) == []
 
 

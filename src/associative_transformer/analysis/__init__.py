@@ -14,8 +14,11 @@ from associative_transformer.analysis.basins import Basins, measure_basins
 from associative_transformer.analysis.capacity import Capacity, measure_capacity
 from associative_transformer.analysis.competition import Competition, measure_competition
 from associative_transformer.analysis.drift import Drift, measure_drift_of_run
+from associative_transformer.analysis.recall import Recall, measure_recall
 from associative_transformer.analysis.reconstruction import Reconstruction, measure_reconstruction
+from associative_transformer.analysis.roles import Roles, measure_roles
 from associative_transformer.analysis.selection import SelectionStatistics, measure_selection
+from associative_transformer.analysis.silencing import Silencing, measure_silencing
 from associative_transformer.analysis.specialization import Specialization, measure_specialization
 from associative_transformer.analysis.storage import (
     load_result,
@@ -67,6 +70,14 @@ def _reads_by_hopfield(model: PretrainedModel) -> bool:
     return isinstance(model, AiT) and model.config.read == "hopfield"
 
 
+def _reads(model: PretrainedModel) -> bool:
+    return isinstance(model, AiT) and model.config.read != "none"
+
+
+def _has_memory_per_image(model: PretrainedModel) -> bool:
+    return isinstance(model, AiT) and model.config.workspace.scope == "image"
+
+
 def _has_self_attention(model: PretrainedModel) -> bool:
     return any(isinstance(module, SelfAttention) for module in model.modules())
 
@@ -98,9 +109,21 @@ class Analysis(NamedTuple):
         Specialization | None,
         Measured(lambda s: measure_specialization(s.model, s.pools(), s.classes), _is_ait),
     ] = None
+    roles: Annotated[
+        Roles | None,
+        Measured(lambda s: measure_roles(s.model, s.pools(), s.classes), _has_memory_per_image),
+    ] = None
+    silencing: Annotated[
+        Silencing | None,
+        Measured(lambda s: measure_silencing(s.model, s.pools(), s.classes), _reads),
+    ] = None
     basins: Annotated[
         Basins | None,
         Measured(lambda s: measure_basins(s.model, s.pools()), _reads_by_hopfield),
+    ] = None
+    recall: Annotated[
+        Recall | None,
+        Measured(lambda s: measure_recall(s.model, s.pools()), _reads_by_hopfield),
     ] = None
     capacity: Annotated[
         Capacity | None,

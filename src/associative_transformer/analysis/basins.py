@@ -109,9 +109,10 @@ def measure_basins(
     """Retrieve a sample of the tokens of a split from the memory of each layer of an AiT.
 
     All tokens are equally likely to be drawn; the same ones are used in all layers. With scope
-    "image", they are those of the first images instead, at least `num_tokens` in total. A token
-    that still moves after 100 steps is treated as at rest. States within 0.01 mean attractor norms
-    of each other count as one fixed point; the search stops after 4 M of them.
+    "image", they are those of the first images instead, at least `num_tokens` in total, but of at
+    most 64 images. A token that still moves after 100 steps is treated as at rest. States within
+    0.01 mean attractor norms of each other count as one fixed point; the search stops after 4 M of
+    them.
 
     Raises UserError if the model is not an AiT or reads by cross-attention, and ValueError if a
     beta is not positive or there are no tokens.

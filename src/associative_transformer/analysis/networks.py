@@ -27,6 +27,8 @@ from associative_transformer.models.layers import CrossAttention
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace, Winners
 
+MAX_IMAGES = 64
+"""Largest number of images whose memories are examined."""
 SHARE = 0.9
 """Share of the softmax that the counted attractors must make up."""
 
@@ -227,12 +229,16 @@ def sample_tokens(
 def gather_networks(
     ait: AiT, batches: Iterable[Batch], num_tokens: int, generator: torch.Generator
 ) -> list[Networks]:
-    """Return the networks of each layer with a sample of tokens, or with those of first images."""
+    """Return the networks of each layer, with a sample of tokens.
+
+    With scope "image", they are all tokens of the first images: of as many as have at least
+    `num_tokens` in total, but at most 64.
+    """
     workspaces = [cast(GlobalWorkspace, block.workspace) for block in ait.blocks]
     if ait.config.workspace.scope == "batch":
         sample = sample_tokens(ait, batches, num_tokens, generator)[:, None]  # (L, 1, N, E)
     else:
-        num_images = math.ceil(num_tokens / ait.embed.num_tokens)
+        num_images = min(math.ceil(num_tokens / ait.embed.num_tokens), MAX_IMAGES)
         sample = torch.stack(first_images(ait, batches, num_images))  # (L, B, N, E)
     return [networks_of(each, u) for each, u in zip(workspaces, sample, strict=True)]
 

@@ -43,8 +43,8 @@ def run(arguments: list[str]) -> None:
     data = load_test_split(saved, options.source, device)
     saved.model.to(device)
     analysis = analyze(saved, options.run, data, options.images, options.batch_size)
-    for result in (analysis.answers, analysis.competition, analysis.selection, analysis.basins):
-        if result is not None:
+    for result in analysis:
+        if hasattr(result, "describe"):
             say("\n".join(result.describe()))
     if missing := [name for name, result in analysis._asdict().items() if result is None]:
         say(f"this run has no {', '.join(missing)}")

@@ -18,9 +18,12 @@ from associative_transformer.figures.basins import draw_basins
 from associative_transformer.figures.capacity import draw_capacity
 from associative_transformer.figures.competition import draw_competition
 from associative_transformer.figures.context import Context
+from associative_transformer.figures.recall import draw_recall
 from associative_transformer.figures.reconstruction import draw_reconstruction
+from associative_transformer.figures.roles import draw_roles
 from associative_transformer.figures.selection import draw_selection
 from associative_transformer.figures.sheet import draw_sheet, write_images
+from associative_transformer.figures.silencing import draw_silencing
 from associative_transformer.figures.specialization import draw_specialization
 from associative_transformer.files import make_folder, write_file
 
@@ -39,8 +42,11 @@ DRAWINGS = {
     "competition": Drawing(draw_competition, lambda r: r.layers, max_layers=12),  # short rows
     "selection": Drawing(draw_selection, lambda r: range(len(r.usage))),
     "specialization": Drawing(draw_specialization, lambda r: ()),  # always draws all layers
+    "roles": Drawing(draw_roles, lambda r: range(len(r.write_by_position))),
+    "silencing": Drawing(draw_silencing, lambda r: range(len(r.shift)), max_layers=6),
     "basins": Drawing(draw_basins, lambda r: range(r.energy.shape[1])),
     "reconstruction": Drawing(draw_reconstruction, lambda r: range(len(r.before))),
+    "recall": Drawing(draw_recall, lambda r: range(r.error.shape[1])),
     "capacity": Drawing(draw_capacity, lambda r: range(len(r.effective_rank))),
 }
 """How to draw each figure, by the name of its analysis."""

@@ -64,8 +64,11 @@ def draw_selection(figure: Figure, selection: SelectionStatistics, context: Cont
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     _draw_taken(upper, selection, rows, images)
     _draw_drift(lower, drift, layers)
+    memory = "the memory"
+    if selection.scope == "image":
+        memory = "the learned contents with which each memory starts,"
     return (
-        f"{caption} Below: the memory after each epoch of training; drift is the mean angle "
+        f"{caption} Below: {memory} after each epoch of training; drift is the mean angle "
         "between a prior and itself one epoch before."
     )
 

@@ -108,11 +108,8 @@ def _draw_winners(
             letter = name_token(patch, context.items)[0].upper()
             ax.text(x + 0.5, y + 0.5, letter, ha="center", va="center", fontsize=7)
             continue
-        image = context.image_of(index)
-        size = image.shape[1] // grid
-        top, left = patch // grid * size, patch % grid * size
-        crop = image[:, top : top + size, left : left + size].transpose(1, 2, 0)
-        pixels = np.broadcast_to(crop, (size, size, 3))
+        crop = context.crop(index, patch, grid)
+        pixels = np.broadcast_to(crop, (*crop.shape[:2], 3))
         ax.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest")
         ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="0.6", linewidth=0.4))
 

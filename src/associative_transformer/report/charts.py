@@ -20,6 +20,7 @@ class Grid:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    is_folded: bool = False  # shown only on request
 
 
 @dataclass(frozen=True)

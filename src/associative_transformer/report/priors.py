@@ -61,7 +61,7 @@ def priors_section(
         Choice("head", "Head", [f"head {i + 1}" for i in range(num_heads)]),
     ]
     caption = "All priors (entropy and information are means over the heads)"
-    table = Grid(columns, rows, caption)
+    table = Grid(columns, rows, caption, is_folded=True)
     return Section("priors", TITLE, note, choices=choices, tables=[table], widget="priors")
 
 
