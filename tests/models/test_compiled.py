@@ -37,6 +37,9 @@ CONFIGS: dict[str, ModelConfig] = {
     "ait-cross-attention": replace(AIT, read="cross_attention"),
     "ait-dense": replace(AIT, workspace=replace(AIT.workspace, bottleneck=None, num_steps=2)),
     "ait-detached": replace(AIT, workspace=replace(AIT.workspace, differentiable_write=False)),
+    "ait-competition": replace(
+        AIT, workspace=replace(AIT.workspace, competition="priors", center_values=True)
+    ),
     "vit": tiny(ViTConfig, depth=1),
     "dense": tiny(DenseConfig, question_dim=18),
     "relation-network": RELATIONS,  # several chunks of the batch, the last one smaller
@@ -115,6 +118,7 @@ def assert_same_training(
         ("ait-cross-attention", "aot_eager"),
         ("ait-dense", "aot_eager"),
         ("ait-detached", "aot_eager"),
+        ("ait-competition", "aot_eager"),
         ("relation-network", "aot_eager"),
         ("relation-network-triples", "aot_eager"),
         ("conv-mlp", "aot_eager"),
