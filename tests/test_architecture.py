@@ -87,6 +87,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "step",
         "computing",
         "meter",
+        "memories",
         "checks",
         "loop",
     ),

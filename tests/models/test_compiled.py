@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
+from associative_transformer.health import memory_health
 from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.dense import DenseConfig
@@ -24,6 +25,8 @@ from associative_transformer.models.relation_network import ConvMLPConfig, Relat
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.loop import train
+from associative_transformer.workspace import KEPT
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.tiny import tiny
 
 pytestmark = pytest.mark.compiled
@@ -230,10 +233,55 @@ def test_a_run_compiles_one_graph_for_training_and_one_for_evaluation(tmp_path: 
     experiment = replace(
         recipe,
         data=replace(recipe.data, num_train=100, num_test=53, val_fraction=0.1),
-        train=replace(recipe.train, epochs=2, batch_size=24, device="cpu", compile="on"),
+        train=replace(
+            recipe.train,
+            epochs=2,
+            batch_size=24,
+            device="cpu",
+            compile="on",
+            schedule=replace(recipe.train.schedule, per="step"),  # which compiles nothing anew
+        ),
     )
     counters.clear()
     with patch.object(nn.Module, "compile", by_aot_eager):
         train(experiment, tmp_path / "run")  # the last batch of 53 is padded
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
+
+
+OWN_MEMORIES = WorkspaceConfig(
+    num_priors=6, prior_dim=4, num_heads=3, scope="image", image=ImageMemoryConfig(read_head_dim=8)
+)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        replace(AIT.workspace, dropout=0.0),
+        replace(AIT.workspace, dropout=0.0, bottleneck=None),
+        OWN_MEMORIES,
+        replace(OWN_MEMORIES, bottleneck=None),
+    ],
+    ids=["batch", "batch-dense", "image", "image-dense"],
+)
+def test_the_health_of_a_compiled_model_is_that_of_an_eager_one(memory: WorkspaceConfig) -> None:
+    eager = build_model(replace(AIT, depth=2, workspace=memory))
+    other = copy.deepcopy(eager)
+    fast = compiled(other, "aot_eager")
+    assert memory_health(other)[0].overlap is None
+    seen = []
+    for step in range(2):
+        inputs, _ = batch(eager.config, KEPT + 2)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            eager(*inputs)
+            fast(*inputs)
+            for arguments in ((), inputs):  # of the training step, and of any images
+                expected = memory_health(eager, *arguments)
+                for model in (other, fast):
+                    found = memory_health(model, *arguments)
+                    for ours, theirs in zip(found, expected, strict=True):
+                        assert ours == pytest.approx(theirs, rel=1e-4)
+        seen.append(memory_health(other))
+    assert not counters["graph_break"]
+    dense = memory.bottleneck is None
+    assert (seen[0] == seen[1]) == (dense and memory.scope == "image")  # nothing is trained here

@@ -187,6 +187,18 @@ def test_rows_are_read_up_to_the_wanted_one_and_may_have_more_keys(tmp_path: Pat
     assert (read_rows(path, None), count_rows(path)) == (rows, 3)
 
 
+@pytest.mark.parametrize("health", ["1", "[1]", '[{"overlap": "x"}]', '[{"overlap": [1]}]'])
+def test_the_health_of_memories_must_be_numbers_by_name_and_layer(
+    health: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1, "health": [{"overlap": 0.5, "later": null}]}\n')
+    assert read_rows(path, None)[0]["health"] == [{"overlap": 0.5, "later": None}]
+    path.write_text(f'{{"epoch": 1, "health": {health}}}\n')
+    with pytest.raises(ValueError, match=r"row 1\.health"):
+        read_rows(path, None)
+
+
 def test_more_rows_than_epochs_that_can_be_trained_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,13 +262,20 @@ def test_reading_the_largest_json_takes_less_than_a_gibibyte(content: str, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [*CONTENTS, "empty rows", "short rows", "no rows"])
+@pytest.mark.parametrize(
+    "content", [*CONTENTS, "health", "short health", "empty rows", "short rows", "no rows"]
+)
 def test_reading_the_largest_metrics_takes_less_than_a_gibibyte(
     content: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     rows: dict[str, Any] = {"empty rows": "{}\n", "short rows": '{"":0}\n', "no rows": "\n"}
-    if content in rows:
+    layers = {"health": "{},", "short health": '{"":0},'}
+    if content in layers:
+        number = (MAX_METRICS - 20) // len(layers[content])
+        path.write_text('{"health": [' + layers[content] * number + "{}]}\n")
+        rows |= layers
+    elif content in rows:
         path.write_text(rows[content] * (MAX_METRICS // len(rows[content])))
     else:
         path.write_text(CONTENTS[content](MAX_METRICS))

@@ -133,6 +133,7 @@ def test_metrics_and_memory_have_one_entry_per_epoch(undisturbed: Path) -> None:
             "balance_loss",
             "accuracy",
             "skipped_steps",
+            "health",
             "timing",
         }
         assert 0 <= row["accuracy"] <= 100
@@ -148,16 +149,48 @@ def test_metrics_and_memory_have_one_entry_per_epoch(undisturbed: Path) -> None:
 def test_the_learning_rate_of_each_epoch_is_the_one_the_optimizer_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen = watch_rates(monkeypatch)
+    train(EXPERIMENT, tmp_path / "run")
+    assert seen == [learning_rate(EXPERIMENT.train, e) for e in range(3) for _ in range(STEPS)]
+
+
+PER_STEP = VARIATIONS["learning rate per step"]
+
+
+def watch_rates(patch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that collects the learning rate of each step."""
     seen: list[float] = []
     take_step = TrainingStep.__call__
 
     def watched(step: TrainingStep, batch: Batch) -> torch.Tensor:
-        seen.extend(group["lr"] for group in step.optimizer.param_groups)
-        return take_step(step, batch)
+        sums = take_step(step, batch)
+        (rate,) = {group["lr"] for group in step.optimizer.param_groups}
+        seen.append(rate)
+        return sums
 
-    monkeypatch.setattr(TrainingStep, "__call__", watched)
-    train(EXPERIMENT, tmp_path / "run")
-    assert seen == [learning_rate(EXPERIMENT.train, e) for e in range(3) for _ in range(STEPS)]
+    patch.setattr(TrainingStep, "__call__", watched)
+    return seen
+
+
+@pytest.mark.parametrize("stops", [(), (2, 7, 2 * STEPS, 3 * STEPS)], ids=["whole", "resumed"])
+def test_per_step_each_step_has_its_own_learning_rate_and_an_epoch_shows_its_last(
+    stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_rates(monkeypatch)
+    Steps(interrupts=set(stops)).install(monkeypatch)
+    assert train_to_the_end(PER_STEP, tmp_path / "run") == len(stops)
+    expected = [
+        learning_rate(PER_STEP.train, epoch + step / STEPS, STEPS)
+        for epoch in range(3)
+        for step in range(STEPS)
+    ]
+    assert seen == expected
+    assert len(set(seen)) == 3 * STEPS
+    assert seen[-1] == pytest.approx(PER_STEP.train.schedule.min_lr)
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["lr"] for row in rows] == seen[STEPS - 1 :: STEPS]
 
 
 def test_the_metrics_of_an_epoch_are_means_over_its_images_alone(
@@ -203,6 +236,7 @@ def test_a_model_without_memory_can_be_trained(tmp_path: Path) -> None:
     assert result.live_parameters > 0
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(row)["balance_loss"] for row in rows} == {0.0}
+    assert not any("health" in json.loads(row) for row in rows)
 
 
 def make_image_folder(root: Path) -> Path:
@@ -754,9 +788,28 @@ def test_tensorboard_gets_the_numbers_and_the_run_stays_the_same(
         events = accumulator.EventAccumulator(str(folder)).Reload()
         for tag in events.Tags()["scalars"]:
             scalars[tag] = [event.step for event in events.Scalars(tag)]
-    for name in ("loss", "balance_loss", "accuracy", "samples_per_second"):
+    for name in ("loss", "balance_loss", "accuracy", "samples_per_second", "lr"):
         assert scalars[f"train/{name}"] == [2, 4, 6, 8, 10, 12]
+    for name in ("effective_rank", "distinct", "overlap", "tokens_used", "priors_winning"):
+        assert scalars[f"memory/layer1/{name}"] == [2, 4, 6, 8, 10, 12]
     assert_same_outcome(tmp_path / "run", undisturbed)
+
+
+def test_the_tracker_gets_the_learning_rate_of_the_latest_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[float] = []
+    track = TrainingRun._track
+
+    def watched(run: TrainingRun, part: str, values: dict[str, float]) -> None:
+        track(run, part, values)
+        if part == "train":
+            logged.append(values["lr"])
+
+    monkeypatch.setattr(TrainingRun, "_track", watched)
+    seen = watch_rates(monkeypatch)
+    train(replace(PER_STEP, train=replace(PER_STEP.train, log_every=2)), tmp_path / "run")
+    assert logged == seen[1::2]
 
 
 @pytest.mark.parametrize("checkpoint_every", [None, 1, 3])

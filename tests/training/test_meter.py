@@ -39,6 +39,17 @@ def test_the_metrics_are_the_position_and_the_means_over_all_images() -> None:
     assert metrics.samples_per_second == 3 * 8 / 1.0  # read a second after the start
 
 
+def test_the_row_of_an_epoch_holds_the_health_of_the_memories_if_there_are_any() -> None:
+    state = TrainingState()
+    epoch = start(state)
+    epoch.add(STEP)
+    assert "health" not in epoch.row(epoch.metrics(), 0.1, 0)
+    state.health = [{"overlap": 0.5}]
+    row = epoch.row(epoch.metrics(), 0.1, 3)
+    assert row["health"] == [{"overlap": 0.5}]
+    assert (row["lr"], row["skipped_steps"]) == (0.1, 3)
+
+
 def test_an_epoch_without_a_good_step_has_means_of_zero() -> None:
     epoch = start(TrainingState())
     epoch.add(torch.zeros_like(STEP))

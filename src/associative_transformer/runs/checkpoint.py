@@ -43,6 +43,8 @@ class TrainingState:
     precision: str = ""  # float32 or bfloat16
     compiled: bool | None = None  # None: not decided, as in version 0.1
     pools: int = 1  # pools of tokens; more than one if nodes or processes have their own
+    health: list[dict[str, float | None]] = field(default_factory=list)  # of each layer's memory
+    collapsed: list[int] = field(default_factory=list)  # layers, from 1, that were reported
     timing: dict[str, float] = field(default_factory=lambda: {"epoch": 0.0, "run": 0.0})
 
     def check_resumable(self, current: "TrainingState", folder: Path, data: DataSet) -> None:

@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 MAX_JSON = 8 * 2**20
 """Bytes of a JSON file; the largest known, an analysis of 1,000 classes, has 8 % of that."""
 MAX_METRICS = 12 * 2**20
-"""Bytes of `metrics.jsonl`, enough for 39,000 epochs."""
+"""Bytes of `metrics.jsonl`, enough for 39,000 epochs, or for 6,900 of a model with 12 memories."""
 MAX_ARRAYS = 384 * 2**20
 """Bytes of all arrays of a file together, unpacked: AiT-Base takes 5 MB for 100 epochs."""
 MAX_DIRECTORY = 2**20
@@ -65,6 +65,7 @@ class EpochRow:
     accuracy: float | None = None
     skipped_steps: int | None = None
     validation: EpochScores | None = None
+    health: list[dict[str, float | None]] | None = None  # by layer; not in early runs
     timing: EpochTiming | None = None
 
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
@@ -40,7 +39,7 @@ from associative_transformer.runs.result import (
     write_result,
 )
 from associative_transformer.runs.saved import digest_of_model, restore_result, save_model
-from associative_transformer.training import checks
+from associative_transformer.training import checks, memories
 from associative_transformer.training.computing import prepare_step
 from associative_transformer.training.meter import EpochMeter
 from associative_transformer.training.progress import TrainingProgress
@@ -205,12 +204,10 @@ class TrainingRun:
         before = self.history.metrics[-1]["skipped_steps"] if self.history.metrics else 0
         if skipped := row["skipped_steps"] - before:
             line += f"  {skipped} of {self.steps_per_epoch} steps skipped"
-        bar.write(line)
-        priors = [
-            workspace.priors.detach().cpu().numpy() for workspace in self.take_step.workspaces
-        ]
+        for each in [line, *memories.report_collapse(self.state, self.take_step.workspaces)]:
+            bar.write(each)
         self.history.metrics.append(row)
-        self.history.memory.append(np.array(priors))
+        self.history.memory.append(memories.copy_priors(self.take_step.workspaces))
         if self.is_main:
             self.history.write(self.folder)
         self.meter.start_next_epoch()
@@ -287,6 +284,9 @@ class TrainingRun:
         metrics = self.meter.metrics()
         bar.show(metrics)
         self._track("train", {**metrics._asdict(), "lr": self.take_step.learning_rate})
+        if self.take_step.workspaces:
+            self.state.health = memories.measure_health(self.model)
+            self._track("memory", memories.name_by_layer(self.state.health))
 
     def _track(self, part: str, values: dict[str, int | float]) -> None:
         named = {f"{part}/{name}": value for name, value in values.items()}

@@ -78,6 +78,7 @@ class EpochMeter:
             "balance_loss": metrics.balance_loss,
             "accuracy": metrics.accuracy,
             "skipped_steps": skipped_steps,
+            **({"health": self.state.health} if self.state.health else {}),
             "timing": {"seconds": self.seconds, "samples_per_second": speed},
         }
 
