@@ -458,7 +458,7 @@ def test_the_memory_is_shown_after_the_epoch_of_the_saved_model() -> None:
     memory = np.random.default_rng(0).normal(size=(3, 1, 5, 2))
     memory[1, 0] = [[1, 0], [0, 1], [-1, 0], [0, -1], [2, 0]]
     section = memory_section(memory, epoch=2)
-    heat, plane, drift, rank = (figure.chart for figure in section.figures)
+    heat, plane, drift, rank, _ = (figure.chart for figure in section.figures)
     assert np.array(heat.values)[0].tolist() == [1, 0, -1, 0, 1]
     assert heat.note == "Mean over pairs of different priors: -0.20."  # -4 of 20
     points = np.array([plane.x, plane.y]).T
@@ -472,7 +472,92 @@ def test_the_memory_is_shown_after_the_epoch_of_the_saved_model() -> None:
 
 def test_a_memory_of_one_epoch_has_no_drift() -> None:
     charts = [figure.chart for figure in memory_section(np.ones((1, 1, 4, 2)), epoch=1).figures]
-    assert [chart.title for chart in charts if isinstance(chart, Lines)] == ["Effective rank"]
+    titles = [chart.title for chart in charts if isinstance(chart, Lines)]
+    assert titles == ["Effective rank", "Distinct priors"]
+
+
+def series_of(section: Section) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the values of each chart with lines by title, name of the line, and epoch."""
+    return {
+        figure.chart.title: {
+            line.name: dict(zip(line.x, line.y, strict=True)) for line in figure.chart.series
+        }
+        for figure in section.figures
+        if isinstance(figure.chart, Lines)
+    }
+
+
+def planted_memory() -> np.ndarray:
+    """Return two layers of eight priors over four epochs: the second layer collapses in the third.
+
+    It has two directions in epoch 2, but only one distinct prior of eight in epochs 3 and 4.
+    """
+    memory = np.tile(np.eye(8), (4, 2, 1, 1))
+    memory[1, 1, 4:] = np.eye(8)[0]
+    memory[2:, 1] = np.eye(8)[0]
+    return memory
+
+
+HEALTH = {"overlap": 0.1, "tokens_used": 0.75, "priors_winning": 1.0, "distinct": 8.0}
+
+
+def test_the_memory_shows_its_health_in_each_epoch() -> None:
+    rows: list[dict[str, Any]] = [
+        {"epoch": epoch, "balance_loss": epoch / 10, "health": [HEALTH, {**HEALTH, "overlap": x}]}
+        for epoch, x in enumerate((0.2, 0.4, None, 1.0), start=1)
+    ]
+    del rows[1]["health"]  # of an early version
+    rows[2]["health"][1] = {"overlap": None}
+    found = series_of(memory_section(planted_memory(), 4, metrics=rows))
+    assert found["Distinct priors"] == {
+        "layer 1": dict.fromkeys((1, 2, 3, 4), 8),
+        "layer 2": {1: 8, 2: 4, 3: 1, 4: 1},
+    }
+    assert found["Overlap of winners"] == {
+        "layer 1": dict.fromkeys((1, 3, 4), 0.1),
+        "layer 2": {1: 0.2, 4: 1.0},
+    }
+    assert found["Tokens used"]["layer 2"] == {1: 0.75, 4: 0.75}
+    assert found["Priors that win"]["layer 1"] == dict.fromkeys((1, 3, 4), 1.0)
+    assert found["Balance loss of the memories"]["all layers"] == pytest.approx(
+        {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+    )
+
+
+@pytest.mark.parametrize("rows", [[], [{"epoch": 1, "balance_loss": 0.0}]], ids=["none", "old"])
+def test_runs_that_recorded_no_health_show_what_follows_from_their_memory(
+    rows: list[dict[str, Any]],
+) -> None:
+    titles = set(series_of(memory_section(planted_memory(), 4, metrics=rows)))
+    assert titles == {"Drift of the priors", "Effective rank", "Distinct priors"}
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(1, ""), (2, ""), (3, "3"), (4, "3")])
+def test_a_collapsed_memory_is_named_with_the_epoch_in_which_it_did(
+    epoch: int, expected: str
+) -> None:
+    note = memory_section(planted_memory(), epoch).note
+    assert "layer 1 has collapsed" not in note
+    assert ("layer 2 has collapsed" in note) == bool(expected)
+    if expected:
+        assert f"(since epoch {expected}): 1 of 8 priors are distinct" in note
+        assert note.endswith("with an effective rank of 1.0.")
+
+
+def test_priors_that_images_start_from_are_called_learned() -> None:
+    assert "learned" not in memory_section(planted_memory(), 1).note
+    assert "which are learned" in memory_section(planted_memory(), 1, scope="image").note
+
+
+def test_the_page_of_a_run_shows_the_health_of_its_memory(root: Path) -> None:
+    page = Page(root / "ait" / "report.html")
+    words = page.words_of("memory")
+    for title in ("Distinct priors", "Overlap of winners", "Tokens used", "Priors that win"):
+        assert title in words
+    rows = [json.loads(line) for line in (root / "ait" / "metrics.jsonl").read_text().splitlines()]
+    for layer in rows[-1]["health"]:
+        assert format_number(layer["overlap"]) in words
+    assert "Overlap of winners" not in Page(root / "vit" / "report.html").source
 
 
 def test_equal_priors_are_drawn_at_one_point() -> None:

@@ -112,7 +112,9 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
         competition_section(analysis.competition, items),
         priors_section(analysis.selection, analysis.specialization, items),
         images_section(analysis.selection, items, has_energy=analysis.basins is not None),
-        memory_section(facts.memory, facts.epoch, analysis.capacity),
+        memory_section(
+            facts.memory, facts.epoch, analysis.capacity, facts.history.metrics, facts.scope
+        ),
         retrieval_section(analysis.basins, analysis.reconstruction, items),
         answers_section(analysis.answers, kinds or (), mistakes, items),
         cost_section(facts),

@@ -83,6 +83,12 @@ class Facts:
         return len(self.history.metrics)
 
     @property
+    def scope(self) -> str:
+        """What a memory belongs to, "batch" or "image"."""
+        workspace = getattr(self.experiment.model, "workspace", None)
+        return getattr(workspace, "scope", "batch")
+
+    @property
     def memory(self) -> Float[np.ndarray, "T L M D"] | None:
         """The memory after each epoch; None if the model has none."""
         memory = np.array(self.history.memory)

@@ -1,15 +1,18 @@
-"""The section on the explicit memory: how similar its priors are, and how they move.
+"""The section on the explicit memory: how similar its priors are, how they move, what they take.
 
 Dims     T epochs   L layers   M priors   D prior width
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 
 from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.analysis.drift import Drift, measure_drift
+from associative_transformer.health import MemoryHealth, count_distinct
 from associative_transformer.interface import format_count
 from associative_transformer.report.charts import (
     Chart,
@@ -23,14 +26,26 @@ from associative_transformer.report.charts import (
 )
 
 SAME = 1e-4  # priors that differ by a smaller share of their norm are drawn as one point
+TAKEN = (  # in the last step of an epoch: title, label and key in `metrics.jsonl`
+    ("Overlap of winners", "Jaccard, mean over pairs of priors", "overlap"),
+    ("Tokens used", "share of the tokens that a prior takes", "tokens_used"),
+    ("Priors that win", "share of the priors", "priors_winning"),
+)
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def memory_section(
-    memory: Float[np.ndarray, "T L M D"] | None, epoch: int, capacity: Capacity | None = None
+    memory: Float[np.ndarray, "T L M D"] | None,
+    epoch: int,
+    capacity: Capacity | None = None,
+    metrics: Rows = (),
+    scope: str = "batch",
 ) -> Section:
     """Return the section on the memory after `epoch`, counted from 1, and on its history.
 
-    `memory` is None if the model has none.
+    `memory` is None if the model has none; with scope "image", it is what the memories of images
+    start from. `metrics` are the rows of `metrics.jsonl`.
     """
     if memory is None:
         return Section("memory", "Memory", "This model has no memory.")
@@ -47,13 +62,20 @@ def memory_section(
         Figure(chart, {"layer": layer}) for layer, chart in _draw_capacity(capacity, layers)
     ]
     drift = measure_drift(memory)
+    # epoch by epoch, to save memory
+    distinct = np.array([count_distinct(torch.from_numpy(each)).numpy() for each in memory])
     figures += [Figure(chart) for chart in _draw_drift(drift, layers, min(num_priors, prior_dim))]
+    figures.append(Figure(_draw_distinct(distinct, layers, num_priors)))
+    figures += [Figure(chart) for chart in _draw_taken(metrics, layers)]
     ranks = ", ".join(f"{value:.1f}" for value in drift.effective_rank[epoch - 1])
     note = (
         f"Each layer has {format_count(num_priors, 'prior')} of width {prior_dim}, shown after "
         f"epoch {epoch}. "
         f"Effective rank (the number of directions in use) by layer: {ranks}."
     )
+    if scope == "image":
+        note += " The memory of each image starts from these priors, which are learned."
+    note = " ".join([note, *_name_collapsed(drift, distinct, num_priors, epoch)])
     return Section("memory", "Memory", note, figures, [Choice("layer", "Layer", layers)])
 
 
@@ -133,6 +155,55 @@ def _draw_drift(drift: Drift, layers: list[str], full_rank: int) -> Iterator[Lin
         ]
         if drift.epochs[first:]:
             yield Lines(title, "epoch", label, lines, start=0)
+
+
+def _draw_distinct(distinct: Int[np.ndarray, "T L"], layers: list[str], num_priors: int) -> Lines:
+    epochs = list(range(1, len(distinct) + 1))
+    lines = [
+        Series(name, epochs, column.tolist())
+        for name, column in zip(layers, distinct.T, strict=True)
+    ]
+    note = "Priors with a cosine above 0.99 count as one."
+    return Lines("Distinct priors", "epoch", f"number, out of {num_priors}", lines, note, start=0)
+
+
+def _draw_taken(metrics: Rows, layers: list[str]) -> Iterator[Lines]:
+    """Draw what the priors took at the end of each epoch; early runs did not record it."""
+    rows = [row for row in metrics if len(row.get("health") or ()) == len(layers)]
+    for title, label, key in TAKEN:
+        lines = []
+        for layer, name in enumerate(layers):
+            points = [(row["epoch"], row["health"][layer].get(key)) for row in rows]
+            points = [(epoch, value) for epoch, value in points if value is not None]
+            if points:
+                epochs, values = zip(*points, strict=True)
+                lines.append(Series(name, epochs, values))
+        if lines:
+            yield Lines(title, "epoch", label, lines, start=0)
+    losses = [row["balance_loss"] for row in metrics]
+    if any(losses):
+        line = Series("all layers", [row["epoch"] for row in metrics], losses)
+        yield Lines("Balance loss of the memories", "epoch", "sum, weighted", [line], start=0)
+
+
+def _name_collapsed(
+    drift: Drift, distinct: Int[np.ndarray, "T L"], num_priors: int, epoch: int
+) -> Iterator[str]:
+    """Yield a sentence for each memory that has collapsed, and since which epoch."""
+    for layer in range(distinct.shape[1]):
+        is_collapsed = [
+            MemoryHealth(float(rank), float(count), num_priors).is_collapsed
+            for rank, count in zip(drift.effective_rank[:, layer], distinct[:, layer], strict=True)
+        ]
+        if is_collapsed[epoch - 1]:
+            since = epoch
+            while since > 1 and is_collapsed[since - 2]:
+                since -= 1
+            yield (
+                f"The memory of layer {layer + 1} has collapsed (since epoch {since}): "
+                f"{distinct[epoch - 1, layer]} of {num_priors} priors are distinct, with an "
+                f"effective rank of {drift.effective_rank[epoch - 1, layer]:.1f}."
+            )
 
 
 def _number(num_priors: int) -> list[str]:
