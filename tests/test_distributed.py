@@ -18,7 +18,7 @@ from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.workspace import GlobalWorkspace
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from drivers import ranks
 
 WORLDS = [2, 3]
@@ -109,6 +109,20 @@ def test_ranks_with_different_seeds_use_one_mask_in_a_loop_without_this_package(
     assert torch.equal(first.memories, second.memories)
     moves = first.memories.diff(dim=0).abs().amax(dim=(1, 2, 3))
     assert (moves > 1e-3).all()
+
+
+OWN_MEMORIES = {"scope": "image", "image": ImageMemoryConfig(8), "bottleneck": 5}
+
+
+@slow
+@pytest.mark.parametrize("memory", [{}, {"bottleneck": 120}, OWN_MEMORIES], ids=str)
+def test_the_health_over_all_ranks_is_that_of_one_process(memory: dict[str, Any]) -> None:
+    config = ranks.with_memory(**memory)
+    ((first, second),) = ranks.in_ranks(1, ranks.measure_health, config)
+    assert 0 < first.overlap < 1 and 0 < first.tokens_used <= 1 and first != second
+    for found in ranks.in_ranks(2, ranks.measure_health, config):
+        for ours, theirs in zip(found, (first, second), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 @slow

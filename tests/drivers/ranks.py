@@ -33,6 +33,7 @@ from associative_transformer import distributed
 from associative_transformer.data import Share, TriangleConfig
 from associative_transformer.evaluate import Evaluation, evaluate_split
 from associative_transformer.experiment import Schedule, TrainConfig
+from associative_transformer.health import MemoryHealth, memory_health
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
@@ -360,6 +361,15 @@ def write_separately(rank: int, world: int, size: int) -> dict[str, Tensor]:
     ((output.read * slope[rank]).sum() + output.balance_loss).backward()
     gradients = {n: distributed.mean(p.grad) for n, p in workspace.named_parameters()}
     return {"memory": workspace.priors, **gradients}
+
+
+def measure_health(rank: int, world: int, config: AiTConfig) -> list[MemoryHealth]:
+    """Take a forward pass in training and measure the memories over all ranks."""
+    torch.manual_seed(0)
+    model = AiT(config).double()
+    images = draw(1)[0][0]
+    model(images[Share(rank, world).of(torch.arange(BATCH)[None])[0]].double())
+    return memory_health(model, over_ranks=True)
 
 
 def leave(rank: int, world: int) -> bool:
