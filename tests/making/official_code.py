@@ -28,7 +28,8 @@ class MultiHeadAttention(nn.Module):
             (x.var(-1) / (x.mean(-1) ** 2 + 1e-10)).sum() for x in (importance, load)
         )
         merged = (gates @ values).movedim(0, -1).flatten(-2)[None]  # by width, then by head
-        return self.layer_norm(q + self.dropout(self.fc(merged))), gates, loss
+        update = self.dropout(self.fc(merged))
+        return self.layer_norm(q + update), gates.transpose(0, 1), loss
 """
 
 VIT = """
