@@ -72,7 +72,18 @@ from making.reports import (
     planted_tokens,
 )
 
-SECTIONS = ["run", "training", "competition", "priors", "images", "memory", "beta", "evaluation"]
+SECTIONS = [
+    "run",
+    "training",
+    "competition",
+    "priors",
+    "images",
+    "roles",
+    "memory",
+    "beta",
+    "recall",
+    "evaluation",
+]
 
 
 @pytest.fixture
@@ -831,7 +842,9 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
         assert "test images" not in page.words_of(section)
     assert "Hues distinguish the 8 questions" in page.words_of("beta")
     assert "accuracy on 100 test questions of sort-of-clevr." in page.source
-    assert "The first token is the question." in page.words_of("images")
+    assert "The token of the question comes before those of the patches." in page.words_of(
+        "images"
+    )
 
 
 def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
@@ -847,7 +860,7 @@ def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
 def test_a_section_without_content_has_one_short_note(root: Path) -> None:
     page = Page(root / "vit" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
-    for section in ("priors", "images", "memory", "beta"):
+    for section in ("priors", "images", "roles", "memory", "beta", "recall"):
         assert "This model" in page.words_of(section)
         assert len(page.words_of(section)) < 150
     assert "layer 1" in page.words_of("competition")
@@ -893,7 +906,7 @@ def test_an_unfinished_run_has_a_page_with_what_is_known_so_far(runs: Path) -> N
     assert "unfinished: 1 of 2 epochs" in page.words_of(
         "run"
     ) and "not available yet" in page.words_of("run")
-    for section in ("competition", "priors", "images", "beta", "evaluation"):
+    for section in ("competition", "priors", "images", "roles", "beta", "recall", "evaluation"):
         assert "Available once the run is complete." in page.words_of(section)
     assert "after epoch 1" in page.words_of("memory")
     titles = [chart["title"] for chart in page.data["charts"]]
@@ -952,7 +965,7 @@ def test_an_unfinished_run_promises_no_section_that_its_model_cannot_have(runs: 
     page = Page(write_report(runs / "vit"))
     for section in ("competition", "evaluation"):
         assert "Available once the run is complete." in page.words_of(section)
-    for section in ("priors", "images", "memory", "beta"):
+    for section in ("priors", "images", "roles", "memory", "beta", "recall"):
         assert "This model" in page.words_of(section)
 
 
@@ -969,8 +982,8 @@ def test_two_runs_are_shown_side_by_side(runs: Path) -> None:
     path = write_comparison(runs / "ait", runs / "vit")
     assert path == runs / "ait" / "comparison.html"
     page = Page(path)
-    names = ["run", "results", "differences", "training", "competition", "memory", "beta"]
-    assert page.all("section", "id") == [*names, "evaluation", "cost"]
+    names = ["run", "results", "differences", "training", "competition", "roles", "memory"]
+    assert page.all("section", "id") == [*names, "beta", "recall", "evaluation", "cost"]
     for name in ("run", "competition", "memory", "beta", "evaluation", "cost"):
         assert "Run A" in page.words_of(name) and "Run B" in page.words_of(name)
     assert "model.kind ait vit" in page.words_of("differences")

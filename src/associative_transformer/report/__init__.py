@@ -31,7 +31,9 @@ from associative_transformer.report.images import (
 from associative_transformer.report.memory import memory_section
 from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
+from associative_transformer.report.recall import recall_section
 from associative_transformer.report.retrieval import retrieval_section
+from associative_transformer.report.roles import roles_section
 from associative_transformer.report.training import LOST, training_section
 from associative_transformer.runs.saved import SavedRun, load_run, load_test_split
 
@@ -112,10 +114,12 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
         competition_section(analysis.competition, items),
         priors_section(analysis.selection, analysis.specialization, items),
         images_section(analysis.selection, items, has_energy=analysis.basins is not None),
+        roles_section(analysis.roles, analysis.silencing, items),
         memory_section(
             facts.memory, facts.epoch, analysis.capacity, facts.history.metrics, facts.scope
         ),
         retrieval_section(analysis.basins, analysis.reconstruction, items),
+        recall_section(analysis.recall),
         answers_section(analysis.answers, kinds or (), mistakes, items),
         cost_section(facts),
     ]
@@ -135,7 +139,9 @@ def _sections_of_a_complete_run(facts: Facts) -> set[str]:
     """Return the sections that a run will have when it is complete, and cannot have before."""
     model, names = facts.experiment.model, {"evaluation"}
     if isinstance(model, AiTConfig):
-        names |= {"priors", "images"} | ({"beta"} if model.read == "hopfield" else set())
+        names |= {"priors", "images"}
+        names |= {"beta", "recall"} if model.read == "hopfield" else set()
+        names |= {"roles"} if model.read != "none" else set()
         names |= {"memory"} if facts.memory is None else set()
     if isinstance(model, ViTConfig) or getattr(model, "use_self_attention", False):
         names.add("competition")
