@@ -270,6 +270,16 @@ def test_an_unsupported_write_equals_the_plain_implementation(
     assert all(map(torch.equal, ours, theirs))
 
 
+@gpu
+@pytest.mark.parametrize("rules", [("priors", False), ("none", True)], ids=str)
+def test_a_write_with_competition_or_centered_values_equals_the_plain_implementation(
+    device: torch.device, rules: tuple[str, bool]
+) -> None:
+    given = inputs(device)
+    ours, theirs = (module.pooled_attention(*given, 9, *rules) for module in (write, functional))
+    assert all(map(torch.equal, ours, theirs))
+
+
 class Largest(TorchDispatchMode):
     """Record the size of the largest tensor that an operator returns."""
 
@@ -301,7 +311,7 @@ def test_no_tensor_has_a_score_for_each_prior_and_token(device: torch.device) ->
 
 @gpu
 def test_a_workspace_trains_with_the_triton_write(device: torch.device) -> None:
-    config = WorkspaceConfig(num_priors=4, prior_dim=16, num_heads=3, bottleneck=30)
+    config = WorkspaceConfig(num_priors=4, prior_dim=16, num_heads=3, bottleneck=30, dropout=0.0)
     plain = GlobalWorkspace(E, config, attend=PoolAttention(functional.pooled_attention)).to(
         device
     )
