@@ -282,7 +282,7 @@ class GlobalWorkspace(nn.Module):
     def freeze(self, is_frozen: bool = True) -> None:
         """Stop the memory, in training too: tokens read it, but nothing is written.
 
-        Raises ValueError with scope "image", where nothing moves between passes.
+        Raises ValueError with scope "image", since nothing moves between passes.
         """
         if self.config.scope == "image":
             raise ValueError("scope image has no memory to freeze: use requires_grad_ on priors")

@@ -143,6 +143,6 @@ def _check_scope(c: WorkspaceConfig) -> None:
     for name in SHARED_ONLY:
         if getattr(c, name) != defaults[name]:
             raise ValueError(
-                f"{name} has no meaning with scope image, where no memory is kept from batch to "
+                f"{name} has no meaning with scope image, which keeps no memory from batch to "
                 f"batch: leave it at {defaults[name]}, not {getattr(c, name)}"
             )
