@@ -91,7 +91,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "checks",
         "loop",
     ),
-    "analysis": ("storage", "trace"),
+    "analysis": ("storage", "trace", "networks", "information", "clusters"),
     "tables": ("collect",),
     "figures": ("context",),
     "report": ("charts",),
