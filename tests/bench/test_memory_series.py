@@ -20,14 +20,7 @@ from making.commands import make_images
 from making.official_code import write_hopfield, write_official
 from memory_series_tables import LAYER_MEASURES, draw, tabulate
 from memory_series_training import record
-from memory_series_variants import (
-    VARIANTS,
-    Official,
-    Ours,
-    Settings,
-    identify,
-    mean_overlap,
-)
+from memory_series_variants import VARIANTS, Official, Ours, Settings, identify, mean_overlap
 
 ROOT = Path(__file__).parents[2]
 SMALL = replace(Settings().small(), num_classes=2)
@@ -105,10 +98,7 @@ def test_the_variants_differ_in_nothing_but_their_names() -> None:
         "no-dropout": {},
         "dropout": {"dropout": 0.1},
         "competition": {"dropout": 0.1, "competition": "priors"},
-        "competition-centered": {
-            **{"dropout": 0.1, "competition": "priors"},
-            "center_values": True,
-        },
+        "competition-centered": {"dropout": 0.1, "competition": "priors", "center_values": True},
         "paper-batch": {"dropout": 0.1, "bottleneck": 512},
     }
     for name, variant in VARIANTS.items():
