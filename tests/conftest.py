@@ -139,6 +139,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def per_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the complete run of `making.trained.PER_IMAGE`, which tests must not change."""
+    folder = tmp_path_factory.mktemp("per-image") / "run"
+    import_module("associative_transformer.training.loop").train(
+        import_module("making.trained").PER_IMAGE, folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the complete run of `making.trained.EXPERIMENT`, which tests must not change."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"

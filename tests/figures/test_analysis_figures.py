@@ -26,17 +26,14 @@ from associative_transformer.analysis.capacity import Capacity
 from associative_transformer.analysis.competition import Competition
 from associative_transformer.analysis.drift import Drift
 from associative_transformer.analysis.information import VARIABLES
-from associative_transformer.analysis.recall import Recall
 from associative_transformer.analysis.reconstruction import Reconstruction
-from associative_transformer.analysis.roles import Roles
 from associative_transformer.analysis.selection import SelectionStatistics
-from associative_transformer.analysis.silencing import Silencing
 from associative_transformer.analysis.specialization import Specialization
 from associative_transformer.figures import draw_analysis
 from associative_transformer.interface import UserError
+from making.roles import CLASSES, plant_recall, plant_roles, plant_silencing
 
 NAMES = list(figures.DRAWINGS)
-CLASSES = ["$x_1$", "<script> & co"]
 CAPTION = "a $model_1$ <b>, Triangle, seed 7"
 Draw = Callable[..., list[Figure]]
 
@@ -86,27 +83,8 @@ def plant(
             content_edges=np.linspace(0, 1, 4),
         ),
         roles=plant_roles(layers, heads, priors),
-        silencing=Silencing(
-            num_images=8,
-            classes=CLASSES,
-            accuracy=0.5,
-            silenced_accuracy=g.uniform(size=(layers, priors)),
-            changed=g.uniform(size=(layers, priors)),
-            shift=g.uniform(size=(layers, priors)),
-            logit_change=g.normal(size=(layers, priors, 2)),
-        ),
-        recall=Recall(
-            betas=np.array([0.05, 4.0]),
-            trained_beta=1.0,
-            width=32,
-            num_networks=20,
-            loads=np.array([1, 4]),
-            noise=np.array([0.0, 0.5, 1.0]),
-            error=g.uniform(size=(2, layers, 2, 3)),
-            recalled=g.uniform(size=(2, layers, 2, 3)),
-            guaranteed=g.uniform(size=(2, layers, 2)),
-            capacity=np.full((2, layers), 12.5),
-        ),
+        silencing=plant_silencing(layers, priors),
+        recall=plant_recall(layers),
         basins=Basins(
             betas=np.array([0.05, 4.0]),
             trained_beta=1.0,
@@ -137,31 +115,6 @@ def plant(
             explained=np.full(layers, 0.5),
             num_distinct=np.full((2, layers), 3),
         ),
-    )
-
-
-def plant_roles(layers: int, heads: int, priors: int) -> Roles:
-    """Return roles with random numbers, with as many heads in the read as in the write."""
-    g = np.random.default_rng(1)
-    shape = (layers, heads, priors)
-    information = g.uniform(0.1, 0.2, (3, layers, heads))
-    focus = g.uniform(0.1, 0.2, (3, *shape))
-    acts: dict[str, Any] = {}
-    for act in ("write", "read"):
-        acts[f"{act}_information"], acts[f"{act}_focus"] = information, focus
-        acts[f"{act}_information_baseline"] = np.full_like(information, 0.05)
-        acts[f"{act}_focus_baseline"] = np.full_like(focus, 0.05)
-        acts[f"{act}_p_value"] = np.full_like(information, 0.2)
-        acts[f"{act}_by_position"] = g.dirichlet(np.ones(4), shape)
-        acts[f"{act}_by_content"] = g.dirichlet(np.ones(5), shape)
-    return Roles(
-        num_images=10,
-        num_permutations=5,
-        num_clusters=5,
-        classes=CLASSES,
-        read_by_class=g.dirichlet([1, 1], shape),
-        exemplars=np.stack([np.arange(5), np.arange(5) % 4], axis=-1),
-        **acts,
     )
 
 

@@ -50,6 +50,24 @@ EXPERIMENT = Experiment(
         schedule=Schedule(warmup_epochs=1, warmup_lr=0.005),
     ),
 )
+PER_IMAGE = replace(
+    EXPERIMENT,
+    name="tiny-per-image",
+    model=replace(
+        MODEL,
+        patch_size=16,
+        depth=2,
+        workspace=WorkspaceConfig(
+            num_priors=4,
+            prior_dim=8,
+            num_heads=2,
+            bottleneck=0.5,
+            scope="image",
+            image=ImageMemoryConfig(read_head_dim=8),
+        ),
+    ),
+)
+"""A memory for each image, whose tokens are 4 x 4 patches."""
 WITH_QUESTIONS = replace(
     EXPERIMENT,
     data=SortOfClevrConfig(num_train=16, num_test=6, num_questions=2),
