@@ -36,7 +36,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
     ("table", "first", "runs"),
     [
         ("classification", ["cifar10-ait-base", "cifar100-ait-base", "triangle-ait-base"], 135),
-        ("ablations", ["cifar10-ait-small", "cifar100-ait-small", "triangle-ait-small"], 63),
+        ("ablations", ["cifar10-ait-small", "cifar100-ait-small", "triangle-ait-small"], 81),
         ("relational", ["sort-of-clevr-ait-small", "sort-of-clevr-ait-medium"], 54),
     ],
 )

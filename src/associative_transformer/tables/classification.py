@@ -97,7 +97,7 @@ def ablation_table(folder: Path) -> Table:
         "AiT-Small without memory and workspace is ViT-Small; its row uses the ViT-Small recipe.",
     ]
     further = [_row_for_one_set(recipe) for recipe in ablations.FURTHER]
-    extra = [("not in the paper", further)]
+    extra = [("other changes to AiT-Small", further)]
     return _table("Ablations of AiT-Small", folder, rows, extra, notes)
 
 
