@@ -38,7 +38,7 @@ from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
 from associative_transformer.workspace import GlobalWorkspace
-from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 
 T = TypeVar("T")
 TIMEOUT = 60  # seconds
@@ -56,6 +56,12 @@ CONFIG = AiTConfig(
     num_classes=3,
     workspace=MEMORY,
 )
+PER_IMAGE: dict[str, Any] = {
+    "scope": "image",
+    "bottleneck": 0.25,
+    "balance_weight": 0.05,
+    "image": ImageMemoryConfig(read_head_dim=8),
+}
 
 
 def with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
@@ -89,6 +95,8 @@ CASES = {
     "centered values": Case(with_memory(center_values=True, bottleneck=120)),
     "competition and centered values": Case(with_memory(competition="priors", center_values=True)),
     "cross-attention": Case(replace(CONFIG, read="cross_attention")),
+    "nothing is read": Case(replace(CONFIG, read="none")),
+    "memories of images": Case(with_memory(**PER_IMAGE)),
     "accumulation": Case(train={"accumulation_steps": 2, "clip_norm": 0.5}),
     "compiled": Case(replace(CONFIG, depth=1), {"compile": True}),
     "bfloat16": Case(with_memory(), {"precision": "bfloat16"}, torch.float32, tolerance=0.05),

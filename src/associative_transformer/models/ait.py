@@ -5,7 +5,7 @@ Sizes    AiT-Small 2, AiT-Medium 6, AiT-Base 12 layers at E 768, 12 heads of wid
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Literal, NamedTuple, cast
 
@@ -84,8 +84,11 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(dim) if c.use_output_norm else nn.Identity()
         by_attention = c.read == "cross_attention"
         reader = CrossAttention(dim, dim, c.num_heads, c.head_dim) if by_attention else None
-        self.workspace = GlobalWorkspace(dim, c.workspace, attend, reader, retrieve)
         self.is_read = c.read != "none"
+        memory = c.workspace
+        if not self.is_read:  # no gradient reaches the write, with one process or with several
+            memory = replace(memory, differentiable_write=False)
+        self.workspace = GlobalWorkspace(dim, memory, attend, reader, retrieve)
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
