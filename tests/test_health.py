@@ -178,6 +178,10 @@ def test_wins_are_averaged_over_the_heads() -> None:
     same = [[0], [0]]
     assert planted([one, one], [same, same], 1).priors_winning == 0.5
     assert planted([one, other], [same, same], 1).priors_winning == 1
+    # the second prior wins one of twelve tokens in one of the heads: 1 / 24 is below 1 / 20
+    score, chosen = torch.ones(2, 2, 12), torch.arange(12).expand(2, 2, 12)
+    score[0, 1, 0] = 2
+    assert planted(score.tolist(), chosen.tolist(), 12).priors_winning == 0.5
 
 
 def test_tokens_with_a_score_of_zero_are_not_taken() -> None:
