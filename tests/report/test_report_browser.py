@@ -220,6 +220,31 @@ def test_a_click_on_an_image_shows_it_and_its_energies(visit: Visit) -> None:
     assert visible(page, "#images .view p")[0].startswith("Test image 8: ")
 
 
+def test_small_pictures_show_what_each_prior_of_a_layer_and_head_takes(
+    visit: Visit, pages: dict[str, Path]
+) -> None:
+    taken = load_analysis(pages["report"].parent).selection.taken
+    page = visit("report")
+    assert page.locator("#images-head").input_value() == "2"  # all heads
+    page.locator("#images .picker label").nth(3).click()
+    for layer, head, heads in (("0", "2", [0, 1]), ("1", "0", [0])):
+        page.select_option("#images-layer", layer)
+        page.select_option("#images-head", head)
+        pictures = page.locator("#images .atlas svg")
+        assert pictures.count() == 4
+        for prior in range(4):
+            is_taken = taken[int(layer), heads, prior, 3] > 0
+            number = int(is_taken.any(axis=0).sum())
+            words = f"; prior {prior + 1} takes {number} {'patch' if number == 1 else 'patches'}"
+            assert pictures.nth(prior).get_attribute("aria-label").endswith(words)
+            shades = (
+                pictures.nth(prior)
+                .locator("rect")
+                .evaluate_all("(all) => all.map((e) => Number(e.getAttribute('fill-opacity')))")
+            )
+            assert shades == pytest.approx(0.88 * (1 - is_taken.mean(axis=0)))
+
+
 def test_the_page_works_without_a_mouse(visit: Visit) -> None:
     page = visit("report")
     outlines = []

@@ -134,6 +134,11 @@ class Analysis(NamedTuple):
         Measured(lambda s: measure_reconstruction(s.model, s.pools()), _reads_by_hopfield),
     ] = None
 
+    def describe(self) -> Iterator[str]:
+        """Yield the main numbers of the results that describe themselves as lines of text."""
+        for result in self:
+            yield from getattr(result, "describe", tuple)()
+
 
 def _read_table(analysis: type[Analysis]) -> dict[str, tuple[type, Measured]]:
     """Return the type of the result and the measurement of each analysis, by name."""

@@ -245,7 +245,7 @@ class _LayerTally:
 def _jaccard(takes: Bool[Tensor, "Q G A T"]) -> Float[Tensor, "G A A"]:
     """Return the Jaccard overlap (intersection over union) of token sets, a mean over pools."""
     total = torch.zeros((), device=takes.device)
-    for pools in takes.split(max(1, PART // takes[0].numel())):  # to save memory
+    for pools in torch.split(takes, max(1, PART // takes[0].numel())):  # to save memory
         shared = pools.float() @ pools.float().mT  # (Q, G, A, A)
         size = shared.diagonal(dim1=-2, dim2=-1)
         union = size[..., :, None] + size[..., None, :] - shared

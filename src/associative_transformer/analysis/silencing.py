@@ -20,10 +20,10 @@ from associative_transformer.analysis.trace import in_evaluation
 from associative_transformer.interface import PADDING, Batch, UserError, format_count
 from associative_transformer.models.ait import AiT, Block
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace import GlobalWorkspace, WorkspaceOutput
 
 MAX_ANSWERS = 8_192
-"""Answers of all silenced models together, by default; they take most of the time."""
+"""Answers of all silenced models together, by default."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,33 @@ def _first(batch: Batch, number: int) -> Batch:
 
 
 def _answer(model: AiT, batch: Batch) -> _Answers:
-    """Compute the logits; what comes before the silenced layer is computed only once."""
+    """Compute the logits; what comes before a silenced read is computed only once."""
     blocks = [cast(Block, block) for block in model.blocks]
     x, silenced = model.embed(batch.images, batch.questions), []
     for number, block in enumerate(blocks):
+        base, u = _pass_unread(block, x)
         for prior in range(model.config.workspace.num_priors):
             with silence(block.workspace, prior):
-                tokens = block(x).tokens
+                tokens = base + block.workspace(u).read
             silenced.append(model.head(_pass(blocks[number + 1 :], tokens)))
-        x = block(x).tokens
-    by_layer = torch.stack(silenced).unflatten(0, (len(blocks), -1))
+        x = base + block.workspace(u).read
+    logits = torch.stack(silenced)
+    by_layer = logits.view(len(blocks), -1, *logits.shape[1:])
     return _Answers(batch.labels, model.head(x), by_layer)
+
+
+def _pass_unread(
+    block: Block, x: Float[Tensor, "B N E"]
+) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
+    """Return the output of a block without what is read, and the tokens that read."""
+    inputs = []
+
+    def leave_out(_: nn.Module, given: tuple[Any, ...], output: WorkspaceOutput) -> object:
+        inputs.append(given[0])
+        return output._replace(read=torch.zeros_like(output.read))
+
+    with block.workspace.register_forward_hook(leave_out):
+        return block(x).tokens, inputs[0]
 
 
 def _pass(blocks: Iterable[Block], x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:

@@ -43,9 +43,7 @@ def run(arguments: list[str]) -> None:
     data = load_test_split(saved, options.source, device)
     saved.model.to(device)
     analysis = analyze(saved, options.run, data, options.images, options.batch_size)
-    for result in analysis:
-        if hasattr(result, "describe"):
-            say("\n".join(result.describe()))
+    say("\n".join(analysis.describe()))
     if missing := [name for name, result in analysis._asdict().items() if result is None]:
         say(f"this run has no {', '.join(missing)}")
     if saved.result and not saved.result.is_tested_on(data):

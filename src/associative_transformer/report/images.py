@@ -68,7 +68,7 @@ def trace_retrieval(model: AiT, split: Split) -> RetrievalTrace:
             steps.append(energy(state, patterns, beta))
             state = retrieve(state, patterns, beta)
         along = torch.stack(steps, dim=-1)  # (I * N, X), or (I, H, N, X)
-        energies.append(along.sum(dim=1) if along.ndim == 4 else along.unflatten(0, u.shape[:2]))
+        energies.append(along.sum(dim=1) if along.ndim == 4 else along.view(*u.shape[:2], -1))
     return RetrievalTrace(
         predicted.tolist(),
         confidence.tolist(),
