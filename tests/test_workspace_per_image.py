@@ -331,6 +331,7 @@ def test_a_workspace_cast_to_bfloat16_runs(mask: str, num_priors: int) -> None:
     u = tokens().detach().bfloat16().requires_grad_()
     output = module(u, padding)
     (output.read.float().square().sum() + output.balance_loss).backward()
+    assert output.read.dtype == torch.bfloat16  # so that the next layer can take it
     assert u.grad is not None and u.grad.dtype == torch.bfloat16
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

@@ -283,6 +283,14 @@ def test_under_autocast_the_scores_are_float32_and_close(
     torch.testing.assert_close(read, exact_read, rtol=1e-5, atol=1e-6)
 
 
+def test_half_precision_states_are_retrieved_in_float32() -> None:
+    state, attractors = torch.randn(2, 5, 12).bfloat16(), torch.randn(2, 3, 12).bfloat16()
+    read = per_image.retrieve(state, attractors, 1.0, 4, 3)
+    assert read.dtype == torch.float32
+    exact = per_image.retrieve(state.double(), attractors.double(), 1.0, 4, 3)
+    torch.testing.assert_close(read.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 @every_form
 @every_mask
 @pytest.mark.parametrize("competition", ["none", "priors"])
