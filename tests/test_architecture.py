@@ -96,7 +96,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     "figures": ("context",),
     "report": ("charts",),
     "bench": ("timing", "variants", "pool", "loading"),
-    "recipes": ("classification", "ablations"),
+    "recipes": ("classification", "ablations", "relational"),
     "cli": ("mistakes", "options"),
 }
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts

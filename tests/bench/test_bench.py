@@ -72,7 +72,8 @@ ASKED = Experiment(
     ConvMLPConfig(conv_dim=2, hidden_dim=4),
     replace(TRAIN, batch_size=3),
 )
-POOL = PoolSizes(12, 6, WorkspaceConfig(num_priors=3, prior_dim=4, num_heads=2, bottleneck=5))
+MEMORY = WorkspaceConfig(num_priors=3, prior_dim=4, num_heads=2, bottleneck=5, dropout=0.0)
+POOL = PoolSizes(12, 6, MEMORY)
 SetTimes = Callable[[dict[str, list[float]]], None]
 
 

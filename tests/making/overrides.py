@@ -78,6 +78,7 @@ TRAIN_CHANGES: list[dict[str, Any]] = [
     {"train.schedule.warmup_epochs": 0},
     {"train.schedule.warmup_lr": 2e-5},
     {"train.schedule.min_lr": 3e-7},
+    {"train.schedule.per": "step"},
     {"train.schedule.shape": "one_cycle"},
     {"train.clip_norm": 1.0},
     {"train.accumulation_steps": 2},

@@ -214,7 +214,7 @@ def _find_basins(
         points = count_fixed_points(network, tolerance, POINTS_PER_PRIOR * num_priors)
         row[: points.number] = points.sizes[:num_priors].numpy() / len(network)
         numbers.append(points.number)
-    return numbers[0] if len(numbers) == 1 else float(np.mean(numbers)), basins.mean(axis=0)
+    return float(np.mean(numbers)), basins.mean(axis=0)
 
 
 def _recall(
