@@ -44,7 +44,7 @@ class Tally:
         num_permutations: int,
         device: torch.device,
     ) -> None:
-        self.shape = shape
+        self.shape, self.num_images = shape, 0
         rows = (1 + num_permutations, shape[0], shape[1] * shape[2])
         self.taken = [  # one table per variable; its size does not depend on the number of images
             torch.zeros(*rows, size, dtype=torch.int32, device=device) for size in sizes
@@ -58,6 +58,7 @@ class Tally:
         content: Int[Tensor, "B N"],
         generator: torch.Generator,
     ) -> None:
+        self.num_images += len(labels)
         variables = _variables(labels, content)
         for total, values in zip(self.total, variables, strict=True):
             total += values.flatten().bincount(minlength=len(total))

@@ -12,6 +12,7 @@ Dims     R inverse temperatures   L layers   P loads   Z noise levels   M priors
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,18 +114,16 @@ def measure_recall(
     layers = gather_networks(ait, batches, num_tokens, generator)
     num_priors = ait.config.workspace.num_priors
     loads = sorted({num_priors, *(2**i for i in range(num_priors.bit_length()))})
-    noises = [draw_noise(networks.patterns, NUM_DRAWS, generator) for networks in layers]
+    pairs = [(each, draw_noise(each.patterns, NUM_DRAWS, generator)) for each in layers]
     measured = [
-        [
-            _measure_loads(networks, draws, beta, loads, noise)
-            for networks, draws in zip(layers, noises, strict=True)
-        ]
+        [_measure_loads(*pair, beta, loads, noise) for pair in pairs]  # of each layer
         for beta in betas
     ]
-    error, recalled, guaranteed, capacity = (
-        np.array([[layer[i] for layer in row] for row in measured]) for i in range(4)
-    )
     patterns = layers[0].patterns
+    columns = {
+        name: np.array([[getattr(layer, name) for layer in row] for row in measured])
+        for name in _Loads._fields
+    }
     return Recall(
         betas=np.array(betas, dtype=float),
         trained_beta=ait.config.workspace.beta,
@@ -132,11 +131,17 @@ def measure_recall(
         num_networks=math.prod(patterns.shape[:-2]),
         loads=np.array(loads),
         noise=np.array(noise, dtype=float),
-        error=error,
-        recalled=recalled,
-        guaranteed=guaranteed,
-        capacity=capacity,
+        **columns,
     )
+
+
+class _Loads(NamedTuple):
+    """Results for one layer at one inverse temperature; the fields are those of `Recall`."""
+
+    error: list[list[float]]  # by load and noise
+    recalled: list[list[float]]
+    guaranteed: list[float]
+    capacity: float
 
 
 def is_guaranteed(patterns: Float[Tensor, "*G M d"], beta: float) -> Bool[Tensor, "*G M"]:
@@ -194,8 +199,8 @@ def _measure_loads(
     beta: float,
     loads: Sequence[int],
     noise: Sequence[float],
-) -> tuple[list[list[float]], list[list[float]], list[float], float]:
-    """Return error and recall by load and noise, the share guaranteed by load, and capacity."""
+) -> _Loads:
+    """Recall the first patterns of each network, for each load."""
     beta = beta * networks.scale
     error, recalled, guaranteed = [], [], []
     norms = mean_norm(networks.patterns)
@@ -207,7 +212,7 @@ def _measure_loads(
         guaranteed.append(is_guaranteed(patterns, beta).double().mean().item())
     width = networks.patterns.shape[-1]
     capacities = [theoretical_capacity(width, norm, beta) for norm in norms.flatten().tolist()]
-    return error, recalled, guaranteed, float(np.mean(capacities))
+    return _Loads(error, recalled, guaranteed, float(np.mean(capacities)))
 
 
 def _recall(

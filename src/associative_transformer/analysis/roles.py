@@ -30,6 +30,7 @@ from associative_transformer.analysis.information import (
     links_of_writing,
 )
 from associative_transformer.analysis.trace import trace_all
+from associative_transformer.arguments import check_count
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import patchify
@@ -148,12 +149,9 @@ def measure_roles(
             f"this {type(model).__name__} has no memory for each image: use a run of AiT with "
             "--model.workspace.scope image"
         )
-    if num_permutations < 1 or num_clusters < 1:
-        raise ValueError(
-            f"num_permutations ({num_permutations}) and num_clusters ({num_clusters}) must be at "
-            "least 1"
-        )
-    c, num_patches, num_images = model.config, model.embed.num_patches, 0
+    check_count("num_permutations", num_permutations)
+    check_count("num_clusters", num_clusters)
+    c, num_patches = model.config, model.embed.num_patches
     sizes = (len(classes), num_patches, num_clusters)
     num_read_heads = c.embed_dim // c.workspace.image.read_head_dim
     device = next(model.parameters()).device
@@ -170,10 +168,9 @@ def measure_roles(
         ):
             links = [link(layer, num_patches) for layer in traced.layers]
             tally.add(links, traced.labels, content, generator)
-        num_images += len(traced.images)
-    if num_images == 0:
+    if write.num_images == 0:
         raise ValueError("there are no images to measure roles on")
-    return _collect(write, read, kinds, num_images, num_permutations, classes)
+    return _collect(write, read, kinds, num_permutations, classes)
 
 
 class _Kinds:
@@ -202,7 +199,6 @@ def _collect(
     write: Tally,
     read: Tally,
     kinds: _Kinds,
-    num_images: int,
     num_permutations: int,
     classes: Sequence[str],
 ) -> Roles:
@@ -212,7 +208,7 @@ def _collect(
     written, write_focus, been_read, read_focus = informed
     (_, write_by_position, write_by_content), read_shares = write.shares(), list(read.shares())
     return Roles(
-        num_images=num_images,
+        num_images=write.num_images,
         num_permutations=num_permutations,
         num_clusters=kinds.num_clusters,
         classes=list(classes),

@@ -3,7 +3,8 @@
 The attractor of the prior is taken out of the softmax of the read in one layer; the prior still
 writes, and all other priors are read with weights that sum to 1 without it.
 
-Dims     L layers   M priors   O classes   B batch   N tokens per image   E token width
+Dims     L layers   M priors   Z = M - 1   O classes   B batch   N tokens per image
+         E token width
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,9 @@ def measure_silencing(
 def silence(workspace: GlobalWorkspace, prior: int) -> Iterator[None]:
     """Take the attractor of a prior out of what tokens read."""
 
-    def remove(_: nn.Module, __: tuple[Any, ...], attractors: Tensor) -> Tensor:
+    def remove(
+        _: nn.Module, __: tuple[Any, ...], attractors: Float[Tensor, "*B M E"]
+    ) -> Float[Tensor, "*B Z E"]:
         return torch.cat([attractors[..., :prior, :], attractors[..., prior + 1 :, :]], dim=-2)
 
     with workspace.to_attractor.register_forward_hook(remove):

@@ -25,6 +25,7 @@ from associative_transformer.analysis.information import (
     mutual_information,
 )
 from associative_transformer.analysis.trace import trace_all
+from associative_transformer.arguments import check_count
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import patchify
@@ -75,29 +76,23 @@ def measure_specialization(
     """
     if not isinstance(model, AiT):
         raise UserError(f"{type(model).__name__} has no priors to specialize: use a run of AiT")
-    if num_permutations < 1 or num_bins < 1:
-        raise ValueError(
-            f"num_permutations ({num_permutations}) and num_bins ({num_bins}) must be at least 1"
-        )
-    generator, num_images = torch.Generator().manual_seed(seed), 0
+    check_count("num_permutations", num_permutations)
+    check_count("num_bins", num_bins)
+    generator = torch.Generator().manual_seed(seed)
     num_patches, c = model.embed.num_patches, model.config
-    tally = Tally(
-        (c.depth, c.workspace.num_heads, c.workspace.num_priors),
-        (len(classes), num_patches, num_bins),
-        num_permutations,
-        next(model.parameters()).device,
-    )
+    shape = (c.depth, c.workspace.num_heads, c.workspace.num_priors)
+    sizes = (len(classes), num_patches, num_bins)
+    tally = Tally(shape, sizes, num_permutations, next(model.parameters()).device)
     brightness = _Brightness(model.embed.patch_size, num_bins)
     for traced in trace_all(model, batches):
         links = [links_of_writing(layer, num_patches) for layer in traced.layers]
         tally.add(links, traced.labels, brightness.assign_bins(traced.images), generator)
-        num_images += len(traced.images)
-    if num_images == 0:
+    if tally.num_images == 0:
         raise ValueError("there are no images to measure specialization on")
     information = compare(tally.measure(mutual_information))  # (V, L, S, M)
     by_class, by_position, by_content = tally.shares()
     return Specialization(
-        num_images=num_images,
+        num_images=tally.num_images,
         num_permutations=num_permutations,
         classes=list(classes),
         information=information.true,
