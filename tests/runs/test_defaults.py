@@ -107,6 +107,32 @@ def test_otherwise_the_experiment_is_that_of_today(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (OLD, OLD),  # the default then, an option now
+        (named(RECIPE, OLD), RECIPE),  # an option then, the default now
+        (named(SHORT, OLD), SHORT),
+    ],
+    ids=["default then", "option then", "option then, and others"],
+)
+def test_a_run_is_found_if_an_option_sets_the_default_of_the_other_time(
+    saved: Experiment, now: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = put_run(tmp_path, saved)
+    resumed = as_started(now, RECIPE, tmp_path, given=[DROPOUT])
+    assert resumed == saved
+    check_folder(path, resumed, resume=True, overwrite=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_with_the_other_default_is_not_mistaken_for_that_of_an_option(
+    tmp_path: Path,
+) -> None:
+    put_run(tmp_path, RECIPE)
+    assert as_started(OLD, RECIPE, tmp_path, given=[DROPOUT]) == named(OLD, RECIPE)
+
+
 def test_a_run_of_today_comes_before_one_that_was_started_earlier(tmp_path: Path) -> None:
     for saved in (named(OLD_SHORT, OLD), named(SHORT, RECIPE)):
         put_run(tmp_path, saved)

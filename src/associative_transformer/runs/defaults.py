@@ -73,21 +73,29 @@ def as_started(
     cannot be read.
     """
     old = old_defaults(experiment, given)
-    earlier = named(with_fields(experiment, old), with_fields(recipe, old))
-    today = named(experiment, recipe)
-    for candidate in (today, earlier):
+    old_recipe = with_fields(recipe, old_defaults(recipe))  # which named the runs of its time
+    today, *earlier = (
+        named(experiment, recipe),
+        named(with_fields(experiment, old), old_recipe),
+        named(experiment, old_recipe),
+    )
+    for candidate in (today, *earlier):
         folder = run_folder(candidate, runs)
         if not exists(folder / "experiment.yaml"):
             continue
         saved = list_fields(load_experiment(folder / "experiment.yaml"))
         kept = {name: value for name, value in old.items() if saved.get(name) == value}
+        resumed = replace(with_fields(experiment, kept), name=candidate.name)
+        fields = list_fields(resumed)
+        if any(fields.get(name) != saved.get(name) for name in CHANGED_DEFAULTS):
+            continue
         for name, value in kept.items() if distributed.is_first() else ():
             print(
                 f"the run in {folder} keeps {name} {value}, the default when it was started; to "
                 f"train with {CHANGED_DEFAULTS[name].now}, pass --overwrite or another --name",
                 file=sys.stderr,
             )
-        return replace(with_fields(experiment, kept), name=candidate.name)
+        return resumed
     return today
 
 
