@@ -53,6 +53,7 @@ def test_fewer_different_points_than_clusters_leave_some_empty() -> None:
     assert centers.shape == (5, 2) and centers.isfinite().all()
     assert len(set(cluster.tolist())) == 2
     assert torch.equal(centers[cluster], points)
+    assert (torch.cdist(centers, points).amin(dim=1) == 0).all()  # empty ones keep their center
 
 
 def test_the_seed_fixes_the_clusters() -> None:
