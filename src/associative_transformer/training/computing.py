@@ -4,6 +4,7 @@ Both are chosen before the first step, and a resumed run keeps them. Compiling t
 minute to several minutes, and pays off if the remaining steps save more time than that.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -125,6 +126,8 @@ def _compile(step: Compilable, try_out: Callable[[], None]) -> str | None:
     """Compile the model and try it out; if that fails anywhere, undo it and return the reason."""
     step.compile()
     reason = None
+    log_level = logging.root.manager.disable
+    logging.disable()  # the compiler logs pages about an error, which is summed up in one line
     try:
         try_out()
     except RuntimeError as error:
@@ -133,6 +136,8 @@ def _compile(step: Compilable, try_out: Callable[[], None]) -> str | None:
         reason = str(error).splitlines()[0]
         step.undo_compile()
         try_out()  # other processes wait for this one
+    finally:
+        logging.disable(log_level)
     reasons = [each for each in distributed.gather_objects(reason) if each]
     if not reasons:
         return None
