@@ -129,8 +129,10 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_run(ours: Path, theirs: Path) -> None:
     for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
         assert mine.keys() == other.keys()
-        for name, value in other.items():
-            assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        layers = zip(mine.pop("health"), other.pop("health"), strict=True)
+        for one, two in [*layers, (mine, other)]:
+            for name, value in two.items():
+                assert one[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
     with np.load(ours / "memory.npz") as mine, np.load(theirs / "memory.npz") as other:
         np.testing.assert_allclose(mine["priors"], other["priors"], rtol=1e-4, atol=1e-5)
     for file in ("model.safetensors", "checkpoint/last/model.safetensors"):
