@@ -125,11 +125,13 @@ def test_patterns_rest_at_their_mean_if_beta_is_small() -> None:
 
 def test_the_inverse_temperature_of_a_head_is_divided_by_the_root_of_its_width() -> None:
     """Two orthogonal patterns: the weight w of the first rests if beta r^2 (2 w - 1) = logit w."""
-    w = 1 - 0.09 / math.sqrt(2)  # at a distance of 0.09 norms, which is just recalled
-    beta = math.log(w / (1 - w)) / (2 * w - 1)
-    result = recall(torch.eye(2), (math.sqrt(2) * beta,), (0.0,))
-    assert result.error[0, 0, 1, 0] == pytest.approx(0.09, abs=1e-3)
-    assert result.recalled[0, 0, 1, 0] == 1
+    betas = []
+    for distance in (0.09, 0.11):  # in norms; the first is just recalled
+        w = 1 - distance / math.sqrt(2)
+        betas.append(math.sqrt(2) * math.log(w / (1 - w)) / (2 * w - 1))
+    result = recall(torch.eye(2), tuple(betas), (0.0,))
+    assert result.error[:, 0, 1, 0] == pytest.approx([0.09, 0.11], abs=1e-3)
+    assert result.recalled[:, 0, 1, 0].tolist() == [1, 0]
 
 
 def test_noise_has_the_requested_length_in_pattern_norms() -> None:

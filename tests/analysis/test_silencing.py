@@ -170,19 +170,20 @@ def test_the_number_of_images_follows_from_the_number_of_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("associative_transformer.analysis.silencing.MAX_ANSWERS", 50)
-    batches = make_batches(4, 4, 4)
+    model, batches = make_model(), make_batches(4, 4, 4)
     batches[0].labels[1] = PADDING
-    result = measure_silencing(make_model(), iter(batches), CLASSES)
+    result = measure_silencing(model, iter(batches), CLASSES)
     assert result.num_images == 6  # 50 answers of 2 x 4 models
     first = [batch.images[batch.labels != PADDING] for batch in batches]
     images, labels = (
         torch.cat(first)[:6],
         torch.cat([b.labels[b.labels >= 0] for b in batches])[:6],
     )
-    again = measure_silencing(make_model(), [Batch(images, None, labels)], CLASSES, num_images=99)
+    again = measure_silencing(model, [Batch(images, None, labels)], CLASSES, num_images=99)
     assert again.num_images == 6
+    assert again.logit_change == pytest.approx(result.logit_change, rel=1e-3, abs=1e-6)
     monkeypatch.setattr("associative_transformer.analysis.silencing.MAX_ANSWERS", 1)
-    assert measure_silencing(make_model(), batches, CLASSES).num_images == 1
+    assert measure_silencing(model, batches, CLASSES).num_images == 1
 
 
 def test_no_more_batches_are_read_than_needed() -> None:
