@@ -180,16 +180,18 @@ def test_energies_are_sums_over_heads_and_the_prior_has_the_largest_mean_weight(
     weights, settings = weights_of(workspace)
     memory = naive_image.workspace_step(u, weights, settings).priors[2]
     attractors = naive.linear(memory, weights.attractor_weight, weights.attractor_bias)
-    beta, total, energy = 1 / 8**0.5, torch.zeros(4).double(), [0.0, 0.0]
+    beta, total, energy = 1 / 8**0.5, torch.zeros(16, 4).double(), np.zeros((16, 2))
     for part in (slice(0, 8), slice(8, 16)):
-        token, stored = u[2, 7:8, part], attractors[:, part]
-        scores = [beta * naive.dot(token[0], y) for y in stored]
-        total += torch.stack(naive.softmax(scores))
-        for steps in (0, 1):
-            state = naive.hopfield_retrieve(token, stored, beta, steps)
-            energy[steps] += naive.hopfield_energy(state, stored, beta).item()
-    assert traced.energy[0, 2, 7, :2] == pytest.approx(energy, rel=1e-4)
-    assert traced.nearest[0, 2, 7] == int(total.argmax())
+        stored = attractors[:, part]
+        for number, token in enumerate(u[2, :, part]):
+            total[number] += torch.stack(
+                naive.softmax([beta * naive.dot(token, y) for y in stored])
+            )
+            for steps in (0, 1):
+                state = naive.hopfield_retrieve(token[None], stored, beta, steps)
+                energy[number, steps] += naive.hopfield_energy(state, stored, beta).item()
+    assert traced.energy[0, 2, :, :2] == pytest.approx(energy, rel=1e-4)
+    assert traced.nearest[0, 2].tolist() == total.argmax(dim=-1).tolist()
 
 
 # --- roles of the priors ---
