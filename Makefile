@@ -1,27 +1,28 @@
 # `make demo` installs the package and trains a model; `make test` runs the checks and tests. `make check`
-# skips the slow tests, and `make full` adds tests with many generated inputs.
+# skips the slow and the compiled tests, and `make full` adds tests that take long.
 # To use another Python (3.11 or newer), run `make demo PYTHON=python3.12`.
 PYTHON ?= python3
 BIN := .venv/bin
 # one test process per core, each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
+LATER := (gpu or fuzz or thorough)
 
 .PHONY: demo test full check lint tables
 
 demo: .venv/installed
 	$(BIN)/ait train triangle-ait-tiny --runs runs/demo --overwrite
 
+# Two calls, because torch.compile cannot trace functions with shape checks.
 test: check
-	$(PYTEST) -m "slow and not gpu and not fuzz"
+	$(PYTEST) -m "(slow or compiled) and not $(LATER)"
 
 full: test
-	$(PYTEST) -m "fuzz and not gpu" $(SHAPES)
+	$(PYTEST) -m "(fuzz or thorough) and not gpu and not compiled" $(SHAPES)
+	$(PYTEST) -m "(fuzz or thorough) and not gpu and compiled"
 
-# Two calls, because torch.compile cannot trace functions with shape checks.
 check: lint
-	$(PYTEST) -m "not slow and not gpu and not compiled and not fuzz" $(SHAPES)
-	$(PYTEST) -m "compiled and not slow and not gpu"
+	$(PYTEST) -m "not slow and not compiled and not $(LATER)" $(SHAPES)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

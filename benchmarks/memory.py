@@ -7,7 +7,8 @@ The first command trains the missing runs of a table, first all rows with the fi
 writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread. The
 second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
 reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
-`memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`.
+`memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`, and `triangle` and
+`sort-of-clevr` need no `--source`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from associative_transformer.compute import set_up_cpu
+from associative_transformer.data import SortOfClevrConfig
 from associative_transformer.files import make_folder, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.tabular import RowGroup, Table
@@ -31,6 +33,8 @@ from statistics_of_runs import interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
 COLUMNS = ("row", "parameters", "accuracy by seed, %", "mean, %", "difference", "step, ms", "n")
+DATA = {"cifar10": "CIFAR-10", "triangle": "Triangle", "sort-of-clevr": "Sort-of-CLEVR"}
+ALL = "all"  # kinds of questions
 MAX_SEEDS = 100
 Runs = dict[int, dict[str, Any]]  # results by seed
 SOURCE = "PATH/TO/cifar10"  # instead of a path of this machine
@@ -84,7 +88,8 @@ def train_here(run: Run, options: argparse.Namespace) -> None:
     table, name = run.row.home or (run.table, run.name)
     settings = run.settings.small() if options.small else run.settings
     words = ["python benchmarks/memory.py run", table, name, f"--seeds {run.seed}"]
-    words += [f"--source {SOURCE}", f"--precision {options.precision}"]
+    words += [f"--source {SOURCE}"] * (settings.data == "cifar10")
+    words += [f"--precision {options.precision}"]
     words += ["--small"] * options.small
     result = {
         "command": " ".join(words),
@@ -101,7 +106,8 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
         return True
     threads = 1 if options.jobs > 1 else os.cpu_count() or 1
     words = [__file__, "train", run.table, run.name, "--seeds", str(run.seed)]
-    words += ["--source", options.source, "--results", str(options.results)]
+    words += ["--source", options.source] if options.source else []
+    words += ["--results", str(options.results)]
     words += ["--precision", options.precision, *["--small"] * options.small]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
@@ -121,17 +127,22 @@ def tabulate(table: str, results: Path) -> Table:
     """Return the table of the runs that are there."""
     comparison = TABLES[table]
     finished = {name: read_runs(table, name, results) for name in comparison.rows}
+    settings = comparison.settings
+    has_questions = settings.data == "sort-of-clevr"
+    kinds = SortOfClevrConfig().question_types if has_questions else ()
     groups: dict[str, list[tuple[str, ...]]] = {}
     compared = set()
-    for name, row in comparison.rows.items():
-        rival = find_best(row.references, finished)
-        cells = describe(finished[name], finished[rival] if rival not in ("", name) else {})
-        groups.setdefault(row.group or comparison.title, []).append((row.title, *cells))
-        compared |= {f"{rival} ({comparison.rows[rival].title})"} if rival else set()
-    settings = comparison.settings
+    for kind in (ALL, *kinds):
+        for name, row in comparison.rows.items():
+            rival = find_best(row.references, finished)
+            rivals = finished[rival] if rival not in ("", name) else {}
+            title = f"{kind} questions" if has_questions else row.group or comparison.title
+            cells = describe(finished[name], rivals, kind)
+            groups.setdefault(title, []).append((row.title, *cells))
+            compared |= {f"{rival} ({comparison.rows[rival].title})"} if rival else set()
     notes = [
-        f"CIFAR-10, patch {settings.patch_size}, {settings.epochs} epochs, scored on the "
-        f"{settings.scored_on} images; intervals of 95 % (Student's t)."
+        f"{DATA[settings.data]}, patch {settings.patch_size}, {settings.epochs} epochs, scored on "
+        f"the {settings.scored_on} images; intervals of 95 % (Student's t)."
     ]
     if compared:
         notes.append(f"Difference from {', '.join(sorted(compared))}, paired by seed.")
@@ -154,15 +165,19 @@ def find_best(names: tuple[str, ...], finished: dict[str, Runs]) -> str:
     return max(means, key=means.__getitem__, default="")
 
 
-def describe(runs: Runs, rivals: Runs) -> list[str]:
-    """Return the cells of a row after its title."""
+def describe(runs: Runs, rivals: Runs, kind: str = ALL) -> list[str]:
+    """Return the cells of a row after its title, for one kind of question or for all items."""
     if not runs:
         return ["", "not measured", "", "", "", "0"]
-    accuracies = {seed: run["accuracy"] for seed, run in runs.items()}
+    accuracies, of_rivals = (
+        {
+            seed: run["accuracy"] if kind == ALL else run["kinds"][kind]
+            for seed, run in each.items()
+        }
+        for each in (runs, rivals)
+    )
     differences = [
-        accuracy - rivals[seed]["accuracy"]
-        for seed, accuracy in accuracies.items()
-        if seed in rivals
+        accuracy - of_rivals[seed] for seed, accuracy in accuracies.items() if seed in of_rivals
     ]
     seconds = median(run["timing"]["seconds_per_step"] for run in runs.values())
     return [
@@ -181,7 +196,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("action", choices=["run", "table", "train"])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("rows", nargs="*", help="names of rows; default: all")
-    parser.add_argument("--source", help="folder of CIFAR-10")
+    parser.add_argument("--source", help="folder of CIFAR-10, for the tables that use it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
@@ -193,7 +208,8 @@ def parse_options() -> argparse.Namespace:
         parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
     if options.precision != "float32" and options.action != "train":  # in a folder of its own
         options.results /= options.precision
-    if options.source is None and options.action != "table":
+    needs_source = TABLES[options.table].settings.data == "cifar10"
+    if options.source is None and options.action != "table" and needs_source:
         parser.error("pass the folder of CIFAR-10 as --source")
     return options
 

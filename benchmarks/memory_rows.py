@@ -10,10 +10,19 @@ from typing import Any, Literal
 from torch import nn
 
 from associative_transformer import AiT, AiTConfig, WorkspaceConfig
+from associative_transformer.data import (
+    DataSetConfig,
+    ImagesConfig,
+    SortOfClevrConfig,
+    TriangleConfig,
+)
+from associative_transformer.data.questions import QUESTION_DIM
 from associative_transformer.models.vit import ViT, ViTConfig
 from associative_transformer.workspace_config import ImageMemoryConfig
-from rivals import Kind, MixerAiT, RegisterViT
+from rivals import Kind, MixerAiT, PlacedViT, RegisterViT
 
+VALIDATION = 0.1
+"""Share of the training images that are set aside if a run is scored on them."""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """The grid of learning rates of the goal."""
 NUM_VECTORS = 16  # priors, slots, inducing points, patterns, registers
@@ -23,8 +32,13 @@ NUM_VECTORS = 16  # priors, slots, inducing points, patterns, registers
 class Settings:
     """How the rows of a table are trained."""
 
+    data: Literal["cifar10", "triangle", "sort-of-clevr"] = "cifar10"
+    num_train: int = 50_000
+    """Number of training images; CIFAR-10 has no others."""
+    num_test: int = 10_000
+    """Number of test images; CIFAR-10 has no others."""
     epochs: int = 8
-    head: Literal["flatten", "mean"] = "mean"
+    head: Literal["flatten", "mean", "question"] = "mean"
     patch_size: int = 4
     lr: float = 1e-3
     scored_on: Literal["test", "validation"] = "test"
@@ -33,9 +47,27 @@ class Settings:
     embed_dim: int = 128
     num_classes: int = 10
 
+    @property
+    def data_config(self) -> DataSetConfig:
+        """The data set; its validation split is empty if the runs are scored on the test split."""
+        val_fraction = VALIDATION if self.scored_on == "validation" else 0.0
+        if self.data == "cifar10":
+            config = ImagesConfig("cifar10", image_size=self.image_size, num_workers=0)
+            return replace(config, val_fraction=val_fraction)
+        generated = TriangleConfig() if self.data == "triangle" else SortOfClevrConfig()
+        return replace(
+            generated,
+            num_train=self.num_train,
+            num_test=self.num_test,
+            val_fraction=val_fraction,
+        )
+
     def small(self) -> "Settings":
         """Return settings for a test, which take seconds."""
-        return replace(self, epochs=2, patch_size=8, batch_size=8, image_size=16, embed_dim=32)
+        small = replace(self, epochs=2, batch_size=8, embed_dim=32)
+        if self.data == "cifar10":
+            return replace(small, image_size=16, patch_size=8)
+        return replace(small, num_train=10, num_test=10)
 
 
 Build = Callable[[Settings], nn.Module]
@@ -69,6 +101,7 @@ def sizes(s: Settings) -> dict[str, Any]:
         **{"image_size": s.image_size, "patch_size": s.patch_size, "num_classes": s.num_classes},
         **{"embed_dim": s.embed_dim, "depth": 2, "num_heads": 4, "head_dim": s.embed_dim // 4},
         **{"mlp_ratio": 2.0, "head": s.head, "pos": "learned"},
+        "question_dim": QUESTION_DIM if s.data == "sort-of-clevr" else 0,
     }
 
 
@@ -106,6 +139,13 @@ def vit(use_output_norm: bool) -> Build:
 def registers(s: Settings) -> nn.Module:
     """Build a ViT with registers and the LayerNorm behind the feed-forward."""
     return RegisterViT(ViTConfig(**sizes(s), use_output_norm=True), NUM_VECTORS)
+
+
+def placed(workspace: WorkspaceConfig, has_map: bool, use_output_norm: bool = True) -> Build:
+    """Return a function that builds a ViT with a workspace in the place of self-attention."""
+    return lambda s: PlacedViT(
+        ViTConfig(**sizes(s), use_output_norm=use_output_norm), workspace, has_map
+    )
 
 
 def mixer(kind: Kind, workspace: WorkspaceConfig | None = None) -> Build:
@@ -147,6 +187,7 @@ ABLATIONS = {
     "image-8": _per_image("8 priors", num_priors=8),
     "image-32": _per_image("32 priors", num_priors=32),
     "image-64": _per_image("64 priors", num_priors=64),
+    "image-balance": _per_image("balance loss 0.01", balance_weight=0.01),
     "image-moving-average": Row(
         "workspace per image, contents by moving average, dropout 0.1",
         mixer("moving-average", image(dropout=0.1)),
@@ -168,6 +209,34 @@ def _ablations() -> dict[str, Row]:
 def _at_patch_2() -> dict[str, Row]:
     names = ("vit", "vit-norm", "image", "image-attention")
     return {name: replace(ABLATIONS[name], references=("vit-norm",)) for name in names}
+
+
+def _places() -> dict[str, Row]:
+    """Return the rows with the workspace behind the feed-forward and in the place of attention."""
+    bare = image(competition="priors", image=ImageMemoryConfig(use_read_norm=False))
+    title = "in the place of attention"
+    rows = {
+        "vit-norm": VIT_NORM,
+        "image": replace(IMAGE, title="workspace per image, behind the feed-forward"),
+        "before": Row(f"{title}, both norms", placed(image(), False)),
+        "before-map": Row(f"{title}, both norms, output map", placed(image(), True)),
+        "before-bare": Row(
+            f"{title}, competition, neither norm", placed(bare, False, use_output_norm=False)
+        ),
+    }
+    return {
+        name: replace(
+            row,
+            references=("vit-norm",),
+            home=("ablations", name) if name in ABLATIONS else None,
+        )
+        for name, row in rows.items()
+    }
+
+
+def _generated() -> dict[str, Row]:
+    """Return the rows of the generated data sets, compared with the better ViT."""
+    return {name: replace(row, references=("vit", "vit-norm")) for name, row in GOAL.items()}
 
 
 def _contributions() -> dict[str, Row]:
@@ -197,7 +266,7 @@ def _contributions() -> dict[str, Row]:
     }
 
 
-GOAL = {"vit": VIT, "vit-norm": VIT_NORM, "image": IMAGE, "image-attention": BOTH}
+GOAL: dict[str, Row] = {"vit": VIT, "vit-norm": VIT_NORM, "image": IMAGE, "image-attention": BOTH}
 
 
 def _goal_rates() -> dict[str, Row]:
@@ -231,4 +300,23 @@ TABLES = {
         "Learning rates of the goal", Settings(scored_on="validation"), _goal_rates()
     ),
     "goal": Comparison("The goal", Settings(epochs=20), _goal()),
+    "place": Comparison("Where the workspace stands", Settings(), _places()),
+    "triangle": Comparison(
+        "Triangle",
+        Settings("triangle", epochs=4, patch_size=8, image_size=64, num_classes=2),
+        _generated(),
+    ),
+    "sort-of-clevr": Comparison(
+        "Sort-of-CLEVR",
+        Settings(
+            "sort-of-clevr",
+            num_train=5_000,
+            num_test=1_000,
+            epochs=12,
+            head="question",
+            patch_size=15,
+            image_size=75,
+        ),
+        _generated(),
+    ),
 }

@@ -1,4 +1,4 @@
-"""One run of `benchmarks/memory.py`: train a model on CIFAR-10 and score it once."""
+"""One run of `benchmarks/memory.py`: train a model and score it once."""
 
 import math
 import time
@@ -12,14 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from associative_transformer.compute import Precision, autocast
 from associative_transformer.data import DataSet, ImagesConfig, Split
-from associative_transformer.evaluate import evaluate
+from associative_transformer.evaluate import Evaluation, evaluate, score_kinds
+from associative_transformer.interface import Batch
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.training.step import parameter_groups
 from memory_rows import Build, Settings
 
 BETAS, WEIGHT_DECAY, CLIP_NORM, WARMUP = (0.9, 0.999), 0.05, 1.0, 0.1
-VALIDATION = 0.1
-"""Share of the training images that are set aside if a run is scored on them."""
 EVAL_BATCH = 500
 CPU = torch.device("cpu")
 
@@ -30,21 +29,24 @@ def learning_rate(step: int, num_steps: int) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
-def load_data(source: str, settings: Settings) -> tuple[DataSet, Split]:
+def load_data(source: str | None, settings: Settings) -> tuple[DataSet, Split]:
     """Return the data set, and the split on which the run is scored."""
-    is_test = settings.scored_on == "test"
-    config = ImagesConfig(
-        "cifar10",
-        source=source,
-        image_size=settings.image_size,
-        val_fraction=0.0 if is_test else VALIDATION,
-        num_workers=0,
-    )
+    config = settings.data_config
+    if isinstance(config, ImagesConfig):
+        config = replace(config, source=source)
     data = config.load(CPU)
-    scored = data.test if is_test else data.validation
+    scored = data.test if settings.scored_on == "test" else data.validation
     if scored is None:
         raise ValueError(f"{source} has no validation split")
     return data, scored
+
+
+def score_types(score: Evaluation, data: DataSet, scored: Split) -> dict[str, float]:
+    """Return the accuracy on each type and subtype of question; nothing without questions."""
+    if data.guesses is None:
+        return {}
+    kinds = score_kinds(score.predicted, scored, data.guesses)
+    return {kind.name: kind.accuracy for kind in kinds}
 
 
 class Trainer:
@@ -70,7 +72,7 @@ class Trainer:
         started = time.perf_counter()
         num_images = 0
         for batch in split.train_batches(self.settings.batch_size, seed, epoch):
-            sums += self._step(batch.images, batch.labels)
+            sums += self._step(batch)
             num_images += len(batch.labels)
             now = time.perf_counter()
             self.seconds.append(now - started)
@@ -78,9 +80,10 @@ class Trainer:
         loss, aux_loss, correct = (sums / num_images).tolist()
         return {"loss": loss, "aux_loss": aux_loss, "accuracy": 100 * correct}
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _step(self, batch: Batch) -> Tensor:
+        labels = batch.labels
         with autocast(CPU, self.precision):
-            logits, aux_loss = self.model(images)
+            logits, aux_loss = self.model(batch.images, batch.questions)
         loss = cross_entropy(logits.float(), labels)
         (loss + aux_loss).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -93,7 +96,7 @@ class Trainer:
 
 
 def train(
-    build: Build, source: str, settings: Settings, seed: int, precision: Precision
+    build: Build, source: str | None, settings: Settings, seed: int, precision: Precision
 ) -> dict[str, Any]:
     """Build and train a model, and return what is to be kept of the run."""
     started = time.perf_counter()
@@ -111,6 +114,7 @@ def train(
     return {
         "scored_on": settings.scored_on,
         "accuracy": score.accuracy,
+        "kinds": score_types(score, data, scored),
         "correct": int(score.confusion.diag().sum()),
         "total": int(score.confusion.sum()),
         "scored_loss": score.loss,

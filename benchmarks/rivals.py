@@ -202,6 +202,31 @@ class RegisterViT(ViT):
         return _contents(self)
 
 
+class PlacedWorkspace(nn.Module):
+    """A workspace per image in the place of self-attention: W r(x), or r(x) without a map."""
+
+    def __init__(self, embed_dim: int, config: WorkspaceConfig, has_map: bool) -> None:
+        super().__init__()
+        self.workspace = GlobalWorkspace(embed_dim, config)
+        self.to_out = nn.Linear(embed_dim, embed_dim) if has_map else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        return self.to_out(self.workspace(x).read)
+
+
+class PlacedViT(ViT):
+    """A ViT whose self-attention is replaced, in its place, by a workspace per image."""
+
+    def __init__(self, config: ViTConfig, workspace: WorkspaceConfig, has_map: bool) -> None:
+        super().__init__(config)
+        for block in self.blocks:
+            block.attention = PlacedWorkspace(config.embed_dim, workspace, has_map)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the initial contents."""
+        return _contents(self)
+
+
 def build_mixer(kind: Kind, config: AiTConfig) -> nn.Module:
     """Return the mixer of a block, with as many vectors and heads as the workspace would have."""
     dim, workspace = config.embed_dim, config.workspace

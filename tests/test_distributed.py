@@ -74,7 +74,9 @@ def test_local_pools_give_a_different_result_from_a_global_one() -> None:
 
 
 @slow
-@pytest.mark.parametrize(("world", "size"), [(2, 1), (3, 1), (4, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("world", "size"), [(2, 1), pytest.param(3, 1, marks=pytest.mark.thorough), (4, 2)], ids=str
+)
 def test_pools_of_a_rank_or_a_node_move_one_memory_towards_the_mean_of_their_writes(
     world: int, size: int
 ) -> None:
@@ -162,7 +164,7 @@ def test_accelerate_trains_an_ait_with_fsdp2() -> None:
 
 @slow
 @pytest.mark.parametrize("bottleneck", [7, 17, 36])  # fewer than a rank has, more, and all
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_exactly_k_of_equal_tokens_win_and_all_ranks_agree_on_them(
     bottleneck: int, world: int
 ) -> None:
@@ -232,6 +234,7 @@ def test_evaluation_counts_every_image_once_in_order(world: int) -> None:
         assert rank.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
+@pytest.mark.thorough
 @slow
 def test_the_benchmark_of_weak_scaling_measures_one_and_two_processes() -> None:
     script = Path(__file__).parents[1] / "benchmarks/weak_scaling.py"

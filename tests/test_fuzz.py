@@ -88,12 +88,12 @@ def read_once(name: str, content: Any, folder: Path) -> tuple[str, Cost]:  # noq
 
 
 def cases() -> list[Any]:
-    """Return the readers with few cases for `make check`, some for `make test`, all for full."""
+    """Return the readers with few cases for `make check`, some and all for `make full`."""
     counts = []
     for name in READERS:
         row = pytest.mark.hostile(f"fuzzed: {name}")
         counts += [] if name == REPORT else [pytest.param(name, FEW)]  # a report takes longer
-        counts.append(pytest.param(name, SOME, marks=pytest.mark.slow))
+        counts.append(pytest.param(name, SOME, marks=pytest.mark.thorough))
         counts.append(pytest.param(name, MANY, marks=[pytest.mark.fuzz, row]))
     return counts
 

@@ -75,6 +75,7 @@ def test_training_is_one_graph_and_equals_eager_training(
     assert_same_training(eager, copy.deepcopy(eager), "aot_eager", padding)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # C++ compilation
 @pytest.mark.skipif(not which("g++"), reason="inductor needs a C++ compiler")
 def test_compiled_kernels_give_the_same_numbers() -> None:

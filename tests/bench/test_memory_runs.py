@@ -23,6 +23,7 @@ from statistics_of_runs import interval
 ROOT = Path(__file__).parents[2]
 SMALL = memory_rows.Settings().small()
 ROWS = [(table, name) for table, c in memory_rows.TABLES.items() for name in c.rows]
+IMAGE = "workspace per image"
 every_ablation = pytest.mark.parametrize("name", memory_rows.ABLATIONS)
 
 
@@ -86,12 +87,35 @@ def test_runs_are_shared_between_tables_only_if_they_are_trained_in_the_same_way
     tmp_path: Path,
 ) -> None:
     shared = [(t, n) for t, n in ROWS if memory_rows.TABLES[t].rows[n].home]
-    assert len(shared) == 6
+    assert len(shared) == 8
     for table, name in shared:
         run = memory.Run(table, name, 0, tmp_path)
         twin = memory.Run(*run.row.home, 0, tmp_path)
         assert (run.file, run.settings) == (twin.file, twin.settings)
         assert run.row.build is twin.row.build
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("before", {"workspace"}),
+        ("before-map", {"workspace", "to_out"}),
+        ("before-bare", {"workspace"}),
+    ],
+)
+def test_a_workspace_in_the_place_of_attention_replaces_it(name: str, parts: set[str]) -> None:
+    torch.manual_seed(0)
+    model = memory_rows.TABLES["place"].rows[name].build(SMALL)
+    block = model.blocks[0]
+    x = torch.randn(2, 4, SMALL.embed_dim)
+    read = block.attention.workspace(block.norm1(x)).read
+    between = x + block.attention.to_out(read)
+    torch.testing.assert_close(
+        block(x), between + block.norm3(block.feed_forward(block.norm2(between)))
+    )
+    assert {key.split(".")[0] for key, _ in block.attention.named_parameters()} == parts
+    model(torch.randn(2, 3, 16, 16)).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 # --- planted results ---
@@ -129,6 +153,25 @@ def test_a_table_pairs_the_runs_by_seed_and_says_what_is_missing(tmp_path: Path)
     assert rows["ViT, norm behind FFN"][3] == ""
     assert rows["linear attention (elu + 1)"][1:] == ("2: 61.00", "61.00", "-1.00", "250.0", "1")
     assert rows["mean of the tokens"] == ("", "not measured", "", "", "", "0")
+
+
+def test_each_type_of_question_has_rows_of_its_own(tmp_path: Path) -> None:
+    for name, binary in (("image", 60.0), ("vit", 50.0)):
+        run = memory.Run("sort-of-clevr", name, 0, tmp_path)
+        plant(tmp_path, *run[:3], 70.0)
+        kinds = {"non-relational": 80.0, "binary": binary, "binary/closest": 40.0}
+        run.file.write_text(json.dumps(run.read() | {"kinds": kinds}))
+    table = memory.tabulate("sort-of-clevr", tmp_path)
+    rows = {
+        group.title: {row[0]: row[3:5] for row in group.rows if row[-1] != "0"}
+        for group in table.groups
+    }
+    assert rows == {
+        "all questions": {"ViT": ("70.00", ""), IMAGE: ("70.00", "+0.00")},
+        "non-relational questions": {"ViT": ("80.00", ""), IMAGE: ("80.00", "+0.00")},
+        "binary questions": {"ViT": ("50.00", ""), IMAGE: ("60.00", "+10.00")},
+    }
+    assert table.notes[0].startswith("Sort-of-CLEVR, patch 15, 12 epochs")
 
 
 def test_the_goal_is_compared_with_the_better_vit(tmp_path: Path) -> None:
@@ -206,6 +249,21 @@ def test_a_validation_split_does_not_touch_the_test_images(
     assert result["images_seen"] == 2 * 16
     assert result["settings"]["lr"] == 1e-3
     assert len(scored) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "kinds"), [("triangle", set()), ("sort-of-clevr", {"non-relational", "binary"})]
+)
+def test_generated_data_needs_no_source(
+    table: str, kinds: set[str], train: Callable[[str, str], dict[str, Any]]
+) -> None:
+    result = train(table, "image")
+    assert "--source" not in result["command"]
+    assert result["settings"]["data"] == table
+    assert {kind for kind in result["kinds"] if "/" not in kind and kind != "all"} == kinds
+    if kinds:
+        assert result["kinds"]["all"] == result["accuracy"]
+        assert result["total"] == 10 * 20
 
 
 @pytest.fixture

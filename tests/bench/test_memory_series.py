@@ -263,7 +263,7 @@ def test_without_runs_there_is_no_figure(tmp_path: Path) -> None:
 # --- runs ---
 
 
-@pytest.mark.fuzz  # takes a minute
+@pytest.mark.thorough
 def test_missing_runs_are_trained_and_kept(
     images: Path, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def images(tmp_path: Path) -> Path:
 SMALL = f"--data.image-size 16 --model.image-size 16 --model.num-classes 2 {MODEL}".split()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_versions_train_in_turn(images: Path, tmp_path: Path) -> None:
     flags = ["--source", images, "--baseline", "HEAD", "--rounds", 1, "--seconds", 0]
@@ -115,6 +116,7 @@ def test_two_versions_train_in_turn(images: Path, tmp_path: Path) -> None:
     assert str(images) not in result.read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_prediction_is_compared_with_the_baseline_and_with_torchvision(images: Path) -> None:
     flags = ["--source", images, "--baseline", "HEAD", "--rounds", 1, "--images", 4]
@@ -200,6 +202,7 @@ def test_a_missing_part_of_the_official_code_is_named_in_one_sentence(
         official.build_official(folder, None, NARROW)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_official_step_and_ours_are_measured_in_both_precisions(tmp_path: Path) -> None:
     folder, package = write_official(tmp_path / "code"), write_hopfield(tmp_path / "hopfield")
@@ -263,6 +266,7 @@ def test_the_orders_on_paper_have_their_known_slopes(
         assert slopes.memory_on_paper == pytest.approx(memory, abs=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_time_and_memory_are_measured_for_every_size(tmp_path: Path) -> None:
     result = tmp_path / "slopes.json"

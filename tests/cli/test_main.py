@@ -277,7 +277,10 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code", "source"),
-    [(signal.SIGINT, 130, "images from workers"), (signal.SIGTERM, 143, "triangle")],
+    [
+        (signal.SIGINT, 130, "images from workers"),
+        pytest.param(signal.SIGTERM, 143, "triangle", marks=pytest.mark.thorough),
+    ],
     ids=["int", "term"],
 )
 def test_a_signal_to_all_processes_saves_the_run_and_resuming_completes_it(
@@ -310,6 +313,7 @@ def test_a_signal_to_all_processes_saves_the_run_and_resuming_completes_it(
     assert epochs == list(range(1, int(flags[1]) + 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_with_the_same_model(tmp_path: Path) -> None:
     arguments = ["train", *TRIANGLE, "--train.epochs", "25", "--train.checkpoint-every", "1"]

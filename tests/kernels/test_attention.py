@@ -29,7 +29,7 @@ def slow(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     for b in range(B):
         for h in range(H):
             for n in range(N):
-                score = torch.stack([(scale * q[b, h, n] * key).sum() for key in k[b, h]]).exp()
+                score = (scale * q[b, h, n] * k[b, h]).sum(dim=-1).exp()
                 rows.append((score[:, None] * v[b, h]).sum(dim=0) / score.sum())
     return torch.stack(rows).view(B, H, N, D)
 

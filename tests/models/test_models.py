@@ -349,8 +349,11 @@ def test_a_model_overfits_one_small_batch(name: str) -> None:
         optimizer.zero_grad()
         loss_of(model, data).backward()
         optimizer.step()
-    output = model(data.images, data.questions)
-    assert cross_entropy(output.logits, data.labels) < 0.05
+        output = model(data.images, data.questions)
+        loss = cross_entropy(output.logits, data.labels)
+        if loss < 0.05:
+            break
+    assert loss < 0.05
     assert (output.logits.argmax(dim=-1) == data.labels).all()
 
 

@@ -102,6 +102,7 @@ def test_a_float32_linear_map_keeps_float64() -> None:
         assert torch.equal(logits, nn.functional.linear(x, layer.weight, layer.bias))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_recipe_runs_in_bfloat16_at_several_batch_sizes() -> None:
     code = """

@@ -44,6 +44,7 @@ def test_runs_killed_at_random_moments_lose_nothing() -> None:
     assert output.endswith("nothing was lost\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",

@@ -249,6 +249,7 @@ def test_nodes_with_different_options_are_refused_on_both_with_the_field_and_its
     assert time.monotonic() - started_at < 100
 
 
+@pytest.mark.thorough
 def test_a_node_with_a_gpu_and_one_without_are_refused_on_both(tmp_path: Path) -> None:
     runs, port = tmp_path / "runs", free_port()
     command = [*node_command(port), "--runs", str(runs)]
@@ -293,7 +294,9 @@ def test_processes_with_different_devices_are_named_on_both(
         assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(("command", "rank"), [("train", 0), ("eval", 1)])
+@pytest.mark.parametrize(
+    ("command", "rank"), [("train", 0), pytest.param("eval", 1, marks=pytest.mark.thorough)]
+)
 def test_a_process_that_never_finds_the_other_ends_within_its_timeout(
     command: str, rank: int, tmp_path: Path
 ) -> None:
@@ -307,6 +310,7 @@ def test_a_process_that_never_finds_the_other_ends_within_its_timeout(
     assert "Traceback" not in error
 
 
+@pytest.mark.thorough
 def test_processes_started_by_mpi_are_not_joined(single: Path, tmp_path: Path) -> None:
     results = []
     for rank in range(2):
@@ -345,6 +349,7 @@ def test_a_lost_worker_is_replaced_and_the_run_continues_from_its_last_checkpoin
     assert_same_run(folder_in(runs), single)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
     single: Path, tmp_path: Path, rank: int
@@ -366,6 +371,7 @@ def test_a_worker_lost_on_one_of_two_nodes_is_replaced(
     assert_same_run(folder_in(runs), single)
 
 
+@pytest.mark.thorough
 def test_a_lost_node_is_replaced_by_another_launcher(single: Path, tmp_path: Path) -> None:
     runs, port = tmp_path / "runs", free_port()
     command = [*node_command(port), "--runs", str(runs)]

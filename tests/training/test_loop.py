@@ -22,7 +22,7 @@ from associative_transformer.evaluate import Evaluation, evaluate, evaluate_spli
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
-from associative_transformer.models import load_model
+from associative_transformer.models import MODELS, load_model
 from associative_transformer.models.ait import AiT
 from associative_transformer.runs.folder import History
 from associative_transformer.runs.result import read_result
@@ -336,7 +336,14 @@ def test_a_run_is_resumed_only_with_its_own_data_and_pools(
     assert train(first, tmp_path / "run", resume=True).epochs == 2
 
 
-@pytest.mark.parametrize("variation", VARIATIONS)
+@pytest.mark.parametrize(
+    "variation",
+    [
+        # the other models differ only in what they compute
+        pytest.param(name, marks=[pytest.mark.thorough] * (name in MODELS and name != "ait"))
+        for name in VARIATIONS
+    ],
+)
 def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run_bit_for_bit(
     variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
