@@ -2,13 +2,15 @@
 
     python benchmarks/memory.py run TABLE [ROW ...] --source PATH/TO/cifar10 --seeds 0 1 2 --jobs 2
     python benchmarks/memory.py table TABLE
+    python benchmarks/memory.py shifts TABLE
 
 The first command trains the missing runs of a table, first all rows with the first seed, and
 writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread. The
 second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
 reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
 `memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`, and `triangle` and
-`sort-of-clevr` need no `--source`.
+`sort-of-clevr` need no `--source`. The third command prints the accuracies on changed test images
+(`shifts.py`) and what writing at test time changes.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.tabular import RowGroup, Table
 from memory_rows import TABLES, Row, Settings
 from memory_training import train
+from shifts import SHIFTS
 from statistics_of_runs import interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
@@ -149,6 +152,28 @@ def tabulate(table: str, results: Path) -> Table:
     return Table(comparison.title, COLUMNS, [RowGroup(*group) for group in groups.items()], notes)
 
 
+def tabulate_shifts(table: str, results: Path) -> Table:
+    """Return the accuracies on changed test images of the runs that are there."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for name, row in TABLES[table].rows.items():
+        runs = [run["shifts"] for run in read_runs(table, name, results).values()]
+        for shift in SHIFTS if runs else ():
+            frozen = [run[shift]["frozen"] for run in runs]
+            gains = [
+                run[shift]["writing"] - run[shift]["frozen"]
+                for run in runs
+                if "writing" in run[shift]
+            ]
+            cells = interval(frozen, ""), interval(gains) if gains else "", str(len(runs))
+            groups.setdefault(shift, []).append((row.title, *cells))
+    return Table(
+        "Changed test images",
+        ("row", "accuracy, %", "difference if the memory writes", "n"),
+        [RowGroup(*group) for group in groups.items()],
+        ["Intervals of 95 % (Student's t); only a memory of the batch can write at test time."],
+    )
+
+
 def read_runs(table: str, name: str, results: Path) -> Runs:
     """Return the finished runs of a row by seed."""
     runs = [Run(table, name, seed, results) for seed in range(MAX_SEEDS)]
@@ -193,7 +218,7 @@ def describe(runs: Runs, rivals: Runs, kind: str = ALL) -> list[str]:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure what a memory adds.")
-    parser.add_argument("action", choices=["run", "table", "train"])
+    parser.add_argument("action", choices=["run", "table", "shifts", "train"])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--source", help="folder of CIFAR-10, for the tables that use it")
@@ -209,7 +234,7 @@ def parse_options() -> argparse.Namespace:
     if options.precision != "float32" and options.action != "train":  # in a folder of its own
         options.results /= options.precision
     needs_source = TABLES[options.table].settings.data == "cifar10"
-    if options.source is None and options.action != "table" and needs_source:
+    if options.source is None and options.action in ("run", "train") and needs_source:
         parser.error("pass the folder of CIFAR-10 as --source")
     return options
 
@@ -217,8 +242,9 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Train the missing runs of a table, or print it."""
     options = parse_options()
-    if options.action == "table":
-        print(tabulate(options.table, options.results).to_markdown(), end="")
+    if options.action in ("table", "shifts"):
+        show = tabulate if options.action == "table" else tabulate_shifts
+        print(show(options.table, options.results).to_markdown(), end="")
         return
     places = [(name, seed) for seed in options.seeds for name in options.rows]
     runs = [Run(options.table, name, seed, options.results) for name, seed in places]

@@ -42,6 +42,8 @@ class Settings:
     patch_size: int = 4
     lr: float = 1e-3
     scored_on: Literal["test", "validation"] = "test"
+    use_shifts: bool = False
+    """Whether the runs are also scored on changed test images."""
     batch_size: int = 128
     image_size: int = 32
     embed_dim: int = 128
@@ -290,17 +292,18 @@ def _goal() -> dict[str, Row]:
     }
 
 
+SHIFTED = Settings(use_shifts=True)
 TABLES = {
-    "ablations": Comparison("Ways to mix the tokens", Settings(), _ablations()),
+    "ablations": Comparison("Ways to mix the tokens", SHIFTED, _ablations()),
     "patch-2": Comparison(
         "Ways to mix the tokens, patch 2", Settings(epochs=6, patch_size=2), _at_patch_2()
     ),
-    "contributions": Comparison("Contributions", Settings(), _contributions()),
+    "contributions": Comparison("Contributions", SHIFTED, _contributions()),
     "goal-rates": Comparison(
         "Learning rates of the goal", Settings(scored_on="validation"), _goal_rates()
     ),
     "goal": Comparison("The goal", Settings(epochs=20), _goal()),
-    "place": Comparison("Where the workspace stands", Settings(), _places()),
+    "place": Comparison("Where the workspace stands", SHIFTED, _places()),
     "triangle": Comparison(
         "Triangle",
         Settings("triangle", epochs=4, patch_size=8, image_size=64, num_classes=2),

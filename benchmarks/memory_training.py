@@ -17,6 +17,7 @@ from associative_transformer.interface import Batch
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.training.step import parameter_groups
 from memory_rows import Build, Settings
+from shifts import score_shifts
 
 BETAS, WEIGHT_DECAY, CLIP_NORM, WARMUP = (0.9, 0.999), 0.05, 1.0, 0.1
 EVAL_BATCH = 500
@@ -111,10 +112,15 @@ def train(
         curve.append(trainer.train_epoch(data.train, seed, epoch))
         print(f"epoch {epoch + 1} of {settings.epochs}:", curve[-1], flush=True)
     score = evaluate(model, scored.eval_batches(EVAL_BATCH), settings.num_classes, precision)
+    shifts = {}
+    if settings.use_shifts:
+        size = settings.batch_size
+        shifts = score_shifts(model, scored, size, settings.num_classes, precision)
     return {
         "scored_on": settings.scored_on,
         "accuracy": score.accuracy,
         "kinds": score_types(score, data, scored),
+        "shifts": shifts,
         "correct": int(score.confusion.diag().sum()),
         "total": int(score.confusion.sum()),
         "scored_loss": score.loss,

@@ -14,6 +14,7 @@ import torch
 import memory
 import memory_rows
 import memory_training
+import shifts
 from associative_transformer.evaluate import Evaluation
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.training.step import parameter_groups
@@ -172,6 +173,71 @@ def test_each_type_of_question_has_rows_of_its_own(tmp_path: Path) -> None:
         "binary questions": {"ViT": ("50.00", ""), IMAGE: ("60.00", "+10.00")},
     }
     assert table.notes[0].startswith("Sort-of-CLEVR, patch 15, 12 epochs")
+
+
+def test_the_table_of_shifts_pairs_writing_with_frozen(tmp_path: Path) -> None:
+    for seed, gain in enumerate((1.0, 2.0, 3.0)):
+        run = memory.Run("ablations", "batch", seed, tmp_path)
+        plant(tmp_path, *run[:3], 70.0)
+        scores = {name: {"frozen": 60.0, "writing": 60.0 + gain} for name in shifts.SHIFTS}
+        run.file.write_text(json.dumps(run.read() | {"shifts": scores}))
+    plant(tmp_path, "ablations", "vit", 0, 70.0)
+    run = memory.Run("ablations", "vit", 0, tmp_path)
+    scores = {name: {"frozen": 50.0} for name in shifts.SHIFTS}
+    run.file.write_text(json.dumps(run.read() | {"shifts": scores}))
+    table = memory.tabulate_shifts("ablations", tmp_path)
+    assert [group.title for group in table.groups] == list(shifts.SHIFTS)
+    assert table.groups[1].rows == [
+        ("ViT", "50.00", "", "1"),
+        ("published workspace, no self-attention", "60.00 ± 0.00", "+2.00 ± 2.48", "3"),
+    ]
+
+
+# --- changed test images ---
+
+
+class OneBatch:
+    """A split with one batch."""
+
+    def eval_batches(self, size: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(size, 3, 16, 16, generator=generator)
+        yield Batch(images, None, torch.arange(size) % 10)
+
+
+@pytest.mark.parametrize("name", ["batch-attention", "image", "vit"])
+def test_only_a_memory_of_the_batch_writes_at_test_time(name: str) -> None:
+    torch.manual_seed(0)
+    model = memory_rows.ABLATIONS[name].build(SMALL)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    scores = shifts.score_shifts(model, OneBatch(), 40, 10, "float32")  # type: ignore[arg-type]
+    assert set(scores) == set(shifts.SHIFTS)
+    expected = {"frozen", "writing"} if name == "batch-attention" else {"frozen"}
+    assert all(set(each) == expected for each in scores.values())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_memory_that_writes_moves_without_dropout_and_changes_the_answers() -> None:
+    torch.manual_seed(0)
+    model = memory_rows.ABLATIONS["batch-attention"].build(SMALL)
+    images = torch.randn(40, 3, 16, 16)
+    first, second = (shifts.WritingModel(model).eval() for _ in range(2))
+    answers = [each(images).logits for each in (first, second)]
+    assert torch.equal(*answers)  # no dropout
+    assert not torch.equal(answers[0], model.eval()(images).logits)
+    priors = [each.priors for each in (*shifts.memories(first), *shifts.memories(model))]
+    assert not torch.equal(priors[0], priors[2])
+    assert first.model is not model
+
+
+@pytest.mark.parametrize("name", shifts.SHIFTS)
+def test_a_shift_changes_the_images_in_the_same_way_each_time(name: str) -> None:
+    first, second = (list(shifts.changed(OneBatch(), 4, shifts.SHIFTS[name])) for _ in range(2))  # type: ignore[arg-type]
+    (original,) = OneBatch().eval_batches(4)
+    assert torch.equal(first[0].images, second[0].images)
+    assert torch.equal(first[0].images, original.images) == (name == "none")
+    assert torch.equal(first[0].labels, original.labels)
 
 
 def test_the_goal_is_compared_with_the_better_vit(tmp_path: Path) -> None:

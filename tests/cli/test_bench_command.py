@@ -384,6 +384,20 @@ def test_a_worse_ratio_is_measured_up_to_three_times(
     assert new.entries == [Entry("step", "cpu", {"a": smallest}, "a machine")]
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_an_entry_in_bfloat16_is_measured_only_where_there_are_instructions_for_it(
+    has_bfloat16: bool,
+) -> None:
+    always = Entry("step", "cpu", {"a": 3.0})
+    entries = [always, Entry("write", "cpu", {"a": 3.0}, "elsewhere", needs_bfloat16=True)]
+    new, verdicts = measure_again(
+        Ratios(0.1, "", entries), "cpu", lambda _: {"a": 3.1}, "here", has_bfloat16
+    )
+    assert [verdict.command for verdict in verdicts] == ["step", "write"][: 1 + has_bfloat16]
+    assert new.entries[0].where == "here"
+    assert (new.entries[1] == entries[1]) == (not has_bfloat16)
+
+
 @pytest.mark.parametrize(
     ("ratios", "code", "cells"),
     [

@@ -27,7 +27,9 @@ class Entry:
     ratios: dict[str, float]
     """Time of the fastest round of each variant, divided by that of the rival."""
     where: str = ""
-    """Device, threads, torch version and commit of the measurement."""
+    """Device, its instructions for bfloat16, threads, torch version and commit."""
+    needs_bfloat16: bool = False
+    """Skip this entry on a device without instructions for bfloat16."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -80,7 +82,11 @@ def write_ratios(path: Path, ratios: Ratios) -> None:
 
 
 def measure_again(
-    ratios: Ratios, device: str, measure: Callable[[str], dict[str, float]], where: str
+    ratios: Ratios,
+    device: str,
+    measure: Callable[[str], dict[str, float]],
+    where: str,
+    has_bfloat16: bool = True,
 ) -> tuple[Ratios, list[Verdict]]:
     """Measure the entries for a kind of device; return the new record and one verdict per ratio.
 
@@ -90,7 +96,7 @@ def measure_again(
     """
     entries, verdicts = list(ratios.entries), []
     for i, entry in enumerate(entries):
-        if entry.device == device:
+        if entry.device == device and (has_bfloat16 or not entry.needs_bfloat16):
             of_entry = _measure_entry(entry, measure, ratios.tolerance)
             measured = {verdict.name: round(verdict.measured, 3) for verdict in of_entry}
             entries[i] = replace(entry, ratios=measured, where=where)

@@ -225,7 +225,9 @@ def _check(arguments: list[str]) -> None:
     ratios, device = read_ratios(options.file), choose_device(options.device)
     environment = describe_environment(device)
     where = f"{_describe(environment)}, commit {environment.commit}"
-    new_ratios, verdicts = measure_again(ratios, device.type, _measure_ratios, where)
+    new_ratios, verdicts = measure_again(
+        ratios, device.type, _measure_ratios, where, environment.bfloat16 is not None
+    )
     title = f"Ratios on {_describe(environment)}, tolerance {ratios.tolerance:.0%}"
     print(tabulate_verdicts(title, verdicts).to_terminal(100), end="")
     if options.update:
