@@ -4,13 +4,13 @@
     python benchmarks/memory.py table TABLE
     python benchmarks/memory.py shifts TABLE
 
-The first command trains the missing runs of a table, first all rows with the first seed, and
-writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread. The
-second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
+The first command trains the missing runs of a table, beginning with the first seed of all rows,
+and writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread.
+The second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
 reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
 `memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`, and `triangle` and
 `sort-of-clevr` need no `--source`. The third command prints the accuracies on changed test images
-(`shifts.py`) and what writing at test time changes.
+(`shifts.py`), and the differences if the memory is also written at test time.
 """
 
 import argparse
@@ -40,7 +40,7 @@ DATA = {"cifar10": "CIFAR-10", "triangle": "Triangle", "sort-of-clevr": "Sort-of
 ALL = "all"  # kinds of questions
 MAX_SEEDS = 100
 Runs = dict[int, dict[str, Any]]  # results by seed
-SOURCE = "PATH/TO/cifar10"  # instead of a path of this machine
+SOURCE = "PATH/TO/cifar10"  # placeholder for the path on this machine
 
 
 class Run(NamedTuple):
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """Where its result is kept: with the table that shares the run with others, if any."""
+        """The file of its result; a run that tables share is in the folder of its home table."""
         table, name = self.row.home or (self.table, self.name)
         return self.results / table / f"{name}-{self.seed}.json"
 
@@ -74,8 +74,9 @@ class Run(NamedTuple):
         missing = [run.name for run in runs if not run.file.exists()]
         if missing:
             raise UserError(
-                f"the learning rate of {self.name} is not known without the runs "
-                f"{', '.join(missing)}: python benchmarks/memory.py run goal-rates first"
+                f"the learning rate of {self.name} is not known, because the runs "
+                f"{', '.join(missing)} are missing: first run "
+                "`python benchmarks/memory.py run goal-rates`"
             )
         return max(runs, key=lambda run: run.read()["accuracy"]).settings.lr
 
@@ -127,7 +128,7 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
 
 
 def tabulate(table: str, results: Path) -> Table:
-    """Return the table of the runs that are there."""
+    """Return the table of the finished runs."""
     comparison = TABLES[table]
     finished = {name: read_runs(table, name, results) for name in comparison.rows}
     settings = comparison.settings
@@ -153,7 +154,7 @@ def tabulate(table: str, results: Path) -> Table:
 
 
 def tabulate_shifts(table: str, results: Path) -> Table:
-    """Return the accuracies on changed test images of the runs that are there."""
+    """Return the accuracies of the finished runs on changed test images."""
     groups: dict[str, list[tuple[str, ...]]] = {}
     for name, row in TABLES[table].rows.items():
         runs = [run["shifts"] for run in read_runs(table, name, results).values()]
@@ -223,7 +224,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--source", help="folder of CIFAR-10, for the tables that use it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs in parallel; if several, one thread each"
+    )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--small", action="store_true", help="sizes for a test")
@@ -231,7 +234,9 @@ def parse_options() -> argparse.Namespace:
     options.rows = options.rows or list(TABLES[options.table].rows)
     if unknown := set(options.rows) - set(TABLES[options.table].rows):
         parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
-    if options.precision != "float32" and options.action != "train":  # in a folder of its own
+    if (
+        options.precision != "float32" and options.action != "train"
+    ):  # results of other precisions have their own folder
         options.results /= options.precision
     needs_source = TABLES[options.table].settings.data == "cifar10"
     if options.source is None and options.action in ("run", "train") and needs_source:

@@ -1,6 +1,6 @@
 """The tables of `benchmarks/memory.py`: which models they compare, and how these are trained.
 
-Scope `image` of the workspace and everything in `rivals.py` is not the paper's.
+Scope `image` of the workspace and everything in `rivals.py` are not part of the paper.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from rivals import Kind, MixerAiT, PlacedViT, RegisterViT
 VALIDATION = 0.1
 """Share of the training images that are set aside if a run is scored on them."""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-"""The grid of learning rates of the goal."""
+"""Learning rates tried in the table `goal-rates`; `goal` uses the best one of each model."""
 NUM_VECTORS = 16  # priors, slots, inducing points, patterns, registers
 
 
@@ -34,9 +34,9 @@ class Settings:
 
     data: Literal["cifar10", "triangle", "sort-of-clevr"] = "cifar10"
     num_train: int = 50_000
-    """Number of training images; CIFAR-10 has no others."""
+    """Number of images to generate for training and validation; CIFAR-10 always has 50,000."""
     num_test: int = 10_000
-    """Number of test images; CIFAR-10 has no others."""
+    """Number of test images to generate; CIFAR-10 always has 10,000."""
     epochs: int = 8
     head: Literal["flatten", "mean", "question"] = "mean"
     patch_size: int = 4
@@ -65,7 +65,7 @@ class Settings:
         )
 
     def small(self) -> "Settings":
-        """Return settings for a test, which take seconds."""
+        """Return smaller settings for a test that takes seconds."""
         small = replace(self, epochs=2, batch_size=8, embed_dim=32)
         if self.data == "cifar10":
             return replace(small, image_size=16, patch_size=8)
@@ -83,7 +83,7 @@ class Row:
     build: Build
     changes: dict[str, Any] = field(default_factory=dict)  # fields of Settings
     group: str = ""
-    references: tuple[str, ...] = ()  # rows of which the best is what it is compared with
+    references: tuple[str, ...] = ()  # compared with the best of these rows
     home: tuple[str, str] | None = None  # table and row of the same run; None: its own
     rates: tuple[str, ...] = ()  # rows of `goal-rates`, of which the best sets the learning rate
 
@@ -108,7 +108,7 @@ def sizes(s: Settings) -> dict[str, Any]:
 
 
 def batch(**changes: object) -> WorkspaceConfig:
-    """Return the workspace of the paper, with its share of tokens: 128 of 8,192."""
+    """Return the paper's workspace, with its ratio of bottleneck to tokens: 128 of 8,192."""
     defaults = {"num_priors": NUM_VECTORS, "prior_dim": 32, "num_heads": 4, "bottleneck": 128}
     fields: dict[str, Any] = {**defaults, **changes}
     return WorkspaceConfig(**fields)
@@ -139,12 +139,12 @@ def vit(use_output_norm: bool) -> Build:
 
 
 def registers(s: Settings) -> nn.Module:
-    """Build a ViT with registers and the LayerNorm behind the feed-forward."""
+    """Build a ViT with registers and the LayerNorm after the feed-forward."""
     return RegisterViT(ViTConfig(**sizes(s), use_output_norm=True), NUM_VECTORS)
 
 
 def placed(workspace: WorkspaceConfig, has_map: bool, use_output_norm: bool = True) -> Build:
-    """Return a function that builds a ViT with a workspace in the place of self-attention."""
+    """Return a function that builds a ViT with a workspace instead of self-attention."""
     return lambda s: PlacedViT(
         ViTConfig(**sizes(s), use_output_norm=use_output_norm), workspace, has_map
     )
@@ -158,7 +158,7 @@ def mixer(kind: Kind, workspace: WorkspaceConfig | None = None) -> Build:
     )
 
 
-VIT, VIT_NORM = Row("ViT", vit(False)), Row("ViT, norm behind FFN", vit(True))
+VIT, VIT_NORM = Row("ViT", vit(False)), Row("ViT, norm after FFN", vit(True))
 IMAGE = Row("workspace per image", ait(image(), False))
 BOTH = Row("self-attention and workspace per image", ait(image()))
 NO_READ = Row("AiT without read", ait(batch(), read="none"))
@@ -171,7 +171,7 @@ def _per_image(title: str, use_output_norm: bool = True, **changes: object) -> R
 
 
 ABLATIONS = {
-    "no-mixing": Row("none: tokens never meet", mixer("none")),
+    "no-mixing": Row("no mixing of tokens", mixer("none")),
     "vit": VIT,
     "vit-norm": VIT_NORM,
     "image": IMAGE,
@@ -184,7 +184,7 @@ ABLATIONS = {
     "image-no-read-norm": _per_image(
         "without read norm", image=ImageMemoryConfig(use_read_norm=False)
     ),
-    "image-no-output-norm": _per_image("without norm behind FFN", use_output_norm=False),
+    "image-no-output-norm": _per_image("without norm after FFN", use_output_norm=False),
     "image-4": _per_image("4 priors", num_priors=4),
     "image-8": _per_image("8 priors", num_priors=8),
     "image-32": _per_image("32 priors", num_priors=32),
@@ -198,7 +198,7 @@ ABLATIONS = {
     "slots": Row("16 slots (Slot Attention)", mixer("slots")),
     "mean": Row("mean of the tokens", mixer("mean")),
     "linear": Row("linear attention (elu + 1)", mixer("linear")),
-    "registers": Row("self-attention, norm behind FFN, 16 registers", registers),
+    "registers": Row("self-attention, norm after FFN, 16 registers", registers),
     "hopfield": Row("Hopfield layer, 16 learned patterns", mixer("hopfield")),
     "ait-no-read": NO_READ,
 }
@@ -214,12 +214,12 @@ def _at_patch_2() -> dict[str, Row]:
 
 
 def _places() -> dict[str, Row]:
-    """Return the rows with the workspace behind the feed-forward and in the place of attention."""
+    """Return the rows with the workspace after the feed-forward and instead of attention."""
     bare = image(competition="priors", image=ImageMemoryConfig(use_read_norm=False))
-    title = "in the place of attention"
+    title = "workspace per image, instead of attention"
     rows = {
         "vit-norm": VIT_NORM,
-        "image": replace(IMAGE, title="workspace per image, behind the feed-forward"),
+        "image": replace(IMAGE, title="workspace per image, after the feed-forward"),
         "before": Row(f"{title}, both norms", placed(image(), False)),
         "before-map": Row(f"{title}, both norms, output map", placed(image(), True)),
         "before-bare": Row(
@@ -248,7 +248,7 @@ def _contributions() -> dict[str, Row]:
         "vit": VIT,
         "vit-norm": VIT_NORM,
         "ait-no-read": NO_READ,
-        "ait-no-read-no-norm": Row("AiT without read, without norm behind FFN", without_both),
+        "ait-no-read-no-norm": Row("AiT without read, without norm after FFN", without_both),
         "batch-attention": PUBLISHED,
         "batch-no-dropout": Row("AiT, write dropout 0", ait(batch(dropout=0.0))),
         "batch-healthy": Row("AiT, competition and centered values", ait(healthy)),
@@ -299,11 +299,11 @@ TABLES = {
         "Ways to mix the tokens, patch 2", Settings(epochs=6, patch_size=2), _at_patch_2()
     ),
     "contributions": Comparison("Contributions", SHIFTED, _contributions()),
-    "goal-rates": Comparison(
-        "Learning rates of the goal", Settings(scored_on="validation"), _goal_rates()
+    "goal-rates": Comparison("Learning rates", Settings(scored_on="validation"), _goal_rates()),
+    "goal": Comparison(
+        "Comparison with the better ViT, tuned learning rates", Settings(epochs=20), _goal()
     ),
-    "goal": Comparison("The goal", Settings(epochs=20), _goal()),
-    "place": Comparison("Where the workspace stands", SHIFTED, _places()),
+    "place": Comparison("Place of the workspace", SHIFTED, _places()),
     "triangle": Comparison(
         "Triangle",
         Settings("triangle", epochs=4, patch_size=8, image_size=64, num_classes=2),

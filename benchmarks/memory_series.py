@@ -1,26 +1,27 @@
 """Record how a memory changes in training: python benchmarks/memory_series.py run [VARIANT ...]
 
     python benchmarks/memory_series.py run --source=PATH/TO/cifar10 --seeds 0 1 2 --jobs=2
-    python benchmarks/memory_series.py run official --source=PATH/TO/cifar10 --seeds 0 1 2
+    python benchmarks/memory_series.py run official --source=PATH/TO/cifar10 --seeds 0 1 2 \\
       --official=PATH/TO/OFFICIAL --hopfield=PATH/TO/HOPFIELD
     python benchmarks/memory_series.py table
     python benchmarks/memory_series.py figure
 
-The first two train AiT-Small on CIFAR-10 for 300 steps, once for each variant and seed, and write
-a file for each run to `results/memory/series`; runs whose file exists are skipped. The variants
-are those of `memory_series_variants.py`, with batch 64 and bottleneck 64, which is the paper's
-share of the tokens. One more run, `paper-batch`, has the paper's batch and bottleneck of 512, and
-only the first seed; `--steps` makes it shorter.
+The first two commands train AiT-Small on CIFAR-10 for 300 steps, once for each variant and seed,
+and write a file for each run to `results/memory/series`; runs whose file exists are skipped. The
+variants are those of `memory_series_variants.py`, with batch 64 and bottleneck 64, which is the
+paper's share of the tokens. One more run, `paper-batch`, has the paper's batch and bottleneck of
+512, and is run only with the first seed; `--steps` sets fewer steps.
 
 Every ten steps, a run records the effective rank, the distinct priors, the overlap of the winners
 and the balance loss of each layer, and the cross-entropy. At the end it is scored on the test set,
 or on its first images (`--test-images`). The last two commands print a table and draw a figure of
-the runs that are there.
+the finished runs.
 
 All variants see the same batches. The optimizer is AdamW with the paper's learning rate of 1e-4
 and weight decay of 0.01, but without warm-up; `ait.py` begins with five epochs at lower rates.
 
-The folders of the official code are those of `official.py`; without them, its variant is left out.
+The folders of the official code are those that `official.py` takes. Without them, the variant
+`official` is skipped.
 As shipped, its write has a dropout of 0.1 in the first epoch only, and it also writes in
 evaluation, so that its accuracy depends on the batches of the test set; they are as large as those
 in training, as in `ait.py`. That script evaluates, and so writes, after every epoch; here, the
@@ -154,7 +155,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=10, help="steps between two records")
-    parser.add_argument("--test-images", type=int, help="score only so many; default: all")
+    parser.add_argument(
+        "--test-images", type=int, help="number of test images to score; default: all"
+    )
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--output", type=Path, default=FIGURE, help="figure to write")

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Return the factor of the learning rate in a step, counted from 0: warm-up times cosine."""
+    """Return the learning rate factor at a step, counted from 0: warm-up times cosine decay."""
     warmup = min(1.0, step / (WARMUP * num_steps))
     return warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
@@ -38,12 +38,12 @@ def load_data(source: str | None, settings: Settings) -> tuple[DataSet, Split]:
     data = config.load(CPU)
     scored = data.test if settings.scored_on == "test" else data.validation
     if scored is None:
-        raise ValueError(f"{source} has no validation split")
+        raise ValueError(f"the data set {settings.data} has no validation split")
     return data, scored
 
 
 def score_types(score: Evaluation, data: DataSet, scored: Split) -> dict[str, float]:
-    """Return the accuracy on each type and subtype of question; nothing without questions."""
+    """Return the accuracy on each type and subtype of question; empty without questions."""
     if data.guesses is None:
         return {}
     kinds = score_kinds(score.predicted, scored, data.guesses)
@@ -64,7 +64,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate(step, num_steps)
         )
-        self.seconds: list[float] = []  # of each step, with its data
+        self.seconds: list[float] = []  # of each step, including loading its data
 
     def train_epoch(self, split: Split, seed: int, epoch: int) -> dict[str, float]:
         """Train one epoch and return its mean losses and the accuracy in training."""
@@ -99,7 +99,7 @@ class Trainer:
 def train(
     build: Build, source: str | None, settings: Settings, seed: int, precision: Precision
 ) -> dict[str, Any]:
-    """Build and train a model, and return what is to be kept of the run."""
+    """Build and train a model, and return the results to save."""
     started = time.perf_counter()
     data, scored = load_data(source, settings)
     settings = replace(settings, num_classes=len(data.class_names))

@@ -33,7 +33,8 @@ from associative_transformer.bench import Variant
 from associative_transformer.bench.timing import measure_memory, time_in_turn
 from associative_transformer.bench.variants import prepare_model
 from associative_transformer.interface import UserError
-from associative_transformer.models.ait import AIT_SMALL, AiTConfig, load_official
+from associative_transformer.models.ait import AIT_SMALL, AiTConfig
+from associative_transformer.models.official import load_official
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.environment import describe_environment
 

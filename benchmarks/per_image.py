@@ -2,7 +2,7 @@
 
 Times the forward and backward pass of the layers alone (tokens of width 192, 8,192 tokens in a
 batch, 3 heads of self-attention, 16 priors and 4 heads of the write) and whole training steps of
-two-layer models, in images of 64, 256, 1,024 and 4,096 tokens, and measures what each layer adds
+two-layer models, for images of 64, 256, 1,024 and 4,096 tokens, and measures what each layer adds
 to the peak memory. All variants of a size take turns; times are medians of the rounds. Attention
 is `kernels/attention.py`, which takes the faster form for the precision and the length.
 """
@@ -149,7 +149,7 @@ def main() -> None:
                 for name, value in values.items()
             ]
             groups.append(RowGroup(part, rows))
-    columns = ("tokens per image", "variant", "value", "times the first")
+    columns = ("tokens per image", "variant", "value", "relative to first")
     title = f"{options.precision} on {torch.get_num_threads()} threads"
     print(Table(title, columns, groups, []).to_terminal(100), end="")
     if options.json:

@@ -1,7 +1,9 @@
-"""Other ways to mix the tokens of an image, each in the place of the workspace of a block.
+"""Other ways to mix the tokens of an image.
 
-All are called like `GlobalWorkspace`, with the output u of the normalized feed-forward, and return
-what each token reads, normalized by the same LayerNorm (eps 1e-5, affine).
+The mixers of `build_mixer` replace the workspace of a block. They are called like
+`GlobalWorkspace`, with the normalized output u of the feed-forward, and return what each token
+reads, normalized by the same LayerNorm (eps 1e-5, affine) unless it is zero. `RegisterViT` and
+`PlacedViT` change a ViT instead.
 
 Dims     B images   N tokens of an image   E token width   M vectors   D their width   S heads
 """
@@ -28,7 +30,7 @@ from associative_transformer.workspace import (
 )
 
 CONTENTS = ("priors", "inducing", "patterns", "registers")
-"""Names of the learned vectors, which have no weight decay, as the contents of a workspace."""
+"""Names of the learned vectors, which have no weight decay, like the contents of a workspace."""
 SMOOTHING = 0.1
 """Share of the new write in the moving average of `MovingContents`."""
 
@@ -36,7 +38,7 @@ Kind = Literal["none", "inducing", "slots", "mean", "linear", "hopfield", "movin
 
 
 class Mixer(nn.Module):
-    """Base of the rivals that have no memory to write: mix the tokens, then normalize."""
+    """Base class of the mixers that are not workspaces: mix the tokens, then normalize."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class Mixer(nn.Module):
 
 
 class NoWorkspace(nn.Module):
-    """Nothing: the tokens read zero."""
+    """No mixing: every token reads zeros."""
 
     def forward(self, u: Float[Tensor, "B N E"]) -> WorkspaceOutput:
         return WorkspaceOutput(torch.zeros_like(u), u.new_zeros(()))
@@ -121,9 +123,9 @@ class HopfieldLookup(Mixer):
 class Slots(GlobalWorkspace):
     """The workspace per image with the write of Slot Attention (Locatello et al. 2020).
 
-    a = softmax over the slots of q kᵀ / sqrt(D),  h = a v / sum over the tokens of a
+    a = softmax over the slots of q kᵀ / sqrt(D),  h = a v / (sum of a over the tokens)
 
-    One iteration, in heads as in the workspace; memory and read are those of the workspace.
+    It runs one iteration, with heads as in the workspace. Memory and read are unchanged.
     """
 
     def write_images(
@@ -203,7 +205,7 @@ class RegisterViT(ViT):
 
 
 class PlacedWorkspace(nn.Module):
-    """A workspace per image in the place of self-attention: W r(x), or r(x) without a map."""
+    """A workspace per image that replaces self-attention: W r(x), or r(x) without a map."""
 
     def __init__(self, embed_dim: int, config: WorkspaceConfig, has_map: bool) -> None:
         super().__init__()
@@ -215,7 +217,7 @@ class PlacedWorkspace(nn.Module):
 
 
 class PlacedViT(ViT):
-    """A ViT whose self-attention is replaced, in its place, by a workspace per image."""
+    """A ViT whose self-attention is replaced by a workspace per image."""
 
     def __init__(self, config: ViTConfig, workspace: WorkspaceConfig, has_map: bool) -> None:
         super().__init__(config)

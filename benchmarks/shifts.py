@@ -1,9 +1,9 @@
 """Accuracy on changed test images, with the memory frozen or still writing.
 
-A memory across images could help if the test images differ from the training images and the
-memory adapts to them. `score_shifts` asks that of every model of `memory.py` with a memory of the
-batch: its test images are changed, and it is scored once as usual and once while its memory keeps
-writing (without dropout) from batch to batch, starting from what training has left.
+A memory of the batch could help if the test images differ from the training images and the memory
+adapts to them. To test this, `score_shifts` scores a model on changed test images. A model with a
+memory of the batch is scored a second time, while its tokens keep writing (without dropout) from
+batch to batch, starting from the memory at the end of training.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def brighten(images: Images, generator: torch.Generator) -> Images:
 
 
 def blur(images: Images, generator: torch.Generator) -> Images:
-    """Blur with a Gaussian of one pixel."""
+    """Blur with a Gaussian whose standard deviation is one pixel."""
     return gaussian_blur(images, [5, 5], [1.0, 1.0])
 
 
@@ -52,7 +52,7 @@ SHIFTS: dict[str, Shift] = {
     "brightness": brighten,
     "blur": blur,
 }
-"""Changes of normalized images, so in units of the standard deviation of the pixels."""
+"""Changes of normalized images, in units of the standard deviation of the pixels."""
 
 
 class WritingModel(nn.Module):
@@ -66,7 +66,7 @@ class WritingModel(nn.Module):
         """Set the mode of all modules but the memories, which write in both modes."""
         super().train(mode)
         for workspace in memories(self):
-            workspace.training = True  # not its dropout
+            workspace.training = True  # its dropout stays off
         return self
 
     def forward(self, images: Images, questions: Tensor | None = None) -> ModelOutput:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from associative_transformer import functional as functional
+    from associative_transformer.associative_mlp import AssociativeMlp as AssociativeMlp
     from associative_transformer.encoder_layer import (
         WorkspaceEncoderLayer as WorkspaceEncoderLayer,
     )
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from associative_transformer.models.ait import AIT_SMALL as AIT_SMALL
     from associative_transformer.models.ait import AiT as AiT
     from associative_transformer.models.ait import AiTConfig as AiTConfig
-    from associative_transformer.models.ait import load_official as load_official
+    from associative_transformer.models.official import load_official as load_official
     from associative_transformer.workspace import GlobalWorkspace as GlobalWorkspace
     from associative_transformer.workspace_config import ImageMemoryConfig as ImageMemoryConfig
     from associative_transformer.workspace_config import WorkspaceConfig as WorkspaceConfig
@@ -34,13 +35,14 @@ _MODULES = {
     "AIT_SMALL": "models.ait",
     "AiT": "models.ait",
     "AiTConfig": "models.ait",
+    "AssociativeMlp": "associative_mlp",
     "GlobalWorkspace": "workspace",
     "ImageMemoryConfig": "workspace_config",
     "WorkspaceConfig": "workspace_config",
     "WorkspaceEncoderLayer": "encoder_layer",
     "build_model": "models",
     "load_model": "models",
-    "load_official": "models.ait",
+    "load_official": "models.official",
     "memory_health": "health",
 }
 """The module that defines each public name."""

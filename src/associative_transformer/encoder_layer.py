@@ -1,4 +1,4 @@
-"""A layer for `nn.TransformerEncoder` whose sequences have memories of their own.
+"""A layer for `nn.TransformerEncoder` with a separate memory for each sequence.
 
 Dims     B batch   N tokens of a sequence   E token width, `d_model`
          I J   B N or, unless `batch_first` is set, N B
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {"relu": relu, "gelu": gelu}
 
 
 class WorkspaceEncoderLayer(nn.Module):
-    """`nn.TransformerEncoderLayer` with a workspace of scope "image" behind its feed-forward.
+    """`nn.TransformerEncoderLayer` with a workspace of scope "image" after its feed-forward.
 
     x <- x + Attention(LN(x)),  u = LN(FFN(LN(x))),  x <- x + u + r, with r read from the memory
 
@@ -34,10 +34,11 @@ class WorkspaceEncoderLayer(nn.Module):
     Therefore `forward` raises ValueError if it gets a `src_mask`, or if `is_causal` is set.
 
     The arguments are those of `nn.TransformerEncoderLayer`, with two additions. If `nhead` is
-    None, the layer has no self-attention, and tokens meet only in the memory, at a cost that is
-    linear in their number. `workspace` configures the memory; since the layer returns only tokens,
-    a balance loss is refused. Weights that both layers have are named alike, so that
-    `load_state_dict(weights, strict=False)` takes them over; `norm3` and `workspace` are new.
+    None, the layer has no self-attention, and tokens exchange information only through the memory,
+    at a cost linear in the number of tokens. `workspace` configures the memory; its
+    `balance_weight` must be 0, since the layer returns only tokens. Weights that both layers have
+    share their names, so that `load_state_dict(weights, strict=False)` loads them; `norm3` and
+    `workspace` are new.
 
     Without `norm_first`, x is normalized after each of the two additions instead of before
     attention and feed-forward. In either case, u is normalized.
@@ -87,12 +88,12 @@ class WorkspaceEncoderLayer(nn.Module):
     ) -> Float[Tensor, "I J E"]:
         """Pass the tokens through the layer.
 
-        `src_key_padding_mask` is True for padding, or -inf if it holds numbers.
+        `src_key_padding_mask` is True for padding if it is bool, or -inf if it is floating-point.
         """
         if src_mask is not None or is_causal:
             raise ValueError(
                 "src_mask must be None and is_causal False, because each token reads what later "
-                "tokens have written: use nn.TransformerEncoderLayer"
+                "tokens have written: to use a mask, use nn.TransformerEncoderLayer"
             )
         sizes = ("B", "N") if self.batch_first else ("N", "B")
         check_shape("src", src, *sizes, self.d_model)
@@ -116,7 +117,7 @@ class WorkspaceEncoderLayer(nn.Module):
     def _share(
         self, x: Float[Tensor, "I J E"], padding: Bool[Tensor, "B N"] | None
     ) -> Float[Tensor, "I J E"]:
-        """Return what the tokens compute alone, and what they read from their shared memory."""
+        """Return the output of the feed-forward plus what the tokens read, after dropout."""
         u = self.norm3(self.linear2(self.dropout(self.activation(self.linear1(x)))))
         if self.batch_first:
             read = self.workspace(u, padding).read
@@ -126,7 +127,7 @@ class WorkspaceEncoderLayer(nn.Module):
 
 
 class _NoAttention(nn.Module):
-    """Takes the place of the attention, whose `batch_first` `nn.TransformerEncoder` looks up."""
+    """Placeholder for the attention; `nn.TransformerEncoder` reads its `batch_first`."""
 
     def __init__(self, batch_first: bool) -> None:
         super().__init__()

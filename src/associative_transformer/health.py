@@ -25,7 +25,7 @@ from associative_transformer.workspace import GlobalWorkspace
 SAME = 0.99
 """Priors count as the same if their cosine is above this."""
 DEAD = 0.1
-"""A prior is dead if it gets less than this share of what priors get on average."""
+"""A prior is dead if its share of the tokens is less than this fraction of the mean share."""
 MIN_RANK = 1.5
 MIN_DISTINCT = 0.25
 """A memory has collapsed if its rank or its share of distinct priors is below these."""
@@ -43,7 +43,7 @@ class MemoryHealth(NamedTuple):
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether hardly more than one direction or few distinct priors are left."""
+        """Whether the effective rank is close to 1 or few priors are distinct."""
         few = self.effective_rank < MIN_RANK or self.distinct < MIN_DISTINCT * self.num_priors
         return self.num_priors > 1 and few
 
@@ -57,18 +57,18 @@ def memory_health(
 ) -> list[MemoryHealth]:
     """Measure the memory of each `GlobalWorkspace` in a model, in the order of its modules.
 
-    Rank and distinct priors are those of the memory. With images, `model(images)`, or
-    `model(images, questions)`, is run in evaluation mode to see which tokens the priors take.
-    Otherwise these are the tokens of the last training step; with scope "image", of its first
-    images. With scope "image", rank and distinct priors are those of the learned contents or, with
-    images, means over the memories of the images.
+    If images are passed, `model(images)` or `model(images, questions)` is run in evaluation mode
+    to find which tokens the priors take. Otherwise, the tokens of the last training step are used
+    or, with scope "image", those of its first images. Rank and distinct priors are those of the
+    memory. With scope "image", they are those of the learned contents or, if images are passed,
+    means over the memories of the images.
 
     A prior wins a token if no prior of the head attends more to it. It is dead if its share of the
     tokens that are taken, averaged over the heads, is below a tenth of the mean share, 1 / M.
 
-    Modes, memories and random numbers stay as they are. With `over_ranks`, the tokens of all
-    processes count, and every process has to call this function. The same holds if images are
-    passed and several processes share a pool.
+    The modes of the modules, the memories and the state of the random number generators are not
+    changed. With `over_ranks`, the tokens of all processes are counted. In that case, and if
+    images are passed and several processes share a pool, every process must call this function.
 
     >>> layer = GlobalWorkspace(192)
     >>> output = layer(torch.randn(8, 64, 192))  # a training step
@@ -174,7 +174,7 @@ class _Observer:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode, and each of its modules back in its own mode."""
+    """Put a model in evaluation mode, then restore the mode of each of its modules."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

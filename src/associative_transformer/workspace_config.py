@@ -10,7 +10,7 @@ from associative_transformer.kernels.over_ranks import Pool
 Scope = Literal["batch", "image"]
 Competition = Literal["none", "priors"]
 SHARED_ONLY = ("smoothing", "reset_each_epoch", "differentiable_write", "pool")
-"""Fields without a meaning if each image has its own memory, which starts anew each time."""
+"""Fields that have no meaning with scope "image", since no memory is kept between batches."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class WorkspaceConfig(MemorySizes):
     center_values: bool = field(default=False, metadata=ADDED_LATER)
     """Subtract the mean over the tokens from the values, so that it is not written."""
     image: ImageMemoryConfig = field(default_factory=ImageMemoryConfig, metadata=ADDED_LATER)
-    """The read of a memory that belongs to an image."""
+    """How the memory of an image is read."""
 
     def __post_init__(self) -> None:
         for name, choices in (("scope", Scope), ("competition", Competition)):

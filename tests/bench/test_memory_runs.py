@@ -151,7 +151,7 @@ def test_a_table_pairs_the_runs_by_seed_and_says_what_is_missing(tmp_path: Path)
         "3",
     )
     assert rows["workspace per image"] == of_image
-    assert rows["ViT, norm behind FFN"][3] == ""
+    assert rows["ViT, norm after FFN"][3] == ""
     assert rows["linear attention (elu + 1)"][1:] == ("2: 61.00", "61.00", "-1.00", "250.0", "1")
     assert rows["mean of the tokens"] == ("", "not measured", "", "", "", "0")
 
@@ -249,7 +249,7 @@ def test_the_goal_is_compared_with_the_better_vit(tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for group in table.groups for row in group.rows}
     assert rows["workspace per image"][3].startswith("+1.00")  # ViT with the norm: 64.0
     assert rows["ViT"][3].startswith("-1.50")
-    assert rows["ViT, norm behind FFN"][3] == ""
+    assert rows["ViT, norm after FFN"][3] == ""
     assert "vit-norm" in table.notes[1]
 
 
@@ -257,7 +257,7 @@ def test_the_goal_takes_the_best_rate_and_is_refused_without_all_four(tmp_path: 
     run = memory.Run("goal", "image", 3, tmp_path)
     for rate, accuracy in ((5e-4, 60.0), (1e-3, 61.0), (2e-3, 62.0)):
         plant(tmp_path, "goal-rates", f"image-lr-{rate:g}", 0, accuracy)
-    with pytest.raises(UserError, match=r"without the runs image-lr-0\.004:"):
+    with pytest.raises(UserError, match=r"because the runs image-lr-0\.004 are missing"):
         _ = run.settings
     plant(tmp_path, "goal-rates", "image-lr-0.004", 0, 61.5)
     assert run.settings.lr == 2e-3

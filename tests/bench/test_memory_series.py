@@ -15,7 +15,7 @@ import torch
 import memory_series
 from associative_transformer.data import ImagesConfig, Split
 from associative_transformer.interface import UserError
-from associative_transformer.models.ait import load_official
+from associative_transformer.models.official import load_official
 from making.commands import make_images
 from making.official_code import write_hopfield, write_official
 from memory_series_tables import LAYER_MEASURES, draw, tabulate

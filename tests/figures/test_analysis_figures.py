@@ -471,7 +471,7 @@ def test_recall_is_drawn_by_noise_and_by_load_for_each_temperature(draw: Draw) -
         assert points.tolist() == np.stack([recall.noise, recall.error[i, 1, -1]], -1).tolist()
         assert recalled.lines[i].get_ydata().tolist() == recall.recalled[i, 1, :, 1].tolist()
         assert certain.lines[i].get_ydata().tolist() == recall.guaranteed[i, 1].tolist()
-    assert "can store, by β: layer 1: 12.5, 12.5; layer 2: 12.5, 12.5." in caption_of(figure)
+    assert "for each β: layer 1: 12.5, 12.5; layer 2: 12.5, 12.5." in caption_of(figure)
 
 
 def test_the_drift_of_the_memory_is_drawn_below_the_patches(draw: Draw) -> None:

@@ -32,7 +32,8 @@ from associative_transformer.experiment import (
     load_experiment,
 )
 from associative_transformer.models import build_model, load_model
-from associative_transformer.models.ait import AiTConfig, load_official
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.official import load_official
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.commands import MEASURED, format_options
 from associative_transformer.report import write_report

@@ -22,7 +22,8 @@ from associative_transformer.functional import (
     hopfield_energy,
     hopfield_retrieve,
 )
-from associative_transformer.models.ait import AIT_SMALL, AiT, AiTConfig, load_official
+from associative_transformer.models.ait import AIT_SMALL, AiT, AiTConfig
+from associative_transformer.models.official import load_official
 from associative_transformer.workspace_config import WorkspaceConfig
 
 FILE = Path(__file__).parents[1] / "fixtures" / "official_ait.npz"
@@ -40,6 +41,9 @@ OUTSIDE_BLOCKS = {
     "to_patch_embedding.1": "embed.patches.0",
     "to_patch_embedding.2": "embed.patches.1",
     "to_patch_embedding.3": "embed.patches.2",
+    "question_to_embedding.0": "embed.question.0",
+    "question_to_embedding.1": "embed.question.1",
+    "question_to_embedding.2": "embed.question.2",
     "mlp_head.0": "head.1",
     "mlp_head.1": "head.2",
 }
@@ -407,6 +411,7 @@ SOME = AiTConfig(
         SOME,
         replace(SOME, num_channels=1, image_size=20, patch_size=5, depth=1),
         replace(SOME, image_size=28, patch_size=14, num_heads=2),
+        replace(SOME, image_size=15, patch_size=5, question_dim=18, num_classes=10),
         replace(SOME, image_size=9, patch_size=3, num_channels=1, mlp_ratio=0.75, depth=11),
     ],
 )

@@ -5,13 +5,15 @@ Also the block of an AiT whose images have memories of their own, and one that r
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from associative_transformer.models import build_model
+from associative_transformer.balance import collect_balance_loss
+from associative_transformer.models import build_model, load_model
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.heads import (
     FirstTokenHead,
@@ -298,3 +300,87 @@ def test_only_the_contents_of_memories_of_images_are_exempt_from_weight_decay() 
     assert parameter_groups(model)[1]["weight_decay"] == 0
     for other in ("ait-mean", "vit-mean"):
         assert build_model(VARIANTS[other]).no_weight_decay() == set()
+
+
+# --- features and classifiers, under the names of timm ---
+
+
+@both_models
+@pytest.mark.parametrize("head", ["flatten", "mean", "cls"])
+def test_features_and_head_make_up_the_model(config: Any, head: str) -> None:  # noqa: ANN401
+    model, x = build_model(tiny(config, head=head)).eval(), images()
+    features = model.forward_features(x)
+    assert features.shape == (3, TOKENS + (head == "cls"), model.num_features)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (3, model.head_hidden_size)
+    assert torch.equal(model.forward_head(features), model(x).logits)
+    assert torch.equal(model.get_classifier()(pooled), model(x).logits)
+
+
+@both_models
+@pytest.mark.parametrize("head", ["flatten", "mean", "cls"])
+def test_a_model_without_classes_returns_the_features_of_the_image(
+    config: Any,  # noqa: ANN401
+    head: str,
+    tmp_path: Path,
+) -> None:
+    model, x = build_model(tiny(config, head=head)).eval(), images()
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    model.reset_classifier(0)
+    assert model.config.num_classes == 0
+    assert torch.equal(model(x).logits, expected)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path)(x).logits, expected)
+
+
+@both_models
+def test_a_new_classifier_is_saved_with_its_size(config: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    model = build_model(tiny(config, head="mean")).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items() if "to_logits" not in k}
+    model.reset_classifier(7)
+    assert model(images()).logits.shape == (3, 7)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(images()).logits[0:0], torch.empty(0, 7))
+
+
+@both_models
+def test_the_kind_of_head_changes_if_the_tokens_fit(config: Any) -> None:  # noqa: ANN401
+    model = build_model(tiny(config, head="flatten"))
+    model.reset_classifier(4, "mean")
+    assert type(model.head) is MeanHead
+    assert model(images()).logits.shape == (3, 4)
+    model.reset_classifier(4, "flatten")
+    assert type(model.head) is FlattenHead
+    with pytest.raises(ValueError, match="only models with head 'cls' have a class token"):
+        model.reset_classifier(4, "cls")
+    with pytest.raises(ValueError, match="needs questions"):
+        model.reset_classifier(4, "question")
+    with pytest.raises(ValueError, match="num_classes must be at least 0, not -1"):
+        model.reset_classifier(-1)
+    assert (model.config.head, model.config.num_classes) == ("flatten", 4)
+
+
+def test_in_training_the_balance_loss_of_the_features_is_collected_once() -> None:
+    model = build_model(tiny(AiTConfig, head="mean")).double()
+    other, x = copy.deepcopy(model), images().double()
+    torch.manual_seed(1)
+    model.forward_features(x).sum().backward()
+    loss = collect_balance_loss(model)
+    torch.manual_seed(1)
+    assert loss == other(x).aux_loss > 0
+    with pytest.raises(RuntimeError, match="run a forward pass in training mode first"):
+        collect_balance_loss(model)
+    model.eval().forward_features(x)
+    with pytest.raises(RuntimeError, match="run a forward pass in training mode first"):
+        collect_balance_loss(model)
+
+
+def test_a_loss_that_is_not_collected_is_warned_about() -> None:
+    model = build_model(tiny(AiTConfig, head="mean"))
+    model.forward_features(images())
+    with pytest.warns(UserWarning, match="was not used: call collect_balance_loss"):
+        model.forward_features(images())
+    collect_balance_loss(model)

@@ -225,7 +225,7 @@ def test_the_settings_that_help_are_options_of_the_command(tmp_path: Path) -> No
     row = memories._write_row(COLLAPSED)
     config = WorkspaceConfig(num_priors=8, dropout=0.0)
     (line,) = report_collapse(TrainingState(health=[row]), [GlobalWorkspace(8, config)])
-    flags = line.partition("start again with ")[2].replace(" or ", " ").split()
+    flags = line.partition("start a new run with ")[2].replace(" or ", " ").split()
     options = parse(TrainOptions, flags, "train", TrainOptions(RECIPES["cifar10-ait-tiny"]))
     changed = options.experiment.model.workspace
     assert (changed.dropout, changed.competition, changed.center_values) == (0.1, "priors", True)

@@ -1,4 +1,4 @@
-"""k-means: groups of similar points (Lloyd 1982), started as in Arthur and Vassilvitskii 2007.
+"""k-means: groups of similar points (Lloyd 1982), initialized as in Arthur and Vassilvitskii 2007.
 
 Dims     T points   D width of a point   K clusters
 """
@@ -14,7 +14,7 @@ def find_clusters(
     generator: torch.Generator,
     num_steps: int = 20,
 ) -> Float[Tensor, "{num_clusters} D"]:
-    """Return the centers of clusters; if there are fewer different points, some are empty.
+    """Return the centers; with fewer distinct points than clusters, some clusters are empty.
 
     The first centers are points drawn one after another, each with a probability proportional to
     its squared distance from the nearest center so far. Then points are assigned to the nearest
@@ -36,7 +36,7 @@ def find_clusters(
 
 
 def assign(points: Float[Tensor, "T D"], centers: Float[Tensor, "K D"]) -> Int[Tensor, " T"]:
-    """Return the nearest center of each point, the first one if several are equally near."""
+    """Return the index of the nearest center of each point; of equal ones, the first."""
     return _squared_distances(points, centers).argmin(dim=1)
 
 

@@ -1,10 +1,10 @@
-"""Information between priors and the patches they are linked to, by counting, with permutations.
+"""Information between priors and the patches linked to them, from counts, with permutations.
 
-A link is a pair of a prior, of a head, and a patch: the prior takes the patch, or the patch reads
-most from the prior. Its variables are the class of the image, and the position and the content of
+A link connects a prior of a head with a patch: the prior takes the patch, or the patch reads most
+from the prior. Its variables are the class of the image, and the position and the content of
 the patch.
 
-Dims     B images of a pool   N patches of an image   R = 1 + number of permutations   L layers
+Dims     B images of a batch   N patches of an image   R = 1 + number of permutations   L layers
          A heads   M priors   P = A * M pairs of a head and a prior   W links   X values
          V variables
 """
@@ -31,7 +31,7 @@ class Links(NamedTuple):
     """Pairs of a prior and a patch."""
 
     prior: Int[Tensor, " W"]  # index of the pair of head and prior
-    patch: Int[Tensor, " W"]  # index among the patches of the pool
+    patch: Int[Tensor, " W"]  # index among the patches of the batch
 
 
 class Tally:
@@ -114,7 +114,7 @@ def choice_information(
 ) -> Float[Tensor, " A"]:
     """Return the information between a variable and which prior a patch is linked to, in bits.
 
-    It is counted over the links, and is 0 if all priors have the same patches.
+    It is computed over the links, and is 0 if all priors have the same distribution of values.
     """
     joint = taken / taken.sum(dim=(-2, -1), keepdim=True).clamp(min=1).double()  # p(m, x)
     independent = joint.sum(dim=-1, keepdim=True) * joint.sum(dim=-2, keepdim=True)
@@ -180,7 +180,7 @@ def _variables(labels: Int[Tensor, " B"], content: Int[Tensor, "B N"]) -> list[T
 def _shuffle(
     labels: Int[Tensor, " B"], content: Int[Tensor, "B N"], generator: torch.Generator
 ) -> list[Tensor]:
-    """Shuffle each variable within the pool, drawing on the CPU so that all devices agree."""
+    """Shuffle each variable within the batch; drawn on the CPU, so that all devices agree."""
     device = content.device
     images = torch.randperm(len(labels), generator=generator).to(device)
     positions = torch.rand(content.shape, generator=generator).argsort(dim=1).to(device)

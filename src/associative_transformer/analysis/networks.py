@@ -1,7 +1,8 @@
 """The Hopfield networks that tokens read: one for the batch, or one for each head of an image.
 
 The patterns of a network are the attractors of the memory. With scope "image", each image has its
-own, and each head of the read owns a slice of their channels, without the LayerNorm on the read.
+own attractors, and each head of the read uses a slice of their channels. The LayerNorm after the
+read is not part of the network.
 
 Dims     B images   N tokens per image   E token width   H heads of the read   d width of a head
          M priors   G networks: none for a memory of the batch, otherwise images and heads
@@ -105,9 +106,10 @@ def read_weights(
 
 @torch.no_grad()
 def select(workspace: GlobalWorkspace, u: Float[Tensor, "B N E"]) -> Winners:
-    """Return the tokens of each pool that write, and their scores, with a leading dimension.
+    """Return the tokens that write in each pool, and their scores.
 
-    It counts the pools: one, or with scope "image" one for each image. The memory does not move.
+    The leading dimension of the results is the number of pools: one or, with scope "image", one
+    for each image. The memory is not updated.
     """
     with in_evaluation(workspace):
         if workspace.config.scope == "batch":
@@ -166,9 +168,9 @@ def retrieve_until_rest(
     max_steps: int = 100,
     tolerance: float = 1e-4,
 ) -> Rest:
-    """Retrieve each state until a step moves it by at most `tolerance` mean norms of a pattern.
+    """Retrieve each state until a step moves it by at most `tolerance` times the mean norm.
 
-    Networks are leading dimensions of the patterns, and then also of the states.
+    If the patterns have leading dimensions, one for each network, so must the states.
     """
     networks = patterns.reshape(-1, *patterns.shape[-2:])  # (G, M, E)
     rest = state.reshape(len(networks), -1, state.shape[-1]).clone()  # (G, T, E)
@@ -246,9 +248,9 @@ def gather_networks(
 def draw_noise(
     patterns: Float[Tensor, "*G M d"], num_draws: int, generator: torch.Generator
 ) -> Float[Tensor, "*G C M d"]:
-    """Return noise of the mean length of the patterns of each network (root mean square).
+    """Return noise whose length (root mean square) is the mean norm of each network's patterns.
 
-    C is `num_draws` for a single network, and 1 for those of images, which are many.
+    C is `num_draws` for a single network, and 1 with scope "image", which has many networks.
     """
     *networks, num_priors, width = patterns.shape
     num_draws = 1 if networks else num_draws

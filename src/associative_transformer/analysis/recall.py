@@ -1,8 +1,8 @@
-"""Recall of corrupted patterns, against noise and load, next to what the theory promises.
+"""Recall of corrupted patterns by noise and load, compared with what the theory guarantees.
 
-The patterns are the attractors of a trained memory; each head of each image has its own with scope
-"image", and the inverse temperature is beta / sqrt(d), as in the read. The theory is that of
-Ramsauer et al. 2021 (arXiv 2008.02217).
+The patterns are the attractors of a trained memory. With scope "image", each head of each image
+has its own patterns, and the inverse temperature is beta / sqrt(d), as in the read. The theory is
+that of Ramsauer et al. 2021 (arXiv 2008.02217).
 
 Dims     R inverse temperatures   L layers   P loads   Z noise levels   M priors   d width
          G networks: none for a memory of the batch, otherwise images and heads   C noisy copies
@@ -35,21 +35,21 @@ NOISE = (0.0, 0.1, 0.25, 0.5, 1.0)
 NEAR = 0.1
 """A pattern is recalled if it comes to rest at most this far away, in mean pattern norms."""
 FAILURE = 0.001
-"""Probability with which random patterns may not be stored, in the theoretical capacity."""
+"""Probability p that random patterns are not stored, used for the theoretical capacity."""
 NUM_DRAWS = 16
 """Number of noisy copies of each pattern of a memory of the batch."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """How well the first patterns of each network are recalled, and how well they should be.
+    """How well the first patterns of each network are recalled, and what the theory guarantees.
 
-    Gaussian noise of a given length (root mean square) is added to each pattern, and the result
-    retrieved until it comes to rest.
+    Gaussian noise of a given length (root mean square) is added to each pattern. Retrieval is then
+    repeated until the state no longer moves.
 
-    `guaranteed` counts the patterns that `is_guaranteed` to be stored. `capacity` is the number
-    sqrt(p) c^((d - 1) / 4) of random patterns of the mean norm that can be stored with probability
-    1 - p = 0.999 (Theorem 3); 0 if the theory promises none, nan if d is 1.
+    `guaranteed` is the share of the patterns for which `is_guaranteed` is true. `capacity` is the
+    number sqrt(p) c^((d - 1) / 4) of random patterns of the mean norm that can be stored with
+    probability 1 - p = 0.999 (Theorem 3); 0 if the theory guarantees none, nan if d is 1.
     """
 
     betas: Float[np.ndarray, " R"]
@@ -98,11 +98,12 @@ def measure_recall(
     num_tokens: int = 1_000,
     seed: int = 0,
 ) -> Recall:
-    """Recall the attractors of each layer of an AiT from noisy copies, 16 of each.
+    """Recall the attractors of each layer of an AiT from noisy copies.
 
-    The loads are powers of two, and M. With scope "image", the memories are those of the first
-    images, as many as have `num_tokens` tokens, but at most 64, with one copy of each attractor.
-    States that still move after 100 steps are treated as at rest.
+    The loads are the powers of two up to M, and M itself. A memory of the batch has 16 noisy
+    copies of each attractor. With scope "image", there is one copy, and the memories are those of
+    the first images: enough images for `num_tokens` tokens, but at most 64. States that still
+    move after 100 steps are treated as at rest.
 
     Raises UserError if the model is not an AiT or does not read by Hopfield retrieval, and
     ValueError if a beta is not positive or there are no images.
@@ -145,11 +146,12 @@ class _Loads(NamedTuple):
 
 
 def is_guaranteed(patterns: Float[Tensor, "*G M d"], beta: float) -> Bool[Tensor, "*G M"]:
-    """Return which patterns x are so far from all others y that they are stored for certain.
+    """Return which patterns x are far enough from all others y to be stored for certain.
 
-    A state at most 1 / (beta M r) away from x then stays there, with r the largest norm. It does
-    if min over y of (x x - x y) >= 2 / (beta M) + log(2 (M - 1) M beta r^2) / beta. In addition,
-    the surroundings of two patterns must not overlap. A lone pattern is always stored.
+    A pattern is stored if every state within 1 / (beta M r) of it stays within this distance,
+    where r is the largest norm. This is guaranteed if min over y of (x x - x y) is at least
+    2 / (beta M) + log(2 (M - 1) M beta r^2) / beta, and no other pattern is within twice the
+    distance. A single pattern is always stored.
     """
     number = patterns.shape[-2]
     if number == 1:

@@ -1,8 +1,9 @@
-"""Roles: whether the priors of an image specialize, in what they take and in who reads them.
+"""Roles: whether priors specialize in the patches that they take and that read from them.
 
 A prior of a head of the write is linked to the patches that it takes, and a prior of a head of the
 read to the patches that read most from it. In the write, each prior takes the same number of
-tokens from every image, so that only the links of the read can depend on the class.
+tokens from every image. Without a class token and questions, these are all patches, and only the
+links of the read can depend on the class.
 
 Dims     V variables   L layers   S heads of the write   H heads of the read   A heads of either
          M priors   N patches   K clusters   O classes   B images of a batch
@@ -45,11 +46,11 @@ class Roles:
     """Information between priors and the class, the position and the content of patches, in bits.
 
     `information`: between a variable and which of the M priors of a head a patch is linked to; at
-    most log2 M. `focus`: of the patches of one prior, compared with all patches: the sum over x of
-    p(x | prior) log2(p(x | prior) / p(x)); log2 N for a prior that always has one of N positions.
-    Both are biased upward, which the baseline shows: the mean after permutations, in which the
-    classes are shuffled among the images of a batch, the positions within each image, and the
-    contents among all patches of a batch.
+    most log2 M. `focus`: how much the patches of one prior differ from all patches, the sum over x
+    of p(x | prior) log2(p(x | prior) / p(x)); log2 N for a prior whose patches all have the same
+    one of N positions. Both are biased upward. The baseline estimates this bias: it is the mean
+    after permutations, which shuffle the classes among the images of a batch, the positions within
+    each image, and the contents among all patches of a batch.
 
     Content is one of K clusters of patches, found by k-means among the normalized pixels of the
     first batch, and the same for all batches.
@@ -139,9 +140,9 @@ def measure_roles(
     seed: int = 0,
     num_clusters: int = NUM_CLUSTERS,
 ) -> Roles:
-    """Measure whether the priors of an AiT take, and are read by, patches of a kind.
+    """Measure whether each prior of an AiT takes, and is read by, certain kinds of patches.
 
-    Only patches are counted, not the class token and questions. Raises UserError if the model is
+    Only patches are counted, not the class token or questions. Raises UserError if the model is
     not an AiT with scope "image", and ValueError if there are no permutations, clusters or images.
     """
     if not isinstance(model, AiT) or model.config.workspace.scope != "image":

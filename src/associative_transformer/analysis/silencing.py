@@ -1,7 +1,7 @@
 """Silencing: how the answers of an AiT change if its tokens cannot read from one of the priors.
 
-The attractor of the prior is taken out of the softmax of the read in one layer; the prior still
-writes, and all other priors are read with weights that sum to 1 without it.
+The attractor of the prior is left out of the softmax of the read in one layer. The prior still
+writes, and the weights of the other priors sum to 1.
 
 Dims     L layers   M priors   Z = M - 1   O classes   B batch   N tokens per image
          E token width
@@ -24,12 +24,12 @@ from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.workspace import GlobalWorkspace, WorkspaceOutput
 
 MAX_ANSWERS = 8_192
-"""Answers of all silenced models together, by default."""
+"""Default limit on the total number of answers of all silenced models."""
 
 
 @dataclass(frozen=True)
 class Silencing:
-    """The answers with one silenced prior of one layer, compared with those of the whole model."""
+    """How the answers change, compared with the whole model, if one prior is silenced."""
 
     num_images: int  # with questions: number of questions
     classes: list[str]  # with questions: answers
@@ -69,10 +69,10 @@ def measure_silencing(
     classes: Sequence[str],
     num_images: int | None = None,
 ) -> Silencing:
-    """Let an AiT answer with each prior of each layer silenced in turn.
+    """Measure how the answers of an AiT change if each prior of each layer is silenced in turn.
 
-    By default, the number of images is such that the silenced models answer at most 8,192 times in
-    total, but at least once each. Raises UserError if the model is not an AiT that reads its
+    By default, the silenced models give at most 8,192 answers in total, but each answers at least
+    one image. Raises UserError if the model is not an AiT that reads its
     memory, and ValueError if there are no images.
     """
     if not isinstance(model, AiT) or model.config.read == "none":
@@ -148,7 +148,7 @@ def _answer(model: AiT, batch: Batch) -> _Answers:
 def _pass_unread(
     block: Block, x: Float[Tensor, "B N E"]
 ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
-    """Return the output of a block without what is read, and the tokens that read."""
+    """Return the output of a block without the read, and the input of its workspace."""
     inputs = []
 
     def leave_out(_: nn.Module, given: tuple[Any, ...], output: WorkspaceOutput) -> object:

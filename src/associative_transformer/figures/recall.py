@@ -1,4 +1,4 @@
-"""Recall: how well corrupted patterns are recalled, by noise and by load, next to the theory."""
+"""Recall: how well corrupted patterns are recalled by noise and load, compared with theory."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,9 +40,10 @@ def draw_recall(figure: Figure, recall: Recall, context: Context) -> str:
     )
     return (
         f"Patterns of width {recall.width}, in {format_count(recall.num_networks, 'network')}. "
-        "Error: distance from the pattern after retrieval, in mean pattern norms; recalled: at "
-        f"most {NEAR:g}. Stored for certain: share of the patterns that the theory guarantees. "
-        f"Random patterns that the theory can store, by β: {numbers}. Trained with "
+        "Error: distance from the pattern after retrieval, in mean pattern norms; a pattern is "
+        f"recalled if it is at most {NEAR:g}. Stored for certain: share of the patterns that, by "
+        "the theory, are guaranteed to be stored. Number of random patterns that can be stored, "
+        f"by the theory, for each β: {numbers}. Trained with "
         f"β = {recall.trained_beta:g}."
     )
 

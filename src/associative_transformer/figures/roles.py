@@ -47,13 +47,13 @@ def draw_roles(figure: Figure, roles: Roles, context: Context) -> str:
         _draw_contents(row, contents, roles.write_by_content[layer].mean(axis=0))
     item = context.items.removesuffix("s")
     return (
-        "Top: information between a variable and which prior takes a patch, or is the one that a "
-        "patch reads most from, mean over the heads; strokes: mean of "
-        f"{format_count(roles.num_permutations, 'permutation')}. Every prior takes equally many "
-        f"patches of each {item}, so that what it takes does not depend on the class. Below: "
-        "share of the patches that a prior takes, mean over "
-        f"{format_count(roles.write_information.shape[2], 'head')}, by position, for the priors "
-        "that differ most from all patches, and by content "
+        "Top: information between a variable of a patch and the prior that takes it (taken) or "
+        "from which it reads most (read), mean over the heads; black lines: mean of "
+        f"{format_count(roles.num_permutations, 'permutation')}. Every prior takes the same "
+        f"number of tokens from each {item}, so what it takes is not shown by class. Below: "
+        "distribution of the patches that a prior takes, mean over "
+        f"{format_count(roles.write_information.shape[2], 'head')}: by position, for the priors "
+        "whose positions differ most from those of all patches, and by content "
         f"({format_count(roles.num_clusters, 'cluster')} of patches, by k-means; bottom: the "
         f"patch nearest to each center). From {format_count(roles.num_images, item)}."
     )

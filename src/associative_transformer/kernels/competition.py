@@ -1,8 +1,8 @@
 """Competition of the priors of a head for each token, and its part of the gradient.
 
-A log-softmax over the priors connects them: choosing a token for one prior has a gradient for all
-priors of its head, so that this part is dense. It is computed from the similarities to a chunk of
-tokens at a time, which are not kept from the forward pass.
+With a log-softmax over the priors, a token that one prior has chosen contributes to the gradients
+of all priors of the head, so this part of the gradient is dense. It is computed one chunk of
+tokens at a time, from similarities that are recomputed and not kept from the forward pass.
 
 Dims     T tokens   C tokens of a chunk   E token width   S heads   M priors   K bottleneck
          R = S * M rows of queries
@@ -31,8 +31,9 @@ def subtract_shares(
 ) -> None:
     """Subtract, from both gradients, what flows through the normalizers of the log-softmax.
 
-    d log_softmax(a)_i / d a_j = [i = j] - softmax(a)_j, where i has chosen the token, with a slope
-    of the loss, and j is any prior of the head. `chunk` is the number of tokens of a chunk.
+    d log_softmax(a)_i / d a_j = [i = j] - softmax(a)_j, where i is a prior that has chosen the
+    token and j is any prior of the head. `slope` is the gradient of the loss with respect to the
+    log-softmax of the chosen tokens. `chunk` is the number of tokens in a chunk.
     """
     num_heads = len(queries) // num_priors
     slopes = slope.new_zeros(num_heads, len(tokens))  # of each token, summed over the priors

@@ -1,8 +1,8 @@
-"""The workspace per image, with fewer operations than `functional` and without sorting.
+"""The workspace per image, with fewer operations than `functional`.
 
-For up to D priors, the key map is absorbed into the queries, q W^K, and the value map is applied
-after the weighted sum, W^V (A u), so that neither keys nor values are computed. Time and memory
-are linear in the number of tokens.
+The value map is applied after the weighted sum, W^V (A u), so values are not computed. With at
+most D priors and without autocast, the key map is applied to the queries, q W^K, so keys are not
+computed either. Time and memory are linear in the number of tokens.
 
 Dims     B images   N tokens of an image   E token width   S heads   M priors   D head width
          R = S * M rows of queries   K selected   H heads of the read   d their width
@@ -41,7 +41,7 @@ def attend(
     chosen = _choose(similarity.detach(), bottleneck, key_padding_mask)
     is_dense = chosen.stride()[-1] == 0  # all tokens, without a mask
     if key_padding_mask is not None:
-        # a finite number, since the gradient of a softmax over nothing but -inf is NaN
+        # finite, since the gradient of a softmax over values that are all -inf is NaN
         lowest = torch.finfo(similarity.dtype).min
         score = similarity.masked_fill(~chosen, lowest).softmax(dim=-1) * chosen
     else:
@@ -78,7 +78,7 @@ def retrieve(
 def fill_padding(
     tokens: Float[Tensor, "B N E"], key_padding_mask: Bool[Tensor, "B N"] | None
 ) -> Float[Tensor, "B N E"]:
-    """Return the tokens with zeros for padding, which may hold anything, even NaN."""
+    """Return the tokens with padding, which may contain any values, even NaN, set to 0."""
     if key_padding_mask is None:
         return tokens
     return tokens.masked_fill(key_padding_mask[..., None], 0.0)
@@ -92,7 +92,7 @@ def _similarities(
     dtype = torch.promote_types(q.dtype, torch.float32)
     scaled = q.to(dtype) / math.sqrt(width)
     device = tokens.device.type
-    is_available = torch.amp.is_autocast_available(device)  # it is not for meta
+    is_available = torch.amp.is_autocast_available(device)  # False for the meta device
     if num_priors <= width and not (is_available and torch.is_autocast_enabled(device)):
         queries = (scaled @ w_k.to(dtype)).flatten(0, 1)  # (R, E)
         similarity = queries @ tokens.to(dtype).mT  # (B, R, N)
@@ -114,7 +114,7 @@ def _choose(
     elif bottleneck is not None:
         most = min(bottleneck, num_tokens)
     if key_padding_mask is None:
-        if most == num_tokens:  # without memory
+        if most == num_tokens:  # expanded, so it allocates no memory
             return similarity.new_ones((), dtype=torch.bool).expand(similarity.shape)
         index = select_largest(similarity.flatten(0, 2), most).view(*similarity.shape[:3], most)
         return torch.zeros_like(similarity, dtype=torch.bool).scatter_(-1, index, True)

@@ -28,8 +28,14 @@ from associative_transformer.models.relation_network import RelationNetwork as R
 from associative_transformer.models.set_transformer import SetTransformer as SetTransformer
 from associative_transformer.models.vit import ViT as ViT
 
+
+def _list_models(base: type[PretrainedModel]) -> list[type[PretrainedModel]]:
+    below = base.__subclasses__()
+    return [model for each in below for model in _list_models(each)] if below else [base]
+
+
 MODELS: dict[type[Any], type[PretrainedModel]] = {
-    model.config_class(): model for model in PretrainedModel.__subclasses__()
+    model.config_class(): model for model in _list_models(PretrainedModel)
 }
 """Every model imported above, by the class of its configuration."""
 

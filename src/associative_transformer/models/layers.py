@@ -202,7 +202,7 @@ def check_inputs(
         raise ValueError(f"got {len(questions)} questions for {len(images)} images")
 
 
-def check_sizes(config: object) -> None:
+def check_sizes(config: object, may_be_zero: tuple[str, ...] = ()) -> None:
     """Check the sizes in a model's configuration: counts `num_x`, widths `x_dim`, and so on.
 
     Raises ValueError with the field and its value if a size is out of range or the patch does not
@@ -212,7 +212,7 @@ def check_sizes(config: object) -> None:
     for name, value in sizes.items():
         is_size = name.startswith("num_") or name.endswith(("_dim", "_size", "depth"))
         is_size |= name in ("resolution", "vocabulary")
-        minimum = 0 if name in MAY_BE_ZERO else 1
+        minimum = 0 if name in (*MAY_BE_ZERO, *may_be_zero) else 1
         if is_size:
             check_count(name, value, minimum)
         if name.endswith("dropout") and not 0 <= value < 1:

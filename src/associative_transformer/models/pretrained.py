@@ -14,14 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
+from associative_transformer.balance import LogitsOnly, LossScale
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
+from associative_transformer.models.initialize import Initialization, initialize
 from associative_transformer.workspace import GlobalWorkspace
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
 DOWNLOAD_OPTIONS = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
 OPTIONS = DOWNLOAD_OPTIONS | {"config", "map_location", "strict"}
+SIZES = ("num_classes", "image_size", "num_channels")
 MARGIN = 2**16  # bytes by which a model may exceed twice the size of its file
 
 MODEL_CARD = """---
@@ -84,6 +87,9 @@ class PretrainedModel(
     `save_pretrained` and `push_to_hub` come from `huggingface_hub`'s mixin.
     """
 
+    config: Any
+    initialization: Initialization | None = None  # if the weights are those of another model
+
     @classmethod
     def config_class(cls) -> type[Any]:
         """Return the class of the configuration: the annotation of `config` in `__init__`."""
@@ -97,15 +103,21 @@ class PretrainedModel(
     ) -> Model:
         """Load a model from a folder or from the hub, in evaluation mode.
 
-        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`. The configuration,
-        nested fields included, is validated strictly and every weight must be present; the mixin
-        alone leaves nested fields as dictionaries and ignores missing weights. Raises UserError if
-        there is no such model, if it is of another kind, if its configuration has an unknown field
-        or an invalid value, or if its weights are damaged or do not fit it.
+        Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`, and new values of
+        `num_classes`, `image_size` and `num_channels`. With new values, weights that do not fit
+        are adapted or drawn anew, and `initialization` says which (see `models.initialize`).
+
+        The configuration, nested fields included, is validated strictly and every weight must be
+        present; the mixin alone leaves nested fields as dictionaries and ignores missing weights.
+        Raises UserError if there is no such model, if it is of another kind, if its configuration
+        has an unknown field or an invalid value, or if its weights are damaged or do not fit it.
         """
-        if unknown := sorted(kwargs.keys() - OPTIONS):
+        if unknown := sorted(kwargs.keys() - OPTIONS - set(SIZES)):
             raise TypeError(f"from_pretrained() takes no argument {', '.join(unknown)}")
         path = pretrained_model_name_or_path
+        sizes = {name: kwargs.pop(name) for name in SIZES if name in kwargs}
+        if sizes:
+            return cls.from_pretrained(path, **kwargs).with_sizes(**sizes)
         options = {"config": cls._validate(path, read_config(path, **kwargs)), "strict": True}
         options |= kwargs
         try:
@@ -125,6 +137,15 @@ class PretrainedModel(
             ) from error
         except Exception as error:  # the hub's client raises errors from many libraries
             raise _not_loaded(path, error) from error
+
+    def with_sizes(self: Model, **sizes: int) -> Model:
+        """Return a new model with other sizes that starts from the weights of this one.
+
+        `sizes` are fields of the configuration. The new model is in the mode of this one.
+        """
+        model = type(self)(replace(self.config, **sizes))
+        model.initialization = initialize(model, self)
+        return model.train(self.training)
 
     @classmethod
     def _validate(cls, path: str | Path, text: bytes) -> Any:  # noqa: ANN401
@@ -200,6 +221,18 @@ class PretrainedModel(
             for name, module in self.named_modules()
             if isinstance(module, GlobalWorkspace) and module.config.scope == "image"
         }
+
+    def replace_config(self, config: Any) -> None:  # noqa: ANN401
+        """Set the configuration that describes this model and that `save_pretrained` writes."""
+        self.config = self._hub_mixin_config = config
+
+    def logits_only(self, loss_scale: LossScale = 1.0) -> LogitsOnly:
+        """Return this model for code that knows only `loss(model(x), y)`.
+
+        It returns logits alone, and its backward pass includes the gradient of `aux_loss`, times
+        `loss_scale` (see `balance.attach_loss`).
+        """
+        return LogitsOnly(self, loss_scale)
 
     def reference_parameters(self) -> int:
         """Count parameters as the paper's table does, including those the reference never uses."""

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from associative_transformer.interface import ADDED_LATER, ModelOutput
 from associative_transformer.models.heads import build_head
 from associative_transformer.models.layers import FeedForward, SelfAttention, run_block
-from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.models.transformer import TransformerConfig, build_embed
+from associative_transformer.models.transformer import (
+    TransformerConfig,
+    TransformerModel,
+    build_embed,
+)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -51,7 +54,7 @@ class Block(nn.Module):
         return x + self.norm3(self.feed_forward(self.norm2(x)))
 
 
-class ViT(PretrainedModel, tags=["vision-transformer"]):
+class ViT(TransformerModel, tags=["vision-transformer"]):
     """Image classifier whose tokens attend to each other.
 
     >>> images = torch.randn(2, 3, 32, 32)
@@ -71,10 +74,19 @@ class ViT(PretrainedModel, tags=["vision-transformer"]):
         images: Float[Tensor, "B C H W"],
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> ModelOutput:
+        x, aux_loss = self.encode(images, questions)
+        return ModelOutput(self.head(x), aux_loss)
+
+    def encode(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, ""]]:
+        """Return the tokens after the last block, and a loss of zero."""
         x = self.embed(images, questions)
         for block in self.blocks:
             x = run_block(block, x, recompute=self.recompute)
-        return ModelOutput(self.head(x), torch.zeros((), device=x.device))
+        return x, torch.zeros((), device=x.device)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass, which saves memory."""

@@ -1,11 +1,12 @@
-"""The workspace per image, which is this package's, not the paper's, and its rivals.
+"""Experiments with the workspace per image, which is not part of the paper, and alternatives.
 
-`ait train cifar10-ait-image-tiny`; `docs/memory.md` shows the accuracies. All small models have
-two layers of width 128, 4 heads of width 32, learned positions and 16 priors of width 32, and are
-trained in the same way. The head is the mean of the tokens, or flattened, which mixes the tokens
-itself; for questions, it is the token of the question.
+For example: `ait train cifar10-ait-image-tiny`. All models except those named `-small` have two
+layers of width 128, 4 heads of width 32, learned positions and, in an AiT, 16 priors of width 32.
+On each data set, they are trained with the same settings. The head takes the mean of the tokens,
+or all tokens concatenated (`flatten`), which mixes them; for questions, it takes the token of the
+question.
 
-- `vit`: self-attention alone; `norm`: with a LayerNorm behind the feed-forward, as in AiT
+- `vit`: self-attention alone; `norm`: with a LayerNorm after the feed-forward, as in AiT
 - `ait`: self-attention and a memory of the batch, as published; `nodropout`: without the dropout
   of the write; `competition`: with competing priors and centered values; `unread`: the tokens
   write but do not read; `bare`: the same without the LayerNorm

@@ -1,4 +1,4 @@
-"""What training says about the memories of a model: their health, and which of them collapse."""
+"""Records and messages about the memories of a model during training."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DIGITS = 6
 
 
 def measure_health(model: nn.Module) -> list[Row]:
-    """Return a row for each memory of a model, after a training step; a collective."""
+    """Return a row for each memory after a training step; every process must call this."""
     return [_write_row(health) for health in memory_health(model, over_ranks=True)]
 
 
@@ -77,7 +77,7 @@ def _describe_collapse(number: int, health: MemoryHealth, config: WorkspaceConfi
         f"{health.effective_rank:.1f}"
     )
     if config.scope == "image":  # whose contents are learned
-        return f"{line}; fewer may do: --model.workspace.num-priors"
+        return f"{line}; try fewer priors: --model.workspace.num-priors"
     helpful = {
         "--model.workspace.dropout 0.1": not config.dropout,
         "--model.workspace.competition priors": config.competition == "none",
@@ -86,4 +86,4 @@ def _describe_collapse(number: int, health: MemoryHealth, config: WorkspaceConfi
     flags = [flag for flag, is_off in helpful.items() if is_off]
     if not flags:
         return line
-    return f"{line}; equal priors stay equal, so start again with {' or '.join(flags)}"
+    return f"{line}; equal priors stay equal, so start a new run with {' or '.join(flags)}"
