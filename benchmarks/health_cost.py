@@ -38,7 +38,7 @@ def measure(name: str, batch_size: int | None, rounds: int) -> tuple[str, ...]:
     of_step, of_health = (median(seconds[name]) for name in runs)
     share = 100 * of_health / train.log_every / of_step
     return (
-        *(f"`{name}`", str(train.batch_size), f"{1e3 * of_step:.1f}", f"{1e3 * of_health:.1f}"),
+        *(name, str(train.batch_size), f"{1e3 * of_step:.1f}", f"{1e3 * of_health:.1f}"),
         *(str(train.log_every), f"{share:.2f}"),
     )
 

@@ -435,6 +435,20 @@ def test_the_last_step_is_copied_and_pickled_but_not_saved(config: WorkspaceConf
     assert not any(x.requires_grad for x in layer.last_step if isinstance(x, Tensor))
 
 
+@both_models
+def test_after_a_step_in_bfloat16_the_health_is_close_to_that_in_float32(
+    config: AiTConfig,
+) -> None:
+    model, (images, questions) = AiT(config), draw()
+    other = copy.deepcopy(model)
+    model(images, questions)
+    with torch.autocast("cpu", torch.bfloat16):
+        other(images, questions)
+    for mine, theirs in zip(memory_health(other), memory_health(model), strict=True):
+        assert mine.overlap == pytest.approx(theirs.overlap, abs=0.1)
+        assert mine.tokens_used == pytest.approx(theirs.tokens_used, abs=0.1)
+
+
 def test_the_tokens_of_a_step_on_images_are_kept_without_the_other_images() -> None:
     layer = workspace(OWN)
     layer(torch.randn(100, 7, WIDTH))

@@ -127,7 +127,9 @@ class _Observer:
             num_tokens, score, chosen = self.workspace.last_step
             self.counts.append(_count(score[None], chosen[None], num_tokens, num_tokens))
         else:
-            self._select(*self.workspace.last_step)
+            tokens, mask = self.workspace.last_step
+            # under autocast they may have been bfloat16
+            self._select(tokens.to(self.workspace.priors.dtype), mask)
 
     def watch(
         self, workspace: GlobalWorkspace, args: tuple[Any, ...], kwargs: dict[str, Any]

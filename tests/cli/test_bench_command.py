@@ -436,8 +436,8 @@ def test_an_update_records_this_kind_of_device_and_nothing_else(
     assert (written["tolerance"], written["reason"]) == (0.125, "noise")
     step, infer, write = written["entries"]
     where = step.pop("where")
-    assert step == RECORD["entries"][0]
-    assert infer == {**RECORD["entries"][1], "where": ""}
+    assert step == {**RECORD["entries"][0], "needs_bfloat16": False}
+    assert infer == {**RECORD["entries"][1], "where": "", "needs_bfloat16": False}
     assert write["ratios"] == {"sparse": 0.333, "dense": 3.0}
     for words in (os.uname().machine, "threads", torch.__version__, "commit"):
         assert words in where

@@ -18,6 +18,7 @@ from associative_transformer.models.layers import (
     TokenEmbed,
 )
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.transformer import TransformerConfig
 from associative_transformer.models.vit import ViTConfig
 from twins import naive
 
@@ -237,6 +238,7 @@ OUT_OF_RANGE = [
         for config in (AiTConfig, ViTConfig, DenseConfig, RelationNetworkConfig, ConvMLPConfig)
         for name, value in OUT_OF_RANGE
         if name in {field.name for field in fields(config)}
+        and not (name == "num_classes" and issubclass(config, TransformerConfig))  # 0: features
     ],
 )
 def test_a_size_out_of_range_is_an_error_with_its_name_and_value(
@@ -260,6 +262,7 @@ def test_a_feed_forward_without_hidden_units_is_an_error(config: type, ratio: fl
 def test_every_count_and_width_of_every_model_has_a_range(config: type, value: int) -> None:
     sizes = [item.name for item in fields(config) if item.type is int or item.type == "int"]
     optional = {"question_dim", "vocabulary", "decoder_depth"}  # 0: none
+    optional |= {"num_classes"} if issubclass(config, TransformerConfig) else set()
     for name in sizes:
         if value == 0 and name in optional:
             continue

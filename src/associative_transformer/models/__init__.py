@@ -28,14 +28,11 @@ from associative_transformer.models.relation_network import RelationNetwork as R
 from associative_transformer.models.set_transformer import SetTransformer as SetTransformer
 from associative_transformer.models.vit import ViT as ViT
 
-
-def _list_models(base: type[PretrainedModel]) -> list[type[PretrainedModel]]:
-    below = base.__subclasses__()
-    return [model for each in below for model in _list_models(each)] if below else [base]
-
-
+_IMPORTED = [x for x in globals().values() if isinstance(x, type)]
 MODELS: dict[type[Any], type[PretrainedModel]] = {
-    model.config_class(): model for model in _list_models(PretrainedModel)
+    model.config_class(): model
+    for model in _IMPORTED
+    if issubclass(model, PretrainedModel) and model is not PretrainedModel
 }
 """Every model imported above, by the class of its configuration."""
 
