@@ -158,14 +158,13 @@ def tabulate_shifts(table: str, results: Path) -> Table:
     groups: dict[str, list[tuple[str, ...]]] = {}
     for name, row in TABLES[table].rows.items():
         runs = [run["shifts"] for run in read_runs(table, name, results).values()]
-        for shift in SHIFTS if runs else ():
-            frozen = [run[shift]["frozen"] for run in runs]
-            gains = [
-                run[shift]["writing"] - run[shift]["frozen"]
-                for run in runs
-                if "writing" in run[shift]
-            ]
-            cells = interval(frozen, ""), interval(gains) if gains else "", str(len(runs))
+        for shift in SHIFTS:
+            scores = [run[shift] for run in runs if shift in run]
+            if not scores:
+                continue
+            frozen = [score["frozen"] for score in scores]
+            gains = [score["writing"] - score["frozen"] for score in scores if "writing" in score]
+            cells = interval(frozen, ""), interval(gains) if gains else "", str(len(scores))
             groups.setdefault(shift, []).append((row.title, *cells))
     return Table(
         "Changed test images",

@@ -29,15 +29,14 @@ def add_noise(images: Images, generator: torch.Generator) -> Images:
     return images + 0.5 * torch.randn(images.shape, generator=generator)
 
 
-def lower_contrast(images: Images, generator: torch.Generator) -> Images:
-    """Move all values of an image towards its mean."""
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + 0.3 * (images - mean)
+def invert(images: Images, generator: torch.Generator) -> Images:
+    """Turn bright into dark, as in a photographic negative."""
+    return -images
 
 
-def brighten(images: Images, generator: torch.Generator) -> Images:
-    """Add a constant."""
-    return images + 1.0
+def remove_colors(images: Images, generator: torch.Generator) -> Images:
+    """Replace the channels by their mean."""
+    return images.mean(dim=1, keepdim=True).expand_as(images)
 
 
 def blur(images: Images, generator: torch.Generator) -> Images:
@@ -48,11 +47,14 @@ def blur(images: Images, generator: torch.Generator) -> Images:
 SHIFTS: dict[str, Shift] = {
     "none": lambda images, generator: images,
     "noise": add_noise,
-    "contrast": lower_contrast,
-    "brightness": brighten,
+    "negative": invert,
+    "gray": remove_colors,
     "blur": blur,
 }
-"""Changes of normalized images, in units of the standard deviation of the pixels."""
+"""Changes of normalized images, in units of the standard deviation of the pixels.
+
+Brightness and contrast are not among them, because the LayerNorm of each patch removes both.
+"""
 
 
 class WritingModel(nn.Module):
