@@ -472,7 +472,7 @@ def two_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BRIMsConfig]:
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_chunks_give_the_same_numbers_including_dropout(two_chunks: BRIMsConfig) -> None:
     eager, images = BRIMs(two_chunks), pictures(two_chunks, 4)
     fast = copy.deepcopy(eager)
@@ -495,7 +495,7 @@ def test_compiled_chunks_give_the_same_numbers_including_dropout(two_chunks: BRI
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_graph_serves_all_chunks(two_chunks: BRIMsConfig) -> None:
     ranked: list[int] = []
 

@@ -617,7 +617,7 @@ def compiled(model: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(
     ("name", "depth", "is_recomputed"), [("shared-hard", 2, False), ("unshared-soft", 1, True)]
@@ -647,7 +647,7 @@ def test_two_compiled_training_steps_equal_eager_ones(
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_evaluation_equals_eager() -> None:
     config = with_slots(replace(MEDIUM, question_dim=3, dropout=0.1), scope="layer")

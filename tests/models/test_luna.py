@@ -520,7 +520,7 @@ def test_layers_are_recomputed_only_in_training_and_on_request() -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "recompute"), [("patches", True), ("pixels-gray", False)])
 def test_compiled_training_steps_equal_eager_ones(name: str, recompute: bool) -> None:
     torch.compiler.reset()
@@ -544,7 +544,7 @@ def test_compiled_training_steps_equal_eager_ones(name: str, recompute: bool) ->
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_evaluation_equals_eager() -> None:
     torch.compiler.reset()
     config = replace(CONFIGS["dropout"], is_tied=True)
@@ -556,7 +556,7 @@ def test_compiled_evaluation_equals_eager() -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_compiled_model_draws_new_dropout_masks() -> None:
     torch.compiler.reset()
     fast = torch.compile(Luna(CONFIGS["dropout"]), fullgraph=True, backend="aot_eager")

@@ -473,7 +473,7 @@ def training_step(
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tie", "form", "saves_memory"), [("none", "package", False), ("paper", "paper", True)]
 )
@@ -494,7 +494,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_numbers(
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_compiled_model_evaluates_like_the_eager_one() -> None:
     torch.compiler.reset()
     model = Perceiver(replace(LEARNER, dropout=0.2)).eval()

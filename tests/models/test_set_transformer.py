@@ -370,7 +370,7 @@ def test_activation_checkpointing_recomputes_the_blocks_only_in_training_and_cha
 
 
 @pytest.mark.compiled
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "checkpointing"), [("cls-question", False), ("pma", True)])
 def test_compiled_training_equals_eager_training(name: str, checkpointing: bool) -> None:
     torch.compiler.reset()
