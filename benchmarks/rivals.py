@@ -19,7 +19,6 @@ from torch.nn.functional import elu
 from associative_transformer import AiT, AiTConfig, WorkspaceConfig
 from associative_transformer.float32 import Float32LayerNorm
 from associative_transformer.functional import ImageSelection
-from associative_transformer.interface import ModelOutput
 from associative_transformer.models.layers import CrossAttention
 from associative_transformer.models.set_transformer import ISAB
 from associative_transformer.models.vit import ViT, ViTConfig
@@ -189,15 +188,15 @@ class RegisterViT(ViT):
         super().__init__(config)
         self.registers = nn.Parameter(torch.randn(num_registers, config.embed_dim) * 0.02)
 
-    def forward(
+    def encode(
         self, images: Float[Tensor, "B C H W"], questions: Tensor | None = None
-    ) -> ModelOutput:
+    ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, ""]]:
+        """Return the tokens after the last block, without the registers, and a loss of zero."""
         x = self.embed(images, questions)
         x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x)
-        x = x[:, : -len(self.registers)]
-        return ModelOutput(self.head(x), x.new_zeros(()))
+        return x[:, : -len(self.registers)], x.new_zeros(())
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the registers."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from associative_transformer import kernels
 from associative_transformer.functional import hopfield_retrieve
-from associative_transformer.interface import ADDED_LATER, ModelOutput
+from associative_transformer.interface import ADDED_LATER
 from associative_transformer.kernels import Attend
 from associative_transformer.models.heads import HeadKind, build_head
 from associative_transformer.models.layers import (
@@ -132,14 +132,6 @@ class AiT(TransformerModel, tags=["associative-transformer"]):
         self.embed = build_embed(c)
         self.blocks = nn.ModuleList(Block(c, attend, retrieve) for _ in range(c.depth))
         self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
-
-    def forward(
-        self,
-        images: Float[Tensor, "B C H W"],
-        questions: Float[Tensor, "B Q"] | None = None,
-    ) -> ModelOutput:
-        x, aux_loss = self.encode(images, questions)
-        return ModelOutput(self.head(x), aux_loss)
 
     def encode(
         self,

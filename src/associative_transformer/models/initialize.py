@@ -56,8 +56,8 @@ def initialize(model: nn.Module, source: nn.Module) -> Initialization:
             groups["drawn"].append(name)
             continue
         value.copy_(given)
-        group = "loaded" if name not in changes else "adapted"
-        groups["resized" if name in changes and name == POSITIONS else group].append(name)
+        change = "resized" if name == POSITIONS else "adapted"
+        groups[change if name in changes else "loaded"].append(name)
     groups["unused"] = [name for name in theirs if name not in ours]
     if not groups["loaded"]:
         raise UserError(
@@ -91,7 +91,7 @@ def resize_positions(source: TokenEmbed, target: TokenEmbed) -> Float[Tensor, "N
 
 
 class PatchWeights(NamedTuple):
-    """The norm of a patch and the linear map behind it."""
+    """The norm of a patch and the linear map after it."""
 
     scale: Float[Tensor, " P"]
     shift: Float[Tensor, " P"]
@@ -140,7 +140,6 @@ def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
 
 def _extra_rows(embed: TokenEmbed) -> dict[str, int]:
     """Return the rows of the tokens in front of the patches."""
-    names = ["class"] * (embed.class_token is not None) + ["question"] * (
-        embed.question is not None
-    )
+    tokens = {"class": embed.class_token, "question": embed.question}
+    names = [name for name, token in tokens.items() if token is not None]
     return {name: row for row, name in enumerate(names)}

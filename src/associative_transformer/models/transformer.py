@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from associative_transformer.balance import store_balance_loss
+from associative_transformer.interface import ModelOutput
 from associative_transformer.models.heads import Head, HeadKind, build_classifier, build_head
 from associative_transformer.models.layers import Positions, TokenEmbed, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
@@ -77,6 +78,14 @@ class TransformerModel(PretrainedModel):
     config: Any
     embed: TokenEmbed
     head: Head
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        questions: Float[Tensor, "B Q"] | None = None,
+    ) -> ModelOutput:
+        x, aux_loss = self.encode(images, questions)
+        return ModelOutput(self.head(x), aux_loss)
 
     def encode(
         self,

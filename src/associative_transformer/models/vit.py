@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 
-from associative_transformer.interface import ADDED_LATER, ModelOutput
+from associative_transformer.interface import ADDED_LATER
 from associative_transformer.models.heads import build_head
 from associative_transformer.models.layers import FeedForward, SelfAttention, run_block
 from associative_transformer.models.transformer import (
@@ -68,14 +68,6 @@ class ViT(TransformerModel, tags=["vision-transformer"]):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
         self.recompute = False
-
-    def forward(
-        self,
-        images: Float[Tensor, "B C H W"],
-        questions: Float[Tensor, "B Q"] | None = None,
-    ) -> ModelOutput:
-        x, aux_loss = self.encode(images, questions)
-        return ModelOutput(self.head(x), aux_loss)
 
     def encode(
         self,
