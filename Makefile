@@ -6,7 +6,7 @@ BIN := .venv/bin
 # one test process per core, each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
-LATER := (gpu or fuzz or thorough)
+LATER := (gpu or fuzz or thorough or interop)
 
 .PHONY: demo test full check lint tables
 
@@ -17,9 +17,9 @@ demo: .venv/installed
 test: check
 	$(PYTEST) -m "(slow or compiled) and not $(LATER)"
 
-full: test
-	$(PYTEST) -m "(fuzz or thorough) and not gpu and not compiled" $(SHAPES)
-	$(PYTEST) -m "(fuzz or thorough) and not gpu and compiled"
+full: test .venv/installed-interop
+	$(PYTEST) -m "(fuzz or thorough or interop) and not gpu and not compiled" $(SHAPES)
+	$(PYTEST) -m "(fuzz or thorough or interop) and not gpu and compiled"
 
 check: lint
 	$(PYTEST) -m "not slow and not compiled and not $(LATER)" $(SHAPES)
@@ -44,3 +44,7 @@ tables: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch .venv/installed $@
+
+.venv/installed-interop: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,interop]"
+	touch $@

@@ -15,7 +15,7 @@ from associative_transformer.data import DataSet, ImagesConfig, Split
 from associative_transformer.evaluate import Evaluation, evaluate, score_kinds
 from associative_transformer.interface import Batch
 from associative_transformer.runs.environment import describe_environment
-from associative_transformer.training.step import parameter_groups
+from associative_transformer.training.parameters import parameter_groups
 from memory_rows import Build, Settings
 from shifts import score_shifts
 

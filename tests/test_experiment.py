@@ -14,7 +14,6 @@ from associative_transformer import experiment as experiment_module
 from associative_transformer.data import ImagesConfig, TriangleConfig
 from associative_transformer.experiment import (
     Experiment,
-    Schedule,
     TrainConfig,
     differences,
     fingerprint,
@@ -28,6 +27,7 @@ from associative_transformer.models.brims import BRIMsConfig
 from associative_transformer.models.luna import LUNA_LRA, LunaConfig
 from associative_transformer.models.perceiver import PerceiverConfig
 from associative_transformer.models.vit import ViTConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.defaults import old_defaults, with_fields
 from making.overrides import (
@@ -520,7 +520,7 @@ def test_a_name_that_is_not_a_valid_folder_name_is_refused(name: str) -> None:
 def test_images_that_do_not_fit_the_model_are_refused_with_both_sizes(
     experiment: Experiment, values: dict[str, Any], numbers: list[str]
 ) -> None:
-    with pytest.raises(ValueError, match="agree") as error:
+    with pytest.raises(ValueError, match="change data or model") as error:
         changed(experiment, values)
     assert all(number in str(error.value) for number in numbers)
 

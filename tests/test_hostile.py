@@ -282,7 +282,7 @@ def test_other_files_among_the_images_are_ignored_and_circular_links_not_followe
     clutter(root)
     assert len(load(root).train) == CLUTTER[clutter]
     model = build_model(EXPERIMENT.model)
-    predictions = list(predict_files(model, [root], EXPERIMENT.data, 64))
+    predictions = list(predict_files(model, [root], EXPERIMENT.data.preprocessing, 64))
     assert len(predictions) == CLUTTER[clutter] + 2
 
 

@@ -16,16 +16,18 @@ from associative_transformer.data import (
     SortOfClevrConfig,
     TriangleConfig,
 )
-from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.questions import encode, parse_question
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.models.preprocessing import Preprocessing
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
 from associative_transformer.predict import Prediction, predict_files, write_predictions
 from associative_transformer.workspace_config import WorkspaceConfig
 
 DATA = ImagesConfig("some", image_size=16)
+PREPARE = DATA.preprocessing
 CONFIG = AiTConfig(
     image_size=16,
     patch_size=8,
@@ -49,7 +51,7 @@ def paths_of(
     paths: list[Path], batch_size: int = 4, on_error: str = "stop", model: nn.Module | None = None
 ) -> list[Path]:
     model = model or AiT(CONFIG)
-    return [path for path, _ in predict_files(model, paths, DATA, batch_size, on_error)]
+    return [path for path, _ in predict_files(model, paths, PREPARE, batch_size, on_error)]
 
 
 def test_files_are_predicted_in_the_order_of_the_arguments(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_each_skipped_file_is_named_once_with_the_reason(
     bad.write_bytes(b"not an image")
     skipped: list[UnreadableImage] = []
     paths = [tmp_path, bad, bad]
-    assert list(predict_files(AiT(CONFIG), paths, DATA, 1, "skip", skipped=skipped))
+    assert list(predict_files(AiT(CONFIG), paths, PREPARE, 1, "skip", skipped=skipped))
     assert [error.name for error in skipped] == [str(bad)]
     err = capsys.readouterr().err
     assert err.count("b.png") == 1 and f"{bad} (not an image in PNG, JPEG" in err
@@ -147,16 +149,16 @@ def test_without_workers_only_one_batch_of_images_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    decode = ImagesConfig.decode
+    decode = Preprocessing.decode
 
-    def watched(data: ImagesConfig, path: Path) -> Tensor:
+    def watched(preprocessing: Preprocessing, path: Path) -> Tensor:
         read.append(path)
-        return decode(data, path)
+        return decode(preprocessing, path)
 
-    monkeypatch.setattr(ImagesConfig, "decode", watched)
+    monkeypatch.setattr(Preprocessing, "decode", watched)
     for i in range(6):
         save_image(tmp_path / f"{i}.png", i)
-    predictions = predict_files(AiT(CONFIG), [tmp_path], DATA, 2, num_workers=0)
+    predictions = predict_files(AiT(CONFIG), [tmp_path], PREPARE, 2, num_workers=0)
     next(predictions)
     assert len(read) == 2
 
@@ -174,7 +176,15 @@ def test_workers_change_neither_predictions_nor_what_is_skipped(
     for workers in (0, num_workers):
         skipped: list[UnreadableImage] = []
         predictions = list(
-            predict_files(model, [tmp_path], DATA, 2, "skip", skipped=skipped, num_workers=workers)
+            predict_files(
+                model,
+                [tmp_path],
+                PREPARE,
+                2,
+                "skip",
+                skipped=skipped,
+                num_workers=workers,
+            )
         )
         outcomes.append(([p.path for p in predictions], [error.name for error in skipped]))
         outcomes[-1] += (torch.stack([p.probabilities for p in predictions]),)
@@ -182,16 +192,16 @@ def test_workers_change_neither_predictions_nor_what_is_skipped(
     assert (paths, names) == (their_paths, their_names)
     assert torch.equal(expected, theirs)
     with pytest.raises(UnreadableImage, match=r"2b\.png.*--on-error skip"):
-        list(predict_files(model, [tmp_path], DATA, 2, num_workers=num_workers))
+        list(predict_files(model, [tmp_path], PREPARE, 2, num_workers=num_workers))
 
 
 def test_probabilities_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     for i in range(7):
         save_image(tmp_path / f"{i}.png", i)
     model = AiT(CONFIG)
-    alone = list(predict_files(model, [tmp_path], DATA, 1))
+    alone = list(predict_files(model, [tmp_path], PREPARE, 1))
     for batch_size in (2, 3, 7, 50):
-        together = list(predict_files(model, [tmp_path], DATA, batch_size))
+        together = list(predict_files(model, [tmp_path], PREPARE, batch_size))
         assert [path for path, _ in together] == [path for path, _ in alone]
         for (_, ours), (_, theirs) in zip(together, alone, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -204,7 +214,7 @@ def test_files_are_prepared_like_test_images_and_predicted_in_evaluation_mode(
 ) -> None:
     path, model = save_image(tmp_path / "a.png"), AiT(CONFIG).train()
     memory = [buffer.clone() for buffer in model.buffers()]
-    (prediction,) = predict_files(model, [path], DATA, 4)
+    (prediction,) = predict_files(model, [path], PREPARE, 4)
     with torch.no_grad():
         logits = model.eval()(DATA.load_image(path)[None]).logits
     torch.testing.assert_close(prediction.probabilities, logits[0].softmax(dim=-1))
@@ -227,7 +237,7 @@ def test_image_files_of_triangles_are_predicted(tmp_path: Path) -> None:
             workspace=CONFIG.workspace,
         )
     )
-    ((_, probabilities),) = predict_files(model, [tmp_path], TriangleConfig(), 1)
+    ((_, probabilities),) = predict_files(model, [tmp_path], TriangleConfig().preprocessing, 1)
     images = torch.from_numpy(pixels / 255).float().expand(1, 3, 64, 64)
     with torch.no_grad():
         expected = model.eval()(images).logits[0].softmax(dim=-1)
@@ -246,7 +256,8 @@ def test_the_same_question_is_asked_about_every_picture(batch_size: int, tmp_pat
     for sentence in ("shape of the red object", "is the blue object in the top half"):
         question = parse_question(sentence)
         vector = torch.from_numpy(encode(question))
-        predictions = list(predict_files(model, files, data, batch_size, question=question))
+        prepare = data.preprocessing
+        predictions = list(predict_files(model, files, prepare, batch_size, question=question))
         assert [path for path, _ in predictions] == files
         for path, probabilities in predictions:
             with torch.no_grad():

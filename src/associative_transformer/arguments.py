@@ -11,6 +11,11 @@ MAX_STEPS = 1_000
 """Largest number of times that a layer may repeat the same step."""
 
 
+def image_shape(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width; a single number is the side of a square."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
 def check_count(name: str, value: int | float, minimum: int = 1) -> None:
     """Raise ValueError if a count or a width is not an integer of at least `minimum`."""
     if not isinstance(value, int):

@@ -6,7 +6,6 @@ RECIPE+FINGERPRINT.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,65 +15,17 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from associative_transformer.arguments import image_shape
 from associative_transformer.compute import CompileSetting, read_flag
 from associative_transformer.data import DataConfig, DataSet, ImagesConfig
 from associative_transformer.data.augment import RAW
 from associative_transformer.files import first_error, read_file, write_file
 from associative_transformer.interface import ADDED_LATER, UserError
 from associative_transformer.models import ModelConfig
+from associative_transformer.optimization import Optimization, require
 
 MAX_FILE = 2**20  # bytes of a saved experiment; the largest has a few thousand
-MAX_EPOCHS = 1_000_000
 MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerprint
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate of each epoch or each step: a warm-up followed by a decay.
-
-    cosine: a linear warm-up, then a cosine as long as the whole training, so its end is cut off,
-    as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 / sqrt(epoch).
-    one_cycle: a rising cosine, then a falling one that ends with the training.
-    """
-
-    warmup_epochs: int = 5
-    """Length of the warm-up in epochs."""
-    warmup_lr: float = 1e-5
-    """Learning rate of the first warm-up epoch or step."""
-    min_lr: float = 1e-6
-    """Lowest learning rate of cosine and one_cycle."""
-    shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
-    """Decay after the warm-up; one_cycle also warms up along a cosine instead of linearly."""
-    per: Literal["epoch", "step"] = field(default="epoch", metadata=ADDED_LATER)
-    """Change the learning rate once per epoch, as in the paper, or at each step."""
-
-    def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
-            _require(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
-        wanted = f"at most {MAX_EPOCHS:,}"
-        _require(self.warmup_epochs <= MAX_EPOCHS, "warmup_epochs", wanted, self.warmup_epochs)
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Optimizer, batches and learning rate; the defaults are the paper's."""
-
-    epochs: int = 100
-    """Passes over the training data."""
-    batch_size: int = 512
-    """Images per optimizer step, summed over all devices and accumulation steps."""
-    lr: float = 1e-4
-    """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, applied to all parameters."""
-    schedule: Schedule = field(default_factory=Schedule)
-    """Learning rate of each epoch or step."""
-    clip_norm: float | None = None
-    """Maximum norm of the gradient of all parameters; None: no clipping."""
-    accumulation_steps: int = 1
-    """Micro-batches per optimizer step; each forms a token pool and updates the memory once."""
 
 
 @dataclass(frozen=True)
@@ -99,28 +50,14 @@ class TrainConfig(Optimization):
     """Stop at the first value that is not finite and name the operation that produced it; slow."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "compile", read_flag(self.compile))
-        for name in ("epochs", "batch_size", "accumulation_steps", "log_every"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.epochs <= MAX_EPOCHS, "epochs", f"at most {MAX_EPOCHS:,}", self.epochs)
-        _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
-        lowest = self.schedule.min_lr
-        if self.schedule.shape != "inverse_sqrt":  # which has no lowest rate
-            _require(lowest <= self.lr, "schedule.min_lr", f"at most lr {self.lr}", lowest)
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
-        _require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
-        _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
-        limit = 1.0 if self.clip_norm is None else self.clip_norm
-        _require(0 < limit < math.inf, "clip_norm", "positive and finite, or None", limit)
+        require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
         every = self.checkpoint_every
-        _require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
+        require(every is None or every >= 1, "checkpoint_every", "at least 1", every)
         if self.compile == "on" and self.detect_anomaly:
             raise ValueError("detect_anomaly cannot inspect a compiled model: set compile to off")
-        if self.batch_size % self.accumulation_steps:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be split into accumulation_steps "
-                f"{self.accumulation_steps} equal micro-batches: change one of them"
-            )
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -136,6 +73,9 @@ class Experiment:
     """The model."""
     train: TrainConfig
     """How to train."""
+    init: str | None = field(default=None, metadata=ADDED_LATER)
+    """Start from the weights of a run, of a saved model (a folder or a name on the Hugging Face
+    hub), or of a checkpoint of the official code; None: draw them at random."""
 
     def __post_init__(self) -> None:
         if not _is_folder_name(self.name):
@@ -143,10 +83,10 @@ class Experiment:
         model = self.model
         size, channels, question_dim = self.data.input_size
         if (size, channels) != (model.image_size, model.num_channels):
+            wanted = f"{model.num_channels} of {'x'.join(map(str, image_shape(model.image_size)))}"
             raise ValueError(
                 f"the images have {channels} channels of {size}x{size} pixels, but the model "
-                f"expects {model.num_channels} of {model.image_size}x{model.image_size}: change "
-                "data or model so that they agree"
+                f"expects {wanted}: change data or model"
             )
         expected = getattr(model, "question_dim", None)
         if question_dim and expected is None:
@@ -159,9 +99,10 @@ class Experiment:
                 f"model.question_dim is {expected}, but the data has {actual}: set it to "
                 f"{question_dim}"
             )
-        mean, std = self.data.mean, self.data.std
-        takes_pixels = getattr(model, "takes_pixels", False) and mean != "auto"
-        if takes_pixels and (any(mean) or set(std) != {1}):
+        if self.train.freeze == "backbone" and self.init is None:
+            raise ValueError("train.freeze backbone would keep random weights: pass --init SOURCE")
+        mean, takes_pixels = self.data.mean, getattr(model, "takes_pixels", False)
+        if takes_pixels and mean != "auto" and (any(mean) or set(self.data.std) != {1}):
             raise ValueError(
                 f"a model of kind {model.kind} expects pixels from 0 to 1, not normalized ones: "
                 "set data.mean to 0 and data.std to 1 for each channel"
@@ -272,11 +213,6 @@ def _is_folder_name(name: str) -> bool:
     if not name.isprintable() or name.strip() in {"", ".", ".."} or {"/", "\\"} & set(name):
         return False
     return len(name.encode()) <= MAX_NAME
-
-
-def _require(is_valid: bool, name: str, wanted: str, value: object) -> None:
-    if not is_valid:
-        raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
 def _flatten(

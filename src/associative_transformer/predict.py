@@ -16,13 +16,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from associative_transformer.compute import Precision, autocast, count_cores
-from associative_transformer.data import DataConfig, list_image_files
-from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.data import list_image_files
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ReadBatch, read_batches
 from associative_transformer.data.questions import Questions, encode
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.files import csv_text
 from associative_transformer.interface import UserError
+from associative_transformer.models.preprocessing import Preprocessing
 
 
 class Prediction(NamedTuple):
@@ -35,7 +36,7 @@ class Prediction(NamedTuple):
 def predict_files(
     model: nn.Module,
     paths: Iterable[Path],
-    data: DataConfig,
+    preprocessing: Preprocessing,
     batch_size: int,
     on_error: Literal["stop", "skip"] = "stop",
     question: Questions | None = None,
@@ -45,11 +46,11 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
-    Images are prepared like the test images of `data`; the question, if any, is asked about each
-    of them. Raises UserError if a path does not exist, a folder contains no image, or an image
-    cannot be read and `on_error` is "stop". With "skip", the errors about unreadable images are
-    printed to stderr and added to `skipped`, once for each file. `num_workers` processes decode
-    the images; None means one per core if there is more than one batch.
+    The question, if any, is asked about each of them. Raises UserError if a path does not exist, a
+    folder contains no image, or an image cannot be read and `on_error` is "stop". With "skip", the
+    errors about unreadable images are printed to stderr and added to `skipped`, once for each
+    file. `num_workers` processes decode the images; None means one per core if there is more than
+    one batch.
     """
     skipped = [] if skipped is None else skipped
     files = _image_files(paths)
@@ -57,15 +58,15 @@ def predict_files(
         num_workers = count_cores() if len(files) > batch_size else 0
     rows = range(len(files))
     batches = [list(rows[start : start + batch_size]) for start in rows[::batch_size]]
-    decoded = read_batches(partial(_decode, data, files), batches, num_workers)
+    decoded = read_batches(partial(_decode, preprocessing, files), batches, num_workers)
     images = _readable(files, batches, decoded, on_error, skipped)
-    return _predict(model, images, data, question, precision)
+    return _predict(model, images, preprocessing, question, precision)
 
 
 def _decode(
-    data: DataConfig, files: list[Path], row: int, seed: int | None
+    preprocessing: Preprocessing, files: list[Path], row: int, seed: int | None
 ) -> UInt8[Tensor, "C H W"]:
-    return data.decode(files[row])
+    return preprocessing.decode(files[row])
 
 
 def _readable(
@@ -91,7 +92,7 @@ def _readable(
 def _predict(
     model: nn.Module,
     images: Iterator[tuple[list[Path], UInt8[Tensor, "N C H W"]]],
-    data: DataConfig,
+    preprocessing: Preprocessing,
     question: Questions | None,
     precision: Precision,
 ) -> Iterator[Prediction]:
@@ -101,7 +102,7 @@ def _predict(
     for paths, batch in images:
         questions = None if vector is None else vector.expand(len(batch), -1)
         with torch.inference_mode(), autocast(device, precision):
-            logits = model(data.prepare(batch.to(device)), questions).logits
+            logits = model(preprocessing.normalize(batch.to(device)), questions).logits
             probabilities = logits.float().softmax(dim=-1).cpu()
         yield from map(Prediction, paths, probabilities)
 

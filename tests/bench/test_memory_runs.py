@@ -17,7 +17,7 @@ import memory_training
 import shifts
 from associative_transformer.evaluate import Evaluation
 from associative_transformer.interface import Batch, UserError
-from associative_transformer.training.step import parameter_groups
+from associative_transformer.training.parameters import parameter_groups
 from making.commands import make_images
 from statistics_of_runs import interval
 

@@ -280,3 +280,29 @@ def test_a_run_without_questions_cannot_be_asked(ait: Ait, trained: Path) -> Non
     image = trained / "images" / "test" / "red" / "0.png"
     done = ait("predict", trained / "colors" / "0", image, "--question", "shape of the red object")
     assert_refused(done, "without questions", "leave --question out")
+
+
+# --- a saved model without its run ---
+
+
+@pytest.mark.parametrize("name", ["colors", "triangle", "asked"])
+def test_predict_needs_only_the_folder_of_the_model(
+    ait: Ait, trained: Path, tmp_path: Path, picture: Path, name: str
+) -> None:
+    run = trained / name / "0"
+    (tmp_path / "model").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(run / file, tmp_path / "model")
+    words = [picture, "--question", "shape of the red object"] if name == "asked" else [picture]
+    of_run, of_model = (ait("predict", folder, *words) for folder in (run, tmp_path / "model"))
+    assert (of_model.code, of_model.out) == (0, of_run.out)
+
+
+def test_predict_refuses_a_model_that_does_not_say_how_to_prepare_images(
+    ait: Ait, trained: Path, tmp_path: Path, picture: Path
+) -> None:
+    content = json.loads((trained / "colors" / "0" / "config.json").read_text())
+    del content["preprocessing"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    shutil.copy(trained / "colors" / "0" / "model.safetensors", tmp_path)
+    assert_refused(ait("predict", tmp_path, picture), "does not say how to prepare images")

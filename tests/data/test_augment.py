@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
 from associative_transformer.data.augment import Preparation, crop_and_flip, draw_crops
-from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from associative_transformer.data import DataSet, ImagesConfig, Split
 from associative_transformer.data.listing import print_once
-from associative_transformer.data.sources import open_image_folder
+from associative_transformer.data.sources import SplitsConfig, open_image_folder
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import PADDING, UserError
 from associative_transformer.models.vit import ViTConfig
@@ -303,3 +303,49 @@ def test_a_class_that_is_only_in_an_unused_split_does_not_count(tmp_path: Path) 
     data = chosen.load(CPU)
     assert data.class_names == CLASSES[:2]
     assert chosen.load_test(CPU).class_names == CLASSES[:2]
+
+
+# --- some of the classes ---
+
+
+@every_kind
+@pytest.mark.parametrize("chosen", [("dog", "ant"), ("ant", "café", "bee")])
+def test_only_the_chosen_classes_are_used_and_numbered_in_their_order(
+    root: Path, chosen: tuple[str, ...]
+) -> None:
+    few = replace(config(root), splits=SplitsConfig(classes=chosen))
+    data, held_out = few.load(CPU), few.load_test(CPU)
+    for names in (data.class_names, held_out.class_names):
+        assert tuple(unicodedata.normalize("NFC", name) for name in names) == chosen
+    for split in (data.train, data.validation, data.test, held_out.test):
+        assert split is not None
+        assert len(split.labels) == 2 * len(chosen)
+        assert is_right(split, chosen)
+
+
+def test_a_class_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    for split, order in ORDERS.items():
+        write(tmp_path / "set", "folders", split, order, order)
+    few = replace(config(tmp_path / "set"), splits=SplitsConfig(classes=("ant", "cat", "cow")))
+    with pytest.raises(UserError, match=r"has no class cat, cow: pass names from \[ant, bee, "):
+        few.load(CPU)
+
+
+@pytest.mark.parametrize("chosen", [("ant",), ("ant", "ant"), ()])
+def test_fewer_than_two_classes_are_refused(chosen: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="classes must name at least two different classes"):
+        SplitsConfig(classes=chosen)
+
+
+def test_a_subset_of_known_classes_keeps_the_known_normalization(tmp_path: Path) -> None:
+    known = ("cat", "dog")
+    for split in ("train", "test"):
+        for name in (*known, "frog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / split / name / "0.png")
+    images = ImagesConfig("cifar10", source=str(tmp_path), num_workers=0)
+    assert images.load_for_new_run(CPU).normalization is not None  # not CIFAR-10
+    few = replace(images, splits=SplitsConfig(classes=known))
+    assert few.load_for_new_run(CPU).normalization is None
+    other = replace(few, name="cifar100")  # which has neither
+    assert other.load_for_new_run(CPU).normalization is not None

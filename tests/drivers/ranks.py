@@ -32,10 +32,11 @@ from torch.nn.utils import parametrize
 from associative_transformer import distributed
 from associative_transformer.data import Share, TriangleConfig
 from associative_transformer.evaluate import Evaluation, evaluate_split
-from associative_transformer.experiment import Schedule, TrainConfig
+from associative_transformer.experiment import TrainConfig
 from associative_transformer.health import MemoryHealth, memory_health
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
 from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig

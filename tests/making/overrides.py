@@ -82,6 +82,9 @@ TRAIN_CHANGES: list[dict[str, Any]] = [
     {"train.schedule.shape": "one_cycle"},
     {"train.clip_norm": 1.0},
     {"train.accumulation_steps": 2},
+    {"train.freeze": "memory"},
+    {"train.layer_decay": 0.75},
+    {"init": "runs/other/0"},
     {"train.precision": "bfloat16"},
     {"train.compile": "on"},
 ]
@@ -113,6 +116,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.splits.test_split": "dev"},
     {"data.splits.config": "small"},
     {"data.splits.revision": "main"},
+    {"data.splits.classes": ("cat", "dog")},
     {"data.on_error": "skip"},
     {"data.limit": 100},
     {"model.head": "cls"},

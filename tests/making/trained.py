@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from associative_transformer.data import SortOfClevrConfig, TriangleConfig
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models import MODELS, ModelConfig
 from associative_transformer.models.ait import AiTConfig
 from associative_transformer.models.relation_network import RelationNetworkConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep

@@ -22,7 +22,7 @@ from associative_transformer.models.heads import (
     build_head,
 )
 from associative_transformer.models.vit import ViTConfig
-from associative_transformer.training.step import parameter_groups
+from associative_transformer.training.parameters import parameter_groups
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.tiny import IMAGE_MEMORY, MEMORY, QUESTION_DIM, VARIANTS, count_parameters, tiny
 from twins import naive

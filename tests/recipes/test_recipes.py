@@ -12,7 +12,6 @@ from associative_transformer import recipes
 from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import (
     Experiment,
-    Schedule,
     TrainConfig,
     differences,
     fingerprint,
@@ -28,6 +27,7 @@ from associative_transformer.models.perceiver import FourierConfig, PerceiverCon
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
 from associative_transformer.models.set_transformer import SetTransformerConfig
 from associative_transformer.models.vit import ViTConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.recipes import (
     PUBLISHED_TEXT,
     RECIPES,

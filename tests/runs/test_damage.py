@@ -116,6 +116,11 @@ def test_changed_weights_are_noticed_by_their_digest(run: Path) -> None:
     values = json.loads((run / "result.json").read_text())
     del values["weights"]  # as in early runs
     (run / "result.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"model\.safetensors has changed since it was saved"):
+        load_run(run)
+    config = json.loads((run / "config.json").read_text())
+    del config["weights_digest"]
+    (run / "config.json").write_text(json.dumps(config))
     load_run(run)
 
 

@@ -11,8 +11,9 @@ import torch
 
 from associative_transformer import distributed
 from associative_transformer.data import SortOfClevrConfig, TriangleConfig
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch, UserError
+from associative_transformer.optimization import Schedule
 from associative_transformer.runs.environment import find_version
 from associative_transformer.training import checks
 from associative_transformer.training.loop import train

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from associative_transformer.experiment import (
-    Schedule,
     TrainConfig,
     fingerprint,
     identifying_fields,
 )
+from associative_transformer.optimization import Schedule
 from associative_transformer.recipes import RECIPES
 from associative_transformer.training.schedule import learning_rate
 

@@ -18,10 +18,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from associative_transformer import distributed
-from associative_transformer.experiment import Schedule, TrainConfig
+from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.relation_network import ConvMLP, ConvMLPConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.rendezvous import init_method
 from associative_transformer.runs.checkpoint import (
     TrainingState,

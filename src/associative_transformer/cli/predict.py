@@ -13,8 +13,6 @@ from associative_transformer.cli.options import (
     open_output,
     parse,
 )
-from associative_transformer.data import DataConfig
-from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.listing import write_skipped
 from associative_transformer.data.questions import (
     Questions,
@@ -23,6 +21,7 @@ from associative_transformer.data.questions import (
     list_questions,
     parse_question,
 )
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 
 
@@ -31,7 +30,7 @@ class PredictOptions:
     """Classify image files and all images in folders, or ask a question about each."""
 
     run: Path
-    """Folder of the run, such as runs/cifar10-ait-tiny/0."""
+    """Folder of the run, such as runs/cifar10-ait-tiny/0, or of a saved model."""
     paths: Annotated[
         tuple[Path, ...],
         tyro.conf.arg(metavar="IMAGES [IMAGES ...]", help_behavior_hint="(required)"),
@@ -81,7 +80,7 @@ def run(arguments: list[str]) -> None:
     """Write the most probable classes, or answers, for each image."""
     options = parse(PredictOptions, arguments, "predict")
     from associative_transformer.predict import predict_files, write_predictions
-    from associative_transformer.runs.saved import load_run
+    from associative_transformer.runs.saved import load_saved
 
     if not options.paths:
         raise UserError(
@@ -91,22 +90,21 @@ def run(arguments: list[str]) -> None:
     if options.skip_list is not None:
         check_output(options.skip_list, *options.paths)
     device = choose_device(options.device)
-    saved = load_run(options.run)
-    model, data, classes = saved.model.to(device), saved.experiment.data, saved.classes
-    question = _parse_question(options.question, data)
+    model, preprocessing, classes, precision = load_saved(options.run)
+    question = _parse_question(options.question, preprocessing.question_types)
     sentence = None
     if question is not None:
         (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
     skipped: list[UnreadableImage] = []
     predictions = predict_files(
-        model,
+        model.to(device),
         options.paths,
-        data,
+        preprocessing,
         options.batch_size,
         options.on_error,
         question,
         skipped,
-        saved.precision,
+        precision,
         options.num_workers,
     )
     with open_output(options.output) as file:
@@ -115,13 +113,13 @@ def run(arguments: list[str]) -> None:
         write_skipped(skipped, options.skip_list)
 
 
-def _parse_question(sentence: str | None, data: DataConfig) -> Questions | None:
-    """Return the parsed question, or None if the run was trained without questions."""
-    if not data.question_types:
+def _parse_question(sentence: str | None, types: tuple[str, ...]) -> Questions | None:
+    """Return the parsed question, or None if the model was trained without questions."""
+    if not types:
         if sentence is not None:
-            raise UserError("this run was trained without questions: leave --question out")
+            raise UserError("this model was trained without questions: leave --question out")
         return None
     if sentence is None:
-        allowed = list_questions(data.question_types)
-        raise UserError(f"this run answers questions: pass --question with one of\n{allowed}")
-    return parse_question(sentence, data.question_types)
+        allowed = list_questions(types)
+        raise UserError(f"this model answers questions: pass --question with one of\n{allowed}")
+    return parse_question(sentence, types)

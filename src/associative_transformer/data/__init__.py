@@ -10,13 +10,13 @@ from pydantic import Field
 
 from associative_transformer.data.batches import DataSet, HeldOut, Share, Split
 from associative_transformer.data.config import DataSetConfig, DescribedItem, InputSize
-from associative_transformer.data.decoding import decode_image
 from associative_transformer.data.images import ImagesConfig
 from associative_transformer.data.listing import list_image_files
 from associative_transformer.data.sort_of_clevr import SortOfClevrConfig
 from associative_transformer.data.sources import SplitsConfig
 from associative_transformer.data.stored import HUB_DATA_SETS
 from associative_transformer.data.triangle import TriangleConfig
+from associative_transformer.decoding import decode_image
 
 __all__ = [
     "DATA_SETS",

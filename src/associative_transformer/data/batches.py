@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from associative_transformer.data.augment import Normalization
-from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import PADDING, Batch, UserError
 
 WITH_IMAGES = "-images"  # end of a digest that covers stored images

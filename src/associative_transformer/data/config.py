@@ -15,9 +15,9 @@ from torch import Tensor
 
 from associative_transformer.data.augment import RAW, Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
-from associative_transformer.data.decoding import decode_image
 from associative_transformer.data.questions import QuestionType
 from associative_transformer.interface import UserError
+from associative_transformer.models.preprocessing import Preprocessing
 
 Config = TypeVar("Config", bound="DataSetConfig")  # beartype does not support Self here
 
@@ -158,20 +158,20 @@ class DataSetConfig(ABC):
         """
         raise UserError(f"{self.kind} is generated and has no source: omit --source")
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for a model that was trained on this data set."""
+        side = self.input_size.image_size
+        mean, std = map(tuple, self.normalization)
+        types = tuple(self.question_types)
+        return Preprocessing((side, side), mean, std, self.image_mode, question_types=types)
+
     def load_image(self, path: Path) -> Float[Tensor, "C H W"]:
         """Read an image file and prepare it for a model that was trained on this data set.
 
         Raises UserError if it cannot be read.
         """
-        return self.prepare(self.decode(path)[None])[0]
-
-    def decode(self, path: Path) -> UInt8[Tensor, "C H W"]:
-        """Read an image file at the size of the data set; raise UserError if that fails."""
-        return decode_image(path, self.input_size.image_size, self.image_mode)
-
-    def prepare(self, images: UInt8[Tensor, "N _ H W"]) -> Float[Tensor, "N C H W"]:
-        """Normalize decoded images for a model that was trained on this data set."""
-        return Preparation(*self.normalization, device=images.device).normalize(images)
+        return self.preprocessing(path)[0]
 
     def denormalize(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         """Undo the normalization and return pixels in [0, 1]."""

@@ -23,14 +23,14 @@ from associative_transformer.data.columns import (
     list_classes,
     read_labels,
 )
-from associative_transformer.data.decoding import (
+from associative_transformer.data.listing import print_once
+from associative_transformer.data.parquet import find_classes
+from associative_transformer.decoding import (
     UnreadableImage,
     decode_image,
     open_image,
     to_tensor,
 )
-from associative_transformer.data.listing import print_once
-from associative_transformer.data.parquet import find_classes
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +76,26 @@ class ImageTable:
         rows = np.sort(order[np.argsort(index_in_class, kind="stable")[:limit]])
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
+
+    def with_only(self, classes: tuple[str, ...]) -> "ImageTable":
+        """Return the images of these classes, with labels in their order.
+
+        Raises UserError if there is no class of that name.
+        """
+        index = find_classes(classes, self.class_names)
+        unknown = [name for name, place in zip(classes, index, strict=True) if place < 0]
+        if unknown:
+            raise UserError(
+                f"{self.name} has no class {list_classes(unknown)}: pass names from "
+                f"[{list_classes(self.class_names)}] to --data.classes"
+            )
+        new_labels = torch.full((len(self.class_names),), -1)
+        new_labels[index] = torch.arange(len(index))
+        labels = new_labels[self.labels]
+        rows = (labels >= 0).nonzero()[:, 0]
+        names = tuple(self.class_names[place] for place in index)
+        images = self.images.select(rows.numpy())
+        return replace(self, images=images, labels=labels[rows], class_names=names)
 
     def with_classes_of(self, train: "ImageTable") -> "ImageTable":
         """Return the same images with labels that index the classes of the training images.

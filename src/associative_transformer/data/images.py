@@ -14,14 +14,13 @@ from associative_transformer.data.augment import RAW, Normalization, Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.config import InputSize, check_settings
 from associative_transformer.data.contents import measure, warn_of_contents
-from associative_transformer.data.decoding import UnreadableImage
 from associative_transformer.data.image_table import (
     ImageReader,
     ImageTable,
     check_labels,
     name_untested,
 )
-from associative_transformer.data.known import find_difference
+from associative_transformer.data.known import find_difference, has_classes
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
 from associative_transformer.data.stored import (
@@ -31,6 +30,7 @@ from associative_transformer.data.stored import (
     open_tables,
     open_test_table,
 )
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import ADDED_LATER, UserError
 
 
@@ -108,10 +108,11 @@ class ImagesConfig(StoredImages):
         if is_chosen or (is_known and self.source is None):
             return self._load(tables, device)
         num_train = len(tables.train) + len(tables.validation or ())
-        difference = find_difference(
-            self.name, tables.train.class_names, len(tables.test), num_train
-        )
-        config = self if is_known and difference is None else replace(self, mean="auto")
+        names = tables.train.class_names
+        is_other = find_difference(self.name, names, len(tables.test), num_train) is not None
+        if self.splits.classes is not None:
+            is_other = not has_classes(self.name, names)
+        config = self if is_known and not is_other else replace(self, mean="auto")
         return config._load(tables, device)
 
     def as_loaded(self, data: DataSet) -> "ImagesConfig":

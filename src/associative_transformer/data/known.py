@@ -36,6 +36,12 @@ KNOWN_DATA_SETS = {
 """By the short names of `ImagesConfig`."""
 
 
+def has_classes(name: str, classes: Sequence[str]) -> bool:
+    """Return whether the known data set of that name has all of these classes."""
+    known = KNOWN_DATA_SETS.get(name)
+    return known is not None and set(classes) <= set(known.classes)
+
+
 def find_difference(
     name: str,
     classes: Sequence[str],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from associative_transformer.data.decoding import FORMATS, UnreadableImage
+from associative_transformer.decoding import FORMATS, UnreadableImage
 from associative_transformer.distributed import is_first
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError, printable

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from associative_transformer.data.augment import Preparation
-from associative_transformer.data.decoding import UnreadableImage
+from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 
 Read = Callable[[int, int | None], Tensor]

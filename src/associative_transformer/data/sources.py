@@ -30,7 +30,7 @@ NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python represents invalid byte
 
 @dataclass(frozen=True)
 class SplitsConfig:
-    """Which version and splits of a stored data set to use."""
+    """Which version, splits and classes of a stored data set to use."""
 
     test_split: str | None = field(default=None, metadata=ADDED_LATER)
     """Split to test on; None: test or, without labels there, the validation split."""
@@ -41,7 +41,14 @@ class SplitsConfig:
     validation: Literal["auto", "random"] = field(default="auto", metadata=ADDED_LATER)
     """auto: the validation split, or images of each class; random: any images, as before 0.2."""
 
+    classes: tuple[str, ...] | None = field(default=None, metadata=ADDED_LATER)
+    """Names of the classes to use, in this order; None: all."""
+
     def __post_init__(self) -> None:
+        if self.classes is not None and len(set(self.classes)) != max(len(self.classes), 2):
+            raise ValueError(
+                f"classes must name at least two different classes, not {', '.join(self.classes)}"
+            )
         if self.test_split == "train":
             raise ValueError("test_split must not be train: the model is trained on it")
         for name in ("test_split", "config", "revision"):

@@ -58,7 +58,7 @@ class StoredImages(DataSetConfig):
     splits: Annotated[SplitsConfig, tyro.conf.arg(name="")] = field(
         default=SplitsConfig(), metadata=ADDED_LATER
     )
-    """Which version and splits of the data set to use."""
+    """Which version, splits and classes of the data set to use."""
 
     @property
     def hub_id(self) -> str:
@@ -161,13 +161,15 @@ def _open_table(
     splits: "Mapping[str, datasets.Dataset]", split: str, config: StoredImages
 ) -> ImageTable:
     known = HUB_DATA_SETS.get(config.name)
-    return open_table(
+    table = open_table(
         splits[split],
         f"the {split} split of {config.source or config.name}",
         Column(config.image_column, known and known.image),
         Column(config.label_column, known and known.label),
         _folders_of_images(splits[split], config),
     )
+    classes = config.splits.classes
+    return table if classes is None else table.with_only(classes)
 
 
 def _folders_of_images(split: "datasets.Dataset", config: StoredImages) -> tuple[Path, ...] | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
+from associative_transformer.arguments import image_shape
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
 
@@ -22,9 +23,10 @@ from associative_transformer.models.coordination import Coordination as Coordina
 from associative_transformer.models.dense import Dense as Dense
 from associative_transformer.models.luna import Luna as Luna
 from associative_transformer.models.perceiver import Perceiver as Perceiver
-from associative_transformer.models.pretrained import PretrainedModel, read_config
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.models.relation_network import ConvMLP as ConvMLP
 from associative_transformer.models.relation_network import RelationNetwork as RelationNetwork
+from associative_transformer.models.saved_config import read_config, split_config
 from associative_transformer.models.set_transformer import SetTransformer as SetTransformer
 from associative_transformer.models.vit import ViT as ViT
 
@@ -56,9 +58,9 @@ def count_operations(config: ModelConfig) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
-    side, question_dim = config.image_size, getattr(config, "question_dim", 0)
+    size, question_dim = image_shape(config.image_size), getattr(config, "question_dim", 0)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        images = torch.empty(1, config.num_channels, side, side)
+        images = torch.empty(1, config.num_channels, *size)
         questions = torch.empty(1, question_dim) if question_dim else None
         build_model(config)(images, questions)
     return int(counter.get_total_flops())
@@ -70,7 +72,7 @@ def load_model(path: str | Path, **options: Any) -> PretrainedModel:  # noqa: AN
     Takes the options of `PretrainedModel.from_pretrained` and raises UserError in the same cases,
     and if the configuration is of an unknown kind.
     """
-    text = read_config(path, **options)
+    text, _ = split_config(path, read_config(path, **options))
     try:
         config: ModelConfig = TypeAdapter(ModelConfig).validate_json(text)
     except ValidationError as error:

@@ -79,12 +79,10 @@ def resize_positions(source: TokenEmbed, target: TokenEmbed) -> Float[Tensor, "N
     for name, row in _extra_rows(source).items():
         if name in (rows := _extra_rows(target)):
             positions[rows[name]] = source.positions[row]
-    grids = [math.isqrt(embed.num_patches) for embed in (source, target)]
     first = source.num_tokens - source.num_patches
-    grid = rearrange(source.positions[first:], "(h w) e -> 1 e h w", h=grids[0])
-    if grids[0] != grids[1]:
-        size = (grids[1], grids[1])
-        grid = interpolate(grid.float(), size, mode="bicubic", antialias=True)
+    grid = rearrange(source.positions[first:], "(h w) e -> 1 e h w", h=source.grid[0])
+    if source.grid != target.grid:
+        grid = interpolate(grid.float(), target.grid, mode="bicubic", antialias=True)
     patches = rearrange(grid, "1 e h w -> (h w) e")
     positions[target.num_tokens - target.num_patches :] = patches.to(positions.dtype)
     return positions
@@ -127,7 +125,7 @@ def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
         return {}
     changes: dict[str, Tensor] = {}
     positions = resize_positions(theirs, ours)
-    is_same = (ours.num_patches, _extra_rows(ours)) == (theirs.num_patches, _extra_rows(theirs))
+    is_same = (ours.grid, _extra_rows(ours)) == (theirs.grid, _extra_rows(theirs))
     if positions is not None and not is_same:
         changes[POSITIONS] = positions
     old, new = theirs.num_channels, ours.num_channels

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from associative_transformer.arguments import check_count, check_shape
+from associative_transformer.arguments import check_count, check_shape, image_shape
 from associative_transformer.kernels.attention import attention
 
 Output = TypeVar("Output")
@@ -35,7 +35,7 @@ class PatchTokens(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         patch_size: int,
         num_channels: int,
         question_dim: int,
@@ -44,7 +44,9 @@ class PatchTokens(nn.Module):
         super().__init__()
         self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels
         self.question_dim = question_dim
-        self.num_patches = (image_size // patch_size) ** 2
+        height, width = image_shape(image_size)
+        self.grid = (height // patch_size, width // patch_size)  # patches per column and per row
+        self.num_patches = self.grid[0] * self.grid[1]
         self.num_tokens = self.num_patches + (question_dim > 0) + use_class_token
 
     def forward(
@@ -57,7 +59,7 @@ class PatchTokens(nn.Module):
         if self.question is not None:
             tokens.insert(0, self.question(questions)[:, None])
         if self.class_token is not None:
-            tokens.insert(0, self.class_token.expand(len(images), 1, -1))
+            tokens.insert(0, self.class_token.expand(images.shape[0], 1, -1))
         return torch.cat(tokens, dim=1)
 
 
@@ -69,7 +71,7 @@ class TokenEmbed(PatchTokens):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         patch_size: int,
         num_channels: int,
         embed_dim: int,
@@ -183,12 +185,12 @@ def shared_workspace_positions(num_tokens: int, embed_dim: int) -> Float[Tensor,
 def check_inputs(
     images: Float[Tensor, "B C H W"],
     questions: Float[Tensor, "B Q"] | None,
-    image_size: int,
+    image_size: int | tuple[int, int],
     num_channels: int,
     question_dim: int = 0,
 ) -> None:
     """Raise ValueError if images or questions do not have the shape and type of the model."""
-    check_shape("images", images, "B", num_channels, image_size, image_size)
+    check_shape("images", images, "B", num_channels, *image_shape(image_size))
     if questions is None and question_dim:
         raise ValueError(f"the model takes questions of shape (B, {question_dim}), but got none")
     if questions is None:
@@ -198,7 +200,7 @@ def check_inputs(
             f"the model takes no questions, but got some of shape {tuple(questions.shape)}"
         )
     check_shape("questions", questions, "B", question_dim)
-    if len(questions) != len(images):
+    if questions.shape[0] != images.shape[0]:
         raise ValueError(f"got {len(questions)} questions for {len(images)} images")
 
 
@@ -214,7 +216,8 @@ def check_sizes(config: object, may_be_zero: tuple[str, ...] = ()) -> None:
         is_size |= name in ("resolution", "vocabulary")
         minimum = 0 if name in (*MAY_BE_ZERO, *may_be_zero) else 1
         if is_size:
-            check_count(name, value, minimum)
+            for each in value if name == "image_size" and isinstance(value, tuple) else [value]:
+                check_count(name, each, minimum)
         if name.endswith("dropout") and not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     if not 0 < sizes.get("mlp_ratio", 1.0) < math.inf:
@@ -224,7 +227,7 @@ def check_sizes(config: object, may_be_zero: tuple[str, ...] = ()) -> None:
             f"mlp_ratio {sizes['mlp_ratio']} makes the feed-forward 0 wide with embed_dim "
             f"{sizes['embed_dim']}: choose a larger one"
         )
-    if sizes["image_size"] % sizes.get("patch_size", 1):
+    if any(side % sizes.get("patch_size", 1) for side in image_shape(sizes["image_size"])):
         raise ValueError(
             f"patch_size {sizes['patch_size']} does not divide image_size {sizes['image_size']}"
         )

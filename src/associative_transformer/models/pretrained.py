@@ -1,47 +1,42 @@
 """The base class of all models: one configuration, saved and loaded strictly."""
 
 import contextlib
-import math
-from collections.abc import Hashable
-from dataclasses import Field, fields, replace
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import Field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from associative_transformer.arguments import image_shape
 from associative_transformer.balance import LogitsOnly, LossScale
-from associative_transformer.files import first_error
+from associative_transformer.files import first_error, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models.initialize import Initialization, initialize
+from associative_transformer.models.model_card import MODEL_CARD
+from associative_transformer.models.preprocessing import ImageSource, Preprocessing
+from associative_transformer.models.saved_config import (
+    DOWNLOAD_OPTIONS,
+    not_loaded,
+    read_config,
+    split_config,
+    write_config,
+)
+from associative_transformer.models.weight_count import count_weights
 from associative_transformer.workspace import GlobalWorkspace
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
-DOWNLOAD_OPTIONS = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
 OPTIONS = DOWNLOAD_OPTIONS | {"config", "map_location", "strict"}
 SIZES = ("num_classes", "image_size", "num_channels")
 MARGIN = 2**16  # bytes by which a model may exceed twice the size of its file
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-An image model of the Python package `associative_transformer`, a reference implementation of the
-[Associative Transformer]({{ paper_url }}). Its sizes are in `config.json`.
-
-```python
-from associative_transformer import load_model
-
-model = load_model("PATH")  # this folder, or its name on the hub; in evaluation mode
-logits, _ = model(images)   # images (batch, channels, height, width), normalized as in training
-# a model with a `question_dim` above 0 takes model(images, questions)
-```
-"""
 
 
 class ModelConfig(Hashable, Protocol):
@@ -54,8 +49,8 @@ class ModelConfig(Hashable, Protocol):
         """Name of the model in a saved configuration."""
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the images in pixels."""
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of square images in pixels, or height and width."""
 
     @property
     def num_channels(self) -> int:
@@ -66,19 +61,11 @@ class ModelConfig(Hashable, Protocol):
         """Number of classes."""
 
 
-class WeightCount(NamedTuple):
-    """How many numbers a model has; infinite if torch cannot allocate them."""
-
-    trained: int | float  # parameters
-    stored: int | float  # with memories and other buffers
-
-
 class PretrainedModel(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="associative_transformer",
     paper_url="https://arxiv.org/abs/2309.12862",
-    license="mit",
     pipeline_tag="image-classification",
     model_card_template=MODEL_CARD,
 ):
@@ -89,6 +76,9 @@ class PretrainedModel(
 
     config: Any
     initialization: Initialization | None = None  # if the weights are those of another model
+    preprocessing: Preprocessing | None = None  # of its images, if that is known
+    class_names: tuple[str, ...] | None = None  # in the order of the logits
+    _digest: str | None = None  # of the file that the weights were read from
 
     @classmethod
     def config_class(cls) -> type[Any]:
@@ -110,7 +100,8 @@ class PretrainedModel(
         The configuration, nested fields included, is validated strictly and every weight must be
         present; the mixin alone leaves nested fields as dictionaries and ignores missing weights.
         Raises UserError if there is no such model, if it is of another kind, if its configuration
-        has an unknown field or an invalid value, or if its weights are damaged or do not fit it.
+        has an unknown field or an invalid value, or if its weights are damaged, do not fit it or,
+        unless `strict` is False, have changed since they were saved.
         """
         if unknown := sorted(kwargs.keys() - OPTIONS - set(SIZES)):
             raise TypeError(f"from_pretrained() takes no argument {', '.join(unknown)}")
@@ -118,8 +109,20 @@ class PretrainedModel(
         sizes = {name: kwargs.pop(name) for name in SIZES if name in kwargs}
         if sizes:
             return cls.from_pretrained(path, **kwargs).with_sizes(**sizes)
-        options = {"config": cls._validate(path, read_config(path, **kwargs)), "strict": True}
-        options |= kwargs
+        text, described = split_config(path, read_config(path, **kwargs))
+        options = {"config": cls._validate(path, text), "strict": True, **kwargs}
+        model = cls._load(path, options)
+        if options["strict"] and described.weights_digest not in (None, model._digest):
+            raise UserError(
+                f"{path}: {SAFETENSORS_SINGLE_FILE} has changed since it was saved: copy it "
+                f"again, or remove weights_digest from {CONFIG_NAME} if the change is intended"
+            )
+        model.describe(described.preprocessing, described.class_names)
+        return model
+
+    @classmethod
+    def _load(cls: type[Model], path: str | Path, options: dict[str, Any]) -> Model:
+        """Load the weights with the options of the mixin; raise UserError if that fails."""
         try:
             cls._check_file(path, options["config"], options["strict"])
             with contextlib.redirect_stdout(None):  # the mixin prints its progress
@@ -136,15 +139,59 @@ class PretrainedModel(
                 f"{path}: the weights do not fit config.json ({reason}): copy both files again"
             ) from error
         except Exception as error:  # the hub's client raises errors from many libraries
-            raise _not_loaded(path, error) from error
+            raise not_loaded(path, error) from error
 
-    def with_sizes(self: Model, **sizes: int) -> Model:
+    def describe(
+        self, preprocessing: Preprocessing | None, class_names: tuple[str, ...] | None
+    ) -> None:
+        """Set how images are prepared and what the classes are called, which is saved too.
+
+        Raises UserError if that does not fit the sizes of the model.
+        """
+        c = self.config
+        if class_names is not None and len(class_names) != c.num_classes:
+            raise UserError(
+                f"{len(class_names)} class names do not fit a model with {c.num_classes} classes: "
+                "pass a name for each class"
+            )
+        if preprocessing is not None:
+            size = (*preprocessing.image_size, len(preprocessing.mean))
+            if size != (*image_shape(c.image_size), c.num_channels):
+                raise UserError(
+                    f"preprocessing to {size[0]}x{size[1]} pixels with {size[2]} channels does "
+                    f"not fit a model for {c.image_size} pixels with {c.num_channels} channels"
+                )
+        self.preprocessing, self.class_names = preprocessing, class_names
+
+    def preprocess(self, images: ImageSource | Sequence[ImageSource]) -> Float[Tensor, "B C H W"]:
+        """Prepare images for this model, as `ait predict` does.
+
+        Takes a PIL image, the path of a file, or several of them; returns a batch on the CPU.
+        Raises UserError if a file cannot be read, or if the model was saved without its
+        preprocessing.
+        """
+        if self.preprocessing is None:
+            raise UserError(
+                "it is not known how to prepare images for this model, because it was not saved "
+                "by `ait train`: set model.preprocessing first"
+            )
+        return self.preprocessing(images)
+
+    def with_sizes(self: Model, **sizes: int | tuple[int, int]) -> Model:
         """Return a new model with other sizes that starts from the weights of this one.
 
-        `sizes` are fields of the configuration. The new model is in the mode of this one.
+        `sizes` are fields of the configuration. The new model is in the mode of this one. It
+        keeps the preprocessing, at its own image size, unless the number of channels changes, and
+        the names of the classes unless their number changes.
         """
         model = type(self)(replace(self.config, **sizes))
         model.initialization = initialize(model, self)
+        c = model.config
+        if self.preprocessing is not None and c.num_channels == self.config.num_channels:
+            size = image_shape(c.image_size)
+            model.preprocessing = replace(self.preprocessing, image_size=size)
+        if c.num_classes == self.config.num_classes:
+            model.class_names = self.class_names
         return model.train(self.training)
 
     @classmethod
@@ -169,32 +216,9 @@ class PretrainedModel(
             return  # on the hub
         if not file.is_file():
             raise UserError(f"{path} has no {file.name}: copy it there, or save the model again")
-        size, available = 4 * cls.count_weights(config).stored, file.stat().st_size
+        size, available = 4 * count_weights(cls, config).stored, file.stat().st_size
         if is_strict and size > 2 * available + MARGIN:  # twice: it may be bfloat16
             raise RuntimeError(f"it describes {size:,} bytes, but {file} has {available:,}")
-
-    @classmethod
-    def count_weights(cls, config: Any) -> WeightCount:  # noqa: ANN401
-        """Count the weights of a configuration of this model without allocating them.
-
-        For a deep model, the numbers are extrapolated from one and two layers.
-        """
-        depth = getattr(config, "depth", 1)
-        if depth > 2 and "depth" in {field.name for field in fields(config)}:
-            one, two = (cls.count_weights(replace(config, depth=layers)) for layers in (1, 2))
-            if math.inf in one:
-                return one
-            trained, stored = (a + (depth - 1) * (b - a) for a, b in zip(one, two, strict=True))
-            return WeightCount(trained, stored)
-        try:
-            with torch.device("meta"):
-                model = cls(config)
-                parameters, state = model.parameters(), model.state_dict().values()
-        except (RuntimeError, TypeError):  # a size beyond 64 bits
-            return WeightCount(math.inf, math.inf)
-        return WeightCount(
-            sum(value.numel() for value in parameters), sum(value.numel() for value in state)
-        )
 
     @classmethod
     def _load_as_pickle(cls, model: Any, model_file: str, *_: object) -> NoReturn:  # noqa: ANN401
@@ -210,6 +234,23 @@ class PretrainedModel(
             if (save_directory / name).is_symlink():
                 (save_directory / name).unlink()
         super()._save_pretrained(save_directory)
+        weights = save_directory / SAFETENSORS_SINGLE_FILE
+        text = write_config(
+            self.config, self.preprocessing, self.class_names, digest_file(weights)
+        )
+        write_file(save_directory / CONFIG_NAME, text)
+
+    @classmethod
+    def _load_as_safetensor(
+        cls,
+        model: Any,  # noqa: ANN401
+        model_file: str,
+        map_location: str,
+        strict: bool,
+    ) -> Any:  # noqa: ANN401
+        """Load the weights and keep the digest of their file."""
+        model._digest = digest_file(Path(model_file))
+        return super()._load_as_safetensor(model, model_file, map_location, strict)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay must not touch, as timm calls them.
@@ -225,6 +266,8 @@ class PretrainedModel(
     def replace_config(self, config: Any) -> None:  # noqa: ANN401
         """Set the configuration that describes this model and that `save_pretrained` writes."""
         self.config = self._hub_mixin_config = config
+        if self.class_names is not None and len(self.class_names) != config.num_classes:
+            self.class_names = None
 
     def logits_only(self, loss_scale: LossScale = 1.0) -> LogitsOnly:
         """Return this model for code that knows only `loss(model(x), y)`.
@@ -239,28 +282,7 @@ class PretrainedModel(
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def read_config(path: str | Path, **options: Any) -> bytes:  # noqa: ANN401
-    """Read `config.json` from a folder, or from the hub with the options of `from_pretrained`.
-
-    Raises UserError if it cannot be read.
-    """
-    used = {name: value for name, value in options.items() if name in DOWNLOAD_OPTIONS}
-    try:
-        if Path(path).is_dir():
-            return (Path(path) / CONFIG_NAME).read_bytes()
-        return Path(hf_hub_download(str(path), CONFIG_NAME, **used)).read_bytes()
-    except Exception as error:  # the hub's client raises errors from many libraries
-        raise _not_loaded(path, error) from error
-
-
-def _not_loaded(path: str | Path, error: Exception) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-    if isinstance(error, OSError) and error.filename:
-        reason = f"{Path(error.filename).name}: {error.strerror}"
-    if Path(path).is_dir():
-        return UserError(f"cannot load the model in {path} ({reason}): save it there again")
-    return UserError(
-        f"{path} is not a folder, and no model of that name can be loaded from the Hugging Face "
-        f"hub ({reason}): pass a folder that `save_pretrained` has written, or check the name and "
-        "the network"
-    )
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

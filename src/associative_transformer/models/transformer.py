@@ -23,8 +23,8 @@ class TransformerConfig:
 
     kind: Any = ""
     """Name of the model in saved configurations."""
-    image_size: int = 32
-    """Height and width of the images in pixels."""
+    image_size: int | tuple[int, int] = 32
+    """Side of square images in pixels, or their height and width."""
     patch_size: int = 4
     """Height and width of a patch in pixels; divides image_size."""
     num_channels: int = 3
@@ -51,6 +51,8 @@ class TransformerConfig:
     or from the token of the question; flatten is the paper's."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.image_size, tuple) and len(set(self.image_size)) == 1:
+            object.__setattr__(self, "image_size", self.image_size[0])  # equal to the number
         check_sizes(self, may_be_zero=("num_classes",))
         if self.head == "question" and not self.question_dim:
             raise ValueError(

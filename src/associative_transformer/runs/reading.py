@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from associative_transformer.experiment import MAX_EPOCHS
 from associative_transformer.files import check_file, first_error, read_file
 from associative_transformer.interface import UserError
+from associative_transformer.optimization import MAX_EPOCHS
 
 Value = TypeVar("Value")
 
@@ -109,8 +109,13 @@ def how_to_restore(folder: Path) -> str:
 
 def read_json(path: Path, kind: type[Value]) -> Value:
     """Read a JSON file as a value of a type, strictly. Raises OSError or ValueError."""
+    return parse_json(read_file(path, MAX_JSON), kind)
+
+
+def parse_json(text: bytes, kind: type[Value]) -> Value:
+    """Return a value of a type, read strictly from JSON. Raises ValueError."""
     try:
-        return TypeAdapter(kind).validate_json(read_file(path, MAX_JSON), strict=True)
+        return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(first_error(error)) from None
 

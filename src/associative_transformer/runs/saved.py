@@ -1,6 +1,5 @@
 """Read runs back from their folders."""
 
-import hashlib
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,21 +13,26 @@ from associative_transformer import distributed
 from associative_transformer.compute import Precision
 from associative_transformer.data import HeldOut
 from associative_transformer.data.parquet import find_classes
+from associative_transformer.data.questions import TYPES
 from associative_transformer.experiment import Experiment, load_experiment
+from associative_transformer.files import read_file
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.models import build_model, load_model
-from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.models.preprocessing import Preprocessing
+from associative_transformer.models.pretrained import PretrainedModel, digest_file
+from associative_transformer.models.saved_config import split_config
 from associative_transformer.runs.checkpoint import WEIGHTS, load_best, restore_weights
 from associative_transformer.runs.environment import Environment, read_environment
 from associative_transformer.runs.folder import History, check_links
 from associative_transformer.runs.lock import hold_folder
 from associative_transformer.runs.reading import (
+    MAX_JSON,
     check_size,
     count_rows,
     exists,
     has_checkpoint,
     how_to_restore,
-    read_json,
+    parse_json,
 )
 from associative_transformer.runs.result import RESULT, RunResult, damaged_result, read_result
 
@@ -88,6 +92,15 @@ class SavedRun(NamedTuple):
         return "float32" if self.result is None else self.result.test_precision
 
 
+class SavedModel(NamedTuple):
+    """A trained model, from a run folder or from any other folder with a saved model."""
+
+    model: PretrainedModel
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    precision: Precision = "float32"  # in which it was scored
+
+
 def read_run(folder: Path) -> RunRecord:
     """Return the record of a run, which may be incomplete.
 
@@ -126,16 +139,41 @@ def load_run(folder: Path) -> SavedRun:
     return SavedRun(run.experiment, model, classes, run.result)
 
 
+def load_saved(folder: Path) -> SavedModel:
+    """Load the model of a run, or one that `save_pretrained` has written to a folder.
+
+    Raises UserError like `load_run`, or if the model was saved without its preprocessing. Classes
+    without names are numbered.
+    """
+    if exists(folder / "experiment.yaml") or not exists(folder / CONFIG):
+        run = load_run(folder)
+        data = run.experiment.data
+        return SavedModel(run.model, data.preprocessing, run.classes, run.precision)
+    model = load_model(folder)
+    if model.preprocessing is None:
+        raise UserError(
+            f"{folder} does not say how to prepare images: use the run folder instead, or set "
+            "`preprocessing` of the model and save it again"
+        )
+    if unknown := sorted(set(model.preprocessing.question_types) - set(TYPES)):
+        raise UserError(f"{folder}: {CONFIG} names unknown question types {', '.join(unknown)}")
+    names = model.class_names or tuple(map(str, range(model.config.num_classes)))
+    return SavedModel(model, model.preprocessing, names)
+
+
 def _open_model(folder: Path, experiment: Experiment, result: RunResult) -> PretrainedModel:
     """Load the model of a complete run. Raises ValueError with the reason if it is damaged."""
     try:
-        config: object = read_json(folder / CONFIG, type(experiment.model))
+        text, _ = split_config(folder, read_file(folder / CONFIG, MAX_JSON))
+        config: object = parse_json(text, type(experiment.model))
         if config != experiment.model:  # before it is built
             raise ValueError(f"{CONFIG} and experiment.yaml describe different models")
         check_size(folder / WEIGHTS)
         if result.weights not in (None, digest_of_model(folder)):
             raise ValueError(f"the content of {WEIGHTS} has changed since training")
-        return load_model(folder)
+        model = load_model(folder)
+        model.describe(experiment.data.preprocessing, result.classes)
+        return model
     except PermissionError:  # the files may be intact
         raise
     except Exception as error:  # reading a damaged file can raise nearly anything
@@ -147,8 +185,7 @@ def _open_model(folder: Path, experiment: Experiment, result: RunResult) -> Pret
 
 def digest_of_model(folder: Path) -> str:
     """Return the digest of the weights of a run, which its result contains."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_file(folder / WEIGHTS)
 
 
 def restore_result(folder: Path, experiment: Experiment) -> RunResult | None:
@@ -193,11 +230,14 @@ def _restore_model(folder: Path, experiment: Experiment, result: RunResult) -> N
         )
     if result.best_validation is not None:
         load_best(folder / "checkpoint", model, state["best_digest"])
-    save_model(folder, model)
+    save_model(folder, model, experiment, result.classes)
 
 
-def save_model(folder: Path, model: PretrainedModel) -> None:
-    """Write the files of a model. Raises UserError if that fails."""
+def save_model(
+    folder: Path, model: PretrainedModel, experiment: Experiment, classes: tuple[str, ...]
+) -> None:
+    """Write the files of the model of a run. Raises UserError if that fails."""
+    model.describe(experiment.data.preprocessing, classes)
     try:
         model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:

@@ -11,6 +11,7 @@ from associative_transformer import distributed
 from associative_transformer.experiment import Experiment, TrainConfig, list_fields
 from associative_transformer.interface import UserError
 from associative_transformer.models import MODELS
+from associative_transformer.models.weight_count import count_weights
 from associative_transformer.runs.environment import find_commit, find_version
 from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import BestValidation
@@ -55,7 +56,7 @@ def check_size(experiment: Experiment, device: torch.device) -> None:
         num_images = sum(getattr(data, name) for name in names)
         needed = num_images * channels * size**2
         _check_memory(" and ".join(flags), needed, torch.device("cpu"))
-    weights = MODELS[type(experiment.model)].count_weights(experiment.model).trained
+    weights = count_weights(MODELS[type(experiment.model)], experiment.model).trained
     depth = getattr(experiment.model, "depth", None)
     name = "the model" if depth is None else f"the model, with --model.depth {depth:,},"
     _check_memory(name, weights * BYTES_PER_WEIGHT, device)

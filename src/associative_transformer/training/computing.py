@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from associative_transformer import distributed
+from associative_transformer.arguments import image_shape
 from associative_transformer.compute import CompileSetting, choose_precision
 from associative_transformer.experiment import Experiment
 from associative_transformer.interface import Batch
@@ -148,9 +149,9 @@ def _compile(step: Compilable, try_out: Callable[[], None]) -> str | None:
 def random_batch(experiment: Experiment, size: int, device: torch.device) -> Batch:
     """Return a batch of random pixels from 0 to 1, random questions and random labels."""
     model = experiment.model
-    side, question_dim = model.image_size, getattr(model, "question_dim", 0)
+    shape, question_dim = image_shape(model.image_size), getattr(model, "question_dim", 0)
     with torch.random.fork_rng():
-        images = torch.rand(size, model.num_channels, side, side, device=device)
+        images = torch.rand(size, model.num_channels, *shape, device=device)
         questions = torch.rand(size, question_dim, device=device) if question_dim else None
         labels = torch.randint(model.num_classes, (size,), device=device)
     return Batch(images, questions, labels)

@@ -39,6 +39,7 @@ from associative_transformer.runs.result import (
     write_result,
 )
 from associative_transformer.runs.saved import digest_of_model, restore_result, save_model
+from associative_transformer.runs.source import initialize_run, write_initialization
 from associative_transformer.training import checks, memories
 from associative_transformer.training.computing import prepare_step
 from associative_transformer.training.meter import EpochMeter
@@ -74,6 +75,7 @@ def train(
         with hold_folder(folder):
             check_folder(folder, experiment, resume, overwrite)  # another process may have written
             prepare_folder(folder, run.experiment, run.device, resume)
+            write_initialization(folder, run.initial)
             if run.data.skipped:
                 source = experiment.data.source
                 write_skipped(run.data.skipped, folder / "skipped.jsonl", source)
@@ -100,6 +102,7 @@ class TrainingRun:
         self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
         torch.manual_seed(self.config.seed)
         self.model = build_model(experiment.model)
+        self.initial = initialize_run(experiment, self.model, folder, is_resumed)
         self.take_step = TrainingStep(self.model, self.config, self.accelerator)
         self.history = History()
         self.state = TrainingState(data=self.data.digest, pools=self.take_step.num_pools)
@@ -111,7 +114,8 @@ class TrainingRun:
         c, done = self.config, self._steps_done()
         start_tracker(self.accelerator, self.experiment, done)
         bar = TrainingProgress(c.epochs, self.steps_per_epoch, done, self.is_main)
-        for line in checks.list_notes(c, self.steps_per_epoch):
+        lines = [] if self.initial is None else self.initial.describe().splitlines()
+        for line in [*checks.list_notes(c, self.steps_per_epoch), *lines]:
             bar.write(line)
         stop = StopSignals(checks.agree if self.share.num_ranks > 1 else None)
         with stop, bar:
@@ -161,7 +165,7 @@ class TrainingRun:
         c, state = self.config, self.state
         if state.step == 0:
             self.take_step.reset_memories(state.epoch)
-        self.model.train()
+        self.take_step.set_training_mode()
         self.meter.start_clock()
         batches = self.data.train.train_batches(
             c.batch_size, c.seed, state.epoch, state.step, self.share
@@ -263,7 +267,7 @@ class TrainingRun:
             ),
         )
         if self.is_main:
-            save_model(self.folder, self.model)
+            save_model(self.folder, self.model, self.experiment, result.classes)
             result = replace(result, weights=digest_of_model(self.folder))
             write_result(self.folder, result)
         self._track("test", {"accuracy": last.accuracy, "loss": last.loss})  # last: only once

@@ -4,7 +4,7 @@ A step never waits for the device: the gradient is checked, and skipped steps ar
 """
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
 from associative_transformer.rendezvous import init_method
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
+from associative_transformer.training.parameters import (
+    freeze,
+    parameter_groups,
+    set_training_mode,
+)
 from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.variables import hidden_variables
 from associative_transformer.workspace import GlobalWorkspace
@@ -90,6 +95,8 @@ class TrainingStep:
         self.train, self.accelerator = train, accelerator
         _check_ranks(model, train)
         self.model = model.to(accelerator.device)
+        freeze(model, train.freeze)
+        set_training_mode(model, train.freeze)
         self.workspaces = [m for m in model.modules() if isinstance(m, GlobalWorkspace)]
         pools = {over_ranks.num_pools(workspace.config.pool) for workspace in self.workspaces}
         self.num_pools = max(pools, default=1)
@@ -98,7 +105,7 @@ class TrainingStep:
         has_unused |= getattr(getattr(model, "config", None), "read", None) == "none"
         self.replica = distributed.replicate(self.model, accelerator.device, has_unused)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model),
+            parameter_groups(model, train.layer_decay),
             train.lr,
             train.betas,
             weight_decay=train.weight_decay,
@@ -131,14 +138,22 @@ class TrainingStep:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the latest step, or of the next one if it is already set."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The rate of the latest step, or of the next one if it is already set.
+
+        With a layer decay, it is that of the head.
+        """
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def set_learning_rate(self, epoch: int, step: int, steps_per_epoch: int) -> None:
         """Set the rate for a step of an epoch, both counted from 0."""
         moment = epoch + step / steps_per_epoch
+        rate = learning_rate(self.train, moment, steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.train, moment, steps_per_epoch)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def set_training_mode(self) -> None:
+        """Set the model to training mode, except for what is frozen."""
+        set_training_mode(self.model, self.train.freeze)
 
     def try_out(self, batch: Batch) -> None:
         """Compute the gradient of a batch, but keep weights, memory and random state."""
@@ -171,6 +186,8 @@ class TrainingStep:
 
     def reset_memories(self, epoch: int) -> None:
         """Draw new memories for the workspaces that are reset at the start of each epoch."""
+        if self.train.freeze != "none":
+            return
         self.seed(epoch, 0)
         for workspace in self.workspaces:
             if workspace.config.reset_each_epoch:
@@ -203,15 +220,6 @@ class TrainingStep:
                 self.model.parameters(), self.train.clip_norm, norm
             )
         return norm
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters, with those that weight decay must not touch in a second group."""
-    exempt: set[str] = getattr(model, "no_weight_decay", set)()
-    decayed = [value for name, value in model.named_parameters() if name not in exempt]
-    others = [value for name, value in model.named_parameters() if name in exempt]
-    groups: list[dict[str, Any]] = [{"params": decayed}]
-    return [*groups, {"params": others, "weight_decay": 0.0}] if others else groups
 
 
 def _check_ranks(model: nn.Module, train: TrainConfig) -> None:

@@ -1,6 +1,6 @@
-"""Decode an image file to a square 8-bit image.
+"""Decode an image file to an 8-bit image of a given size.
 
-Dims     C channels   H height   W width   S side of a square image
+Dims     C channels   H height   W width
 """
 
 import io
@@ -52,19 +52,23 @@ class UnreadableImage(UserError):
 
 
 def decode_image(
-    source: bytes | Path,
-    image_size: int,
+    source: bytes | Path | Image.Image,
+    image_size: int | tuple[int, int],
     mode: Literal["RGB", "L"] = "RGB",
     name: str | None = None,
-) -> UInt8[Tensor, "C S S"]:
-    """Decode a file or its bytes to an upright square image on a white background.
+) -> UInt8[Tensor, "C H W"]:
+    """Decode a file, its bytes or a Pillow image to an upright image on a white background.
 
-    The shorter side is resized to `image_size` (bicubic, antialiased) and the longer one cropped
-    at the center; an image that already has this size is not changed. Raises UnreadableImage with
-    `name` (by default the path) if the image cannot be read.
+    It is resized (bicubic, antialiased) until it covers `image_size`, the height and width or the
+    side of a square, and cropped at the center; an image that already has this size is not
+    changed. Raises UnreadableImage with `name` (by default the path) if it cannot be read.
     """
-    image = open_image(source, mode, name)
-    return to_tensor(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
+    if isinstance(source, Image.Image):
+        image = _convert_open(source, mode)
+    else:
+        image = open_image(source, mode, name)
+    height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    return to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
 
 
 def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:
@@ -85,6 +89,16 @@ def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Imag
             return converted if turn is None else converted.transpose(turn)
     except Exception as error:  # broken files make Pillow raise almost any error
         raise UnreadableImage(name, _reason(error)) from error
+
+
+def _convert_open(image: Image.Image, mode: str) -> Image.Image:
+    """Convert a Pillow image that is already open; raise like `decode_image`."""
+    try:
+        turn = _read_turn(image)
+        converted = _eight_bit(image).convert(mode)
+        return converted if turn is None else converted.transpose(turn)
+    except Exception as error:  # its file is read now
+        raise UnreadableImage("given as a Pillow image", _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

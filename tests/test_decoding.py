@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
-from associative_transformer.data.decoding import UnreadableImage, decode_image
+from associative_transformer.decoding import UnreadableImage, decode_image
 from making.hostile import BOMBS, COLOR, UNREADABLE, chunk, encoded, png
 
 # tags that cameras write, the orientation's neighbors among them

@@ -1,0 +1,89 @@
+"""How a model is optimized: batches, optimizer, learning rate, and what is not trained."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from associative_transformer.interface import ADDED_LATER
+
+MAX_EPOCHS = 1_000_000
+Freeze = Literal["none", "backbone", "memory"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of each epoch or each step: a warm-up followed by a decay.
+
+    cosine: a linear warm-up, then a cosine as long as the whole training, so its end is cut off,
+    as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 / sqrt(epoch).
+    one_cycle: a rising cosine, then a falling one that ends with the training.
+    """
+
+    warmup_epochs: int = 5
+    """Length of the warm-up in epochs."""
+    warmup_lr: float = 1e-5
+    """Learning rate of the first warm-up epoch or step."""
+    min_lr: float = 1e-6
+    """Lowest learning rate of cosine and one_cycle."""
+    shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
+    """Decay after the warm-up; one_cycle also warms up along a cosine instead of linearly."""
+    per: Literal["epoch", "step"] = field(default="epoch", metadata=ADDED_LATER)
+    """Change the learning rate once per epoch, as in the paper, or at each step."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
+            require(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
+        wanted = f"at most {MAX_EPOCHS:,}"
+        require(self.warmup_epochs <= MAX_EPOCHS, "warmup_epochs", wanted, self.warmup_epochs)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimizer, batches and learning rate; the defaults are the paper's."""
+
+    epochs: int = 100
+    """Passes over the training data."""
+    batch_size: int = 512
+    """Images per optimizer step, summed over all devices and accumulation steps."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, applied to all parameters."""
+    schedule: Schedule = field(default_factory=Schedule)
+    """Learning rate of each epoch or step."""
+    clip_norm: float | None = None
+    """Maximum norm of the gradient of all parameters; None: no clipping."""
+    accumulation_steps: int = 1
+    """Micro-batches per optimizer step; each forms a token pool and updates the memory once."""
+    freeze: Freeze = field(default="none", metadata=ADDED_LATER)
+    """What is not trained. backbone: all but the linear map to the logits (a linear probe), with
+    the rest in evaluation mode; memory: the memories, which keep their contents."""
+    layer_decay: float | None = field(default=None, metadata=ADDED_LATER)
+    """Factor of the learning rate from each block to the one before it, as in BEiT; None: 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation_steps"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.epochs <= MAX_EPOCHS, "epochs", f"at most {MAX_EPOCHS:,}", self.epochs)
+        require(0 < self.lr < math.inf, "lr", "positive", self.lr)
+        lowest = self.schedule.min_lr
+        if self.schedule.shape != "inverse_sqrt":  # which has no lowest rate
+            require(lowest <= self.lr, "schedule.min_lr", f"at most lr {self.lr}", lowest)
+        require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more", self.weight_decay)
+        require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
+        limit = 1.0 if self.clip_norm is None else self.clip_norm
+        require(0 < limit < math.inf, "clip_norm", "positive and finite, or None", limit)
+        decay = 1.0 if self.layer_decay is None else self.layer_decay
+        require(0 < decay <= 1, "layer_decay", "above 0 and at most 1, or None", decay)
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split into accumulation_steps "
+                f"{self.accumulation_steps} equal micro-batches: change one of them"
+            )
+
+
+def require(is_valid: bool, name: str, wanted: str, value: object) -> None:
+    if not is_valid:
+        raise ValueError(f"{name} must be {wanted}, not {value}")

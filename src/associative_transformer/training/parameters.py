@@ -1,0 +1,95 @@
+"""Which parameters are trained, with which share of the learning rate and of the weight decay."""
+
+from typing import Any
+
+from torch import nn
+
+from associative_transformer.interface import UserError
+from associative_transformer.optimization import Freeze
+from associative_transformer.workspace import GlobalWorkspace
+
+
+def freeze(model: nn.Module, frozen: Freeze) -> None:
+    """Exclude part of a model from training.
+
+    Raises UserError if the model does not have that part.
+    """
+    if frozen == "backbone":
+        model.requires_grad_(False)
+        _classifier(model).requires_grad_(True)
+    if frozen == "memory":
+        for workspace in _workspaces(model):
+            if workspace.config.scope == "image":
+                workspace.priors.requires_grad_(False)
+                continue
+            workspace.freeze()
+            for name, parameter in workspace.named_parameters():
+                if not name.startswith(("to_attractor.", "reader.")):  # only the write uses it
+                    parameter.requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module, frozen: Freeze) -> None:
+    """Set a model to training mode, but a frozen backbone to evaluation mode."""
+    model.train(frozen != "backbone")
+    if frozen == "backbone":
+        _classifier(model).train()
+
+
+def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Return the parameters to train, in groups with the same settings.
+
+    Weight decay does not touch those that `model.no_weight_decay()` names. With `layer_decay`, the
+    learning rate of a group is multiplied by its `lr_scale`: 1 for the head, and the decay times
+    that of the layer above for each block, from the last to the first, and for the embedding
+    (as in BEiT: Bao et al. 2022, arXiv 2106.08254). Raises UserError if the model has no blocks.
+    """
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    for name, value in trained:
+        layer = 0 if layer_decay is None else _layer_of(name, model)
+        group = groups.setdefault((layer, name in exempt), {"params": []})
+        group["params"].append(value)
+    last = max(layer for layer, _ in groups)
+    for (layer, is_exempt), group in groups.items():
+        if is_exempt:
+            group["weight_decay"] = 0.0
+        if layer_decay is not None:
+            group["lr_scale"] = layer_decay ** (last - layer)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    """Return the linear map to the logits."""
+    head = getattr(model, "head", nn.Identity())
+    maps = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if not maps:
+        raise UserError(
+            f"--train.freeze backbone: {type(model).__name__} has no head to train alone; choose "
+            "another model or another --train.freeze"
+        )
+    return maps[-1]
+
+
+def _workspaces(model: nn.Module) -> list[GlobalWorkspace]:
+    workspaces = [each for each in model.modules() if isinstance(each, GlobalWorkspace)]
+    if not workspaces:
+        raise UserError(
+            f"--train.freeze memory: {type(model).__name__} has no memory; choose another model "
+            "or another --train.freeze"
+        )
+    return workspaces
+
+
+def _layer_of(name: str, model: nn.Module) -> int:
+    """Return 0 for the embedding, the number of the block from 1, or the number after the last."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise UserError(
+            f"--train.layer-decay: {type(model).__name__} has no list of blocks; leave it out, or "
+            "choose another model"
+        )
+    part, *rest = name.split(".")
+    if part == "blocks":
+        return int(rest[0]) + 1
+    return 0 if part == "embed" else len(blocks) + 1
