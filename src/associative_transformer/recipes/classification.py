@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from associative_transformer.data import ImagesConfig, TriangleConfig
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models import ModelConfig
 from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL, AiTConfig
 from associative_transformer.models.brims import BRIMS
@@ -27,6 +27,7 @@ from associative_transformer.models.luna import LUNA_BASE, LUNA_SMALL
 from associative_transformer.models.perceiver import PERCEIVER
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.vit import VIT_BASE, VIT_MEDIUM, VIT_SMALL
+from associative_transformer.optimization import Schedule
 from associative_transformer.workspace_config import WorkspaceConfig
 
 DATA_SETS = ("cifar10", "cifar100", "triangle")

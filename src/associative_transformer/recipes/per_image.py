@@ -16,9 +16,10 @@ question.
 from dataclasses import replace
 
 from associative_transformer.data import ImagesConfig
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models.ait import AIT_SMALL, AiTConfig
 from associative_transformer.models.vit import ViTConfig
+from associative_transformer.optimization import Schedule
 from associative_transformer.recipes.relational import SMALL_SET, clevr
 from associative_transformer.workspace_config import WorkspaceConfig
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from associative_transformer.data import SortOfClevrConfig
 from associative_transformer.data.questions import TYPES
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models import ModelConfig
 from associative_transformer.models.ait import AIT_BASE, AIT_MEDIUM, AIT_SMALL
 from associative_transformer.models.coordination import COORDINATION, SlotsConfig
@@ -22,6 +22,7 @@ from associative_transformer.models.dense import DENSE_BASE, DENSE_SMALL
 from associative_transformer.models.relation_network import CNN_MLP, CNN_RN
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.vit import VIT_SMALL
+from associative_transformer.optimization import Schedule
 from associative_transformer.workspace_config import WorkspaceConfig
 
 

@@ -8,12 +8,13 @@ which never occur.
 from dataclasses import replace
 
 from associative_transformer.data import ImagesConfig, TriangleConfig
-from associative_transformer.experiment import Experiment, Schedule, TrainConfig
+from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.models.brims import BRIMS
 from associative_transformer.models.coordination import COORDINATION
 from associative_transformer.models.luna import LUNA_LRA
 from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
+from associative_transformer.optimization import Schedule
 
 TRIANGLE = TriangleConfig(channels=1, raw=True)
 CIFAR10 = ImagesConfig("cifar10")
