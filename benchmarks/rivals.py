@@ -22,11 +22,8 @@ from associative_transformer.functional import ImageSelection
 from associative_transformer.models.layers import CrossAttention
 from associative_transformer.models.set_transformer import ISAB
 from associative_transformer.models.vit import ViT, ViTConfig
-from associative_transformer.workspace import (
-    GlobalWorkspace,
-    ImageWriteOutput,
-    WorkspaceOutput,
-)
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_outputs import ImageWriteOutput, WorkspaceOutput
 
 CONTENTS = ("priors", "inducing", "patterns", "registers")
 """Names of the learned vectors, which have no weight decay, like the contents of a workspace."""

@@ -52,14 +52,11 @@ def check_tokens(
     tokens: Shaped[Tensor, "*any"],
     width: int,
     padding: Shaped[Tensor, "*mask"] | None,
-    takes_padding: bool,
 ) -> None:
     """Raise ValueError if tokens, or the mask that says which of them are padding, do not fit."""
     check_shape("tokens", tokens, "B", "N", width)
     if padding is None:
         return
-    if not takes_padding:
-        raise ValueError('key_padding_mask needs scope="image": remove the padding instead')
     shape, given = tuple(tokens.shape[:2]), tuple(padding.shape)
     if padding.dtype != torch.bool or given != shape:
         raise ValueError(

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from associative_transformer.recomputation import is_recomputing
+
 LossScale = float | Callable[[], float]
 """The factor by which the caller multiplies its loss before the backward pass, or a function that
 returns it."""
@@ -90,6 +92,8 @@ def store_balance_loss(module: nn.Module, loss: Float[Tensor, ""]) -> None:
     Warns if the loss of an earlier forward pass has not been collected; Python shows the warning
     once.
     """
+    if is_recomputing():  # activation checkpointing repeats a pass whose loss has been stored
+        return
     if getattr(module, "stored_balance_loss", None) is not None:
         warnings.warn(
             "the balance loss of an earlier forward pass was not used: call "

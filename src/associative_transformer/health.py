@@ -125,7 +125,8 @@ class _Observer:
             return
         if self.is_shared:
             num_tokens, score, chosen = self.workspace.last_step
-            self.counts.append(_count(score[None], chosen[None], num_tokens, num_tokens))
+            size = max(num_tokens, 1)
+            self.counts.append(_count(score[None], chosen[None], size, num_tokens))
         else:
             tokens, mask = self.workspace.last_step
             # under autocast they may have been bfloat16
@@ -143,9 +144,10 @@ class _Observer:
 
     def _select(self, u: Float[Tensor, "B N E"], mask: Bool[Tensor, "B N"] | None) -> None:
         score, chosen = self.workspace.select(u, mask)
-        num_tokens = u.shape[:2].numel() if mask is None else int((~mask).sum())
+        size = u.shape[:2].numel()
+        num_tokens = size if mask is None else int((~mask).sum())
         if self.is_shared:  # the images are one group
-            self.counts.append(_count(score[None], chosen[None], num_tokens, num_tokens))
+            self.counts.append(_count(score[None], chosen[None], size, num_tokens))
         else:
             self.counts.append(_count(score, chosen, u.shape[1], num_tokens))
 

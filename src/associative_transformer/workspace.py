@@ -7,19 +7,17 @@ Symbols  `priors` gamma^t, the explicit memory   `attractors` f_LT(gamma)   `smo
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from associative_transformer import kernels
+from associative_transformer import distributed, kernels
 from associative_transformer.arguments import check_tokens
 from associative_transformer.float32 import Float32LayerNorm
 from associative_transformer.functional import (
-    ImageSelection,
-    Selection,
     balance_loss_per_image,
     hopfield_retrieve,
     update_priors,
@@ -27,42 +25,19 @@ from associative_transformer.functional import (
 from associative_transformer.kernels import Attend, Merge, per_image
 from associative_transformer.kernels.plain_linear import keys_and_values
 from associative_transformer.kernels.protected_copy import protected_copy
+from associative_transformer.recomputation import EarlierPasses
 from associative_transformer.workspace_config import WorkspaceConfig
+from associative_transformer.workspace_outputs import (
+    ImageWriteOutput,
+    Winners,
+    WorkspaceOutput,
+    WriteOutput,
+)
 
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
 KEPT = 16
 """Images of a training step whose tokens are kept for `health.memory_health`."""
-
-
-class WriteOutput(NamedTuple):
-    """What a pool of tokens writes."""
-
-    priors: Float[Tensor, "M D"]  # gamma-hat, before the moving average
-    balance_loss: Float[Tensor, ""]  # weighted; zero if it is turned off
-    selection: Selection
-
-
-class ImageWriteOutput(NamedTuple):
-    """What the tokens of each image write."""
-
-    priors: Float[Tensor, "B M D"]  # the memory of each image
-    balance_loss: Float[Tensor, ""]
-    selection: ImageSelection
-
-
-class WorkspaceOutput(NamedTuple):
-    """What the tokens get back from the workspace."""
-
-    read: Float[Tensor, "B N E"]  # to be added to the tokens
-    balance_loss: Float[Tensor, ""]  # to be added to the loss; zero in evaluation
-
-
-class Winners(NamedTuple):
-    """The tokens that each prior attends to, most attended first; B only with scope "image"."""
-
-    score: Float[Tensor, "*B S M K"]  # attention, sums to 1
-    chosen: Int[Tensor, "*B S M K"]  # positions in the pool, or in the image
 
 
 class GlobalWorkspace(nn.Module):
@@ -87,25 +62,20 @@ class GlobalWorkspace(nn.Module):
 
     In both scopes, tokens read what later tokens have written: the layer is not causal.
 
-    `attend` is the bottleneck attention of scope "batch". The default uses the fastest
-    implementation for the device, which can be differentiated once. With several processes (an
-    initialized process group), it pools the tokens of all of them, or of those that `config.pool`
-    selects, and keeps the memory the same on all. `kernels.PoolAttention` makes an `attend` from
-    another implementation, such as `functional.pooled_attention`, which can be differentiated
-    twice. An `attend` gets the weights of `to_k` and `to_v`. If one of these layers has been
-    replaced, parametrized (LoRA, pruning) or hooked, both are called, and `attend` gets their
-    outputs instead of the tokens, with weights that select the columns of each head.
+    `attend`, `merge` and `retrieve` replace parts of scope "batch": the bottleneck attention, the
+    combination of what several pools write, and the Hopfield retrieval; `kernels` describes their
+    types. The defaults use the fastest implementation for the device, which can be differentiated
+    once. With several processes (an initialized process group), they pool the tokens of all of
+    them, or of those that `config.pool` selects, and keep the memory the same on all, whatever
+    their seeds. `kernels.PoolAttention(functional.pooled_attention)` can be differentiated twice.
+    A `reader`, called with the tokens and the attractors of each image, replaces the retrieval.
 
-    `merge` combines what several pools write; the default is the method `merge` of `attend`, if
-    it has one. Likewise, dropout is applied by the method `share` of `attend`, if it has one: by
-    default, all processes use the mask of rank 0, whatever their seeds. Custom functions have to
-    ensure that all processes write the same values. See `kernels` for the types of all three.
+    Tokens of padding (`key_padding_mask`, True for padding, as in `nn.MultiheadAttention`) neither
+    compete nor count in the balance loss, and what they read is zero. With scope "batch" and
+    several processes that share a pool, pass a mask in all of them or in none.
 
-    `retrieve` is the Hopfield retrieval of scope "batch". A `reader`, called with the tokens and
-    the attractors of each image, replaces it.
-
-    With scope "batch", keep this module outside the region that activation checkpointing
-    recomputes, because a second forward pass would move the memory again.
+    If activation checkpointing repeats a forward pass, the memory moves only once, and both passes
+    start from the same memory. With `torch.compile`, keep the layer outside of what is repeated.
     """
 
     priors: Tensor
@@ -129,6 +99,7 @@ class GlobalWorkspace(nn.Module):
         self.reader = reader
         self.retrieve = retrieve
         self.is_frozen = False
+        self.earlier = EarlierPasses()
         heads_dim = c.num_heads * c.prior_dim
         self.to_q = nn.Linear(c.prior_dim, heads_dim, bias=False)  # W^Q
         self.to_k = nn.Linear(embed_dim, heads_dim, bias=False)  # W^K
@@ -152,33 +123,48 @@ class GlobalWorkspace(nn.Module):
         u: Float[Tensor, "B N E"],
         key_padding_mask: Bool[Tensor, "B N"] | None = None,
     ) -> WorkspaceOutput:
-        check_tokens(u, self.embed_dim, key_padding_mask, self.config.scope == "image")
+        check_tokens(u, self.embed_dim, key_padding_mask)
+        u = per_image.fill_padding(u, key_padding_mask)
         if self.config.scope == "image":
-            u = per_image.fill_padding(u, key_padding_mask)
             if self.training:
                 seen = (u, key_padding_mask)
                 self.last_step = tuple(x if x is None else x[:KEPT].detach().clone() for x in seen)
             of_images = self.write_images(u, key_padding_mask)
             read = self.read_images(u, of_images.priors, key_padding_mask)
             return WorkspaceOutput(read, of_images.balance_loss)
-        if self.is_frozen or not self.training:  # nothing competes, nothing is written
-            return WorkspaceOutput(self.read(u, self.priors), self.priors.new_zeros(()))
-        written = self.write(u.flatten(0, 1))  # (T, E): one pool for the whole batch
-        self.last_step = (u.shape[:2].numel(), *(x.detach() for x in written.selection[1:]))
-        priors = self.remember(written.priors)
-        return WorkspaceOutput(self.read(u, priors), written.balance_loss)
+        tokens = _pool(u, key_padding_mask)
+        is_empty = not tokens.shape[0] and distributed.num_ranks() == 1
+        if self.is_frozen or not self.training or is_empty:  # nothing competes or is written
+            read, balance_loss = self.read(u, self.priors), self.priors.new_zeros(())
+        else:
+            before = self.earlier.start(u, self.priors)  # of a repeated pass
+            written = self.write(tokens, before, key_padding_mask is not None)
+            if before is None:
+                self.last_step = (len(tokens), *(x.detach() for x in written.selection[1:]))
+            read = self.read(u, self.remember(written.priors, before))
+            balance_loss = written.balance_loss
+        return WorkspaceOutput(per_image.fill_padding(read, key_padding_mask), balance_loss)
 
-    def write(self, tokens: Float[Tensor, "T E"]) -> WriteOutput:
+    def write(
+        self,
+        tokens: Float[Tensor, "T E"],
+        before: Float[Tensor, "M D"] | None = None,
+        is_ragged: bool = False,
+    ) -> WriteOutput:
         """Let the tokens of the pool compete to write; the memory does not move yet.
+
+        A repeated pass starts from the memory `before`. With `is_ragged`, the processes that share
+        a pool may have different numbers of tokens, or none.
 
         Step 3:  gamma-hat = LN(gamma^t + Dropout([h_1 .. h_S] W^O))
         """
         c = self.config
-        priors = protected_copy(self.priors)  # `remember` overwrites them before backward
+        # a copy, since `remember` overwrites the memory before backward
+        priors = protected_copy(self.priors if before is None else before)
         q = rearrange(self.to_q(priors), "m (s d) -> s m d", s=c.num_heads)
         sources = keys_and_values(tokens, self.to_k, self.to_v, q, c.differentiable_write)
         limit = cast(int | None, c.bottleneck)
-        rules = kernels.rules_that_are_on(c.competition, c.center_values)
+        rules = kernels.rules_that_are_on(c.competition, c.center_values, is_ragged)
         selection, unevenness = self.attend(q, *sources, limit, c.pool, **rules)
         h = rearrange(selection.value, "s m d -> m (s d)")
         update = self.share(self.dropout, self.to_prior(h))
@@ -187,18 +173,23 @@ class GlobalWorkspace(nn.Module):
         balance_loss = c.balance_weight * unevenness if c.balance_weight else no_loss
         return WriteOutput(written, balance_loss, selection)
 
-    def remember(self, written: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+    def remember(
+        self, written: Float[Tensor, "M D"], before: Float[Tensor, "M D"] | None = None
+    ) -> Float[Tensor, "M D"]:
         """Move the memory towards the write, or leave it unchanged if the result is not finite.
+
+        In a repeated pass, which has started from `before`, the memory does not move again.
 
         Step 4:  gamma^{t+1} = normalize((1 - alpha) gamma^t + alpha gamma-hat)
         """
         if not self.config.differentiable_write:
             written = written.detach()
-        old = protected_copy(self.priors)
+        old = protected_copy(self.priors if before is None else before)
         priors = update_priors(old, written, self.config.smoothing)
         priors = torch.where(priors.isfinite().all(), priors, old).to(old.dtype)
-        with torch.no_grad():
-            self.priors.copy_(priors)
+        if before is None:
+            with torch.no_grad():
+                self.priors.copy_(priors)
         return priors
 
     def read(
@@ -210,7 +201,7 @@ class GlobalWorkspace(nn.Module):
         """
         c, attractors = self.config, self.to_attractor(priors)
         if self.reader is not None:
-            return self.reader(u, attractors.expand(len(u), -1, -1))
+            return self.reader(u, attractors.expand(u.shape[0], -1, -1))
         return self.retrieve(u, attractors, c.beta, c.num_steps)
 
     def write_images(
@@ -251,10 +242,7 @@ class GlobalWorkspace(nn.Module):
         c, attractors = self.config, self.to_attractor(priors)
         width = c.image.read_head_dim
         read = per_image.retrieve(u, attractors, c.beta, width, c.num_steps)
-        read = self.read_norm(read).to(u.dtype)
-        if key_padding_mask is None:
-            return read
-        return read.masked_fill(key_padding_mask[..., None], 0.0)
+        return per_image.fill_padding(self.read_norm(read).to(u.dtype), key_padding_mask)
 
     @torch.no_grad()
     def select(
@@ -267,17 +255,21 @@ class GlobalWorkspace(nn.Module):
         With scope "batch", the images are one pool. With scope "image" and padding, an image may
         have fewer winners than others; the rest of its row has a score of 0.
         """
-        check_tokens(u, self.embed_dim, key_padding_mask, self.config.scope == "image")
+        check_tokens(u, self.embed_dim, key_padding_mask)
+        u = per_image.fill_padding(u, key_padding_mask)
         if self.config.scope == "image":
-            u = per_image.fill_padding(u, key_padding_mask)
             selection = self.write_images(u, key_padding_mask).selection
             most = int(selection.chosen.sum(dim=-1).max())
             # a winner's score may be rounded to 0
             best = selection.score.masked_fill(~selection.chosen, -1.0).topk(most, dim=-1)
             return Winners(best.values.clamp(min=0), best.indices)
-        score, chosen = self.write(u.flatten(0, 1)).selection[1:]
+        written = self.write(_pool(u, key_padding_mask), is_ragged=key_padding_mask is not None)
+        score, chosen = written.selection[1:]
         score, order = score.sort(dim=-1, descending=True)
-        return Winners(score, chosen.gather(-1, order))
+        chosen = chosen.gather(-1, order)
+        if key_padding_mask is not None:
+            chosen = (~key_padding_mask.flatten()).nonzero()[:, 0][chosen]
+        return Winners(score, chosen)
 
     def freeze(self, is_frozen: bool = True) -> None:
         """Stop the memory, in training too: tokens read it, but nothing is written.
@@ -294,3 +286,10 @@ class GlobalWorkspace(nn.Module):
         if self.config.scope == "image":
             raise ValueError("scope image has no memory to reset: build a new workspace instead")
         self.priors.normal_()
+
+
+def _pool(
+    u: Float[Tensor, "B N E"], key_padding_mask: Bool[Tensor, "B N"] | None
+) -> Float[Tensor, "T E"]:
+    """Return the tokens of all images, without padding."""
+    return u.flatten(0, 1) if key_padding_mask is None else u[~key_padding_mask]

@@ -372,6 +372,29 @@ def write_separately(rank: int, world: int, size: int) -> dict[str, Tensor]:
     return {"memory": workspace.priors, **gradients}
 
 
+def padded_tokens() -> Tensor:
+    """Return tokens of two ranks, of which each keeps the first few."""
+    return torch.randn(2, 6, 8, dtype=torch.float64, generator=torch.manual_seed(1))
+
+
+def write_padded(
+    rank: int, world: int, config: WorkspaceConfig, counts: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Move the memory once; return it, what is read, and the mean gradients.
+
+    Each of two ranks has `counts` tokens and padding; one process has the tokens of both.
+    """
+    tokens, mask = padded_tokens(), torch.arange(6) >= torch.tensor(counts)[:, None]
+    torch.manual_seed(0)
+    workspace = GlobalWorkspace(8, config).double()
+    inputs = (tokens[~mask][None],) if world == 1 else (tokens[rank][None], mask[rank][None])
+    read, loss = workspace(*inputs)
+    (read.square().sum() * world / 2 + loss).backward()
+    parameters = [(name, p.grad) for name, p in workspace.named_parameters()]
+    gradients = {name: distributed.mean(p) for name, p in parameters if p is not None}
+    return {"read": read.detach(), "memory": workspace.priors, **gradients}
+
+
 def measure_health(rank: int, world: int, config: AiTConfig) -> list[MemoryHealth]:
     """Take a forward pass in training and measure the memories over all ranks."""
     torch.manual_seed(0)

@@ -143,21 +143,13 @@ def test_wrong_tokens_are_an_error_with_both_shapes(mistake: str, training: bool
 
 @pytest.mark.parametrize("mistake", WRONG_MASKS)
 @pytest.mark.parametrize("method", ["forward", "select"])
-def test_a_wrong_mask_is_an_error_with_both_shapes(mistake: str, method: str) -> None:
-    image = ImageMemoryConfig(read_head_dim=3)
-    workspace = GlobalWorkspace(6, WorkspaceConfig(scope="image", image=image))
+@pytest.mark.parametrize("scope", ["batch", "image"])
+def test_a_wrong_mask_is_an_error_with_both_shapes(scope: Any, mistake: str, method: str) -> None:
+    memory = {"image": ImageMemoryConfig(read_head_dim=3)} if scope == "image" else {}
+    workspace = GlobalWorkspace(6, WorkspaceConfig(scope=scope, **memory))
     wrong = WRONG_MASKS[mistake](torch.zeros(2, 4, dtype=torch.bool))
     text = error_of(lambda: getattr(workspace, method)(torch.rand(2, 4, 6), wrong))
     assert f"{wrong.dtype} {tuple(wrong.shape)}" in text and "shape (2, 4)" in text
-
-
-@pytest.mark.parametrize("method", ["forward", "select"])
-def test_a_mask_is_an_error_if_the_images_share_a_memory(method: str) -> None:
-    workspace, mask = GlobalWorkspace(6), torch.zeros(2, 4, dtype=torch.bool)
-    before = workspace.priors.clone()
-    text = error_of(lambda: getattr(workspace, method)(torch.rand(2, 4, 6), mask))
-    assert text == 'key_padding_mask needs scope="image": remove the padding instead'
-    assert torch.equal(workspace.priors, before)
 
 
 @pytest.mark.parametrize("config", [*MODELS, SlotsConfig, WorkspaceConfig])

@@ -26,7 +26,8 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import CrossAttention
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import GlobalWorkspace, Winners
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_outputs import Winners
 
 MAX_IMAGES = 64
 """Largest number of images whose memories are examined."""

@@ -21,7 +21,8 @@ from associative_transformer.analysis.trace import in_evaluation
 from associative_transformer.interface import PADDING, Batch, UserError, format_count
 from associative_transformer.models.ait import AiT, Block
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.workspace import GlobalWorkspace, WorkspaceOutput
+from associative_transformer.workspace import GlobalWorkspace
+from associative_transformer.workspace_outputs import WorkspaceOutput
 
 MAX_ANSWERS = 8_192
 """Default limit on the total number of answers of all silenced models."""

@@ -26,13 +26,18 @@ Attend = Callable[..., AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
 and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
 of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`. Only if
-they are on, the fields `competition` and `center_values` are passed too, by keyword."""
+they are on, the fields `competition` and `center_values` are passed too, by keyword, and with a
+padding mask `is_ragged=True`: the processes may have different numbers of tokens, or none. If
+`to_k` or `to_v` of a workspace has been replaced, parametrized (LoRA, pruning) or hooked, both are
+called, and `attend` gets their outputs instead of the tokens, with weights that select the columns
+of each head."""
 Merge = Callable[[Tensor, Pool], Tensor]
 """A function that combines writes: `merge(written, pool)` gets what one pool writes (M, D) and
-returns what all pools together write to the memory that they share."""
+returns what all pools together write to the memory that they share, the same on all processes.
+The default is the method `merge` of `attend`, if it has one."""
 Share = Callable[[nn.Dropout, Tensor], Tensor]
 """A function that applies dropout with one mask for all processes: `share(dropout, update)` gets
-what is added to the priors (M, D)."""
+what is added to the priors (M, D). It is the method `share` of `attend`, if it has one."""
 
 
 def pooled_attention(
@@ -50,9 +55,11 @@ def pooled_attention(
     return fastest.pooled_attention(q, tokens, w_k, w_v, bottleneck, **rules)
 
 
-def rules_that_are_on(competition: str, center_values: bool) -> dict[str, Any]:
+def rules_that_are_on(
+    competition: str, center_values: bool, is_ragged: bool = False
+) -> dict[str, Any]:
     """Return keyword arguments for an attention; none for an attention that has no such rules."""
-    rules = {"competition": competition, "center_values": center_values}
+    rules = {"competition": competition, "center_values": center_values, "is_ragged": is_ragged}
     return {name: value for name, value in rules.items() if value not in ("none", False)}
 
 
@@ -79,11 +86,16 @@ class PoolAttention:
         pool: Pool,
         competition: str = "none",
         center_values: bool = False,
+        is_ragged: bool = False,
     ) -> AttendOutput:
         rules = rules_that_are_on(competition, center_values)
         num_ranks = over_ranks.ranks_of(pool)
         if num_ranks > 1:
-            return over_ranks.pooled_attention(q, tokens, w_k, w_v, bottleneck, num_ranks, **rules)
+            return over_ranks.pooled_attention(
+                q, tokens, w_k, w_v, bottleneck, num_ranks, is_ragged=is_ragged, **rules
+            )
+        if not len(tokens):
+            return over_ranks.attend_to_nothing(q, tokens, w_k, w_v)
         selection = self.implementation(q, tokens, w_k, w_v, bottleneck, **rules)
         unevenness = balance_loss(selection.score, selection.chosen, len(tokens))
         return AttendOutput(selection, unevenness)

@@ -8,7 +8,8 @@ not sent. For each layer, a rank sends S M (K + D + 1) + 2 numbers in the forwar
 S M (D + 1) + 2 in the backward pass; for centered values, S (D + 1) more in both. Priors compete
 for a token only on its own rank, so that competition needs no exchange.
 
-All ranks must have the same number of tokens.
+All ranks must have the same number of tokens, unless `is_ragged` is set, which takes one more
+exchange of a number.
 
 Dims     T tokens of this rank   E token width   S heads   M priors   D head width
          K candidates on this rank   R = S * M rows of queries   W ranks of a pool
@@ -76,10 +77,16 @@ def pooled_attention(
     num_ranks: int,
     competition: str = "none",
     center_values: bool = False,
+    is_ragged: bool = False,
 ) -> AttendOutput:
     """Let the priors attend to the tokens of all `num_ranks` ranks of this pool."""
     num_heads, num_priors, width = q.shape
-    num_tokens = num_ranks * len(tokens)
+    counts = _count_tokens(tokens, num_ranks) if is_ragged else [len(tokens)] * num_ranks
+    num_tokens, most, own_tokens = sum(counts), max(counts), len(tokens)
+    if not num_tokens:
+        return attend_to_nothing(q, tokens, w_k, w_v)
+    if not own_tokens:  # a token that never wins, so that every rank computes the same
+        tokens = tokens.new_zeros(1, tokens.shape[1])
     limit = min(bottleneck or num_tokens, num_tokens)
     q, tokens, w_k, w_v = sparse.cast_for_autocast(q, tokens, w_k, w_v)
     q = q / math.sqrt(width)
@@ -89,6 +96,8 @@ def pooled_attention(
         similarity, chosen = sparse.find_most_similar(
             q, w_k, tokens, min(limit, len(tokens)), competing > 0
         )
+        if is_ragged:
+            similarity, chosen = _pad(similarity, chosen, own_tokens, min(limit, most))
         wins, largest = _find_winners(similarity, limit, num_ranks)
     similarity = similarity.masked_fill(~wins, -torch.inf)
     weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, largest, competing)
@@ -96,14 +105,16 @@ def pooled_attention(
     weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
     sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
     if center_values:
-        center = (w_v @ tokens.mean(dim=0))[:, None].to(weight.dtype)  # (S, 1, D), of this rank
-        sums = torch.cat([sums, torch.nn.functional.pad(center, (0, 1), value=1.0)], dim=1)
+        total = (w_v @ tokens.sum(dim=0))[:, None].to(weight.dtype)  # (S, 1, D), of this rank
+        total = torch.nn.functional.pad(total, (0, 1), value=own_tokens)
+        sums = torch.cat([sums, total], dim=1)
     sums = distributed.add(sums, num_ranks)
     values, totals = sums[..., :-1] / sums[..., -1:], sums[:, :num_priors, -1:]
     value = values - values[:, num_priors:] if center_values else values
     score = weight / totals
     chosen, wins = (x.view(score.shape) for x in (chosen, wins))
-    unevenness = _measure_unevenness(score, chosen, wins, len(tokens), limit, num_ranks)
+    sizes = (own_tokens, num_tokens)
+    unevenness = _measure_unevenness(score, chosen, wins, sizes, limit, num_ranks)
     value = value[:, :num_priors].to(w_v.dtype)
     return AttendOutput(Selection(value, score, chosen), unevenness)
 
@@ -119,9 +130,10 @@ def _find_winners(
     gathered = distributed.gather(similarity.to(dtype), num_ranks)
     candidates = rearrange(gathered, "w r k -> r (w k)")
     if limit >= candidates.shape[1]:
-        return torch.ones_like(similarity, dtype=torch.bool), candidates.amax(dim=-1)
+        return similarity > -torch.inf, candidates.amax(dim=-1)
     order = candidates.argsort(dim=-1, descending=True, stable=True)[:, :limit]
     wins = torch.zeros_like(candidates, dtype=torch.bool).scatter(1, order, True)
+    wins &= candidates > -torch.inf
     first = distributed.rank() % num_ranks * similarity.shape[1]
     return wins[:, first : first + similarity.shape[1]], candidates.amax(dim=-1)
 
@@ -130,17 +142,47 @@ def _measure_unevenness(
     score: Float[Tensor, "S M K"],
     chosen: Int[Tensor, "S M K"],
     wins: Bool[Tensor, "S M K"],
-    own_tokens: int,
+    sizes: tuple[int, int],
     limit: int,
     num_ranks: int,
 ) -> Float[Tensor, ""]:
-    """Compute `functional.balance_loss` for the tokens of all ranks."""
-    num_tokens, num_priors = num_ranks * own_tokens, score.shape[1]
-    unused = score.new_zeros(len(score), own_tokens)
+    """Compute `functional.balance_loss`, given the numbers of tokens of this and of all ranks."""
+    (own_tokens, num_tokens), num_priors = sizes, score.shape[1]
+    unused = score.new_zeros(len(score), max(own_tokens, 1))
     importance = unused.scatter_add(1, chosen.flatten(1), score.flatten(1))
     load = unused.scatter_add(1, chosen.flatten(1), wins.flatten(1).to(score.dtype))
     # both means are known: the scores of a prior sum to 1, and it has `limit` winners
     mean = score.new_tensor([num_priors / num_tokens, num_priors * limit / num_tokens])
     squares = (torch.stack([importance, load], dim=-1) - mean).square().sum(dim=(0, 1))
+    squares = squares * (own_tokens > 0)
     variance = distributed.add(squares, num_ranks) / max(num_tokens - 1, 1)  # summed over heads
     return (variance / (mean.square() + 1e-10)).sum()
+
+
+def attend_to_nothing(
+    q: Float[Tensor, "S M D"],
+    tokens: Float[Tensor, "T E"],
+    w_k: Float[Tensor, "S D E"],
+    w_v: Float[Tensor, "S D E"],
+) -> AttendOutput:
+    """Return what an empty pool writes: zeros, with gradients of zero for all weights."""
+    zero = torch.stack([x.sum() for x in (q, tokens, w_k, w_v)]).sum() * 0.0
+    score = q.new_zeros(*q.shape[:2], 0)
+    return AttendOutput(Selection(torch.zeros_like(q) + zero, score, score.long()), zero)
+
+
+def _count_tokens(tokens: Float[Tensor, "T E"], num_ranks: int) -> list[int]:
+    """Return the number of tokens of each rank of the pool; a collective."""
+    own = torch.tensor(float(len(tokens)), dtype=torch.float64, device=tokens.device)
+    return [int(count) for count in distributed.gather(own, num_ranks).tolist()]
+
+
+def _pad(
+    similarity: Float[Tensor, "R J"], chosen: Int[Tensor, "R J"], own_tokens: int, count: int
+) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
+    """Add candidates that cannot win, so that all ranks have `count` of them."""
+    if not own_tokens:
+        similarity = torch.full_like(similarity, -torch.inf)
+    missing = (0, count - similarity.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(similarity, missing, value=-torch.inf), pad(chosen, missing)
