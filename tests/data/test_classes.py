@@ -349,3 +349,18 @@ def test_a_subset_of_known_classes_keeps_the_known_normalization(tmp_path: Path)
     assert few.load_for_new_run(CPU).normalization is None
     other = replace(few, name="cifar100")  # which has neither
     assert other.load_for_new_run(CPU).normalization is not None
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(None, (4, 8)), (6, (4, 6)), (2, (2, 2))], ids=str)
+def test_only_the_training_images_can_be_limited(
+    tmp_path: Path, limit: int | None, sizes: tuple[int, int]
+) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "set", "folders", split, CLASSES[:2], CLASSES[:2] * 4)
+    few = replace(config(tmp_path / "set"), limit=limit, splits=SplitsConfig(train_limit=4))
+    data = few.load(CPU)
+    assert (len(data.train), len(data.test)) == sizes
+    assert data.train.labels.bincount().tolist() == [sizes[0] / 2] * 2
+    one = replace(few, splits=SplitsConfig(train_limit=1))
+    with pytest.raises(UserError, match="--data.train-limit 1 leaves some of the 2 classes"):
+        one.load(CPU)

@@ -60,7 +60,7 @@ def assert_refused(done: CommandResult, *words: object) -> None:
 def make_images(
     root: Path, train: tuple[str, ...] = ("blue", "red"), test: tuple[str, ...] = ("blue", "red")
 ) -> Path:
-    """Write images to SPLIT/CLASS, each in the color of its class."""
+    """Write images to SPLIT/CLASS, each in the color of its class, or red."""
     colors = {"blue": 2, "red": 0, "green": 1}
     noise = np.random.default_rng(0)
     for split, classes, count in (("train", train, 12), ("test", test, 5)):
@@ -69,7 +69,7 @@ def make_images(
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = noise.integers(0, 60, size=(16, 16, 3), dtype=np.uint8)
-                pixels[..., colors[name]] += 150
+                pixels[..., colors.get(name, 0)] += 150
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return root
 

@@ -117,6 +117,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.splits.config": "small"},
     {"data.splits.revision": "main"},
     {"data.splits.classes": ("cat", "dog")},
+    {"data.splits.train_limit": 50},
     {"data.on_error": "skip"},
     {"data.limit": 100},
     {"model.head": "cls"},

@@ -6,6 +6,7 @@ Shape checks of the test run are off here: they would raise their own errors fir
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import jaxtyping
 import pytest

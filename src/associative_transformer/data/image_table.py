@@ -56,15 +56,15 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def limited(self, limit: int) -> "ImageTable":
+    def limited(self, limit: int, flag: str = "--data.limit") -> "ImageTable":
         """Return the same `limit` images every time, evenly distributed over the classes.
 
         One image of each class is selected, then a second one of each, and so on. Raises UserError
-        if `limit` is less than the number of classes.
+        that names the `flag` if `limit` is less than the number of classes.
         """
         if limit < len(self.class_names):
             raise UserError(
-                f"--data.limit {limit} leaves some of the {len(self.class_names)} classes of "
+                f"{flag} {limit} leaves some of the {len(self.class_names)} classes of "
                 f"{self.name} without an image: raise it to {len(self.class_names)} or more"
             )
         order = np.random.default_rng(LIMIT_SEED).permutation(len(self))

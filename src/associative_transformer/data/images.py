@@ -129,7 +129,7 @@ class ImagesConfig(StoredImages):
         return self._load(open_tables(self), device)
 
     def _load(self, tables: ImageTables, device: torch.device) -> DataSet:
-        tables = tables.limited(self.limit)
+        tables = tables.limited(self.limit, self.splits.train_limit)
         if tables.validation is not None and self.val_fraction:
             raise UserError(
                 f"{self.source or self.name} has a validation split: omit --data.val-fraction, or "

@@ -43,12 +43,16 @@ class SplitsConfig:
 
     classes: tuple[str, ...] | None = field(default=None, metadata=ADDED_LATER)
     """Names of the classes to use, in this order; None: all."""
+    train_limit: int | None = field(default=None, metadata=ADDED_LATER)
+    """Train on at most this many images, balanced by class; None: all, or as many as `limit`."""
 
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) != max(len(self.classes), 2):
             raise ValueError(
                 f"classes must name at least two different classes, not {', '.join(self.classes)}"
             )
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ValueError(f"train_limit must be at least 1, got {self.train_limit}")
         if self.test_split == "train":
             raise ValueError("test_split must not be train: the model is trained on it")
         for name in ("test_split", "config", "revision"):

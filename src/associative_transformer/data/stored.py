@@ -78,12 +78,20 @@ class ImageTables(NamedTuple):
     validation: ImageTable | None  # None if it is taken from the training images
     test: ImageTable
 
-    def limited(self, limit: int | None) -> "ImageTables":
-        """Return at most `limit` images of each split; all if it is None."""
+    def limited(self, limit: int | None, train_limit: int | None) -> "ImageTables":
+        """Return at most `limit` images of each split, and `train_limit` of the training split.
+
+        None means all.
+        """
+        train, validation, test = self
+        if train_limit is not None:
+            train = train.limited(train_limit, "--data.train-limit")
         if limit is None:
-            return self
-        validation = None if self.validation is None else self.validation.limited(limit)
-        return ImageTables(self.train.limited(limit), validation, self.test.limited(limit))
+            return ImageTables(train, validation, test)
+        if len(train) > limit:
+            train = train.limited(limit)
+        validation = None if validation is None else validation.limited(limit)
+        return ImageTables(train, validation, test.limited(limit))
 
 
 def open_tables(config: StoredImages) -> ImageTables:

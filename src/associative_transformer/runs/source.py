@@ -26,7 +26,7 @@ NESTED = ("state_dict", "model", "net")
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the first weights of a run came from, and what became of each of them."""
+    """The source of the first weights of a run, and what became of each of them."""
 
     source: str
     """The value of `--init`."""
