@@ -101,6 +101,8 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "environment",
         "folder",
         "result",
+        "training_command",
+        "card",
         "checkpoint",
         "saved",
         "source",

@@ -124,7 +124,7 @@ def test_a_pickle_on_the_hub_is_refused_if_there_are_no_safetensors(
         return str(run / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr("associative_transformer.models.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("associative_transformer.models.saved_config.hf_hub_download", download)
     with pytest.raises(UserError, match=r"pytorch_model\.bin may contain code and is not read"):
         load_model("someone/model")
     assert not trap.exists()

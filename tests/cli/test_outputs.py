@@ -12,6 +12,7 @@ from making.hostile import make_run
 
 OF_RUNS = ["experiment.yaml", "environment.json", "metrics.jsonl", "memory.npz", "config.json"]
 OF_RUNS += ["model.safetensors", "result.json", "evaluation.json", "evaluation-0a1b.json"]
+OF_RUNS += ["initialization.json", "priors.png"]
 OF_RUNS += ["confusion.csv", "README.md", "Result.JSON", ".lock", "report.html", "comparison.html"]
 IN_FOLDERS = ["checkpoint/x.csv", "checkpoint/best/new.json", "analysis/x.csv", "figures/x.png"]
 

@@ -50,7 +50,7 @@ from associative_transformer.report.charts import (
     format_number,
 )
 from associative_transformer.report.comparison import differences_section, results_section
-from associative_transformer.report.facts import format_train_command, read_facts, run_section
+from associative_transformer.report.facts import read_facts, run_section
 from associative_transformer.report.gallery import encode_image, load_gallery
 from associative_transformer.report.images import images_section, list_takers, trace_retrieval
 from associative_transformer.report.memory import memory_section
@@ -60,6 +60,7 @@ from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
 from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import load_run
+from associative_transformer.runs.training_command import format_train_command
 from associative_transformer.training.loop import train
 from making.commands import Ait, assert_refused
 from making.plant import answers_of, kind_of, put_result, result_of

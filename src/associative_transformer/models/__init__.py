@@ -39,7 +39,7 @@ MODELS: dict[type[Any], type[PretrainedModel]] = {
 """Every model imported above, by the class of its configuration."""
 
 if TYPE_CHECKING:
-    from associative_transformer.models.pretrained import ModelConfig as ModelConfig
+    from associative_transformer.models.saved_config import ModelConfig as ModelConfig
 else:
     ModelConfig = Annotated[reduce(or_, MODELS), Field(discriminator="kind")]
     """The configuration of any model, as pydantic and tyro read it."""

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-from collections.abc import Hashable, Sequence
-from dataclasses import Field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from associative_transformer.balance import LogitsOnly, LossScale
 from associative_transformer.files import first_error, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.models.initialize import Initialization, initialize
-from associative_transformer.models.model_card import MODEL_CARD
+from associative_transformer.models.model_card import MODEL_CARD, SavedCard
 from associative_transformer.models.preprocessing import ImageSource, Preprocessing
 from associative_transformer.models.saved_config import (
     DOWNLOAD_OPTIONS,
@@ -37,28 +37,6 @@ Model = TypeVar("Model", bound="PretrainedModel")
 OPTIONS = DOWNLOAD_OPTIONS | {"config", "map_location", "strict"}
 SIZES = ("num_classes", "image_size", "num_channels")
 MARGIN = 2**16  # bytes by which a model may exceed twice the size of its file
-
-
-class ModelConfig(Hashable, Protocol):
-    """What the configurations of all models have in common, for type checkers."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def kind(self) -> str:
-        """Name of the model in a saved configuration."""
-
-    @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Side of square images in pixels, or height and width."""
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the images."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
 
 
 class PretrainedModel(
@@ -79,6 +57,7 @@ class PretrainedModel(
     preprocessing: Preprocessing | None = None  # of its images, if that is known
     class_names: tuple[str, ...] | None = None  # in the order of the logits
     _digest: str | None = None  # of the file that the weights were read from
+    _card: SavedCard | None = None  # next to that file
 
     @classmethod
     def config_class(cls) -> type[Any]:
@@ -118,6 +97,7 @@ class PretrainedModel(
                 f"again, or remove weights_digest from {CONFIG_NAME} if the change is intended"
             )
         model.describe(described.preprocessing, described.class_names)
+        model._card = SavedCard.read(Path(path))
         return model
 
     @classmethod
@@ -239,6 +219,27 @@ class PretrainedModel(
             self.config, self.preprocessing, self.class_names, digest_file(weights)
         )
         write_file(save_directory / CONFIG_NAME, text)
+        if self._card is not None and digest_file(weights) == self._digest:
+            self._card.write_picture(save_directory)
+        else:
+            self._card = None  # it describes other weights
+
+    def generate_model_card(
+        self,
+        license: str | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> ModelCard:
+        """Return the card for `save_pretrained`, with a license if you choose one.
+
+        For weights that were loaded from a run and not changed, it is the card of the run.
+        `save_pretrained` and `push_to_hub` take the license as
+        `model_card_kwargs={"license": "mit"}`.
+        """
+        saved = self._card
+        card = super().generate_model_card(**kwargs) if saved is None else ModelCard(saved.text)
+        if license is not None:
+            card.data["license"] = license
+        return card
 
     @classmethod
     def _load_as_safetensor(

@@ -5,10 +5,11 @@ files of version 0.1 have none of them.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Hashable
+from dataclasses import Field, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
@@ -19,6 +20,28 @@ from associative_transformer.interface import UserError
 from associative_transformer.models.preprocessing import Preprocessing
 
 DOWNLOAD_OPTIONS = {"revision", "cache_dir", "force_download", "token", "local_files_only"}
+
+
+class ModelConfig(Hashable, Protocol):
+    """What the configurations of all models have in common, for type checkers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def kind(self) -> str:
+        """Name of the model in a saved configuration."""
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of square images in pixels, or height and width."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -1,8 +1,7 @@
 """What the files of a run record, whether it is complete or not; its model is not loaded."""
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,16 @@ from associative_transformer.experiment import Experiment, differences
 from associative_transformer.interface import format_count
 from associative_transformer.models import build_model, count_operations
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
-from associative_transformer.recipes.commands import train_arguments
 from associative_transformer.report.charts import Grid, Section, format_number
 from associative_transformer.runs.environment import Environment
 from associative_transformer.runs.folder import History, damaged_history
 from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import RunResult, name_unfinished_data
 from associative_transformer.runs.saved import read_run
+from associative_transformer.runs.training_command import (
+    format_train_command,
+    without_source,
+)
 from associative_transformer.workspace import GlobalWorkspace
 
 
@@ -116,34 +118,6 @@ def _check_memory(folder: Path, experiment: Experiment, history: History) -> Non
         raise damaged_history(folder, "memory.npz", reason)
 
 
-def find_recipe_of(experiment: Experiment) -> Experiment | None:
-    """Return the recipe of an experiment, or the most similar one with the same model and data.
-
-    None if no recipe has this kind of model and data.
-    """
-    kinds = (experiment.data.kind, experiment.model.kind)
-    candidates = [r for r in RECIPES.values() if (r.data.kind, r.model.kind) == kinds]
-    named = RECIPES.get(experiment.name.partition("+")[0])
-    if named in candidates:
-        return named
-    return min(candidates, key=lambda r: len(differences(experiment, r)), default=None)
-
-
-def format_train_command(experiment: Experiment) -> str | None:
-    """Return the command that repeats a training run; None if there is no similar recipe."""
-    recipe = find_recipe_of(experiment)
-    if recipe is None:
-        return None
-    return shlex.join(["ait", *train_arguments(experiment, recipe)])
-
-
-def _without_source(experiment: Experiment) -> Experiment:
-    """Return an experiment that names no folder of this machine, since a page may be passed on."""
-    if experiment.data.source is None:
-        return experiment
-    return replace(experiment, data=experiment.data.with_storage(source="FOLDER"))
-
-
 def run_section(facts: Facts) -> Section:
     """Return the section on the result of a run and on how to repeat it."""
     env, train = facts.environment, facts.experiment.train
@@ -163,7 +137,7 @@ def run_section(facts: Facts) -> Section:
         ("versions", ", ".join(versions) or "unknown"),
         (
             "command",
-            format_train_command(_without_source(facts.experiment))
+            format_train_command(without_source(facts.experiment))
             or "none: no recipe has this kind of model and data",
         ),
     ]

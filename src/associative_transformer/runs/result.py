@@ -95,6 +95,9 @@ class RunResult:
 
         A data set is recognized by its classes and sizes; generated data is always what it says.
         """
+        chosen = getattr(getattr(config, "splits", None), "classes", None)
+        if chosen is not None:
+            return f"only the classes {', '.join(chosen)} of {config.display_name}"
         is_limited = getattr(config, "limit", None) is not None  # then the sizes say nothing
         name = config.display_name
         difference = find_difference(

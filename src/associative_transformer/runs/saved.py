@@ -21,6 +21,7 @@ from associative_transformer.models import build_model, load_model
 from associative_transformer.models.preprocessing import Preprocessing
 from associative_transformer.models.pretrained import PretrainedModel, digest_file
 from associative_transformer.models.saved_config import split_config
+from associative_transformer.runs.card import write_card
 from associative_transformer.runs.checkpoint import WEIGHTS, load_best, restore_weights
 from associative_transformer.runs.environment import Environment, read_environment
 from associative_transformer.runs.folder import History, check_links
@@ -230,14 +231,15 @@ def _restore_model(folder: Path, experiment: Experiment, result: RunResult) -> N
         )
     if result.best_validation is not None:
         load_best(folder / "checkpoint", model, state["best_digest"])
-    save_model(folder, model, experiment, result.classes)
+    save_model(folder, model, experiment, result)
 
 
 def save_model(
-    folder: Path, model: PretrainedModel, experiment: Experiment, classes: tuple[str, ...]
+    folder: Path, model: PretrainedModel, experiment: Experiment, result: RunResult
 ) -> None:
     """Write the files of the model of a run. Raises UserError if that fails."""
-    model.describe(experiment.data.preprocessing, classes)
+    model.describe(experiment.data.preprocessing, result.classes)
+    write_card(folder, model, experiment, result)
     try:
         model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:

@@ -267,7 +267,7 @@ class TrainingRun:
             ),
         )
         if self.is_main:
-            save_model(self.folder, self.model, self.experiment, result.classes)
+            save_model(self.folder, self.model, self.experiment, result)
             result = replace(result, weights=digest_of_model(self.folder))
             write_result(self.folder, result)
         self._track("test", {"accuracy": last.accuracy, "loss": last.loss})  # last: only once
