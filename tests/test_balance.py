@@ -1,6 +1,7 @@
 """Attached balance losses: gradients equal those of the explicit sum."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import AiT
-from associative_transformer.balance import LogitsOnly, attach_loss
+from associative_transformer.balance import (
+    LogitsOnly,
+    attach_loss,
+    collect_balance_loss,
+    store_balance_loss,
+)
 from associative_transformer.models import build_model
 from making.tiny import TINY
 
@@ -88,3 +94,12 @@ def test_a_model_wraps_itself() -> None:
     wrapped = model.logits_only(loss_scale=2.0)
     assert wrapped.model is model
     assert wrapped.loss_scale == 2.0
+
+
+def test_a_model_with_a_stored_loss_can_be_copied_and_the_copy_has_none() -> None:
+    layer = nn.Linear(2, 2)
+    store_balance_loss(layer, layer.weight.sum())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        with pytest.raises(RuntimeError, match="no balance loss to collect"):
+            collect_balance_loss(other)
+    assert collect_balance_loss(layer) == layer.weight.sum()

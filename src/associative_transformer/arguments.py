@@ -9,6 +9,11 @@ MAX_FACTOR = 1e6
 largest weight of a loss. Results of much larger ones are not finite."""
 MAX_STEPS = 1_000
 """Largest number of times that a layer may repeat the same step."""
+LOST_MEMORY = (
+    "nn.DataParallel would lose the memory, because its replicas move copies that are thrown away "
+    "after each step: use DistributedDataParallel, with one process for each GPU"
+)
+"""Error message for a way of calling a workspace that its memory does not survive."""
 
 
 def image_shape(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -94,13 +94,13 @@ def store_balance_loss(module: nn.Module, loss: Float[Tensor, ""]) -> None:
     """
     if is_recomputing():  # activation checkpointing repeats a pass whose loss has been stored
         return
-    if getattr(module, "stored_balance_loss", None) is not None:
+    if _stored(module) is not None:
         warnings.warn(
             "the balance loss of an earlier forward pass was not used: call "
             "collect_balance_loss(model) after each one",
             stacklevel=3,
         )
-    module.stored_balance_loss = loss
+    module.stored_balance_loss = StoredLoss(loss)  # type: ignore[assignment]
 
 
 def collect_balance_loss(model: nn.Module) -> Float[Tensor, ""]:
@@ -109,12 +109,27 @@ def collect_balance_loss(model: nn.Module) -> Float[Tensor, ""]:
     Add it to the loss. The losses are then gone: a second call without a forward pass raises
     RuntimeError, and so does a call after a forward pass in evaluation mode, which has none.
     """
-    holders = [m for m in model.modules() if getattr(m, "stored_balance_loss", None) is not None]
+    holders = [m for m in model.modules() if _stored(m) is not None]
     if not holders:
         raise RuntimeError(
             "there is no balance loss to collect: run a forward pass in training mode first"
         )
-    total = torch.stack([holder.stored_balance_loss for holder in holders]).sum()  # type: ignore[misc]
+    total = torch.stack([loss for m in holders if (loss := _stored(m)) is not None]).sum()
     for holder in holders:
-        holder.stored_balance_loss = None  # type: ignore[assignment]
+        holder.stored_balance_loss = StoredLoss()  # type: ignore[assignment]
     return total
+
+
+class StoredLoss:
+    """A loss that a module keeps; copies and pickles of the module do not have it."""
+
+    def __init__(self, loss: Float[Tensor, ""] | None = None) -> None:
+        self.loss = loss
+
+    def __reduce__(self) -> tuple[type["StoredLoss"], tuple[()]]:
+        return StoredLoss, ()
+
+
+def _stored(module: nn.Module) -> Float[Tensor, ""] | None:
+    stored = getattr(module, "stored_balance_loss", None)
+    return stored.loss if isinstance(stored, StoredLoss) else None

@@ -124,7 +124,8 @@ def update_priors(
 
     Step 4:  gamma^{t+1} = normalize((1 - alpha) gamma^t + alpha gamma-hat),  row by row
     """
-    moved = (1 - smoothing) * priors + smoothing * _at_least_float32(written)
+    priors, written = _at_least_float32(priors), _at_least_float32(written)
+    moved = (1 - smoothing) * priors + smoothing * written
     return torch.nn.functional.normalize(moved, dim=-1)
 
 

@@ -26,6 +26,15 @@ def is_recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def is_transformed() -> bool:
+    """Return whether torch.func (grad, vmap) is running, whose tensors must not be kept.
+
+    torch has no public function for this either. A compiled function always gets False.
+    """
+    is_compiling = torch.compiler.is_compiling()
+    return not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class _Pass(NamedTuple):
     sample: Float[Tensor, " N"]
     state: Float[Tensor, "..."]
@@ -42,9 +51,10 @@ class EarlierPasses:
     ) -> Float[Tensor, "..."] | None:
         """Return the state from which a repeated pass with the input x starts.
 
-        Returns None in a first pass, whose `state` is kept, and in a compiled function.
+        Returns None in a first pass, whose `state` is kept, and in a compiled or transformed
+        function (torch.func).
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_transformed():
             return None
         earlier = self.take(x) if is_recomputing() else None
         if earlier is None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from associative_transformer import distributed, kernels
-from associative_transformer.arguments import check_tokens
+from associative_transformer.arguments import LOST_MEMORY, check_tokens
 from associative_transformer.float32 import Float32LayerNorm
 from associative_transformer.functional import (
     balance_loss_per_image,
@@ -25,7 +25,7 @@ from associative_transformer.functional import (
 from associative_transformer.kernels import Attend, Merge, per_image
 from associative_transformer.kernels.plain_linear import keys_and_values
 from associative_transformer.kernels.protected_copy import protected_copy
-from associative_transformer.recomputation import EarlierPasses
+from associative_transformer.recomputation import EarlierPasses, is_transformed
 from associative_transformer.workspace_config import WorkspaceConfig
 from associative_transformer.workspace_outputs import (
     ImageWriteOutput,
@@ -126,7 +126,7 @@ class GlobalWorkspace(nn.Module):
         check_tokens(u, self.embed_dim, key_padding_mask)
         u = per_image.fill_padding(u, key_padding_mask)
         if self.config.scope == "image":
-            if self.training:
+            if self.training and not is_transformed():
                 seen = (u, key_padding_mask)
                 self.last_step = tuple(x if x is None else x[:KEPT].detach().clone() for x in seen)
             of_images = self.write_images(u, key_padding_mask)
@@ -139,7 +139,7 @@ class GlobalWorkspace(nn.Module):
         else:
             before = self.earlier.start(u, self.priors)  # of a repeated pass
             written = self.write(tokens, before, key_padding_mask is not None)
-            if before is None:
+            if before is None and not is_transformed():
                 self.last_step = (len(tokens), *(x.detach() for x in written.selection[1:]))
             read = self.read(u, self.remember(written.priors, before))
             balance_loss = written.balance_loss
@@ -279,6 +279,11 @@ class GlobalWorkspace(nn.Module):
         if self.config.scope == "image":
             raise ValueError("scope image has no memory to freeze: use requires_grad_ on priors")
         self.is_frozen = is_frozen
+
+    def _replicate_for_data_parallel(self) -> Any:  # noqa: ANN401
+        if self.config.scope == "batch" and self.training and not self.is_frozen:
+            raise RuntimeError(LOST_MEMORY)
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def reset(self) -> None:

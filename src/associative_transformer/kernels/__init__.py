@@ -88,14 +88,13 @@ class PoolAttention:
         center_values: bool = False,
         is_ragged: bool = False,
     ) -> AttendOutput:
-        rules = rules_that_are_on(competition, center_values)
         num_ranks = over_ranks.ranks_of(pool)
         if num_ranks > 1:
-            return over_ranks.pooled_attention(
-                q, tokens, w_k, w_v, bottleneck, num_ranks, is_ragged=is_ragged, **rules
-            )
-        if not len(tokens):
+            rules = rules_that_are_on(competition, center_values, is_ragged)
+            return over_ranks.pooled_attention(q, tokens, w_k, w_v, bottleneck, num_ranks, **rules)
+        if is_ragged and not len(tokens):
             return over_ranks.attend_to_nothing(q, tokens, w_k, w_v)
+        rules = rules_that_are_on(competition, center_values)
         selection = self.implementation(q, tokens, w_k, w_v, bottleneck, **rules)
         unevenness = balance_loss(selection.score, selection.chosen, len(tokens))
         return AttendOutput(selection, unevenness)

@@ -90,33 +90,37 @@ def pooled_attention(
     limit = min(bottleneck or num_tokens, num_tokens)
     q, tokens, w_k, w_v = sparse.cast_for_autocast(q, tokens, w_k, w_v)
     q = q / math.sqrt(width)
-    queries = (q @ w_k).flatten(0, 1)  # (R, E)
+    queries, count = (q @ w_k).flatten(0, 1), min(limit, len(tokens))  # (R, E)
     competing = num_priors if competition == "priors" else 0
     with torch.no_grad():
-        similarity, chosen = sparse.find_most_similar(
-            q, w_k, tokens, min(limit, len(tokens)), competing > 0
-        )
+        similarity, chosen = sparse.find_most_similar(q, w_k, tokens, count, competing > 0)
         if is_ragged:
             similarity, chosen = _pad(similarity, chosen, own_tokens, min(limit, most))
         wins, largest = _find_winners(similarity, limit, num_ranks)
+        wins &= (similarity > -torch.inf) | (not is_ragged)
     similarity = similarity.masked_fill(~wins, -torch.inf)
     weight, mixed = sparse.weigh_and_sum(queries, tokens, similarity, chosen, largest, competing)
     value = rearrange(mixed, "(s m) e -> s m e", s=num_heads) @ w_v.mT
     weight = rearrange(weight, "(s m) k -> s m k", s=num_heads)
     sums = torch.cat([value.to(weight.dtype), weight.sum(dim=-1, keepdim=True)], dim=-1)
     if center_values:
-        total = (w_v @ tokens.sum(dim=0))[:, None].to(weight.dtype)  # (S, 1, D), of this rank
-        total = torch.nn.functional.pad(total, (0, 1), value=own_tokens)
-        sums = torch.cat([sums, total], dim=1)
+        sums = torch.cat([sums, _sum_values(tokens, w_v, own_tokens).to(sums.dtype)], dim=1)
     sums = distributed.add(sums, num_ranks)
-    values, totals = sums[..., :-1] / sums[..., -1:], sums[:, :num_priors, -1:]
-    value = values - values[:, num_priors:] if center_values else values
-    score = weight / totals
+    value, totals = sums[..., :-1] / sums[..., -1:], sums[:, :num_priors, -1:]
+    if center_values:
+        value = value[:, :num_priors] - value[:, num_priors:]
+    score, sizes = weight / totals, (own_tokens, num_tokens)
     chosen, wins = (x.view(score.shape) for x in (chosen, wins))
-    sizes = (own_tokens, num_tokens)
     unevenness = _measure_unevenness(score, chosen, wins, sizes, limit, num_ranks)
-    value = value[:, :num_priors].to(w_v.dtype)
-    return AttendOutput(Selection(value, score, chosen), unevenness)
+    return AttendOutput(Selection(value[:, :num_priors].to(w_v.dtype), score, chosen), unevenness)
+
+
+def _sum_values(
+    tokens: Float[Tensor, "T E"], w_v: Float[Tensor, "S D E"], own_tokens: int
+) -> Float[Tensor, "S 1 D1"]:
+    """Return the sum of the values of this rank, followed by the number of its tokens."""
+    mean = (w_v @ tokens.mean(dim=0))[:, None]
+    return torch.nn.functional.pad(mean * own_tokens, (0, 1), value=own_tokens)
 
 
 def _find_winners(
@@ -130,10 +134,9 @@ def _find_winners(
     gathered = distributed.gather(similarity.to(dtype), num_ranks)
     candidates = rearrange(gathered, "w r k -> r (w k)")
     if limit >= candidates.shape[1]:
-        return similarity > -torch.inf, candidates.amax(dim=-1)
+        return torch.ones_like(similarity, dtype=torch.bool), candidates.amax(dim=-1)
     order = candidates.argsort(dim=-1, descending=True, stable=True)[:, :limit]
     wins = torch.zeros_like(candidates, dtype=torch.bool).scatter(1, order, True)
-    wins &= candidates > -torch.inf
     first = distributed.rank() % num_ranks * similarity.shape[1]
     return wins[:, first : first + similarity.shape[1]], candidates.amax(dim=-1)
 

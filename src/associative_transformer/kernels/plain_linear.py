@@ -57,4 +57,6 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
 
 
 def _can_absorb(*layers: nn.Linear) -> bool:
-    return all(is_plain(layer) and layer.bias is None for layer in layers)
+    # a weight of another type, such as a quantized one, may lack the operators that kernels use
+    usual = (nn.Parameter, Tensor)
+    return all(is_plain(x) and x.bias is None and type(x.weight) in usual for x in layers)
