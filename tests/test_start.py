@@ -43,6 +43,7 @@ STEPS = {
     "ait list": OPTIONS,
     "ait list --help": OPTIONS,
     "ait doctor --help": OPTIONS,
+    "ait export --help": OPTIONS,
     "ait report --help": OPTIONS,
     "ait table --help": OPTIONS,
     "ait eval --help": TORCH,

@@ -109,6 +109,7 @@ def test_folders_links_pipes_and_devices_are_refused(tmp_path: Path) -> None:
 COMMANDS = {
     "predict": ["predict", "{run}", "{image}"],
     "report": ["report", "{run}"],
+    "export": ["export", "{run}"],
     "table": ["table", "classification"],
     "bench": ["bench", "write"],
     "show": ["show", "triangle"],

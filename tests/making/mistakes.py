@@ -31,6 +31,7 @@ OPTIONS = {  # words before the options: names of options by what they take
         CHOICE: "on-error",
         OTHER: "question output device",
     },
+    "export RUN": {NUMBER: "opset", CHOICE: "format", SWITCH: "speed", OTHER: "output"},
     "analyze RUN": {COUNT: "images batch-size", OTHER: "source device"},
     "report RUN": {COUNT: "images", SWITCH: "again", OTHER: "output source device"},
     "bench step": {

@@ -44,7 +44,7 @@ def select_largest(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:
 
 @select_largest.register_fake
 def _(x: Tensor, count: int) -> Tensor:
-    return x.new_empty(len(x), count, dtype=torch.long)
+    return x.new_empty(x.shape[0], count, dtype=torch.long)
 
 
 def _select(x: Float[Tensor, "R T"], count: int) -> Int[Tensor, "R K"]:

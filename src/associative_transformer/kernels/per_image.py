@@ -52,7 +52,7 @@ def attend(
     mixed = rearrange(mixed, "b (s m) e -> s (b m) e", s=len(q))
     if center_values:
         mixed = mixed - _means(tokens, key_padding_mask).repeat_interleave(q.shape[1], dim=0)
-    value = rearrange(mixed @ w_v.mT, "s (b m) d -> b s m d", b=len(tokens))
+    value = rearrange(mixed @ w_v.mT, "s (b m) d -> b s m d", b=tokens.shape[0])
     return ImageSelection(value, score, chosen)
 
 

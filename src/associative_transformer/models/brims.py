@@ -24,19 +24,12 @@ from torch.nn.functional import dropout, interpolate
 
 from associative_transformer.float32 import Float32Linear
 from associative_transformer.interface import ModelOutput
-from associative_transformer.models.layers import (
-    check_inputs,
-    check_sizes,
-    run_block,
-)
+from associative_transformer.models.layers import check_inputs, check_sizes, run_block
 from associative_transformer.models.pretrained import PretrainedModel
 
-NUM_SHADES = 256
-"""Values that one channel of a pixel can take."""
-VALUE_RATIO = 4
-"""Value width of the input attention, as a multiple of the width of a module."""
-CHUNK = 4
-"""U: steps that are compiled or recomputed together; see `docs/performance.md` for the times."""
+NUM_SHADES = 256  # values that one channel of a pixel can take
+VALUE_RATIO = 4  # value width of the input attention, as a multiple of the width of a module
+CHUNK = 4  # U: steps compiled or recomputed together; see `docs/performance.md` for the times
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -219,6 +212,13 @@ class Recurrence(nn.Module):
                 states[i] = layer(torch.stack(sources), states[i], mask)
         return states
 
+    def step(
+        self, states: Float[Tensor, "L 2 n B s"], pixel: Float[Tensor, "B A"]
+    ) -> tuple[Float[Tensor, "L 2 n B s"], Float[Tensor, "1"]]:
+        """Take one step in evaluation; return the states, and an unused value for `scan`."""
+        new = self(pixel[None], [LSTMState(*layer) for layer in states], None)
+        return torch.stack([torch.stack(layer) for layer in new]), pixel.new_zeros(1)
+
 
 class BRIMs(PretrainedModel, tags=["brims"]):
     """Image classifier that uses the highest layer's state after the last pixel.
@@ -250,9 +250,12 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         check_inputs(images, questions, c.image_size, c.num_channels)
         x = dropout(self.embed(self.read(images)).flatten(2), c.dropout, self.training)
         x = x @ self.recurrence.to_kv[0][1]  # (T, B, A)
-        shape = (c.depth, 2, c.num_modules, len(images), c.module_dim)
+        shape = (c.depth, 2, c.num_modules, images.shape[0], c.module_dim)
         # these require a gradient, as later states do, so that the chunk is compiled only once
         zeros = self.head.weight.new_zeros(shape, requires_grad=torch.is_grad_enabled())
+        if torch.compiler.is_exporting() and not self.training:  # the steps would be a huge graph
+            last_states, _ = torch._higher_order_ops.scan(self.recurrence.step, zeros, x)
+            return ModelOutput(self.head(flat(last_states[-1, 0])), x.new_zeros(()))
         states = [LSTMState(*layer) for layer in zeros]
         for chunk in x.split(CHUNK):
             kept = self.draw(len(chunk), len(images)) if self.training else None
@@ -273,10 +276,7 @@ class BRIMs(PretrainedModel, tags=["brims"]):
         return torch.rand(shape, device=device) >= c.attention_dropout
 
     def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Compile a chunk of steps, in place, with the arguments of `torch.compile`.
-
-        Compiling all steps as one graph would take many minutes.
-        """
+        """Compile a chunk of steps in place; all steps as one graph would take many minutes."""
         self.recurrence.compile(*args, **kwargs)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -271,7 +271,7 @@ class Coordination(PretrainedModel, tags=["shared-workspace"]):
     def first_slots(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B M E"]:
         """Return the slots at the start of a forward pass: [I | 0], neither learned nor saved."""
         shape = (self.config.slots.num_slots, self.config.embed_dim)
-        return torch.eye(*shape, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+        return torch.eye(*shape, dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
 
     def layers(self) -> list[nn.Module]:
         """Return the block of each layer: always the same one if the layers are shared."""

@@ -145,7 +145,7 @@ class LunaEmbed(nn.Module):
         if self.positions is not None:
             x = self.scale * x + self.positions[: x.shape[1]]
             p = self.scale * p + self.positions[: len(p)]
-        return Sequences(self.dropout(self.norm(x)), self.dropout(p.expand(len(x), -1, -1)))
+        return Sequences(self.dropout(self.norm(x)), self.dropout(p.expand(x.shape[0], -1, -1)))
 
 
 class NestedAttention(nn.Module):

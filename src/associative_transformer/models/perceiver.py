@@ -103,7 +103,7 @@ class PixelTokens(nn.Module):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
         colors = rearrange(images, "b c h w -> b (h w) c")
-        return torch.cat([colors, self.code.expand(len(images), -1, -1)], dim=-1)
+        return torch.cat([colors, self.code.expand(images.shape[0], -1, -1)], dim=-1)
 
 
 class Attention(nn.Module):
@@ -224,7 +224,7 @@ class Perceiver(PretrainedModel, tags=["perceiver"]):
     ) -> ModelOutput:
         check_inputs(images, questions, self.config.image_size, self.config.num_channels)
         data = self.embed(images)
-        z = self.latents.expand(len(images), -1, -1)
+        z = self.latents.expand(images.shape[0], -1, -1)
         for i in range(self.config.depth):
             if i < len(self.cross_blocks):  # the repeats that share a block share keys and values
                 cross = cast(CrossBlock, self.cross_blocks[i])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from associative_transformer.arguments import image_shape
 from associative_transformer.balance import LogitsOnly, LossScale
 from associative_transformer.files import first_error, write_file
-from associative_transformer.interface import UserError
+from associative_transformer.interface import ModelOutput, UserError
 from associative_transformer.models.initialize import Initialization, initialize
 from associative_transformer.models.model_card import MODEL_CARD, SavedCard
 from associative_transformer.models.preprocessing import ImageSource, Preprocessing
@@ -35,6 +35,9 @@ from associative_transformer.workspace import GlobalWorkspace
 Model = TypeVar("Model", bound="PretrainedModel")
 
 OPTIONS = DOWNLOAD_OPTIONS | {"config", "map_location", "strict"}
+# torch.export.save needs a name for the output; torch has no public function for this
+register_output = torch.utils._pytree._register_namedtuple
+register_output(ModelOutput, serialized_type_name="associative_transformer.ModelOutput")
 SIZES = ("num_classes", "image_size", "num_channels")
 MARGIN = 2**16  # bytes by which a model may exceed twice the size of its file
 

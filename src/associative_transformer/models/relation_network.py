@@ -155,17 +155,20 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
         c = self.config
         check_inputs(images, questions, c.image_size, c.num_channels, c.question_dim)
         if questions is None:
-            questions = images.new_empty(len(images), 0)
+            questions = images.new_empty(images.shape[0], 0)
         objects = self.find_objects(images)
-        size = self.chunk_size(objects)
-        chunks = zip(torch.split(objects, size), torch.split(questions, size), strict=True)
-        relations = torch.cat([self.sum_relations(o, q) for o, q in chunks])
+        if torch.compiler.is_exporting():  # the number of chunks would depend on the batch
+            relations = self.sum_relations(objects, questions)
+        else:
+            size = self.chunk_size(objects)
+            chunks = zip(torch.split(objects, size), torch.split(questions, size), strict=True)
+            relations = torch.cat([self.sum_relations(o, q) for o, q in chunks])
         return ModelOutput(self.f(relations), torch.zeros((), device=images.device))
 
     def find_objects(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N F"]:
         """Return the cells of the grid in raster order, each with its row and column."""
         features = rearrange(self.stem(images), "b f h w -> b (h w) f")
-        return torch.cat([features, self.coordinates.expand(len(images), -1, -1)], dim=-1)
+        return torch.cat([features, self.coordinates.expand(images.shape[0], -1, -1)], dim=-1)
 
     def chunk_size(self, objects: Float[Tensor, "B N F"]) -> int:
         """Return how many images pass through g together: a few on a CPU, which is faster."""

@@ -154,7 +154,7 @@ class ISAB(nn.Module):
         self.mab1 = MAB(in_dim, hidden_dim, hidden_dim, num_heads, use_norm)
 
     def forward(self, x: Float[Tensor, "B N X"]) -> Float[Tensor, "B N D"]:
-        h = self.mab0(self.inducing.expand(len(x), -1, -1), x)  # (B, M, D)
+        h = self.mab0(self.inducing.expand(x.shape[0], -1, -1), x)  # (B, M, D)
         return self.mab1(x, h)
 
 
@@ -177,7 +177,7 @@ class PMA(nn.Module):
         self.mab = MAB(hidden_dim, in_dim, hidden_dim, num_heads, use_norm)
 
     def forward(self, x: Float[Tensor, "B N X"]) -> Float[Tensor, "B K D"]:
-        return self.mab(self.seeds.expand(len(x), -1, -1), x)
+        return self.mab(self.seeds.expand(x.shape[0], -1, -1), x)
 
 
 class SetTransformer(PretrainedModel, tags=["set-transformer"]):
