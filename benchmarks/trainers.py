@@ -4,10 +4,10 @@
     python benchmarks/trainers.py table
 
 Each trains `triangle-ait-tiny`: the same model, images, batch size, number of epochs, AdamW,
-learning rate, weight decay and clipping, in float32, but with its own loop, order of the images and
-schedule (a linear warm-up of one epoch, then a cosine). A result is a file in `results/trainers`;
-finished ones are skipped. The second command prints the table as Markdown, with Wilson's interval
-of 95 %. Needs the extras timm, hf and lightning.
+learning rate, weight decay and clipping, in float32, but with its own loop, order of the images
+and schedule (a linear warm-up of one epoch, then a cosine). A result is a file in
+`results/trainers`; finished ones are skipped. The second command prints the table as Markdown,
+with Wilson's interval of 95 %. Needs the extras timm, hf and lightning.
 """
 
 import argparse

@@ -362,5 +362,5 @@ def test_only_the_training_images_can_be_limited(
     assert (len(data.train), len(data.test)) == sizes
     assert data.train.labels.bincount().tolist() == [sizes[0] / 2] * 2
     one = replace(few, splits=SplitsConfig(train_limit=1))
-    with pytest.raises(UserError, match="--data.train-limit 1 leaves some of the 2 classes"):
+    with pytest.raises(UserError, match=r"--data\.train-limit 1 leaves some of the 2 classes"):
         one.load(CPU)

@@ -6,7 +6,6 @@ Shape checks of the test run are off here: they would raise their own errors fir
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 import jaxtyping
 import pytest
@@ -145,9 +144,9 @@ def test_wrong_tokens_are_an_error_with_both_shapes(mistake: str, training: bool
 @pytest.mark.parametrize("mistake", WRONG_MASKS)
 @pytest.mark.parametrize("method", ["forward", "select"])
 @pytest.mark.parametrize("scope", ["batch", "image"])
-def test_a_wrong_mask_is_an_error_with_both_shapes(scope: Any, mistake: str, method: str) -> None:
-    memory = {"image": ImageMemoryConfig(read_head_dim=3)} if scope == "image" else {}
-    workspace = GlobalWorkspace(6, WorkspaceConfig(scope=scope, **memory))
+def test_a_wrong_mask_is_an_error_with_both_shapes(scope: str, mistake: str, method: str) -> None:
+    image = WorkspaceConfig(scope="image", image=ImageMemoryConfig(read_head_dim=3))
+    workspace = GlobalWorkspace(6, image if scope == "image" else WorkspaceConfig())
     wrong = WRONG_MASKS[mistake](torch.zeros(2, 4, dtype=torch.bool))
     text = error_of(lambda: getattr(workspace, method)(torch.rand(2, 4, 6), wrong))
     assert f"{wrong.dtype} {tuple(wrong.shape)}" in text and "shape (2, 4)" in text
