@@ -1,11 +1,12 @@
-"""Train one model with other people's trainers: python benchmarks/trainers.py run
+"""Train one model with four trainers: python benchmarks/trainers.py run
 
     python benchmarks/trainers.py run [ait timm transformers lightning]
     python benchmarks/trainers.py table
 
 Each trains `triangle-ait-tiny`: the same model, images, batch size, number of epochs, AdamW,
-learning rate, weight decay and clipping, in float32, but with its own loop, order of the images
-and schedule (a linear warm-up of one epoch, then a cosine). A result is a file in
+learning rate and clipping, in float32, but with its own loop, order of the images and schedule (a
+linear warm-up of one epoch, then a cosine). Weight decay is 0.05, but timm and transformers exempt
+biases and norms. A result is a file in
 `results/trainers`; finished ones are skipped. The second command prints the table as Markdown,
 with Wilson's interval of 95 %. Needs the extras timm, hf and lightning.
 """
@@ -125,7 +126,7 @@ def with_transformers(experiment: Experiment, images: TensorDataset) -> nn.Modul
 
 
 def with_lightning(experiment: Experiment, images: TensorDataset) -> nn.Module:
-    """Train with the module that the documentation shows, and a schedule."""
+    """Train with the module in docs/elsewhere.md, plus a schedule."""
     import lightning
 
     t = experiment.train
@@ -191,7 +192,7 @@ def measure(name: str, experiment: Experiment, results: Path) -> None:
     """Train with one trainer and keep the result."""
     images, test = load_images(experiment)
     torch.manual_seed(experiment.train.seed)
-    started = time.perf_counter()
+    started, size = time.perf_counter(), experiment.train.batch_size
     model = TRAINERS[name](experiment, images)
     content = {
         "command": f"python benchmarks/trainers.py run {name}",
@@ -199,7 +200,7 @@ def measure(name: str, experiment: Experiment, results: Path) -> None:
         "seed": experiment.train.seed,
         "correct": count_right(model, test),
         "total": len(test),
-        "images_seen": experiment.train.epochs * len(images),
+        "images_seen": experiment.train.epochs * (len(images) // size) * size,
         "timing": {"seconds": time.perf_counter() - started},
         "threads": torch.get_num_threads(),
         "environment": asdict(describe_environment(CPU)),

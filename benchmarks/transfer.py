@@ -3,12 +3,13 @@
     python benchmarks/transfer.py run --source PATH/TO/cifar10 --seeds 0 1 2
     python benchmarks/transfer.py table
 
-The first command pre-trains `cifar10-ait-image-small` on eight classes of CIFAR-10, then trains it
-on the other two with a few images: from scratch, as a linear probe, and as a whole. Each run is an
-`ait train` command, which is kept with its result in `results/transfer`; finished runs are
-skipped. The second command prints the table as Markdown: accuracies with 95 % intervals (Student's
-t over the seeds), and differences from scratch, paired by seed. The training images of a size are
-the same for all seeds, which change the weights, the order of the images and their augmentation.
+The first command pre-trains `cifar10-ait-image-small` on eight classes of CIFAR-10, then trains on
+a few images of the other two: from scratch, as a linear probe, and by fine-tuning the whole model.
+Each run is an `ait train` command, which is kept with its result in `results/transfer`; finished
+runs are skipped. The second command prints the table as Markdown: accuracies with 95 % intervals
+(Student's t over the seeds), and differences from scratch, paired by seed. For each number of
+images, all seeds train on the same ones; a seed changes only the weights, the order of the images
+and their augmentation.
 """
 
 import argparse
@@ -41,7 +42,7 @@ METHODS = {
 
 
 class Budget(NamedTuple):
-    """How a number of training images is used."""
+    """Batch size and epochs for a number of training images."""
 
     batch_size: int
     epochs: int
@@ -123,8 +124,9 @@ def train(run: Run, options: argparse.Namespace) -> None:
 
 def read(method: str, num_images: int, results: Path) -> dict[int, dict[str, Any]]:
     """Return the finished runs of a cell of the table, by seed."""
-    runs = [Run(method, num_images, seed) for seed in range(20)]
-    found = [run for run in runs if (results / run.file).exists()]
+    name = Run(method, num_images, 0).name
+    seeds = sorted(int(path.stem.rpartition("-")[2]) for path in results.glob(f"{name}-*.json"))
+    found = [Run(method, num_images, seed) for seed in seeds]
     return {run.seed: json.loads((results / run.file).read_text())["result"] for run in found}
 
 
@@ -153,8 +155,8 @@ def tabulate(results: Path) -> Table:
     if pretrained:
         score = pretrained[0]["test_accuracy"]
         notes.append(
-            f"Pre-training: {PRETRAINING.epochs} epochs on {len(OLD)} classes, {score:.2f} % of "
-            "their test images."
+            f"Pre-training: {PRETRAINING.epochs} epochs on {len(OLD)} classes, {score:.2f} % "
+            "accuracy on their test images."
         )
     return Table("Two new classes", columns, [RowGroup("ship and truck", rows)], notes)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fine-tune a model on your own images, and hand it on:
+# Fine-tune a model on your own images, and export it to one file:
 #
 #   bash examples/own_images.sh BASE FOLDER OUTPUT [options of `ait train`]
 #
 # BASE is a run of cifar10-ait-image-tiny, or the folder of its model. FOLDER contains train/CLASS/
 # and test/CLASS/. In the new folder OUTPUT, the script
 #   1. trains the model on the images, starting from the weights of BASE,
-#   2. saves it as it would be pushed to the Hugging Face hub (model/),
+#   2. saves it as it would be pushed to the Hugging Face Hub (model/),
 #   3. loads that folder in a fresh environment, where only this package is installed,
 #   4. exports the model to ONNX (model.onnx),
 #   5. runs the file in another fresh environment, with onnxruntime, numpy and pillow alone.

@@ -45,7 +45,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "predict": "predictions for image files, and answers to questions about them",
     "integrations": "timm and transformers, one file each; only users import them",
     "runs": "run folders, written and read back",
-    "export": "a model as one file that needs neither this package nor Python",
+    "export": "a trained model as one file for ONNX, torch.export or safetensors",
     "training": "the loop, one optimizer step, progress, signals",
     "analysis": "what a model has learned, in numbers",
     "tables": "the paper's tables from finished runs; trains the missing ones",

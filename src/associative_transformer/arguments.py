@@ -13,7 +13,7 @@ LOST_MEMORY = (
     "nn.DataParallel would lose the memory, because its replicas move copies that are thrown away "
     "after each step: use DistributedDataParallel, with one process for each GPU"
 )
-"""Error message for a way of calling a workspace that its memory does not survive."""
+"""Error message for `nn.DataParallel`, which would lose the memory of a workspace."""
 
 
 def image_shape(image_size: int | tuple[int, int]) -> tuple[int, int]:

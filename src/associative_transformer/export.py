@@ -41,8 +41,8 @@ Format = Literal["torch", "onnx", "safetensors"]
 SUFFIXES: dict[str, Format] = {".pt2": "torch", ".onnx": "onnx", ".safetensors": "safetensors"}
 """The format of a file, by its extension."""
 METADATA = ("config", "preprocessing", "class_names", "package_version")
-"""Texts in a file, each in JSON: sizes of the model, how to prepare images, names of the classes
-in the order of the logits, version of this package; "null" if that is not known."""
+"""Metadata in a file, each value as JSON: sizes of the model, how to prepare images, names of the
+classes in the order of the logits, version of this package; "null" if unknown."""
 OPSET, OPSETS = 20, range(18, 24)
 """Version of ONNX's operators unless another one is chosen, and the versions torch can write."""
 BATCH_SIZES = (1, 5)
@@ -53,7 +53,7 @@ TOLERANCE = 1e-4
 _OWN = torch.ops.associative_transformer.select_largest.default
 STANDARD: dict[Any, Callable[..., Any]] = {_OWN: lambda x, count: x.topk(count, dim=-1).indices}
 """Standard operators of torch in place of this package's own."""
-FOR_ONNX: dict[Any, Callable[..., Any]] = {  # whose topk lets the first of equal numbers win
+FOR_ONNX: dict[Any, Callable[..., Any]] = {  # ONNX's topk picks the first of equal values
     torch.ops.aten.argsort.stable: lambda x, *, stable, dim=-1, descending=False: (
         x.topk(x.shape[dim], dim=dim, largest=descending).indices
     )
@@ -101,7 +101,7 @@ def export_model(
     opset: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> ExportReport:
-    """Write a model to a file, whose content is first opened and compared with the model.
+    """Export a model to a file, after comparing the exported logits with the model's.
 
     The format is that of the extension (.pt2, .onnx or .safetensors) unless it is given; `opset`
     is the version of ONNX. The model is left unchanged. An existing file is replaced.
@@ -146,7 +146,7 @@ def read_exported(path: str | Path, file_format: Format | None = None) -> Export
 def check_format(
     path: Path, file_format: Format | None = None, opset: int | None = None
 ) -> Format:
-    """Return the format of a file. Raises UserError if it cannot be written, or not with opset."""
+    """Return the format of a file. Raises UserError if it or the opset is not supported."""
     chosen = file_format or SUFFIXES.get(path.suffix.lower())
     if chosen is None:
         raise UserError(f"{path} has none of the extensions {', '.join(SUFFIXES)}: pass --format")
@@ -213,13 +213,13 @@ def _replace(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> 
 
 
 def _nodes(program: ExportedProgram) -> Iterator[Node]:
-    modules = program.graph_module.modules()  # those inside are blocks without autocast
+    modules = program.graph_module.modules()  # submodules run without autocast
     return (node for each in modules if isinstance(each, GraphModule) for node in each.graph.nodes)
 
 
 def _write_onnx(evaluation: Evaluation, metadata: dict[str, str], opset: int) -> bytes:
     size = sum(x.numel() * x.element_size() for x in evaluation.state_dict().values())
-    if size > 2**31 - 2**24:  # a file can have 2 GiB
+    if size > 2**31 - 2**24:  # ONNX files are limited to 2 GiB
         raise UserError(f"the weights take {size:,} bytes, too many for ONNX: use --format torch")
     names = list(random_inputs(evaluation.model, 1))
     exported = torch.onnx.export(

@@ -14,9 +14,9 @@ Freeze = Literal["none", "backbone", "memory"]
 class Schedule:
     """Learning rate of each epoch or each step: a warm-up followed by a decay.
 
-    cosine: a linear warm-up, then a cosine as long as the whole training, so its end is cut off,
-    as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 / sqrt(epoch).
-    one_cycle: a rising cosine, then a falling one that ends with the training.
+    cosine: a linear warm-up, then a cosine stretched over the whole training, so its end is cut
+    off, as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 /
+    sqrt(epoch). one_cycle: a rising cosine, then a falling one that ends with the training.
     """
 
     warmup_epochs: int = 5
@@ -50,7 +50,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, applied to all parameters."""
+    """Decoupled weight decay of all parameters but the learned contents of memories."""
     schedule: Schedule = field(default_factory=Schedule)
     """Learning rate of each epoch or step."""
     clip_norm: float | None = None
@@ -58,10 +58,11 @@ class Optimization:
     accumulation_steps: int = 1
     """Micro-batches per optimizer step; each forms a token pool and updates the memory once."""
     freeze: Freeze = field(default="none", metadata=ADDED_LATER)
-    """What is not trained. backbone: all but the linear map to the logits (a linear probe), with
-    the rest in evaluation mode; memory: the memories, which keep their contents."""
+    """What to freeze. backbone: everything except the linear map to the logits (a linear probe),
+    in evaluation mode; memory: the memories of batches, which are no longer written, or the
+    learned contents of those of images."""
     layer_decay: float | None = field(default=None, metadata=ADDED_LATER)
-    """Factor of the learning rate from each block to the one before it, as in BEiT; None: 1."""
+    """Learning rate of each block as a multiple of the next one's, as in BEiT; None: 1."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps"):

@@ -1,7 +1,7 @@
 """Forward passes that activation checkpointing repeats in the backward pass.
 
-A repeated pass must compute what the first one did. A module whose state has moved since then
-therefore keeps the state that the first pass started from.
+A repeated pass must compute what the first one did, so a module whose state moves keeps the state
+that each pass started from.
 """
 
 from collections import deque
@@ -12,24 +12,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 MAX_PASSES = 64
-"""Forward passes of a module that may wait for their backward pass at the same time."""
+"""Largest number of forward passes of a module whose starting states are kept."""
 SAMPLE = 64
-"""Numbers of an input by which a repeated pass is recognized."""
+"""Values of an input, at least, that are compared to recognize a repeated pass."""
 
 
 def is_recomputing() -> bool:
     """Return whether a backward pass is running, during which checkpointing repeats passes.
 
-    torch has no public function for this; `torch.utils.checkpoint` uses the same one. A compiled
-    function always gets False.
+    torch has no public function for this; `torch.utils.checkpoint` uses the same one. Always
+    False in a compiled function.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def is_transformed() -> bool:
-    """Return whether torch.func (grad, vmap) is running, whose tensors must not be kept.
+    """Return whether a torch.func transform is active; its tensors must not be kept.
 
-    torch has no public function for this either. A compiled function always gets False.
+    torch has no public function for this either. Always False in a compiled function.
     """
     is_compiling = torch.compiler.is_compiling()
     return not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None
@@ -79,7 +79,7 @@ class EarlierPasses:
         return None
 
     def __reduce__(self) -> tuple[type["EarlierPasses"], tuple[()]]:
-        """Copy and pickle as new: passes belong to the module that computed them."""
+        """Copy and pickle as an empty instance: passes belong to the module that computed them."""
         return EarlierPasses, ()
 
 

@@ -75,7 +75,7 @@ class GlobalWorkspace(nn.Module):
     several processes that share a pool, pass a mask in all of them or in none.
 
     If activation checkpointing repeats a forward pass, the memory moves only once, and both passes
-    start from the same memory. With `torch.compile`, keep the layer outside of what is repeated.
+    start from the same memory. With `torch.compile`, leave the layer out of the checkpointed part.
     """
 
     priors: Tensor
@@ -137,7 +137,7 @@ class GlobalWorkspace(nn.Module):
         if self.is_frozen or not self.training or is_empty:  # nothing competes or is written
             read, balance_loss = self.read(u, self.priors), self.priors.new_zeros(())
         else:
-            before = self.earlier.start(u, self.priors)  # of a repeated pass
+            before = self.earlier.start(u, self.priors)  # None in a first pass
             written = self.write(tokens, before, key_padding_mask is not None)
             if before is None and not is_transformed():
                 self.last_step = (len(tokens), *(x.detach() for x in written.selection[1:]))

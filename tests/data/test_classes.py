@@ -333,7 +333,7 @@ def test_a_class_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Pat
 
 @pytest.mark.parametrize("chosen", [("ant",), ("ant", "ant"), ()])
 def test_fewer_than_two_classes_are_refused(chosen: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="classes must name at least two different classes"):
+    with pytest.raises(ValueError, match="classes must name at least two classes, each once"):
         SplitsConfig(classes=chosen)
 
 

@@ -445,7 +445,7 @@ def test_the_error_about_an_unreachable_hub_explains_how_to_use_a_local_copy(
     with pytest.raises(UserError) as caught:
         open_hub_data_set("uoft-cs/cifar10")
     message = str(caught.value)
-    assert message.startswith("cannot load uoft-cs/cifar10 from the Hugging Face hub (Couldn't")
+    assert message.startswith("cannot load uoft-cs/cifar10 from the Hugging Face Hub (Couldn't")
     assert "--include '*.parquet'" in message
     assert message.endswith("--data.source FOLDER")
     assert "\n" not in message

@@ -47,7 +47,7 @@ def test_a_head_of_other_classes_is_drawn_anew_and_everything_else_is_loaded(con
     assert torch.equal(model.state_dict()["head.to_logits.weight"], before)
     assert done.describe().splitlines() == [
         f"loaded     {len(source.state_dict()) - 2} of {len(source.state_dict())} tensors",
-        "drawn anew head.to_logits.weight, head.to_logits.bias",
+        "new        head.to_logits.weight, head.to_logits.bias",
     ]
 
 

@@ -69,7 +69,7 @@ def test_a_file_of_version_0_1_without_a_description_stays_readable(saved: Path)
     (saved / "config.json").write_text(json.dumps(old))
     loaded = load_model(saved)
     assert (loaded.preprocessing, loaded.class_names) == (None, None)
-    with pytest.raises(UserError, match="not known how to prepare images"):
+    with pytest.raises(UserError, match="does not say how to prepare images"):
         loaded.preprocess(Image.fromarray(COLOR))
 
 

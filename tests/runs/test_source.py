@@ -58,7 +58,7 @@ def test_what_was_loaded_and_drawn_anew_is_printed_and_kept(
     printed = capfd.readouterr()
     text = printed.out + printed.err
     assert f"initial weights from {undisturbed}" in text
-    assert "drawn anew blocks.1." in text
+    assert "new        blocks.1." in text
 
 
 def test_a_saved_model_and_an_official_checkpoint_are_sources_too(tmp_path: Path) -> None:

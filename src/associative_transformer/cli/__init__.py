@@ -21,7 +21,7 @@ COMMANDS = {  # each has a file in this folder
     "train": "train a recipe, or resume a run",
     "eval": "evaluate a trained model on the test images",
     "predict": "classify image files with a trained model, or ask questions about them",
-    "export": "write a trained model to one file, such as ONNX, that runs without this package",
+    "export": "export a trained model to one file: ONNX, torch.export or safetensors",
     "analyze": "measure what a trained model has learned, and draw figures",
     "report": "write a web page about a run, or about two runs side by side",
     "bench": "compare the speed and memory of models and kernels",

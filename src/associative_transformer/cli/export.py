@@ -1,4 +1,4 @@
-"""`ait export`: write a trained model to one file that others can use without this package."""
+"""`ait export`: export a trained model to one file: ONNX, torch.export or safetensors."""
 
 import sys
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ TIMED_IMAGES = 8
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a trained model to one file that others can use without this package.
+    """Export a trained model to one file: ONNX, torch.export or safetensors.
 
-    It is written only if its logits agree with those of the model for random images.
+    The file is written only if its logits for random images agree with the model's.
     """
 
     run: Path
     """Folder of the run, such as runs/cifar10-ait-tiny/0, or of a saved model."""
     format: Literal["torch", "onnx", "safetensors"] | None = None
-    """A graph for torch.export or for ONNX, or only the weights; None: by the extension of OUTPUT,
-    .pt2, .onnx or .safetensors."""
+    """A graph for torch.export or for ONNX, or only the weights; None: chosen by the extension
+    of OUTPUT, .pt2, .onnx or .safetensors."""
     output: Path | None = None
-    """File to write, such as ait.onnx; it may not be a link."""
+    """File to write, such as ait.onnx; it must not be a link."""
     opset: int | None = None
     """Version of the operators of ONNX, from 18 to 23; None: 20."""
     speed: bool = True

@@ -1,4 +1,4 @@
-"""Image classification data sets from the Hugging Face hub or a local folder."""
+"""Image classification data sets from the Hugging Face Hub or a local folder."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from associative_transformer.interface import ADDED_LATER, UserError
 
 @dataclass(frozen=True)
 class ImagesConfig(StoredImages):
-    """Labeled images from the Hugging Face hub or a local folder."""
+    """Labeled images from the Hugging Face Hub or a local folder."""
 
     image_size: int = 32
     """Height and width in pixels: the shorter side is resized, the longer one center-cropped."""

@@ -49,7 +49,7 @@ class SplitsConfig:
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) != max(len(self.classes), 2):
             raise ValueError(
-                f"classes must name at least two different classes, not {', '.join(self.classes)}"
+                f"classes must name at least two classes, each once, not {', '.join(self.classes)}"
             )
         if self.train_limit is not None and self.train_limit < 1:
             raise ValueError(f"train_limit must be at least 1, got {self.train_limit}")
@@ -74,7 +74,7 @@ ALL = SplitsConfig()
 
 
 def open_hub_data_set(hub_id: str, splits: SplitsConfig = ALL) -> "dict[str, datasets.Dataset]":
-    """Open a data set from the Hugging Face hub, or its cached copy.
+    """Open a data set from the Hugging Face Hub, or its cached copy.
 
     Raises UserError if that fails.
     """
@@ -88,7 +88,7 @@ def open_hub_data_set(hub_id: str, splits: SplitsConfig = ALL) -> "dict[str, dat
     except Exception as error:  # the hub's client raises errors from many libraries
         refuse_unwritable_cache(error)
         raise UserError(
-            f"cannot load {hub_id} from the Hugging Face hub ({reason(error)}): check its name "
+            f"cannot load {hub_id} from the Hugging Face Hub ({reason(error)}): check its name "
             "and the network, or download its parquet files on a connected machine (`hf download "
             f"{hub_id} --repo-type dataset --include '*.parquet' --local-dir FOLDER`) and pass "
             "that folder with --data.source FOLDER"

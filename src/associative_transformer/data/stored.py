@@ -43,7 +43,7 @@ HUB_DATA_SETS = {
 
 @dataclass(frozen=True)
 class StoredImages(DataSetConfig):
-    """Where labeled images are stored: on the Hugging Face hub or in a local folder."""
+    """Where labeled images are stored: on the Hugging Face Hub or in a local folder."""
 
     name: str
     """cifar10, cifar100, pets, imagenet100 or the id of another data set on the hub."""

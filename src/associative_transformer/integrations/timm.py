@@ -42,9 +42,9 @@ from associative_transformer.recipes.classification import CIFAR10
 
 Config = AiTConfig | ViTConfig
 Indices = int | list[int] | tuple[int, ...] | None
-"""Numbers of blocks; a single number means the last so many, and None all."""
+"""Indices of blocks; an integer n means the last n, and None means all."""
 Features = list[Float[Tensor, "B ..."]] | list[tuple[Float[Tensor, "B ..."], ...]]
-"""The tokens of the patches after several blocks, alone or with those in front of them."""
+"""The patch tokens after several blocks, alone or with the prefix tokens."""
 
 REGISTERED = {
     "ait_tiny": "cifar10-ait-tiny",
@@ -64,7 +64,7 @@ HEADS = {"avg": "mean", "token": "cls"} | {kind: kind for kind in get_args(HeadK
 
 
 class TransformerForTimm(TransformerModel):
-    """Base of the models: what timm expects of AiT and ViT, whose weights keep their names."""
+    """Base class that gives AiT and ViT timm's interface; names of weights do not change."""
 
     blocks: nn.ModuleList
     loss_scale: LossScale = 1.0
@@ -94,8 +94,8 @@ class TransformerForTimm(TransformerModel):
         """Return the tokens after the last block, and a list of those after the chosen blocks.
 
         `indices` chooses the blocks. In the list, the tokens of the patches form a map (NCHW) or a
-        sequence (NLC), normalized like the input of the classifier if `norm` is set; those in
-        front of them are left out unless `return_prefix_tokens` is set. `stop_early` skips the
+        sequence (NLC), normalized like the input of the classifier if `norm` is set; prefix
+        tokens are left out unless `return_prefix_tokens` is set. `stop_early` skips the
         blocks after the last chosen one, and `intermediates_only` returns only the list.
         """
         if output_fmt not in ("NCHW", "NLC"):
@@ -126,7 +126,7 @@ class TransformerForTimm(TransformerModel):
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the chosen intermediates do not need; return the numbers of the blocks."""
+        """Remove layers that the chosen blocks do not need; return the chosen indices."""
         chosen, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         self.replace_config(replace(self.config, depth=last + 1))
@@ -139,7 +139,7 @@ class TransformerForTimm(TransformerModel):
         return list(chosen)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Draw a new classifier, or remove it with `num_classes` 0; see `TransformerModel`."""
+        """Set a new classifier, or remove it if `num_classes` is 0; see `TransformerModel`."""
         head = None if global_pool is None else find_head(global_pool)
         super().reset_classifier(num_classes, head)
 
@@ -195,14 +195,14 @@ def find_head(global_pool: str) -> HeadKind:
 
 
 def configure(base: Config, source: PretrainedCfg, options: dict[str, Any]) -> Config:
-    """Return a configuration with timm's `options`, which are removed as they are used.
+    """Apply timm's `options` to a configuration, and remove those that were used.
 
     Without options, images and classes are those of `source`. Raises ValueError if one is invalid.
     """
     for name in ("drop_rate", "drop_path_rate"):
         if rate := options.pop(name, 0.0):
             raise ValueError(
-                f"{name} must be 0, not {rate}: the models have no dropout but that of a memory, "
+                f"{name} must be 0, not {rate}: only a workspace has dropout, so pass "
                 "workspace={'dropout': RATE}"
             )
     channels, *shape = source.input_size
@@ -245,8 +245,8 @@ def adapt_weights(
 ) -> dict[str, Any]:
     """Return weights that fit the model, given those of a model for the images of `source`.
 
-    `model.initialization` says which ones were adapted or drawn anew (see `models.initialize`).
-    Raises UserError if the weights are of another model.
+    `model.initialization` says which ones were adapted or newly initialized (see
+    `models.initialize`). Raises UserError if the weights are of another model.
     """
     shapes = [{k: v.shape for k, v in each.items()} for each in (state, model.state_dict())]
     if shapes[0] == shapes[1]:
@@ -257,7 +257,7 @@ def adapt_weights(
     except RuntimeError as error:
         raise UserError(
             f"these are not the weights of a model with {source.num_classes} classes for images "
-            f"of {source.input_size}: add its num_classes and input_size to pretrained_cfg_overlay"
+            f"of {source.input_size}: pass those of the file in pretrained_cfg_overlay"
         ) from error
     model.initialization = initialize(model, trained)
     return model.state_dict()
@@ -273,7 +273,7 @@ def _register(name: str, base: Config) -> None:
         if pretrained and not (source.has_weights or source.state_dict):
             raise UserError(
                 f"no weights are published for {name}: use pretrained=False, or load your own "
-                "with checkpoint_path=FILE or pretrained_cfg_overlay=dict(file=FILE)"
+                "with checkpoint_path=FILE, or add pretrained_cfg_overlay=dict(file=FILE)"
             )
         config = configure(base, source, options)
         return build_model_with_cfg(

@@ -41,7 +41,7 @@ from associative_transformer.models.pretrained import PretrainedModel
 @no_type_check  # by jaxtyping, which does not know that the constructor takes other names too
 @strict
 class AiTForImageClassificationConfig(PreTrainedConfig):
-    """The fields of `AiTConfig`, under their own names or, in files, those of transformers.
+    """The fields of `AiTConfig`; in files, some have the names that transformers uses.
 
     `workspace` holds fields of `WorkspaceConfig`. The classes are `id2label` and `label2id`, or
     `num_labels`; there are 2 unless they are set, as in all configurations of transformers. The
@@ -98,13 +98,13 @@ class AiTForImageClassificationConfig(PreTrainedConfig):
 
 
 class AiTForImageClassification(PreTrainedModel):
-    """An `AiT`, the attribute `ait`, with the conventions of transformers.
+    """An `AiT` (`model.ait`) that follows the conventions of transformers.
 
     >>> model = AiTForImageClassification(AiTForImageClassificationConfig(num_labels=7))
     >>> model(torch.randn(2, 3, 32, 32), labels=torch.tensor([3, 6])).loss.backward()
 
-    In training, each forward pass moves the memories, also those whose gradients are accumulated;
-    gradient checkpointing does not move them twice.
+    In training, every forward pass moves the memories, even under gradient accumulation; gradient
+    checkpointing does not move them twice.
     """
 
     config_class = AiTForImageClassificationConfig
@@ -131,16 +131,16 @@ class AiTForImageClassification(PreTrainedModel):
     ) -> ImageClassifierOutput:
         """Return the logits and, with `labels`, the loss: cross-entropy plus balance loss.
 
-        Labels are those of transformers: -100 is ignored, and `config.problem_type` can select
-        another loss than cross-entropy. `num_items_in_batch` is the number of labels of all
-        micro-batches of a step; the loss is then the share of this micro-batch in their mean.
+        Labels follow transformers: -100 is ignored, and `config.problem_type` can select a loss
+        other than cross-entropy. `num_items_in_batch` is the number of labels in all micro-batches
+        of a step; the loss is then this micro-batch's share of the mean over all of them.
 
         In training without `labels`, the balance loss is attached to the logits, so that its
         gradient is part of any loss that is computed from them, as with label smoothing (see
         `balance.attach_loss`; a gradient scaler does not scale it).
 
-        `hidden_states` are the tokens before the first block and after each one. There are no
-        `attentions`: hooks on `ait.blocks` see what a block computes.
+        `hidden_states` are the tokens before the first block and after each one. `attentions`
+        are not returned: use forward hooks on `ait.blocks` instead.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -160,12 +160,12 @@ class AiTForImageClassification(PreTrainedModel):
         return ImageClassifierOutput(loss, logits, states or None)
 
     def init_weights(self) -> None:
-        """Keep the weights that `AiT` has drawn, unless they are placeholders (meta)."""
+        """Keep the initial weights of `AiT`, unless they are on the meta device."""
         self._is_hf_initialized = self.device.type != "meta"
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw the weights that a checkpoint lacks like those of a new `AiT`."""
+        """Initialize the weights that a checkpoint lacks, as in a new `AiT`."""
         weights = {} if self._is_hf_initialized else self.ait.state_dict(keep_vars=True)
         missing = [k for k, x in weights.items() if not getattr(x, "_is_hf_initialized", False)]
         drawn = AiT(self.ait.config).state_dict() if missing else {}

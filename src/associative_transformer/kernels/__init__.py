@@ -25,9 +25,10 @@ FASTEST = {"cpu": sparse}
 Attend = Callable[..., AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection
 and its unevenness. It gets the queries (S, M, D), the tokens of this process (T, E), the weights
-of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`. Only if
-they are on, the fields `competition` and `center_values` are passed too, by keyword, and with a
-padding mask `is_ragged=True`: the processes may have different numbers of tokens, or none. If
+of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`. The
+fields `competition` and `center_values` are passed too, by keyword, only if they are on. With a
+padding mask, so is `is_ragged=True`: the processes may then have different numbers of tokens, or
+none. If
 `to_k` or `to_v` of a workspace has been replaced, parametrized (LoRA, pruning) or hooked, both are
 called, and `attend` gets their outputs instead of the tokens, with weights that select the columns
 of each head."""

@@ -8,8 +8,8 @@ not sent. For each layer, a rank sends S M (K + D + 1) + 2 numbers in the forwar
 S M (D + 1) + 2 in the backward pass; for centered values, S (D + 1) more in both. Priors compete
 for a token only on its own rank, so that competition needs no exchange.
 
-All ranks must have the same number of tokens, unless `is_ragged` is set, which takes one more
-exchange of a number.
+All ranks must have the same number of tokens, unless `is_ragged` is set; the ranks then also
+exchange their numbers of tokens.
 
 Dims     T tokens of this rank   E token width   S heads   M priors   D head width
          K candidates on this rank   R = S * M rows of queries   W ranks of a pool
@@ -85,7 +85,7 @@ def pooled_attention(
     num_tokens, most, own_tokens = sum(counts), max(counts), len(tokens)
     if not num_tokens:
         return attend_to_nothing(q, tokens, w_k, w_v)
-    if not own_tokens:  # a token that never wins, so that every rank computes the same
+    if not own_tokens:  # a token that never wins, so that every rank joins the collectives
         tokens = tokens.new_zeros(1, tokens.shape[1])
     limit = min(bottleneck or num_tokens, num_tokens)
     q, tokens, w_k, w_v = sparse.cast_for_autocast(q, tokens, w_k, w_v)

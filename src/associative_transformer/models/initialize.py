@@ -1,7 +1,8 @@
 """Start a model from the weights of another one, whose sizes may differ.
 
 Weights are matched by name. Learned positions are resized to another grid, and a patch embedding
-is adapted to another number of channels; everything else that differs in shape is drawn anew.
+is adapted to another number of channels; everything else that differs in shape is initialized
+anew.
 
 Dims     E token width   P values of a patch, pixels times channels   C channels   N tokens
 """
@@ -35,7 +36,7 @@ class Initialization(NamedTuple):
         """Return a line for each group of weights that has any."""
         total = len(self.loaded + self.resized + self.adapted + self.drawn)
         lines = [f"loaded     {len(self.loaded)} of {format_count(total, 'tensor')}"]
-        groups = {"resized": self.resized, "adapted": self.adapted, "drawn anew": self.drawn}
+        groups = {"resized": self.resized, "adapted": self.adapted, "new": self.drawn}
         groups["not used"] = self.unused
         lines += [f"{title:10} {', '.join(names)}" for title, names in groups.items() if names]
         return "\n".join(lines)

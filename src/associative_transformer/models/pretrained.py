@@ -59,8 +59,8 @@ class PretrainedModel(
     initialization: Initialization | None = None  # if the weights are those of another model
     preprocessing: Preprocessing | None = None  # of its images, if that is known
     class_names: tuple[str, ...] | None = None  # in the order of the logits
-    _digest: str | None = None  # of the file that the weights were read from
-    _card: SavedCard | None = None  # next to that file
+    _digest: str | None = None  # SHA-256 of the file that the weights were read from
+    _card: SavedCard | None = None  # the model card next to it
 
     @classmethod
     def config_class(cls) -> type[Any]:
@@ -77,7 +77,7 @@ class PretrainedModel(
 
         Takes the keyword arguments of `PyTorchModelHubMixin.from_pretrained`, and new values of
         `num_classes`, `image_size` and `num_channels`. With new values, weights that do not fit
-        are adapted or drawn anew, and `initialization` says which (see `models.initialize`).
+        are adapted or newly initialized; `initialization` says which (see `models.initialize`).
 
         The configuration, nested fields included, is validated strictly and every weight must be
         present; the mixin alone leaves nested fields as dictionaries and ignores missing weights.
@@ -127,7 +127,7 @@ class PretrainedModel(
     def describe(
         self, preprocessing: Preprocessing | None, class_names: tuple[str, ...] | None
     ) -> None:
-        """Set how images are prepared and what the classes are called, which is saved too.
+        """Set the preprocessing and the class names, which `save_pretrained` also writes.
 
         Raises UserError if that does not fit the sizes of the model.
         """
@@ -142,7 +142,8 @@ class PretrainedModel(
             if size != (*image_shape(c.image_size), c.num_channels):
                 raise UserError(
                     f"preprocessing to {size[0]}x{size[1]} pixels with {size[2]} channels does "
-                    f"not fit a model for {c.image_size} pixels with {c.num_channels} channels"
+                    f"not fit a model for {'x'.join(map(str, image_shape(c.image_size)))} pixels "
+                    f"with {c.num_channels} channels: change image_size, mean and std"
                 )
         self.preprocessing, self.class_names = preprocessing, class_names
 
@@ -155,8 +156,7 @@ class PretrainedModel(
         """
         if self.preprocessing is None:
             raise UserError(
-                "it is not known how to prepare images for this model, because it was not saved "
-                "by `ait train`: set model.preprocessing first"
+                "this model does not say how to prepare images: set model.preprocessing first"
             )
         return self.preprocessing(images)
 

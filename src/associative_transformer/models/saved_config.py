@@ -47,7 +47,7 @@ class ModelConfig(Hashable, Protocol):
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Description:
-    """What `config.json` says in addition to the sizes; labels are named as in transformers."""
+    """What `config.json` says in addition to the sizes; labels have the keys of transformers."""
 
     preprocessing: Preprocessing | None = None
     """How images are prepared; None if that is not known."""
@@ -103,7 +103,12 @@ def split_config(path: str | Path, text: bytes) -> tuple[bytes, Description]:
     try:
         values = json.loads(text)
         described = {key: values.pop(key) for key in KEYS if key in values}
-    except (ValueError, RecursionError, AttributeError, TypeError):  # reported with the sizes
+    except (
+        ValueError,
+        RecursionError,
+        AttributeError,
+        TypeError,
+    ):  # the check of the sizes reports it
         return text, Description()
     try:
         return json.dumps(values).encode(), TypeAdapter(Description).validate_python(described)

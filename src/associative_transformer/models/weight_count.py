@@ -9,7 +9,7 @@ from torch import nn
 
 
 class WeightCount(NamedTuple):
-    """How many numbers a model has; infinite if torch cannot allocate them."""
+    """How many numbers a model has; infinite if a size is too large for torch."""
 
     trained: int | float  # parameters
     stored: int | float  # with memories and other buffers

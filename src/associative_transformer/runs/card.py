@@ -1,6 +1,6 @@
 """The model card of a run: what it was trained on, how well it does, and what its memory is like.
 
-The card is the `README.md` of the folder, with metadata that the Hugging Face hub reads, and shows
+The card is the `README.md` of the folder, with metadata that the Hugging Face Hub reads, and shows
 the picture `priors.png`. It names no folder of this machine and no license, which is for the owner
 of the weights to choose.
 """
@@ -161,7 +161,7 @@ def _rows(model: PretrainedModel, experiment: Experiment, result: RunResult) -> 
         "seed": f"{result.seed}",
     }
     if experiment.init is not None:
-        rows["first weights"] = without_source(experiment).init or ""
+        rows["initial weights"] = without_source(experiment).init or ""
     return [f"| {name} | {text.replace('|', '&#124;')} |" for name, text in rows.items()]
 
 

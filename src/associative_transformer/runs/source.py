@@ -26,14 +26,14 @@ NESTED = ("state_dict", "model", "net")
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The source of the first weights of a run, and what became of each of them."""
+    """The source of the initial weights of a run, and what became of each of them."""
 
     source: str
     """The value of `--init`."""
     digest: str
     """SHA-256 of the names and values of the source's weights."""
     weights: Initialization
-    """Which weights were loaded, resized, adapted, drawn anew and not used."""
+    """Which weights were loaded, resized, adapted, newly initialized and not used."""
 
     def describe(self) -> str:
         """Return a short table."""
@@ -43,7 +43,7 @@ class InitialWeights:
 def initialize_run(
     experiment: Experiment, model: nn.Module, folder: Path, is_resumed: bool
 ) -> InitialWeights | None:
-    """Set the first weights of a run; return None if it draws them or continues a checkpoint.
+    """Set the initial weights; return None without `--init` or if a checkpoint replaces them.
 
     Raises UserError if the source cannot be loaded, shares no weight with the model, does not have
     a weight that would be frozen, or has changed since the run was started.
@@ -108,7 +108,7 @@ def _initialize_from(source: str, model: nn.Module) -> InitialWeights:
 
 
 def _load_checkpoint(path: Path) -> PretrainedModel:
-    """Load a checkpoint of the official code; unlike there, a file cannot run code."""
+    """Load a checkpoint of the official code without running any code in the file."""
     if path.suffix == ".safetensors":
         raise UserError(f"--init {path} is part of a saved model: pass its folder instead")
     try:

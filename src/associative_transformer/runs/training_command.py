@@ -31,7 +31,7 @@ def format_train_command(experiment: Experiment) -> str | None:
 
 
 def without_source(experiment: Experiment) -> Experiment:
-    """Return an experiment that names no folder of this machine, since a page may be passed on."""
+    """Return the experiment without paths of this machine, since pages may be shared."""
     if experiment.init is not None and Path(experiment.init).expanduser().exists():
         experiment = replace(experiment, init="SOURCE")
     if experiment.data.source is None:

@@ -39,9 +39,10 @@ def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list
     """Return the parameters to train, in groups with the same settings.
 
     Weight decay does not touch those that `model.no_weight_decay()` names. With `layer_decay`, the
-    learning rate of a group is multiplied by its `lr_scale`: 1 for the head, and the decay times
-    that of the layer above for each block, from the last to the first, and for the embedding
-    (as in BEiT: Bao et al. 2022, arXiv 2106.08254). Raises UserError if the model has no blocks.
+    learning rate of a group is multiplied by its `lr_scale`: 1 for the head, `layer_decay` for the
+    last block, its square for the one before, and so on down to the embedding (as in BEiT: Bao et
+    al. 2022, arXiv 2106.08254). Raises UserError if `layer_decay` is set and the model has no
+    blocks.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -82,7 +83,7 @@ def _workspaces(model: nn.Module) -> list[GlobalWorkspace]:
 
 
 def _layer_of(name: str, model: nn.Module) -> int:
-    """Return 0 for the embedding, the number of the block from 1, or the number after the last."""
+    """Return the layer of a parameter: 0 for the embedding, then the blocks, then the head."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
         raise UserError(
