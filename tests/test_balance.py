@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from associative_transformer import AiT
 from associative_transformer.balance import (
@@ -103,3 +104,11 @@ def test_a_model_with_a_stored_loss_can_be_copied_and_the_copy_has_none() -> Non
         with pytest.raises(RuntimeError, match="no balance loss to collect"):
             collect_balance_loss(other)
     assert collect_balance_loss(layer) == layer.weight.sum()
+
+
+def test_a_loss_that_reentrant_checkpointing_has_stored_is_refused() -> None:
+    model, c = build_model(TINY["ait"]).train(), TINY["ait"]
+    shape = (4, c.num_channels, c.image_size, c.image_size)
+    checkpoint(model.forward_features, torch.randn(shape, requires_grad=True), use_reentrant=True)
+    with pytest.raises(RuntimeError, match=r"pass use_reentrant=False, or use logits_only"):
+        collect_balance_loss(model)

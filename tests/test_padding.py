@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from associative_transformer import functional
+from associative_transformer import functional, kernels
 from associative_transformer.health import memory_health
-from associative_transformer.kernels import PoolAttention
+from associative_transformer.kernels import PoolAttention, over_ranks
 from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import WorkspaceConfig
 from drivers import ranks
@@ -158,12 +158,28 @@ def test_a_batch_of_padding_on_all_ranks_gives_finite_gradients_of_zero() -> Non
 
 
 @pytest.mark.slow
-def test_a_local_pool_of_padding_adds_nothing_to_the_priors() -> None:
+def test_a_local_pool_of_padding_leaves_its_share_of_the_priors() -> None:
     config = replace(CONFIG, pool="local")
     first, second = ranks.in_ranks(2, ranks.write_padded, config, (4, 0))
     assert torch.equal(first["memory"], second["memory"])
     torch.manual_seed(0)
     module = GlobalWorkspace(8, config).double()
     u = ranks.padded_tokens()[0][:4]
-    written = torch.stack([module.write(u).priors, module.norm(module.priors)]).mean(dim=0)
+    written = torch.stack([module.write(u).priors, module.priors]).mean(dim=0)
     torch.testing.assert_close(first["memory"], module.remember(written))
+
+
+def test_select_works_if_all_tokens_are_padding() -> None:
+    winners = build().select(torch.randn(2, 4, 8).double(), torch.ones(2, 4, dtype=torch.bool))
+    assert not winners.score.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_centered_values_of_many_tokens_do_not_overflow(dtype: torch.dtype) -> None:
+    q, w_k, w_v = (torch.randn(2, *shape).to(dtype) / 4 for shape in ((3, 4), (4, 6), (4, 6)))
+    tokens = (3 + torch.randn(70_000, 6)).to(dtype)
+    ours = over_ranks.pooled_attention(q, tokens, w_k, w_v, 5, 1, center_values=True)
+    theirs = kernels.pooled_attention(q, tokens, w_k, w_v, 5, center_values=True)
+    value = ours.selection.value
+    assert value.isfinite().all()
+    torch.testing.assert_close(value.float(), theirs.value.float(), rtol=0.05, atol=0.05)

@@ -18,7 +18,12 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from associative_transformer import AssociativeMlp, GlobalWorkspace, WorkspaceConfig
 from associative_transformer.balance import collect_balance_loss
-from associative_transformer.recomputation import MAX_PASSES, EarlierPasses, is_recomputing
+from associative_transformer.recomputation import (
+    MAX_PASSES,
+    MIN_PASSES,
+    EarlierPasses,
+    is_recomputing,
+)
 from associative_transformer.workspace_config import ImageMemoryConfig
 
 BATCH = WorkspaceConfig(num_priors=4, prior_dim=8, num_heads=2, bottleneck=7, dropout=0.3)
@@ -33,10 +38,10 @@ SETTINGS = {
 }
 every_setting = pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 
-Call = Callable[[nn.Module, Tensor], Tensor]
+Call = Callable[[Any, Tensor], Tensor]
 
 
-def plainly(layer: nn.Module, x: Tensor) -> Tensor:
+def plainly(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x)
 
 
@@ -185,20 +190,132 @@ def test_a_new_pass_within_backward_moves_the_memory() -> None:
     assert moved == [True]
 
 
-def test_passes_without_a_backward_pass_are_forgotten_in_the_end() -> None:
+# --- several backward passes, nested regions, many passes, and inputs that are alike ---
+
+
+def gradients(call: Callable[[GlobalWorkspace, Tensor], Tensor], **changes: Any) -> list[Tensor]:  # noqa: ANN401
+    """Return the gradient of the input and of all weights, and the memory after that."""
+    torch.manual_seed(0)
+    layer = GlobalWorkspace(16, replace(BATCH, dropout=0.0, **changes))
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    loss = call(layer, x)
+    if loss.requires_grad:
+        loss.backward()
+    found = [p.grad for p in (x, *layer.parameters()) if p.grad is not None]
+    return [*found, layer.priors]
+
+
+def assert_equal(
+    ours: Callable[[GlobalWorkspace, Tensor], Tensor],
+    theirs: Callable[[GlobalWorkspace, Tensor], Tensor],
+) -> None:
+    mine, other = gradients(ours), gradients(theirs)
+    assert len(mine) == len(other)
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def read(layer: GlobalWorkspace) -> Callable[[Tensor], Tensor]:
+    return lambda x: layer(x).read
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_two_backward_passes_over_one_graph(reentrant: bool) -> None:
+    def twice(layer: GlobalWorkspace, x: Tensor, call: Call) -> Tensor:
+        y = call(read(layer), x)
+        y.sum().backward(retain_graph=True)
+        return y.square().sum()
+
+    repeated = partial(checkpoint, use_reentrant=reentrant)
+    assert_equal(partial(twice, call=repeated), partial(twice, call=plainly))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_nested_regions(outer: bool, inner: bool) -> None:
+    def nested(layer: GlobalWorkspace, x: Tensor) -> Tensor:
+        def region(x: Tensor) -> Tensor:
+            return checkpoint(read(layer), x.sin(), use_reentrant=inner)
+
+        return checkpoint(region, x, use_reentrant=outer).square().sum()
+
+    assert_equal(nested, lambda layer, x: layer(x.sin()).read.square().sum())
+
+
+def test_a_hundred_passes_in_one_region() -> None:
+    def many(layer: GlobalWorkspace, x: Tensor) -> Tensor:
+        for i in range(100):
+            x = x + 0.01 * layer(x + i).read
+        return x
+
+    assert_equal(
+        lambda layer, x: checkpoint(partial(many, layer), x, use_reentrant=False).square().sum(),
+        lambda layer, x: many(layer, x).square().sum(),
+    )
+
+
+def test_a_pass_without_gradients_in_between_is_not_taken_for_the_first_one() -> None:
+    def between(layer: GlobalWorkspace, x: Tensor, call: Call) -> Tensor:
+        y = call(read(layer), x)
+        with torch.no_grad():
+            layer(x)
+        return y.square().sum()
+
+    repeated = partial(checkpoint, use_reentrant=False)
+    assert_equal(partial(between, call=repeated), partial(between, call=plainly))
+
+
+def test_images_that_begin_alike_are_told_apart() -> None:
+    def both(layer: GlobalWorkspace, x: Tensor, call: Call) -> Tensor:
+        first = x.repeat(64, 1, 1)
+        second = first.clone()
+        second[:, 1:] = second[:, 1:].flip(2)  # the same first tokens, and the same sums
+        outputs = [call(read(layer), each) for each in (first, second)]
+        outputs[0].square().sum().backward(retain_graph=True)
+        return outputs[1].cos().sum()
+
+    repeated = partial(checkpoint, use_reentrant=False)
+    assert_equal(partial(both, call=repeated), partial(both, call=plainly))
+
+
+def test_a_pass_with_a_slightly_different_input_does_not_move_the_memory() -> None:
+    layer, calls = GlobalWorkspace(16, BATCH), []
+
+    def drifting(x: Tensor) -> Tensor:
+        calls.append(None)
+        return layer(x * (1 + 1e-6 * len(calls))).read
+
+    y = checkpoint(drifting, torch.randn(3, 5, 16, requires_grad=True), use_reentrant=False)
+    before = layer.priors.clone()
+    with pytest.warns(UserWarning, match="got another input than the first one"):
+        y.sum().backward()
+    assert torch.equal(layer.priors, before)
+
+
+def test_inputs_that_are_not_numbers_are_recognized(recwarn: pytest.WarningsRecorder) -> None:
+    layer, x = GlobalWorkspace(16, BATCH), torch.full((3, 5, 16), torch.nan, requires_grad=True)
+    checkpoint(read(layer), x, use_reentrant=False).sum().backward()
+    assert not [w for w in recwarn.list if "another input" in str(w.message)]
+
+
+def test_nothing_is_kept_outside_of_checkpointed_regions() -> None:
+    layer = GlobalWorkspace(16, BATCH)
+    layer(torch.randn(3, 5, 16)).read.sum().backward()
+    assert not layer.earlier._passes
+    checkpoint(read(layer), torch.randn(3, 5, 16, requires_grad=True), use_reentrant=False)
+    assert len(layer.earlier._passes) == 1
+
+
+def test_only_so_many_states_are_kept() -> None:
     passes, inputs = EarlierPasses(), torch.randn(MAX_PASSES + 1, 200)
     for number, x in enumerate(inputs):
         passes.add(x, torch.tensor(float(number)))
-    assert passes.take(inputs[0]) is None
+    assert len(passes._passes) == MAX_PASSES
     assert passes.take(inputs[1]) == 1
-    assert passes.take(inputs[1]) is None
-
-
-def test_of_equal_inputs_the_latest_is_repeated_first() -> None:
-    passes, x = EarlierPasses(), torch.randn(5)
-    passes.add(x, torch.tensor(1.0))
-    passes.add(x, torch.tensor(2.0))
-    assert [passes.take(x), passes.take(x), passes.take(x)] == [2, 1, None]
+    large = EarlierPasses()
+    for x in inputs[:50]:
+        large.add(x, torch.empty(2**21))
+    assert len(large._passes) == MIN_PASSES
 
 
 def test_a_trained_layer_can_be_copied_and_pickled() -> None:

@@ -115,6 +115,11 @@ def collect_balance_loss(model: nn.Module) -> Float[Tensor, ""]:
             "there is no balance loss to collect: run a forward pass in training mode first"
         )
     total = torch.stack([loss for m in holders if (loss := _stored(m)) is not None]).sum()
+    if torch.is_grad_enabled() and not total.requires_grad and total:
+        raise RuntimeError(
+            "the balance loss has no gradient, because reentrant activation checkpointing has "
+            "computed it: pass use_reentrant=False, or use logits_only()"
+        )
     for holder in holders:
         holder.stored_balance_loss = StoredLoss()  # type: ignore[assignment]
     return total

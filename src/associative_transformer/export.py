@@ -4,8 +4,8 @@ torch         a graph for `torch.export.load(path).module()`, in the standard op
 onnx          the same graph for ONNX runtimes, in the standard operators of ONNX
 safetensors   only the weights, by their names in this package
 
-A graph takes `images`, and `questions` if the model does, of any batch size, and returns `logits`,
-all in float32. Every file contains the texts of `METADATA`.
+A graph takes `images` and, if the model does, `questions` of any batch size, and returns `logits`,
+all in float32. Every file contains `METADATA`.
 
 Dims     B batch   C channels   H height   W width   Q question features   O classes
 """
@@ -44,7 +44,7 @@ METADATA = ("config", "preprocessing", "class_names", "package_version")
 """Metadata in a file, each value as JSON: sizes of the model, how to prepare images, names of the
 classes in the order of the logits, version of this package; "null" if unknown."""
 OPSET, OPSETS = 20, range(18, 24)
-"""Version of ONNX's operators unless another one is chosen, and the versions torch can write."""
+"""Version of ONNX's operators by default, and the versions that torch can write."""
 BATCH_SIZES = (1, 5)
 """Numbers of random images for which the logits of a file are compared with those of the model."""
 TOLERANCE = 1e-4
@@ -91,7 +91,8 @@ class Evaluation(nn.Module):
     def forward(
         self, images: Float[Tensor, "B C H W"], questions: Float[Tensor, "B Q"] | None = None
     ) -> Float[Tensor, "B O"]:
-        return self.model(images, questions).logits
+        output = self.model(images, questions)  # a model of timm returns logits alone
+        return getattr(output, "logits", output)
 
 
 def export_model(
@@ -104,10 +105,8 @@ def export_model(
     """Export a model to a file, after comparing the exported logits with the model's.
 
     The format is that of the extension (.pt2, .onnx or .safetensors) unless it is given; `opset`
-    is the version of ONNX. The model is left unchanged. An existing file is replaced.
-
-    Raises UserError, and writes nothing, if the logits differ by more than `tolerance`, if the
-    format is not known or not installed, or if the file cannot be written.
+    is the version of ONNX. An existing file is replaced. Raises UserError, and writes nothing, if
+    the logits differ by more than `tolerance`, or if the format is not known or not installed.
     """
     path = Path(path)
     file_format = check_format(path, file_format, opset)

@@ -36,8 +36,7 @@ from associative_transformer.workspace_outputs import (
 
 Retrieve = Callable[[Tensor, Tensor, float, int], Tensor]
 """The Hopfield retrieval, with the signature of `functional.hopfield_retrieve`."""
-KEPT = 16
-"""Images of a training step whose tokens are kept for `health.memory_health`."""
+KEPT = 16  # images of a training step whose tokens are kept for `health.memory_health`
 
 
 class GlobalWorkspace(nn.Module):
@@ -60,22 +59,20 @@ class GlobalWorkspace(nn.Module):
     >>> workspace(torch.randn(2, 64, 192), key_padding_mask=padding).read.shape
     torch.Size([2, 64, 192])
 
-    In both scopes, tokens read what later tokens have written: the layer is not causal.
+    The layer is not causal: in both scopes, tokens read what later tokens have written.
 
-    `attend`, `merge` and `retrieve` replace parts of scope "batch": the bottleneck attention, the
-    combination of what several pools write, and the Hopfield retrieval; `kernels` describes their
-    types. The defaults use the fastest implementation for the device, which can be differentiated
-    once. With several processes (an initialized process group), they pool the tokens of all of
-    them, or of those that `config.pool` selects, and keep the memory the same on all, whatever
-    their seeds. `kernels.PoolAttention(functional.pooled_attention)` can be differentiated twice.
-    A `reader`, called with the tokens and the attractors of each image, replaces the retrieval.
+    With scope "batch", `attend`, `merge` and `retrieve` replace the bottleneck attention, the
+    combination of what several pools write, and the Hopfield retrieval (see `kernels`). The
+    defaults are the fastest for the device and can be differentiated once;
+    `kernels.PoolAttention(functional.pooled_attention)` can be twice. With several processes, they
+    pool the tokens of all, or of those that `config.pool` selects, and keep the memory the same on
+    all. A `reader`, called with tokens and attractors, replaces the retrieval.
 
     Tokens of padding (`key_padding_mask`, True for padding, as in `nn.MultiheadAttention`) neither
     compete nor count in the balance loss, and what they read is zero. With scope "batch" and
     several processes that share a pool, pass a mask in all of them or in none.
 
-    If activation checkpointing repeats a forward pass, the memory moves only once, and both passes
-    start from the same memory. With `torch.compile`, leave the layer out of the checkpointed part.
+    Activation checkpointing does not move the memory twice, except inside `torch.compile`.
     """
 
     priors: Tensor
@@ -153,8 +150,8 @@ class GlobalWorkspace(nn.Module):
     ) -> WriteOutput:
         """Let the tokens of the pool compete to write; the memory does not move yet.
 
-        A repeated pass starts from the memory `before`. With `is_ragged`, the processes that share
-        a pool may have different numbers of tokens, or none.
+        A repeated pass starts from `before`. With `is_ragged`, the processes that share a pool may
+        have different numbers of tokens, or none.
 
         Step 3:  gamma-hat = LN(gamma^t + Dropout([h_1 .. h_S] W^O))
         """
@@ -168,9 +165,11 @@ class GlobalWorkspace(nn.Module):
         selection, unevenness = self.attend(q, *sources, limit, c.pool, **rules)
         h = rearrange(selection.value, "s m d -> m (s d)")
         update = self.share(self.dropout, self.to_prior(h))
-        written = self.merge(self.norm(priors + update), c.pool)
-        no_loss = priors.new_zeros(())
-        balance_loss = c.balance_weight * unevenness if c.balance_weight else no_loss
+        written = self.norm(priors + update)
+        if not selection.score.shape[-1]:  # an empty pool, whose gradients are 0
+            written = priors + 0 * written
+        written = self.merge(written, c.pool)
+        balance_loss = c.balance_weight * unevenness if c.balance_weight else priors.new_zeros(())
         return WriteOutput(written, balance_loss, selection)
 
     def remember(
@@ -268,7 +267,8 @@ class GlobalWorkspace(nn.Module):
         score, order = score.sort(dim=-1, descending=True)
         chosen = chosen.gather(-1, order)
         if key_padding_mask is not None:
-            chosen = (~key_padding_mask.flatten()).nonzero()[:, 0][chosen]
+            positions = (~key_padding_mask).flatten().nonzero()[:, 0]
+            chosen = nn.functional.pad(positions, (0, 1))[chosen]  # there may be none
         return Winners(score, chosen)
 
     def freeze(self, is_frozen: bool = True) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from associative_transformer.data import DataSet, ImagesConfig, Split
+from associative_transformer.data.known import KNOWN_DATA_SETS
 from associative_transformer.data.listing import print_once
 from associative_transformer.data.sources import SplitsConfig, open_image_folder
 from associative_transformer.experiment import Experiment, TrainConfig
@@ -337,18 +338,34 @@ def test_fewer_than_two_classes_are_refused(chosen: tuple[str, ...]) -> None:
         SplitsConfig(classes=chosen)
 
 
-def test_a_subset_of_known_classes_keeps_the_known_normalization(tmp_path: Path) -> None:
+def test_a_subset_of_known_classes_keeps_the_known_normalization(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = ("cat", "dog")
     for split in ("train", "test"):
         for name in (*known, "frog"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / split / name / "0.png")
-    images = ImagesConfig("cifar10", source=str(tmp_path), num_workers=0)
-    assert images.load_for_new_run(CPU).normalization is not None  # not CIFAR-10
-    few = replace(images, splits=SplitsConfig(classes=known))
+    few = ImagesConfig(
+        "cifar10", source=str(tmp_path), num_workers=0, splits=SplitsConfig(classes=known)
+    )
+    assert few.load_for_new_run(CPU).normalization is not None  # not the images of CIFAR-10
+    small = KNOWN_DATA_SETS["cifar10"]._replace(train_images=10, test_images=10)
+    monkeypatch.setitem(KNOWN_DATA_SETS, "cifar10", small)
     assert few.load_for_new_run(CPU).normalization is None
-    other = replace(few, name="cifar100")  # which has neither
-    assert other.load_for_new_run(CPU).normalization is not None
+    all_classes = replace(few, splits=SplitsConfig())
+    assert all_classes.load_for_new_run(CPU).normalization is not None
+
+
+def test_a_chosen_class_may_be_missing_in_the_test_split(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root, "folders", "train", CLASSES, CLASSES)
+    write(root, "folders", "test", CLASSES, ("ant", "dog"))
+    few = replace(config(root), splits=SplitsConfig(classes=("dog", "bee", "ant")))
+    data = few.load(CPU)
+    assert data.class_names == ("dog", "bee", "ant")
+    assert is_right(data.test, data.class_names)
+    assert sorted(data.test.labels.tolist()) == [0, 2]
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(None, (4, 8)), (6, (4, 6)), (2, (2, 2))], ids=str)

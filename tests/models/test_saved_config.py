@@ -173,3 +173,17 @@ def test_names_or_sizes_that_do_not_fit_are_refused() -> None:
         AiT(CONFIG).describe(IMAGES, ("a", "b", "c"))
     with pytest.raises(UserError, match="8x8 pixels with 1 channels does not fit"):
         AiT(CONFIG).describe(Preprocessing((8, 8), (0.5,), (0.5,)), None)
+
+
+def test_a_new_classifier_has_no_class_names_even_with_the_same_number(saved: Path) -> None:
+    model = load_model(saved)
+    model.reset_classifier(2)
+    assert model.class_names is None
+
+
+def test_new_sizes_keep_the_type_of_the_weights_and_what_is_frozen(saved: Path) -> None:
+    model = load_model(saved).to(torch.bfloat16)
+    model.blocks[0].workspace.freeze()
+    larger = model.with_sizes(num_classes=5)
+    assert {value.dtype for value in larger.parameters()} == {torch.bfloat16}
+    assert larger.blocks[0].workspace.is_frozen

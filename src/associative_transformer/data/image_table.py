@@ -77,14 +77,15 @@ class ImageTable:
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
 
-    def with_only(self, classes: tuple[str, ...]) -> "ImageTable":
+    def with_only(self, classes: tuple[str, ...], needs_all: bool) -> "ImageTable":
         """Return the images of these classes, with labels in their order.
 
-        Raises UserError if there is no class of that name.
+        Raises UserError if there is no class of that name and `needs_all` is set.
         """
-        index = find_classes(classes, self.class_names)
-        unknown = [name for name, place in zip(classes, index, strict=True) if place < 0]
-        if unknown:
+        known = [name for name in classes if find_classes([name], self.class_names) != [-1]]
+        index = find_classes(known, self.class_names)
+        unknown = [name for name in classes if name not in known]
+        if unknown and (needs_all or not known):
             raise UserError(
                 f"{self.name} has no class {list_classes(unknown)}: pass names from "
                 f"[{list_classes(self.class_names)}] to --data.classes"

@@ -20,7 +20,7 @@ from associative_transformer.data.image_table import (
     check_labels,
     name_untested,
 )
-from associative_transformer.data.known import find_difference, has_classes
+from associative_transformer.data.known import find_difference
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
 from associative_transformer.data.stored import (
@@ -108,11 +108,10 @@ class ImagesConfig(StoredImages):
         if is_chosen or (is_known and self.source is None):
             return self._load(tables, device)
         num_train = len(tables.train) + len(tables.validation or ())
-        names = tables.train.class_names
-        is_other = find_difference(self.name, names, len(tables.test), num_train) is not None
-        if self.splits.classes is not None:
-            is_other = not has_classes(self.name, names)
-        config = self if is_known and not is_other else replace(self, mean="auto")
+        names, is_subset = tables.train.class_names, self.splits.classes is not None
+        sizes = (len(tables.test), num_train)
+        difference = find_difference(self.name, names, *sizes, is_subset=is_subset)
+        config = self if is_known and difference is None else replace(self, mean="auto")
         return config._load(tables, device)
 
     def as_loaded(self, data: DataSet) -> "ImagesConfig":

@@ -13,6 +13,12 @@ class KnownDataSet(NamedTuple):
     test_images: int | None = None
     classes: tuple[str, ...] = ()  # in the order of their labels; empty: only the number counts
 
+    def of_classes(self, classes: tuple[str, ...]) -> "KnownDataSet":
+        """Return the part with these classes, which have equal numbers of images."""
+        sizes = (self.train_images, self.test_images)
+        train, test = (x and x * len(classes) // self.num_classes for x in sizes)
+        return KnownDataSet(self.title, len(classes), train, test, classes)
+
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_CLASSES = """
@@ -36,27 +42,27 @@ KNOWN_DATA_SETS = {
 """By the short names of `ImagesConfig`."""
 
 
-def has_classes(name: str, classes: Sequence[str]) -> bool:
-    """Return whether the known data set of that name has all of these classes."""
-    known = KNOWN_DATA_SETS.get(name)
-    return known is not None and set(classes) <= set(known.classes)
-
-
 def find_difference(
     name: str,
     classes: Sequence[str],
     test_images: int | None = None,
     train_images: int | None = None,
     num_skipped: int = 0,
+    is_subset: bool = False,
 ) -> str | None:
     """Return how a data set differs from the known one of its name; None if it does not.
 
     Also returns None if the name is not known. A size of None, given or known, is not compared;
     a size may be smaller by `num_skipped` images; `train_images` counts validation images too.
+    With `is_subset`, it should have only some of the classes, which have equal numbers of images.
     """
     known = KNOWN_DATA_SETS.get(name)
     if known is None:
         return None
+    if is_subset:
+        if unknown := sorted(set(classes) - set(known.classes)):
+            return f"a class {unknown[0]}"
+        known = known.of_classes(tuple(classes))
     if len(classes) != known.num_classes:
         return f"{len(classes)} classes instead of {known.num_classes}"
     if known.classes and tuple(classes) != known.classes:

@@ -177,7 +177,7 @@ def _open_table(
         _folders_of_images(splits[split], config),
     )
     classes = config.splits.classes
-    return table if classes is None else table.with_only(classes)
+    return table if classes is None else table.with_only(classes, needs_all=split == "train")
 
 
 def _folders_of_images(split: "datasets.Dataset", config: StoredImages) -> tuple[Path, ...] | None:

@@ -34,6 +34,7 @@ from associative_transformer.balance import attach_loss
 from associative_transformer.files import first_error
 from associative_transformer.interface import UserError
 from associative_transformer.models.ait import AIT_SMALL, AiT, AiTConfig
+from associative_transformer.models.initialize import copy_freezing
 from associative_transformer.models.preprocessing import ImageSource, Preprocessing
 from associative_transformer.models.pretrained import PretrainedModel
 
@@ -103,8 +104,7 @@ class AiTForImageClassification(PreTrainedModel):
     >>> model = AiTForImageClassification(AiTForImageClassificationConfig(num_labels=7))
     >>> model(torch.randn(2, 3, 32, 32), labels=torch.tensor([3, 6])).loss.backward()
 
-    In training, every forward pass moves the memories, even under gradient accumulation; gradient
-    checkpointing does not move them twice.
+    In training, every forward pass moves the memories once, even under gradient accumulation.
     """
 
     config_class = AiTForImageClassificationConfig
@@ -212,9 +212,8 @@ class AiTImageProcessor(BaseImageProcessor):
     >>> processor(np.zeros((48, 64, 3), np.uint8), return_tensors="pt").pixel_values.shape
     torch.Size([1, 3, 32, 32])
 
-    `size` is the side of square images, or height and width. An image is a PIL image, the path of
-    a file, or an array or tensor of 8-bit integers with the channels first or last. A `pipeline`
-    drops transparency before it calls the processor, which would put the image on white.
+    `size` is a side, or height and width. An image is a PIL image, the path of a file, or an array
+    or tensor of 8-bit integers. A `pipeline` drops transparency before it calls the processor.
     """
 
     def __init__(
@@ -283,6 +282,7 @@ def _copy(model: AiT) -> AiT:
     weight = next(model.parameters())
     copy = AiT(model.config).to(weight.device, weight.dtype)
     copy.load_state_dict(model.state_dict())
+    copy_freezing(model, copy)
     return copy.train(model.training)
 
 

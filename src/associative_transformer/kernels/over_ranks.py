@@ -120,6 +120,7 @@ def _sum_values(
 ) -> Float[Tensor, "S 1 D1"]:
     """Return the sum of the values of this rank, followed by the number of its tokens."""
     mean = (w_v @ tokens.mean(dim=0))[:, None]
+    mean = mean.to(torch.promote_types(mean.dtype, torch.float32))  # the sum may be large
     return torch.nn.functional.pad(mean * own_tokens, (0, 1), value=own_tokens)
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.models.layers import TokenEmbed
+from associative_transformer.workspace import GlobalWorkspace
 
 POSITIONS = "embed.positions"
 PATCHES = tuple(f"embed.patches.{x}" for x in ("0.weight", "0.bias", "1.weight", "1.bias"))
@@ -66,6 +67,14 @@ def initialize(model: nn.Module, source: nn.Module) -> Initialization:
             "another source"
         )
     return Initialization(*(tuple(groups[name]) for name in Initialization._fields))
+
+
+def copy_freezing(source: nn.Module, model: nn.Module) -> None:
+    """Freeze the memories of a model that are frozen in another one, matched by name."""
+    names = {name: m for name, m in model.named_modules() if isinstance(m, GlobalWorkspace)}
+    for name, workspace in source.named_modules():
+        if isinstance(workspace, GlobalWorkspace) and name in names:
+            names[name].is_frozen = workspace.is_frozen
 
 
 def resize_positions(source: TokenEmbed, target: TokenEmbed) -> Float[Tensor, "N E"] | None:

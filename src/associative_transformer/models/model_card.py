@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import ModelCard
+
+from associative_transformer.files import read_file
+
 CARD, PICTURE = "README.md", "priors.png"
-MAX_CARD = 2**20  # bytes
+MAX_FILE = 2**22  # bytes
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -33,15 +37,16 @@ class SavedCard(NamedTuple):
     def read(cls, folder: Path) -> "SavedCard | None":
         """Read the card in a folder; None if there is none, or if it cannot be read."""
         try:
-            if (folder / CARD).stat().st_size > MAX_CARD:
-                return None
-            text = (folder / CARD).read_text(encoding="utf-8")
-            picture = (folder / PICTURE).read_bytes() if (folder / PICTURE).is_file() else None
-        except (OSError, ValueError):  # the model can be used without it
+            text = _read(folder / CARD).decode()
+            ModelCard(text)  # its metadata may be damaged
+            picture = _read(folder / PICTURE) if (folder / PICTURE).is_file() else None
+        except Exception:  # the model can be used without it; parsing raises errors of many types
             return None
         return cls(text, picture)
 
-    def write_picture(self, folder: Path) -> None:
-        """Write the picture, which the card refers to, unless the folder has one."""
-        if self.picture is not None and not (folder / PICTURE).exists():
-            (folder / PICTURE).write_bytes(self.picture)
+
+def _read(path: Path) -> bytes:
+    """Read a small file; a link could make the card show a private one."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link")
+    return read_file(path, MAX_FILE)

@@ -19,8 +19,8 @@ from associative_transformer.arguments import image_shape
 from associative_transformer.balance import LogitsOnly, LossScale
 from associative_transformer.files import first_error, write_file
 from associative_transformer.interface import ModelOutput, UserError
-from associative_transformer.models.initialize import Initialization, initialize
-from associative_transformer.models.model_card import MODEL_CARD, SavedCard
+from associative_transformer.models.initialize import Initialization, copy_freezing, initialize
+from associative_transformer.models.model_card import CARD, MODEL_CARD, PICTURE, SavedCard
 from associative_transformer.models.preprocessing import ImageSource, Preprocessing
 from associative_transformer.models.saved_config import (
     DOWNLOAD_OPTIONS,
@@ -167,8 +167,10 @@ class PretrainedModel(
         keeps the preprocessing, at its own image size, unless the number of channels changes, and
         the names of the classes unless their number changes.
         """
-        model = type(self)(replace(self.config, **sizes))
+        weight = next(self.parameters())
+        model = type(self)(replace(self.config, **sizes)).to(weight.device, weight.dtype)
         model.initialization = initialize(model, self)
+        copy_freezing(self, model)
         c = model.config
         if self.preprocessing is not None and c.num_channels == self.config.num_channels:
             size = image_shape(c.image_size)
@@ -212,20 +214,25 @@ class PretrainedModel(
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the weights; replace links in the folder instead of writing through them."""
-        for name in (SAFETENSORS_SINGLE_FILE, "README.md"):
+        """Write the weights; replace links in the folder instead of writing through them.
+
+        A card and a picture in the folder that describe other weights are removed.
+        """
+        for name in (SAFETENSORS_SINGLE_FILE, CARD, PICTURE):
             if (save_directory / name).is_symlink():
                 (save_directory / name).unlink()
-        super()._save_pretrained(save_directory)
         weights = save_directory / SAFETENSORS_SINGLE_FILE
-        text = write_config(
-            self.config, self.preprocessing, self.class_names, digest_file(weights)
-        )
+        before = digest_file(weights) if weights.exists() else None
+        super()._save_pretrained(save_directory)
+        digest = digest_file(weights)
+        for name in (CARD, PICTURE) if digest != before else ():
+            (save_directory / name).unlink(missing_ok=True)
+        text = write_config(self.config, self.preprocessing, self.class_names, digest)
         write_file(save_directory / CONFIG_NAME, text)
-        if self._card is not None and digest_file(weights) == self._digest:
-            self._card.write_picture(save_directory)
-        else:
+        if digest != self._digest:
             self._card = None  # it describes other weights
+        elif self._card is not None and self._card.picture is not None:
+            write_file(save_directory / PICTURE, self._card.picture)
 
     def generate_model_card(
         self,
@@ -234,9 +241,8 @@ class PretrainedModel(
     ) -> ModelCard:
         """Return the card for `save_pretrained`, with a license if you choose one.
 
-        For weights that were loaded from a run and not changed, it is the card of the run.
-        `save_pretrained` and `push_to_hub` take the license as
-        `model_card_kwargs={"license": "mit"}`.
+        For unchanged weights from the folder of a run, it is the card of the run.
+        `save_pretrained` and `push_to_hub` take `model_card_kwargs={"license": "mit"}`.
         """
         saved = self._card
         card = super().generate_model_card(**kwargs) if saved is None else ModelCard(saved.text)

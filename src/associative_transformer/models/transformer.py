@@ -154,3 +154,4 @@ class TransformerModel(PretrainedModel):
             tokens = self.embed.num_tokens
             self.head = build_head(kind, tokens, c.embed_dim, num_classes).to(device)
         self.replace_config(config)
+        self.class_names = None

@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from jaxtyping import UInt8
 from PIL import Image
 
-from associative_transformer.data import ImagesConfig
+from associative_transformer.data import DataConfig, ImagesConfig
+from associative_transformer.data.known import KNOWN_DATA_SETS
 from associative_transformer.evaluate import Interval, interval_by_image
 from associative_transformer.experiment import Experiment
 from associative_transformer.files import write_file
@@ -121,11 +122,10 @@ def _score(result: RunResult) -> str:
 def _metadata(model: PretrainedModel, experiment: Experiment, result: RunResult) -> str:
     accuracy, (low, high), _ = _accuracy(result)
     data = experiment.data
-    is_on_hub = isinstance(data, ImagesConfig) and result.other_data(data) is None
-    name = data.hub_id if is_on_hub and isinstance(data, ImagesConfig) else data.display_name
+    on_hub = _find_on_hub(data, result)
     score = EvalResult(
         task_type="image-classification",
-        dataset_type=name,
+        dataset_type=on_hub or "other",
         dataset_name=result.name_data(data),
         dataset_split="test",
         metric_type="accuracy",
@@ -136,11 +136,20 @@ def _metadata(model: PretrainedModel, experiment: Experiment, result: RunResult)
         library_name="associative_transformer",
         pipeline_tag="image-classification",
         tags=[model.config.kind, "associative-transformer"],
-        datasets=[name] if is_on_hub else None,
+        datasets=[on_hub] if on_hub else None,
         model_name=experiment.name,
         eval_results=[score],
     )
     return card.to_yaml().strip()
+
+
+def _find_on_hub(data: DataConfig, result: RunResult) -> str | None:
+    """Return the name of the data on the hub; None unless they are all of the test images."""
+    if not isinstance(data, ImagesConfig) or data.limit is not None:
+        return None
+    if result.other_data(data) is not None:
+        return None
+    return data.hub_id if data.source is None or data.name in KNOWN_DATA_SETS else None
 
 
 def _rows(model: PretrainedModel, experiment: Experiment, result: RunResult) -> list[str]:

@@ -95,20 +95,24 @@ class RunResult:
 
         A data set is recognized by its classes and sizes; generated data is always what it says.
         """
-        chosen = getattr(getattr(config, "splits", None), "classes", None)
-        if chosen is not None:
-            return f"only the classes {', '.join(chosen)} of {config.display_name}"
+        splits = getattr(config, "splits", None)
+        chosen: tuple[str, ...] = (splits and splits.classes) or ()
         is_limited = getattr(config, "limit", None) is not None  # then the sizes say nothing
+        few_to_train = is_limited or (splits and splits.train_limit is not None)
         name = config.display_name
         difference = find_difference(
             name,
             self.classes,
             test_images=None if is_limited else self.test_images,
-            train_images=None if is_limited else self.train_images,
+            train_images=None if few_to_train else self.train_images,
             num_skipped=self.skipped_images,
+            is_subset=bool(chosen),
         )
-        if config.is_generated or difference is None:
+        if config.is_generated or (difference is None and not chosen):
             return None
+        if difference is None:
+            title = KNOWN_DATA_SETS[name].title if name in KNOWN_DATA_SETS else name
+            return f"only the classes {', '.join(chosen)} of {title}"
         images = _describe_images(self.test_images, self.classes)
         return f"own images, not {KNOWN_DATA_SETS[name].title} ({difference}): {images}"
 
@@ -123,6 +127,12 @@ class RunResult:
 
     def name_data(self, config: DataConfig) -> str:
         """Return what to call the data of this run, in figures and reports."""
+        name = self._name_images(config)
+        if self.train_images is not None and _is_limited_in_training(config):
+            return f"{format_count(self.train_images, 'training image')} of {name}"
+        return name
+
+    def _name_images(self, config: DataConfig) -> str:
         if other := self.other_data(config):
             return other
         if config.source is None or config.display_name in KNOWN_DATA_SETS:
@@ -151,6 +161,9 @@ def name_unfinished_data(experiment: Experiment) -> str:
     """
     config, num_classes = experiment.data, experiment.model.num_classes
     name = config.display_name
+    splits = getattr(config, "splits", None)
+    if splits and splits.classes:
+        return f"only the classes {', '.join(splits.classes)} of {name}"
     if config.source is None:  # from the hub, or generated
         return name
     known = KNOWN_DATA_SETS.get(name)
@@ -225,3 +238,8 @@ def damaged_result(folder: Path, reason: str) -> UserError:
     if path.is_dir() and has_checkpoint(folder):  # which --resume does not replace
         remedy = f"remove it and {remedy}"
     return UserError(f"{path} is damaged ({reason}): {remedy}")
+
+
+def _is_limited_in_training(config: Any) -> bool:  # noqa: ANN401
+    splits = getattr(config, "splits", None)
+    return splits is not None and splits.train_limit is not None

@@ -239,11 +239,11 @@ def save_model(
 ) -> None:
     """Write the files of the model of a run. Raises UserError if that fails."""
     model.describe(experiment.data.preprocessing, result.classes)
-    write_card(folder, model, experiment, result)
     try:
         model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model to {folder}: {error}") from error
+    write_card(folder, model, experiment, result)
 
 
 def load_test_split(run: SavedRun, source: str | None, device: torch.device) -> HeldOut:

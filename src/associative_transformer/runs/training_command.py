@@ -1,5 +1,6 @@
 """The command that repeats a training run."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.commands import train_arguments
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def find_recipe_of(experiment: Experiment) -> Experiment | None:
@@ -32,8 +35,13 @@ def format_train_command(experiment: Experiment) -> str | None:
 
 def without_source(experiment: Experiment) -> Experiment:
     """Return the experiment without paths of this machine, since pages may be shared."""
-    if experiment.init is not None and Path(experiment.init).expanduser().exists():
+    if experiment.init is not None and not _is_on_hub(experiment.init):
         experiment = replace(experiment, init="SOURCE")
     if experiment.data.source is None:
         return experiment
     return replace(experiment, data=experiment.data.with_storage(source="FOLDER"))
+
+
+def _is_on_hub(source: str) -> bool:
+    """Return whether a source can only be a name on the Hugging Face Hub."""
+    return bool(HUB_NAME.fullmatch(source)) and not Path(source).expanduser().exists()

@@ -231,7 +231,7 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
             f"with --train.accumulation-steps {parts}: choose a multiple of {ranks * parts}"
         )
     has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if ranks > 1 and has_statistics:
+    if ranks > 1 and has_statistics and train.freeze != "backbone":
         raise UserError(
             f"{type(model).__name__} has a BatchNorm, whose statistics would differ between "
             f"{ranks} processes: train it in one process"
