@@ -228,7 +228,7 @@ def test_any_values_in_a_configuration_are_read_back_or_refused(
         is_valid.append(check_configuration(text, tmp_path))
 
     check()
-    assert np.mean(is_valid) > 0.02  # otherwise reading back is not tested
+    assert sum(is_valid) >= max(1, num_cases // 100)  # otherwise reading back is not tested
     record_property("cases", len(is_valid))
 
 

@@ -144,7 +144,9 @@ def test_a_copy_of_the_named_set_keeps_the_numbers_of_the_paper(
 ) -> None:
     compared = {}
 
-    def find_difference(name: str, classes: tuple[str, ...], test: int, train: int) -> None:
+    def find_difference(
+        name: str, classes: tuple[str, ...], test: int, train: int, is_subset: bool
+    ) -> None:
         compared[name] = (classes, test, train)
 
     monkeypatch.setattr("associative_transformer.data.images.find_difference", find_difference)

@@ -55,6 +55,7 @@ def test_a_complete_run_has_these_files_and_no_others(undisturbed: Path) -> None
     }
     assert files == {
         "README.md",  # the model card
+        "priors.png",
         "config.json",
         "environment.json",
         "experiment.yaml",
