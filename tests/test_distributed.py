@@ -21,7 +21,7 @@ from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from drivers import ranks
 
-WORLDS = [2, 3]
+WORLDS = [2, pytest.param(3, marks=pytest.mark.thorough)]
 RULES = [("none", False), ("priors", False), ("none", True), ("priors", True)]
 """Competition, and whether values are centered."""
 slow = pytest.mark.slow

@@ -32,6 +32,7 @@ def test_no_class_is_both_old_and_new() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_is_trained_kept_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,11 +37,12 @@ gpu = pytest.mark.gpu
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("markers", "options"),
     [
         ("gpu and not compiled", SHAPES),
-        pytest.param("gpu and compiled", (), marks=pytest.mark.thorough),
+        ("gpu and compiled", ()),
     ],
 )
 def test_the_kernels_pass_in_the_interpreter_of_triton(

@@ -170,6 +170,7 @@ def test_three_processes_train_the_same_run_as_one_and_only_one_prints(
     assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1
 
 
+@pytest.mark.thorough
 def test_three_processes_share_the_images_of_an_evaluation(single: Path, tmp_path: Path) -> None:
     commands = ["ait"], torchrun(3, LAUNCHED)
     outputs, losses, files = [], [], []
