@@ -316,7 +316,7 @@ def test_weights_are_adapted_to_other_sizes(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors"), "num_classes": 5}
     sizes = {"num_classes": 3, "img_size": 16, "in_chans": 1}
-    with pytest.raises(UserError, match=r"5 classes for images of \(3, 32, 32\): add its"):
+    with pytest.raises(UserError, match=r"5 classes for images of \(3, 32, 32\): pass those"):
         create("ait_image_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
     overlay["input_size"] = (3, 8, 8)
     other = create("ait_image_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
