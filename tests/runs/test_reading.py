@@ -263,7 +263,12 @@ def test_reading_the_largest_json_takes_less_than_a_gibibyte(content: str, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "content", [*CONTENTS, "health", "short health", "empty rows", "short rows", "no rows"]
+    "content",
+    [
+        pytest.param("nested lists", marks=pytest.mark.thorough),
+        *list(CONTENTS)[1:],
+        *("health", "short health", "empty rows", "short rows", "no rows"),
+    ],
 )
 def test_reading_the_largest_metrics_takes_less_than_a_gibibyte(
     content: str, tmp_path: Path

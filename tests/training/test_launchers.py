@@ -191,6 +191,7 @@ def test_three_processes_share_the_images_of_an_evaluation(single: Path, tmp_pat
     assert files[0] == files[1]
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_can_be_resumed_with_a_different_number_of_processes(
     single: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_if_one_rank_fails_the_others_end_and_its_message_is_shown(tmp_path: Pat
     assert time.monotonic() - started_at < 60
 
 
+@pytest.mark.thorough
 def test_two_launchers_joined_as_two_nodes_train_one_run(single: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = [*node_command(free_port()), "--runs", str(runs)]
