@@ -237,7 +237,7 @@ def test_the_version_of_onnx_can_be_chosen(opset: int, tmp_path: Path) -> None:
 
 @every_format
 def test_the_model_is_left_as_it_was(suffix: str, tmp_path: Path) -> None:
-    model = build_model(TINY["ait"])  # in training, where a forward pass moves the memory
+    model = build_model(TINY["ait"])  # in training mode, so that a forward pass moves the memory
     before = {name: value.clone() for name, value in model.state_dict().items()}
     export_model(model, tmp_path / f"model{suffix}")
     assert all(module.training for module in model.modules())

@@ -482,7 +482,7 @@ def test_what_cannot_be_prepared_is_refused(tmp_path: Path) -> None:
     processor = AiTImageProcessor(8, PREPARED.mean, PREPARED.std)
     with pytest.raises(ValueError, match="arrays must be uint8, not float32: multiply values"):
         processor(torch.rand(3, 8, 8))
-    with pytest.raises(ValueError, match="there are no images to prepare"):
+    with pytest.raises(ValueError, match="images must not be empty"):
         processor([])
     with pytest.raises(UserError, match="there is no file"):
         processor(str(tmp_path / "none.png"))

@@ -133,7 +133,7 @@ def test_paths_and_pil_images_are_prepared_alike_and_together(saved: Path) -> No
     assert model(both).logits.shape == (2, 2)
     with pytest.raises(UserError, match="there is no file"):
         model.preprocess("nowhere.png")
-    with pytest.raises(ValueError, match="pass at least one"):
+    with pytest.raises(ValueError, match="images must not be empty"):
         model.preprocess([])
 
 

@@ -61,13 +61,10 @@ def run(arguments: list[str]) -> None:
 
 def _load(folder: Path) -> "PretrainedModel":
     """Load the model of a run, or one that `save_pretrained` has written to a folder."""
-    from associative_transformer.models import load_model
-    from associative_transformer.runs.reading import exists
-    from associative_transformer.runs.saved import CONFIG, load_run
+    from associative_transformer.runs.saved import SavedRun, load_run_or_model
 
-    if exists(folder / "experiment.yaml") or not exists(folder / CONFIG):
-        return load_run(folder).model
-    return load_model(folder)
+    loaded = load_run_or_model(folder)
+    return loaded.model if isinstance(loaded, SavedRun) else loaded
 
 
 def _print_report(report: "ExportReport", model: "PretrainedModel") -> None:

@@ -80,7 +80,7 @@ class ImageTable:
     def with_only(self, classes: tuple[str, ...], needs_all: bool) -> "ImageTable":
         """Return the images of these classes, with labels in their order.
 
-        Raises UserError if there is no class of that name and `needs_all` is set.
+        Raises UserError if none of them exists or, with `needs_all`, if any is missing.
         """
         known = [name for name in classes if find_classes([name], self.class_names) != [-1]]
         index = find_classes(known, self.class_names)

@@ -28,10 +28,9 @@ and its unevenness. It gets the queries (S, M, D), the tokens of this process (T
 of keys and values (S, D, E), and the fields `bottleneck` and `pool` of `WorkspaceConfig`. The
 fields `competition` and `center_values` are passed too, by keyword, only if they are on. With a
 padding mask, so is `is_ragged=True`: the processes may then have different numbers of tokens, or
-none. If
-`to_k` or `to_v` of a workspace has been replaced, parametrized (LoRA, pruning) or hooked, both are
-called, and `attend` gets their outputs instead of the tokens, with weights that select the columns
-of each head."""
+none. If `to_k` or `to_v` of a workspace has been replaced, parametrized (LoRA, pruning) or hooked,
+both are called, and `attend` gets their outputs instead of the tokens, with weights that select
+the columns of each head."""
 Merge = Callable[[Tensor, Pool], Tensor]
 """A function that combines writes: `merge(written, pool)` gets what one pool writes (M, D) and
 returns what all pools together write to the memory that they share, the same on all processes.

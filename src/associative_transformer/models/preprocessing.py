@@ -63,7 +63,7 @@ class Preprocessing:
         """
         one_or_more = [images] if isinstance(images, ImageSource) else list(images)
         if not one_or_more:
-            raise ValueError("there are no images to prepare: pass at least one")
+            raise ValueError("images must not be empty: pass at least one image")
         return self.normalize(torch.stack([self.decode(each) for each in one_or_more]))
 
     def decode(self, image: ImageSource) -> UInt8[Tensor, "C H W"]:

@@ -98,7 +98,7 @@ class RunResult:
         splits = getattr(config, "splits", None)
         chosen: tuple[str, ...] = (splits and splits.classes) or ()
         is_limited = getattr(config, "limit", None) is not None  # then the sizes say nothing
-        few_to_train = is_limited or (splits and splits.train_limit is not None)
+        few_to_train = is_limited or _is_limited_in_training(config)
         name = config.display_name
         difference = find_difference(
             name,

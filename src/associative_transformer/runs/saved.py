@@ -140,17 +140,25 @@ def load_run(folder: Path) -> SavedRun:
     return SavedRun(run.experiment, model, classes, run.result)
 
 
+def load_run_or_model(folder: Path) -> SavedRun | PretrainedModel:
+    """Load a run, or a model that `save_pretrained` has written to a folder of its own.
+
+    Raises the errors of `load_run`, or UserError like `load_model`.
+    """
+    is_run = exists(folder / "experiment.yaml") or not exists(folder / CONFIG)
+    return load_run(folder) if is_run else load_model(folder)
+
+
 def load_saved(folder: Path) -> SavedModel:
     """Load the model of a run, or one that `save_pretrained` has written to a folder.
 
     Raises UserError like `load_run`, or if the model was saved without its preprocessing. Classes
     without names are numbered.
     """
-    if exists(folder / "experiment.yaml") or not exists(folder / CONFIG):
-        run = load_run(folder)
-        data = run.experiment.data
-        return SavedModel(run.model, data.preprocessing, run.classes, run.precision)
-    model = load_model(folder)
+    model = load_run_or_model(folder)
+    if isinstance(model, SavedRun):
+        data = model.experiment.data
+        return SavedModel(model.model, data.preprocessing, model.classes, model.precision)
     if model.preprocessing is None:
         raise UserError(
             f"{folder} does not say how to prepare images: use the run folder instead, or set "

@@ -17,7 +17,7 @@ from associative_transformer.models.initialize import Initialization, initialize
 from associative_transformer.models.official import load_official
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.runs.reading import exists, has_checkpoint, read_json
-from associative_transformer.runs.saved import CONFIG, load_run
+from associative_transformer.runs.saved import SavedRun, load_run_or_model
 
 INITIALIZATION = "initialization.json"
 NESTED = ("state_dict", "model", "net")
@@ -76,8 +76,8 @@ def load_source(source: str) -> PretrainedModel:
     if path.is_file():
         return _load_checkpoint(path)
     if path.is_dir():
-        is_run = exists(path / "experiment.yaml") or not exists(path / CONFIG)
-        return load_run(path).model if is_run else load_model(path)
+        loaded = load_run_or_model(path)
+        return loaded.model if isinstance(loaded, SavedRun) else loaded
     return load_model(source)
 
 
