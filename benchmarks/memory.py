@@ -5,7 +5,8 @@
     python benchmarks/memory.py shifts TABLE
 
 The first command trains the missing runs of a table, beginning with the first seed of all rows,
-and writes a file for each to `results/memory/TABLE`. With several jobs, each run has one thread.
+and writes a file for each to `results/memory/TABLE`, or to `results/memory/float32/TABLE` with
+`--precision float32`. With several jobs, each run has one thread.
 The second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
 reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
 `memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`, and `triangle` and
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
 COLUMNS = ("row", "parameters", "accuracy by seed, %", "mean, %", "difference", "step, ms", "n")
 DATA = {"cifar10": "CIFAR-10", "triangle": "Triangle", "sort-of-clevr": "Sort-of-CLEVR"}
 ALL = "all"  # kinds of questions
+PRECISION = "bfloat16"  # of the tables in docs/memory.md
 MAX_SEEDS = 100
 Runs = dict[int, dict[str, Any]]  # results by seed
 SOURCE = "PATH/TO/cifar10"  # placeholder for the path on this machine
@@ -226,16 +228,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs in parallel; if several, one thread each"
     )
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default=PRECISION)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--small", action="store_true", help="sizes for a test")
     options = parser.parse_args()
     options.rows = options.rows or list(TABLES[options.table].rows)
     if unknown := set(options.rows) - set(TABLES[options.table].rows):
         parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
-    if (
-        options.precision != "float32" and options.action != "train"
-    ):  # results of other precisions have their own folder
+    if options.precision != PRECISION and options.action != "train":
         options.results /= options.precision
     needs_source = TABLES[options.table].settings.data == "cifar10"
     if options.source is None and options.action in ("run", "train") and needs_source:

@@ -403,7 +403,7 @@ def test_a_command_that_cannot_run_is_refused_before_it_trains(
         run_script(*words)
 
 
-def test_other_precisions_have_a_folder_of_their_own(
+def test_the_other_precision_has_a_folder_of_its_own(
     run_script: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[Path] = []
@@ -412,7 +412,7 @@ def test_other_precisions_have_a_folder_of_their_own(
     )
     words = ("run", "goal-rates", "vit-lr-0.001", "--source", "x", "--seeds", 0)
     run_script(*words)
-    run_script(*words, "--precision", "bfloat16")
+    run_script(*words, "--precision", "float32")
     results = tmp_path / "results"
     assert files[0] == results / "goal-rates/vit-lr-0.001-0.json"
-    assert files[1] == results / "bfloat16/goal-rates/vit-lr-0.001-0.json"
+    assert files[1] == results / "float32/goal-rates/vit-lr-0.001-0.json"
