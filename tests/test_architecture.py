@@ -69,6 +69,8 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     ),
     "models": (
         "layers",
+        "stem",
+        "regularization",
         "heads",
         "initialize",
         "preprocessing",

@@ -102,5 +102,5 @@ def test_a_workspace_with_an_adapter_is_one_graph() -> None:
 
 def test_a_block_is_one_graph() -> None:
     config = tiny(AiTConfig, **PER_IMAGE | {"workspace": BALANCED})
-    eager = Block(config, kernels.attend, hopfield_retrieve)
+    eager = Block(config, 0, kernels.attend, hopfield_retrieve)
     assert_same_training(eager, copy.deepcopy(eager), "aot_eager")

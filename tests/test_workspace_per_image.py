@@ -473,7 +473,7 @@ def test_a_whole_block_may_be_recomputed() -> None:
     memory = WorkspaceConfig(
         num_priors=6, prior_dim=4, num_heads=3, scope="image", image=ImageMemoryConfig(8)
     )
-    plain = Block(tiny(AiTConfig, workspace=memory), kernels.attend, hopfield_retrieve)
+    plain = Block(tiny(AiTConfig, workspace=memory), 0, kernels.attend, hopfield_retrieve)
     saving, x = copy.deepcopy(plain), torch.randn(3, 5, 24)
     expected, output = plain(x).tokens, checkpoint(saving, x, use_reentrant=False).tokens
     assert torch.equal(output, expected)

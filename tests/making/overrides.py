@@ -68,6 +68,11 @@ MODEL_CHANGES: list[dict[str, Any]] = [
     {"model.num_heads": 4},
     {"model.head_dim": 16},
     {"model.mlp_ratio": 2.5},
+    {"model.stem.kind": "conv"},
+    {"model.stem.width": 16},
+    {"model.stem.depth": 2},
+    {"model.regularization.dropout": 0.25},
+    {"model.regularization.stochastic_depth": 0.25},
 ]
 TRAIN_CHANGES: list[dict[str, Any]] = [
     {"train.epochs": 3},

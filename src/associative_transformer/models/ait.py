@@ -23,6 +23,7 @@ from associative_transformer.models.layers import (
     SelfAttention,
     run_block,
 )
+from associative_transformer.models.regularization import build_branch_end, build_dropout
 from associative_transformer.models.transformer import (
     TransformerConfig,
     TransformerModel,
@@ -72,7 +73,7 @@ class BlockOutput(NamedTuple):
 class Block(nn.Module):
     """Self-attention and feed-forward, then the workspace: write, remember, read."""
 
-    def __init__(self, config: AiTConfig, attend: Attend, retrieve: Retrieve) -> None:
+    def __init__(self, config: AiTConfig, layer: int, attend: Attend, retrieve: Retrieve) -> None:
         super().__init__()
         c, dim = config, config.embed_dim
         self.norm1 = nn.LayerNorm(dim) if c.use_self_attention else None
@@ -80,7 +81,8 @@ class Block(nn.Module):
             SelfAttention(dim, c.num_heads, c.head_dim) if c.use_self_attention else None
         )
         self.norm2 = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+        dropout = c.regularization.dropout
+        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio), dropout)
         self.norm3 = nn.LayerNorm(dim) if c.use_output_norm else nn.Identity()
         by_attention = c.read == "cross_attention"
         reader = CrossAttention(dim, dim, c.num_heads, c.head_dim) if by_attention else None
@@ -89,6 +91,7 @@ class Block(nn.Module):
         if not self.is_read:  # no gradient reaches the write, with one process or with several
             memory = replace(memory, differentiable_write=False)
         self.workspace = GlobalWorkspace(dim, memory, attend, reader, retrieve)
+        self.drop = build_branch_end(c.regularization, layer, c.depth)
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "B N E"]) -> BlockOutput:
@@ -103,13 +106,13 @@ class Block(nn.Module):
             x: Float[Tensor, "B N E"],
         ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, "B N E"]]:
             if self.attention is not None and self.norm1 is not None:
-                x = x + self.attention(self.norm1(x))
+                x = x + self.drop(self.attention(self.norm1(x)))
             u = self.norm3(self.feed_forward(self.norm2(x)))
             return x, u
 
         x, u = run_block(before_workspace, x, recompute=self.recompute)
         read, balance_loss = self.workspace(u)  # never recomputed: the memory must move only once
-        return BlockOutput(x + u + read if self.is_read else x + u, balance_loss)
+        return BlockOutput(x + self.drop(u + read if self.is_read else u), balance_loss)
 
 
 class AiT(TransformerModel, tags=["associative-transformer"]):
@@ -130,7 +133,8 @@ class AiT(TransformerModel, tags=["associative-transformer"]):
         super().__init__()
         c = self.config = config
         self.embed = build_embed(c)
-        self.blocks = nn.ModuleList(Block(c, attend, retrieve) for _ in range(c.depth))
+        self.drop = build_dropout(c.regularization.dropout)
+        self.blocks = nn.ModuleList(Block(c, layer, attend, retrieve) for layer in range(c.depth))
         self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
 
     def encode(
@@ -139,7 +143,7 @@ class AiT(TransformerModel, tags=["associative-transformer"]):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, ""]]:
         """Return the tokens after the last block, and the sum of the balance losses."""
-        x = self.embed(images, questions)
+        x = self.drop(self.embed(images, questions))
         aux_loss = torch.zeros((), device=x.device)
         for block in self.blocks:
             x, balance_loss = block(x)

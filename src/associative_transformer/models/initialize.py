@@ -5,6 +5,7 @@ is adapted to another number of channels; everything else that differs in shape 
 anew.
 
 Dims     E token width   P values of a patch, pixels times channels   C channels   N tokens
+         K channels of the model to start
 """
 
 import math
@@ -18,9 +19,11 @@ from torch.nn.functional import interpolate
 
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.models.layers import TokenEmbed
+from associative_transformer.models.stem import ConvTokenEmbed
 from associative_transformer.workspace import GlobalWorkspace
 
 POSITIONS = "embed.positions"
+KERNEL = "embed.patches.0.weight"  # of a convolutional stem
 PATCHES = tuple(f"embed.patches.{x}" for x in ("0.weight", "0.bias", "1.weight", "1.bias"))
 
 
@@ -50,6 +53,8 @@ def initialize(model: nn.Module, source: nn.Module) -> Initialization:
     Raises UserError if nothing fits.
     """
     ours, theirs = model.state_dict(), source.state_dict()
+    if not _have_same_stem(model, source):  # weights of the same name mean different things
+        theirs = {name: x for name, x in theirs.items() if not name.startswith("embed.patches.")}
     changes = _change_embedding(model, source)
     groups: dict[str, list[str]] = {name: [] for name in Initialization._fields}
     for name, value in ours.items():
@@ -128,6 +133,23 @@ def adapt_channels(patches: PatchWeights, old: int, new: int) -> PatchWeights:
     return PatchWeights(widen(scale), widen(shift), widen(weight) * old / new, bias)
 
 
+def adapt_kernel(kernel: Float[Tensor, "E C h w"], num_channels: int) -> Float[Tensor, "E K h w"]:
+    """Return the kernel of a first convolution for K channels instead of C.
+
+    As in timm: for one channel, the kernel is summed over the channels; for more, it is repeated
+    and multiplied by C / K.
+    """
+    old = kernel.shape[1]
+    if num_channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    repeated = repeat(kernel, "e c h w -> e (r c) h w", r=math.ceil(num_channels / old))
+    return repeated[:, :num_channels] * old / num_channels
+
+
+def _have_same_stem(model: nn.Module, source: nn.Module) -> bool:
+    return type(getattr(model, "embed", None)) is type(getattr(source, "embed", None))
+
+
 def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the source's embedding that differ in shape, for the model's sizes."""
     ours, theirs = (getattr(each, "embed", None) for each in (model, source))
@@ -139,8 +161,12 @@ def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
     if positions is not None and not is_same:
         changes[POSITIONS] = positions
     old, new = theirs.num_channels, ours.num_channels
-    if old != new and theirs.patch_size == ours.patch_size:
-        state = theirs.state_dict()
+    if old == new or not _have_same_stem(model, source):
+        return changes
+    state = theirs.state_dict()
+    if isinstance(theirs, ConvTokenEmbed):
+        changes[KERNEL] = adapt_kernel(state[KERNEL.removeprefix("embed.")], new)
+    elif theirs.patch_size == ours.patch_size:
         patches = PatchWeights(*(state[name.removeprefix("embed.")] for name in PATCHES))
         changes |= dict(zip(PATCHES, adapt_channels(patches, old, new), strict=True))
     return changes

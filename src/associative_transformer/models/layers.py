@@ -55,12 +55,16 @@ class PatchTokens(nn.Module):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B N E"]:
         check_inputs(images, questions, self.image_size, self.num_channels, self.question_dim)
-        tokens = [self.patches(patchify(images, self.patch_size))]
+        tokens = [self.embed_patches(images)]
         if self.question is not None:
             tokens.insert(0, self.question(questions)[:, None])
         if self.class_token is not None:
             tokens.insert(0, self.class_token.expand(images.shape[0], 1, -1))
         return torch.cat(tokens, dim=1)
+
+    def embed_patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
+        """Return the tokens of the patches, in raster order."""
+        return self.patches(patchify(images, self.patch_size))
 
 
 class TokenEmbed(PatchTokens):
@@ -154,11 +158,12 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with an exact GELU in between."""
+    """Two linear maps with an exact GELU in between, and dropout after it."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+        activation = nn.Sequential(nn.GELU(), nn.Dropout(dropout)) if dropout else nn.GELU()
         super().__init__(
-            nn.Linear(embed_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embed_dim)
+            nn.Linear(embed_dim, hidden_dim), activation, nn.Linear(hidden_dim, embed_dim)
         )
 
 

@@ -4,17 +4,19 @@ Dims     B batch   C channels   H W image side   N tokens   E token width   Q qu
          F features of an image   O classes
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from associative_transformer.balance import store_balance_loss
-from associative_transformer.interface import ModelOutput
+from associative_transformer.interface import ADDED_LATER, ModelOutput
 from associative_transformer.models.heads import Head, HeadKind, build_classifier, build_head
 from associative_transformer.models.layers import Positions, TokenEmbed, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.models.regularization import Regularization
+from associative_transformer.models.stem import ConvTokenEmbed, StemConfig, check_stem
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,16 @@ class TransformerConfig:
     head: HeadKind = "flatten"
     """Classify from all tokens, concatenated (flatten), from their mean, from a class token (cls)
     or from the token of the question; flatten is the paper's."""
+    stem: StemConfig = field(default_factory=StemConfig, metadata=ADDED_LATER)
+    """How an image becomes tokens."""
+    regularization: Regularization = field(default_factory=Regularization, metadata=ADDED_LATER)
+    """Dropout and stochastic depth in training; off in the paper."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image_size, tuple) and len(set(self.image_size)) == 1:
             object.__setattr__(self, "image_size", self.image_size[0])  # equal to the number
         check_sizes(self, may_be_zero=("num_classes",))
+        check_stem(self.stem, self.patch_size)
         if self.head == "question" and not self.question_dim:
             raise ValueError(
                 'head="question" needs questions: set question_dim, or choose another head'
@@ -63,15 +70,11 @@ class TransformerConfig:
 def build_embed(config: TransformerConfig) -> TokenEmbed:
     """Return the token embedding of a model, with a class token if its head needs one."""
     c = config
-    return TokenEmbed(
-        c.image_size,
-        c.patch_size,
-        c.num_channels,
-        c.embed_dim,
-        c.question_dim,
-        c.pos,
-        use_class_token=c.head == "cls",
-    )
+    sizes = c.image_size, c.patch_size, c.num_channels, c.embed_dim
+    rest = c.question_dim, c.pos, c.head == "cls"
+    if c.stem.kind == "conv":
+        return ConvTokenEmbed(*sizes, c.stem, *rest)
+    return TokenEmbed(*sizes, *rest)
 
 
 class TransformerModel(PretrainedModel):

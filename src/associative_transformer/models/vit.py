@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from associative_transformer.interface import ADDED_LATER
 from associative_transformer.models.heads import build_head
 from associative_transformer.models.layers import FeedForward, SelfAttention, run_block
+from associative_transformer.models.regularization import build_branch_end, build_dropout
 from associative_transformer.models.transformer import (
     TransformerConfig,
     TransformerModel,
@@ -40,18 +41,20 @@ class ViTConfig(TransformerConfig):
 class Block(nn.Module):
     """Self-attention, then feed-forward, both pre-norm and residual."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, layer: int) -> None:
         super().__init__()
         c, dim = config, config.embed_dim
         self.norm1 = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, c.num_heads, c.head_dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio))
+        dropout = c.regularization.dropout
+        self.feed_forward = FeedForward(dim, round(dim * c.mlp_ratio), dropout)
         self.norm3 = nn.LayerNorm(dim) if c.use_output_norm else nn.Identity()
+        self.drop = build_branch_end(c.regularization, layer, c.depth)
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
-        x = x + self.attention(self.norm1(x))
-        return x + self.norm3(self.feed_forward(self.norm2(x)))
+        x = x + self.drop(self.attention(self.norm1(x)))
+        return x + self.drop(self.norm3(self.feed_forward(self.norm2(x))))
 
 
 class ViT(TransformerModel, tags=["vision-transformer"]):
@@ -65,7 +68,8 @@ class ViT(TransformerModel, tags=["vision-transformer"]):
         super().__init__()
         c = self.config = config
         self.embed = build_embed(c)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.drop = build_dropout(c.regularization.dropout)
+        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.depth))
         self.head = build_head(c.head, self.embed.num_tokens, c.embed_dim, c.num_classes)
         self.recompute = False
 
@@ -75,7 +79,7 @@ class ViT(TransformerModel, tags=["vision-transformer"]):
         questions: Float[Tensor, "B Q"] | None = None,
     ) -> tuple[Float[Tensor, "B N E"], Float[Tensor, ""]]:
         """Return the tokens after the last block, and a loss of zero."""
-        x = self.embed(images, questions)
+        x = self.drop(self.embed(images, questions))
         for block in self.blocks:
             x = run_block(block, x, recompute=self.recompute)
         return x, torch.zeros((), device=x.device)
