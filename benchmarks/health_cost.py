@@ -19,8 +19,9 @@ from associative_transformer.recipes import find_recipe
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.tabular import RowGroup, Table
 from associative_transformer.training.computing import random_batch
+from associative_transformer.training.launch import make_accelerator
 from associative_transformer.training.memories import measure_health
-from associative_transformer.training.step import TrainingStep, make_accelerator
+from associative_transformer.training.step import TrainingStep
 
 COLUMNS = ("recipe", "batch", "step, ms", "health, ms", "log-every", "share of a step, %")
 

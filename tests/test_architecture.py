@@ -114,8 +114,12 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "variables",
         "signals",
         "progress",
+        "launch",
         "anomaly",
         "parameters",
+        "optimizers",
+        "averaging",
+        "loss",
         "step",
         "computing",
         "meter",
@@ -134,6 +138,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts
 MAY_IMPORT_INSIDE_FUNCTIONS = {
     "cli/": "a command and its --help wait only for what they need",
+    "training/optimizers.py": "timm is an extra, and only one optimizer needs it",
     "evaluate.py": "accelerate is slow to import, and only a GPU needs it",
     "models/__init__.py": "the counter of operations imports Triton, and few commands need it",
     "data/sources.py": "datasets is slow to import, and generated data does not need it",

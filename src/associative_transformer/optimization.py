@@ -8,6 +8,7 @@ from associative_transformer.interface import ADDED_LATER
 
 MAX_EPOCHS = 1_000_000
 Freeze = Literal["none", "backbone", "memory"]
+DecayOn = Literal["all", "matrices"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Schedule:
     cosine: a linear warm-up, then a cosine stretched over the whole training, so its end is cut
     off, as in the official code. inverse_sqrt: a linear warm-up, then proportional to 1 /
     sqrt(epoch). one_cycle: a rising cosine, then a falling one that ends with the training.
+    warmup_stable_decay: a linear warm-up, a constant rate, and a linear decay at the end.
     """
 
     warmup_epochs: int = 5
@@ -24,17 +26,34 @@ class Schedule:
     warmup_lr: float = 1e-5
     """Learning rate of the first warm-up epoch or step."""
     min_lr: float = 1e-6
-    """Lowest learning rate of cosine and one_cycle."""
-    shape: Literal["cosine", "inverse_sqrt", "one_cycle"] = "cosine"
+    """Lowest learning rate of cosine, one_cycle and warmup_stable_decay."""
+    shape: Literal["cosine", "inverse_sqrt", "one_cycle", "warmup_stable_decay"] = "cosine"
     """Decay after the warm-up; one_cycle also warms up along a cosine instead of linearly."""
     per: Literal["epoch", "step"] = field(default="epoch", metadata=ADDED_LATER)
     """Change the learning rate once per epoch, as in the paper, or at each step."""
+    decay_share: float = field(default=0.2, metadata=ADDED_LATER)
+    """Share of the training that the decay of warmup_stable_decay takes."""
 
     def __post_init__(self) -> None:
+        require(0 < self.decay_share <= 1, "decay_share", "in (0, 1]", self.decay_share)
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
             require(0 <= getattr(self, name) < math.inf, name, "0 or more", getattr(self, name))
         wanted = f"at most {MAX_EPOCHS:,}"
         require(self.warmup_epochs <= MAX_EPOCHS, "warmup_epochs", wanted, self.warmup_epochs)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss on the labels."""
+
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes (Szegedy et al. 2016)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weight the loss of each class inversely to its number of training images."""
+
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, "label_smoothing", "at least 0 and less than 1", smoothing)
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,15 @@ class Optimization:
     learned contents of those of images."""
     layer_decay: float | None = field(default=None, metadata=ADDED_LATER)
     """Learning rate of each block as a multiple of the next one's, as in BEiT; None: 1."""
+    optimizer: Literal["adamw", "muon", "lion"] = field(default="adamw", metadata=ADDED_LATER)
+    """muon trains the matrices of the blocks, and AdamW the other weights; lion needs timm."""
+    decay_on: DecayOn = field(default="all", metadata=ADDED_LATER)
+    """matrices: no weight decay of biases, norms and other vectors."""
+    loss: LossConfig = field(default_factory=LossConfig, metadata=ADDED_LATER)
+    """The loss on the labels."""
+    ema_decay: float | None = field(default=None, metadata=ADDED_LATER)
+    """Evaluate and save an exponential moving average of the weights, with this share of the old
+    average at each step, such as 0.999; None: the weights themselves."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps"):
@@ -76,6 +104,8 @@ class Optimization:
         require(all(0 <= b < 1 for b in self.betas), "betas", "in [0, 1)", self.betas)
         limit = 1.0 if self.clip_norm is None else self.clip_norm
         require(0 < limit < math.inf, "clip_norm", "positive and finite, or None", limit)
+        average = 0.0 if self.ema_decay is None else self.ema_decay
+        require(0 <= average < 1, "ema_decay", "at least 0 and less than 1, or None", average)
         decay = 1.0 if self.layer_decay is None else self.layer_decay
         require(0 < decay <= 1, "layer_decay", "above 0 and at most 1, or None", decay)
         if self.batch_size % self.accumulation_steps:

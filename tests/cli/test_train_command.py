@@ -19,7 +19,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.defaults import with_fields
 from associative_transformer.runs.result import RunResult
-from associative_transformer.training import step
+from associative_transformer.training import launch
 from making.commands import (
     IMAGES,
     QUESTIONS,
@@ -304,7 +304,7 @@ def test_a_runs_folder_that_is_a_file_is_refused(ait: Ait, tmp_path: Path) -> No
 def test_a_tracker_that_is_not_installed_is_refused(
     ait: Ait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "get_available_trackers", list)
+    monkeypatch.setattr(launch, "get_available_trackers", list)
     done = ait("train", *TRIANGLE, "--train.tracker", "mlflow")
     assert_refused(done, "mlflow is not installed", "pip install mlflow")
     assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,8 @@ from associative_transformer.health import MemoryHealth, memory_health
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.optimization import Schedule
-from associative_transformer.training.step import Sums, TrainingStep, make_accelerator
+from associative_transformer.training.launch import make_accelerator
+from associative_transformer.training.step import Sums, TrainingStep
 from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 
@@ -197,7 +198,7 @@ def train(rank: int, world: int, name: str) -> Trained:
     if step.train.compile != "on":
         step.model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
     gradients: list[dict[str, Tensor]] = []
-    step.optimizer.register_step_pre_hook(
+    step.optimizer.parts[0].register_step_pre_hook(
         lambda *_: gradients.append(
             {
                 f"gradient of {name}": parameter.grad.clone()

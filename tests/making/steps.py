@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models.ait import AiT, AiTConfig
-from associative_transformer.training.step import TrainingStep, make_accelerator
+from associative_transformer.training.launch import make_accelerator
+from associative_transformer.training.step import TrainingStep
 from associative_transformer.workspace_config import WorkspaceConfig
 
 CONFIG = AiTConfig(
@@ -36,9 +37,12 @@ def make_batch(num_images: int = 8) -> Batch:
 
 
 def snapshot(step: TrainingStep) -> list[Tensor]:
-    """Return copies of the weights, the memory and the moments of the optimizer."""
-    moments = step.optimizer.state_dict()["state"].values()
-    tensors = [*step.model.state_dict().values(), *(t for m in moments for t in m.values())]
+    """Return copies of the weights, the memory, the moments and the averaged weights."""
+    states = [part.state_dict()["state"].values() for part in step.optimizer.parts]
+    tensors = [*step.model.state_dict().values()]
+    tensors += [t for moments in states for m in moments for t in m.values()]
+    if step.average is not None:
+        tensors += [*step.average.averages, step.average.num_updates]
     return [tensor.clone() for tensor in tensors]
 
 

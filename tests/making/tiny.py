@@ -12,7 +12,6 @@ from associative_transformer.models.brims import BRIMsConfig
 from associative_transformer.models.coordination import CoordinationConfig, SlotsConfig
 from associative_transformer.models.luna import LunaConfig
 from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
-from associative_transformer.models.regularization import Regularization
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
 from associative_transformer.models.set_transformer import SetTransformerConfig
 from associative_transformer.models.stem import StemConfig
@@ -32,7 +31,6 @@ IMAGE_MEMORY = WorkspaceConfig(
     image=ImageMemoryConfig(read_head_dim=8),
 )
 CONV_STEM = StemConfig("conv", width=8, depth=2)
-DROPPING = Regularization(dropout=0.1, stochastic_depth=0.2)
 PER_IMAGE: dict[str, Any] = {
     "workspace": IMAGE_MEMORY,
     "use_self_attention": False,
@@ -152,9 +150,9 @@ VARIANTS: dict[str, Any] = {
     "ait-head-question": tiny(AiTConfig, head="question", question_dim=QUESTION_DIM),
     "ait-without-output-norm": tiny(AiTConfig, use_output_norm=False),
     "ait-without-read": tiny(AiTConfig, read="none"),
-    "ait-conv-stem": tiny(AiTConfig, stem=CONV_STEM, regularization=DROPPING),
+    "ait-conv-stem": tiny(AiTConfig, stem=CONV_STEM),
     "vit-mean": tiny(ViTConfig, head="mean"),
-    "vit-conv-stem": tiny(ViTConfig, stem=CONV_STEM, regularization=DROPPING),
+    "vit-conv-stem": tiny(ViTConfig, stem=CONV_STEM),
     "vit-head-question": tiny(ViTConfig, head="question", question_dim=QUESTION_DIM),
     "vit-output-norm": tiny(ViTConfig, use_output_norm=True),
     "coordination-unshared-soft": tiny(

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from associative_transformer.data import SortOfClevrConfig, TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig
 from associative_transformer.interface import Batch
 from associative_transformer.models import MODELS, ModelConfig
 from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.regularization import Regularization
 from associative_transformer.models.relation_network import RelationNetworkConfig
-from associative_transformer.optimization import Schedule
+from associative_transformer.models.stem import StemConfig
+from associative_transformer.optimization import LossConfig, Schedule
 from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.training.step import TrainingStep
@@ -174,9 +178,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "last": (folder / "checkpoint" / "last" / "model.safetensors").read_bytes(),
         "best": best.read_bytes() if best.exists() else None,
         "moments": [
-            tensor.numpy().tobytes()
-            for moments in optimizer["state"].values()
-            for tensor in moments.values()
+            leaf.numpy().tobytes() for leaf in tree_leaves(optimizer) if isinstance(leaf, Tensor)
         ],
         "state": {k: v for k, v in state.items() if k != "timing" and "digest" not in k},
         "memory": memory,
@@ -204,6 +206,23 @@ VARIATIONS = {
     "validation": vary(data={"val_fraction": 0.25}, batch_size=12),
     "dropout in the write": vary(workspace={"dropout": 0.5, "reset_each_epoch": True}),
     "accumulation": vary(accumulation_steps=4, clip_norm=0.5, checkpoint_every=1, log_every=1),
+    "muon, averaged weights and validation": vary(
+        data={"val_fraction": 0.25},
+        batch_size=12,
+        optimizer="muon",
+        ema_decay=0.9,
+        decay_on="matrices",
+        loss=LossConfig(label_smoothing=0.1, class_weights="balanced"),
+    ),
+    "convolutional stem, dropout and stochastic depth": replace(
+        EXPERIMENT,
+        model=replace(
+            MODEL,
+            depth=2,
+            stem=StemConfig("conv", width=8),
+            regularization=Regularization(dropout=0.1, stochastic_depth=0.3),
+        ),
+    ),
     "learning rate per step": vary(schedule=Schedule(1, 0.0, shape="one_cycle", per="step")),
     "memory per image": vary(
         workspace={"scope": "image", "image": ImageMemoryConfig(8), "dropout": 0.2}, log_every=3

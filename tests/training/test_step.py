@@ -29,13 +29,13 @@ from associative_transformer.runs.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from associative_transformer.training import step as step_module
+from associative_transformer.training import launch
+from associative_transformer.training.launch import make_accelerator
+from associative_transformer.training.parameters import parameter_groups
 from associative_transformer.training.schedule import learning_rate
 from associative_transformer.training.step import (
     MAX_BAD_STEPS,
     Sums,
-    make_accelerator,
-    parameter_groups,
 )
 from associative_transformer.workspace_config import ImageMemoryConfig, WorkspaceConfig
 from making.steps import CONFIG, PROJECT, make_batch, make_step, same, snapshot, spoil
@@ -159,7 +159,7 @@ def test_weight_decay_shrinks_all_weights_but_the_learned_contents_of_memories()
         for parameter in step.model.parameters():
             parameter.grad.zero_()
 
-    step.optimizer.register_step_pre_hook(remove_gradients)
+    step.optimizer.parts[0].register_step_pre_hook(remove_gradients)
     before = deepcopy(dict(step.model.named_parameters()))
     step(make_batch())
     for name, after in step.model.named_parameters():
@@ -244,7 +244,7 @@ def test_the_gradient_is_the_mean_over_micro_batches_with_the_auxiliary_loss() -
     step = make_step(accumulation_steps=4)
     by_hand = HandWritten(deepcopy(step.model), step.train)
     seen: list[Tensor] = []
-    step.optimizer.register_step_pre_hook(
+    step.optimizer.parts[0].register_step_pre_hook(
         lambda *_: seen.extend(p.grad.clone() for p in step.model.parameters())
     )
     batch = make_batch()
@@ -504,7 +504,7 @@ def test_a_missing_tracker_is_refused_with_the_command_that_installs_it(
     tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = [t for t in LoggerType if t.value != tracker]
-    monkeypatch.setattr(step_module, "get_available_trackers", lambda: others)
+    monkeypatch.setattr(launch, "get_available_trackers", lambda: others)
     with pytest.raises(UserError, match=f"{tracker} is not installed: pip install {tracker}"):
         make_accelerator(TrainConfig(tracker=tracker, device="cpu"), PROJECT)
 

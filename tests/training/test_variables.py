@@ -11,8 +11,8 @@ import torch
 from associative_transformer import distributed
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.training import variables
+from associative_transformer.training.launch import make_accelerator
 from associative_transformer.training.loop import train
-from associative_transformer.training.step import make_accelerator
 from making.steps import PROJECT
 from making.trained import EXPERIMENT, assert_same_outcome
 

@@ -42,7 +42,7 @@ from associative_transformer.bench.variants import (
 )
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.tabular import RowGroup, Table
-from associative_transformer.training.step import make_accelerator
+from associative_transformer.training.launch import make_accelerator
 
 __all__ = [
     "Benchmark",

@@ -13,7 +13,7 @@ from associative_transformer.bench.variants import Variant, Workload, find_varia
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import UserError
 from associative_transformer.models import count_operations
-from associative_transformer.training.step import make_accelerator
+from associative_transformer.training.launch import make_accelerator
 
 PASSES = {"step": 3, "infer": 1}  # a backward pass takes twice the operations of a forward pass
 TITLES = {"step": "Training step", "infer": "Prediction"}

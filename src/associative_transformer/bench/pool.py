@@ -16,7 +16,7 @@ from associative_transformer import functional
 from associative_transformer.compute import Precision, autocast, choose_precision
 from associative_transformer.experiment import TrainConfig
 from associative_transformer.kernels import PoolAttention, sparse
-from associative_transformer.training.step import make_accelerator
+from associative_transformer.training.launch import make_accelerator
 from associative_transformer.workspace import GlobalWorkspace
 from associative_transformer.workspace_config import WorkspaceConfig
 

@@ -24,7 +24,8 @@ from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.vit import ViTConfig
 from associative_transformer.recipes import find_recipe
 from associative_transformer.training.computing import random_batch
-from associative_transformer.training.step import TrainingStep, make_accelerator
+from associative_transformer.training.launch import make_accelerator
+from associative_transformer.training.step import TrainingStep
 
 Workload = Literal["step", "infer"]
 

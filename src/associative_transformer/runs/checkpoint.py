@@ -11,7 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -62,8 +62,16 @@ class TrainingState:
             )
 
 
+class Stateful(Protocol):
+    """An optimizer, or a training step with more than that: what a checkpoint saves and loads."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path, model: nn.Module, optimizer: Stateful, state: dict[str, Any]
 ) -> None:
     """Save a checkpoint as `folder/last`, after renaming the old one to `folder/previous`.
 
@@ -101,7 +109,7 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, optimizer: Stateful
 ) -> dict[str, Any] | None:
     """Load the newest undamaged checkpoint and return its state, or None if there is none.
 

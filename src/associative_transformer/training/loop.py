@@ -42,10 +42,12 @@ from associative_transformer.runs.saved import digest_of_model, restore_result, 
 from associative_transformer.runs.source import initialize_run, write_initialization
 from associative_transformer.training import checks, memories
 from associative_transformer.training.computing import prepare_step
+from associative_transformer.training.launch import make_accelerator, start_tracker
+from associative_transformer.training.loss import build_loss
 from associative_transformer.training.meter import EpochMeter
 from associative_transformer.training.progress import TrainingProgress
 from associative_transformer.training.signals import Interrupted, StopSignals
-from associative_transformer.training.step import TrainingStep, make_accelerator, start_tracker
+from associative_transformer.training.step import TrainingStep
 
 
 def train(
@@ -90,8 +92,7 @@ class TrainingRun:
     def __init__(
         self, experiment: Experiment, folder: Path, accelerator: Accelerator, is_resumed: bool
     ) -> None:
-        self.folder, self.config = folder, experiment.train
-        self.accelerator = accelerator
+        self.folder, self.config, self.accelerator = folder, experiment.train, accelerator
         self.device, self.is_main = accelerator.device, distributed.rank() == 0
         checks.check_size(experiment, self.device)
         parts = self.config.accumulation_steps
@@ -103,7 +104,8 @@ class TrainingRun:
         torch.manual_seed(self.config.seed)
         self.model = build_model(experiment.model)
         self.initial = initialize_run(experiment, self.model, folder, is_resumed)
-        self.take_step = TrainingStep(self.model, self.config, self.accelerator)
+        loss = build_loss(self.config.loss, self.data.train.labels, experiment.model.num_classes)
+        self.take_step = TrainingStep(self.model, self.config, self.accelerator, loss)
         self.history = History()
         self.state = TrainingState(data=self.data.digest, pools=self.take_step.num_pools)
         self.meter = EpochMeter(self.state, self.config.batch_size, self.device)
@@ -122,16 +124,15 @@ class TrainingRun:
             num_steps = c.epochs * self.steps_per_epoch - done
             prepare_step(self.take_step, self.state, self.experiment, num_steps, bar.write)
             self._train_epochs(stop, bar, on_epoch_end)
+            self.take_step.finish()
             with stop.interruptible():
-                last = self._evaluate(self.data.test)
-            with stop.interruptible():
-                return self._finish(last)
+                return self._finish(self._evaluate(self.data.test))
 
     def _restore(self) -> None:
         """Load the last checkpoint, if there is one."""
         step = self.take_step
         with distributed.first_alone():  # rank 0 may rename a damaged checkpoint
-            saved = restore_checkpoint(self.folder / "checkpoint", self.model, step.optimizer)
+            saved = restore_checkpoint(self.folder / "checkpoint", self.model, step)
         distributed.check_same((saved, self.state.data))
         if saved is not None:
             current, self.state = self.state, TrainingState(**saved)
@@ -151,7 +152,8 @@ class TrainingRun:
             while self.state.epoch < self.config.epochs:
                 self._train_epoch(stop, bar)
                 with stop.interruptible():
-                    validation = self._validate()
+                    split = self.data.validation
+                    validation = None if split is None else self._evaluate(split)
                 self._end_epoch(validation, bar)
                 with stop.interruptible():
                     if on_epoch_end and self.is_main:
@@ -187,13 +189,11 @@ class TrainingRun:
                 self._save()
         self.meter.stop_clock()
 
-    def _validate(self) -> Evaluation | None:
-        return None if self.data.validation is None else self._evaluate(self.data.validation)
-
     def _evaluate(self, split: Split) -> Evaluation:
         """Score a split in the precision of the run, as `ait eval` does."""
         size, num_classes = self.config.batch_size, self.experiment.model.num_classes
-        return evaluate_split(self.model, split, size, num_classes, self.take_step.precision)
+        with self.take_step.averaged():
+            return evaluate_split(self.model, split, size, num_classes, self.take_step.precision)
 
     def _end_epoch(self, validation: Evaluation | None, bar: TrainingProgress) -> None:
         """Write the metrics of the epoch, then save the run as of the start of the next one."""
@@ -223,7 +223,8 @@ class TrainingRun:
         if accuracy > state.best_accuracy:
             state.best_epoch, state.best_accuracy = epoch, accuracy
             if self.is_main:
-                state.best_digest = save_best(self.folder / "checkpoint", self.model)
+                with self.take_step.averaged():
+                    state.best_digest = save_best(self.folder / "checkpoint", self.model)
             state.best_digest = distributed.gather_objects(state.best_digest)[0]
 
     def _save(self) -> None:
@@ -231,15 +232,14 @@ class TrainingRun:
         self.meter.store()
         state.skipped_steps, state.bad_steps = step.skipped.total, step.skipped.in_a_row
         if self.is_main:
-            save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
+            save_checkpoint(self.folder / "checkpoint", self.model, step, asdict(state))
 
     def _finish(self, last: Evaluation) -> RunResult:
         """Score the best epoch, save the model, and write the result last.
 
         `last` holds the scores of the last epoch on the test images.
         """
-        state, c = self.state, self.config
-        best = self._score_best()
+        state, c, best = self.state, self.config, self._score_best()
         checks.check_outcome(state.skipped_steps, self._steps_done(), last.loss, best)
         seconds = state.timing["run"]
         result = RunResult(
@@ -285,8 +285,7 @@ class TrainingRun:
         )
 
     def _log(self, bar: TrainingProgress) -> None:
-        metrics = self.meter.metrics()
-        bar.show(metrics)
+        bar.show(metrics := self.meter.metrics())
         self._track("train", {**metrics._asdict(), "lr": self.take_step.learning_rate})
         if self.take_step.workspaces:
             self.state.health = memories.measure_health(self.model)

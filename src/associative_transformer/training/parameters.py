@@ -1,11 +1,12 @@
 """Which parameters are trained, with which share of the learning rate and of the weight decay."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from associative_transformer.interface import UserError
-from associative_transformer.optimization import Freeze
+from associative_transformer.optimization import DecayOn, Freeze
 from associative_transformer.workspace import GlobalWorkspace
 
 
@@ -35,10 +36,16 @@ def set_training_mode(model: nn.Module, frozen: Freeze) -> None:
         _classifier(model).train()
 
 
-def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Return the parameters to train, in groups with the same settings.
+def parameter_groups(
+    model: nn.Module,
+    layer_decay: float | None = None,
+    decay_on: DecayOn = "all",
+    is_chosen: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True,
+) -> list[dict[str, Any]]:
+    """Return the chosen parameters to train, in groups with the same settings.
 
-    Weight decay does not touch those that `model.no_weight_decay()` names. With `layer_decay`, the
+    Weight decay does not touch those that `model.no_weight_decay()` names and, if `decay_on` is
+    "matrices", those with fewer than two dimensions, such as biases. With `layer_decay`, the
     learning rate of a group is multiplied by its `lr_scale`: 1 for the head, `layer_decay` for the
     last block, its square for the one before, and so on down to the embedding (as in BEiT: Bao et
     al. 2022, arXiv 2106.08254). Raises UserError if `layer_decay` is set and the model has no
@@ -47,17 +54,25 @@ def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    last = max(0 if layer_decay is None else _layer_of(name, model) for name, _ in trained)
     for name, value in trained:
+        if not is_chosen(name, value):
+            continue
         layer = 0 if layer_decay is None else _layer_of(name, model)
-        group = groups.setdefault((layer, name in exempt), {"params": []})
+        is_exempt = name in exempt or (decay_on == "matrices" and value.ndim < 2)
+        group = groups.setdefault((layer, is_exempt), {"params": []})
         group["params"].append(value)
-    last = max(layer for layer, _ in groups)
     for (layer, is_exempt), group in groups.items():
         if is_exempt:
             group["weight_decay"] = 0.0
         if layer_decay is not None:
             group["lr_scale"] = layer_decay ** (last - layer)
     return [groups[key] for key in sorted(groups)]
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter is a matrix of a block, which Muon can train."""
+    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 def _classifier(model: nn.Module) -> nn.Module:

@@ -17,6 +17,8 @@ def learning_rate(train: TrainConfig, epoch: int | float, steps_per_epoch: int =
 
         cosine, one_cycle   min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2
         inverse_sqrt        lr sqrt(warmup_epochs / epoch)
+        warmup_stable_decay lr, and during the decay of length D = decay_share * epochs at the end
+                            min_lr + (lr - min_lr) (epochs - epoch) / D
 
     Without a warm-up, `inverse_sqrt` has the rate `lr` until the end of the first epoch, and then
     lr / sqrt(epoch). `one_cycle` has T = epochs - warmup_epochs - 1 / n, so that it reaches
@@ -33,6 +35,9 @@ def learning_rate(train: TrainConfig, epoch: int | float, steps_per_epoch: int =
         return s.warmup_lr + progress * (train.lr - s.warmup_lr)
     if s.shape == "inverse_sqrt":
         return train.lr * math.sqrt(max(s.warmup_epochs, 1) / max(epoch, 1))
+    if s.shape == "warmup_stable_decay":
+        left = (train.epochs - epoch) / (s.decay_share * train.epochs)
+        return s.min_lr + (train.lr - s.min_lr) * min(left, 1.0)
     length: float = train.epochs
     if s.shape == "one_cycle":
         step = 1 / steps_per_epoch

@@ -3,33 +3,26 @@
 A step never waits for the device: the gradient is checked, and skipped steps are counted, there.
 """
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
 from associative_transformer.compute import autocast, choose_precision
-from associative_transformer.experiment import Experiment, TrainConfig, identifying_fields
+from associative_transformer.experiment import TrainConfig
 from associative_transformer.interface import Batch, UserError
 from associative_transformer.kernels import over_ranks
-from associative_transformer.rendezvous import init_method
 from associative_transformer.training.anomaly import REMEDY, find_anomaly
-from associative_transformer.training.parameters import (
-    freeze,
-    parameter_groups,
-    set_training_mode,
-)
+from associative_transformer.training.averaging import WeightAverage
+from associative_transformer.training.loss import Loss, count_correct
+from associative_transformer.training.optimizers import build_optimizer
+from associative_transformer.training.parameters import freeze, set_training_mode
 from associative_transformer.training.schedule import learning_rate
-from associative_transformer.training.variables import hidden_variables
 from associative_transformer.workspace import GlobalWorkspace
 
 MAX_BAD_STEPS = 10
@@ -85,14 +78,21 @@ class SkippedSteps:
 
 
 class TrainingStep:
-    """A step of AdamW, with the gradient averaged over the micro-batches of a batch.
+    """A step of the optimizer, with the gradient averaged over the micro-batches of a batch.
 
     A step whose loss or gradient is not finite changes neither the weights nor the memory nor the
     statistics of a BatchNorm; `skipped` counts it.
     """
 
-    def __init__(self, model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        accelerator: Accelerator,
+        loss: Loss | None = None,
+    ) -> None:
         self.train, self.accelerator = train, accelerator
+        self.loss = Loss(train.loss) if loss is None else loss
         _check_ranks(model, train)
         self.model = model.to(accelerator.device)
         freeze(model, train.freeze)
@@ -104,13 +104,9 @@ class TrainingStep:
         has_unused = any(not w.config.differentiable_write for w in self.workspaces)
         has_unused |= getattr(getattr(model, "config", None), "read", None) == "none"
         self.replica = distributed.replicate(self.model, accelerator.device, has_unused)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, train.layer_decay),
-            train.lr,
-            train.betas,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(self.model, train)
+        ema = train.ema_decay
+        self.average = None if ema is None else WeightAverage(self.model, ema)
         self.skipped = SkippedSteps(accelerator.device)
 
     def __call__(self, batch: Batch) -> Float[Tensor, "4"]:
@@ -127,10 +123,9 @@ class TrainingStep:
             parts.append(self._accumulate(last))
         sums = torch.stack([torch.stack(part).double() for part in parts]).sum(dim=0)
         is_bad = ~self._clip().isfinite()
-        # the fused AdamW leaves weights and moments unchanged if this tensor is 1
-        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(is_bad)
+        if self.average is not None:
+            self.average.update(is_bad)
         for buffer, old in zip(self.model.buffers(), old_buffers, strict=True):
             buffer.copy_(torch.where(is_bad, old, buffer))
         self.skipped.count(is_bad)
@@ -154,6 +149,32 @@ class TrainingStep:
     def set_training_mode(self) -> None:
         """Set the model to training mode, except for what is frozen."""
         set_training_mode(self.model, self.train.freeze)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model have averaged weights, if there are any, inside a `with` block."""
+        return nullcontext() if self.average is None else self.average.in_use()
+
+    def finish(self) -> None:
+        """Let the model keep averaged weights, if there are any: the training is over."""
+        if self.average is not None:
+            self.average.swap()
+            self.average = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs in addition to the model: moments and averages."""
+        moments = self.optimizer.state_dict()
+        if self.average is None:
+            return moments
+        return {"optimizer": moments, "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore moments and averages. Raises ValueError if they are those of another step."""
+        if (self.average is not None) != ("average" in state):
+            raise ValueError("averaged weights are missing, or there are some")
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            state = state["optimizer"]
+        self.optimizer.load_state_dict(state)
 
     def try_out(self, batch: Batch) -> None:
         """Compute the gradient of a batch, but keep weights, memory and random state."""
@@ -197,12 +218,12 @@ class TrainingStep:
         """Add the gradient of a micro-batch and return the sums over its images."""
         with autocast(self.accelerator.device, self.precision):
             logits, aux_loss = self.replica(batch.images, batch.questions)
-        loss = cross_entropy(logits.float(), batch.labels)
+        loss = self.loss(logits.float(), batch.labels)
         total = loss + aux_loss
         # a loss that is not finite must give a NaN gradient, which reaches all ranks
         total = total * torch.where(total.isfinite(), 1.0, torch.nan)
         self.accelerator.backward(total / self.train.accumulation_steps)
-        correct = (logits.detach().argmax(dim=-1) == batch.labels).float().sum()
+        correct = count_correct(logits, batch.labels)
         size = torch.full_like(correct, len(batch.labels))
         return Sums(loss.detach() * size, aux_loss.detach() * size, correct, size)
 
@@ -236,43 +257,3 @@ def _check_ranks(model: nn.Module, train: TrainConfig) -> None:
             f"{type(model).__name__} has a BatchNorm, whose statistics would differ between "
             f"{ranks} processes: train it in one process"
         )
-
-
-def make_accelerator(train: TrainConfig, project: ProjectConfiguration) -> Accelerator:
-    """Choose device and tracker, and join the processes of a launcher.
-
-    Raises UserError if the tracker is not installed, if there is no GPU although one is
-    requested, or if the variables of a launcher are incomplete.
-    """
-    has_gpu = train.device != "cpu" and torch.cuda.is_available()
-    if train.device == "cuda" and not has_gpu:
-        raise UserError(
-            "--train.device cuda: torch finds no GPU on this machine; pass --train.device auto"
-        )
-    tracker = None if train.tracker == "none" else train.tracker
-    if tracker and LoggerType(tracker) not in get_available_trackers():
-        raise UserError(f"the tracker {tracker} is not installed: pip install {tracker}")
-    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
-    address = init_method("cuda" if has_gpu else "cpu")
-    with hidden_variables():
-        return Accelerator(
-            cpu=not has_gpu,
-            mixed_precision="no",  # the step itself turns autocast on
-            log_with=tracker,
-            project_config=project,
-            kwargs_handlers=[InitProcessGroupKwargs(init_method=address)],
-        )
-
-
-def start_tracker(accelerator: Accelerator, experiment: Experiment, steps_done: int) -> None:
-    """Start the tracker of an experiment, if it has one, and log its configuration.
-
-    What a killed process has logged beyond `steps_done` is hidden, since it is logged again.
-    """
-    if experiment.train.tracker != "none":
-        fields = {  # TensorBoard accepts neither lists nor None
-            name: value if isinstance(value, int | float | str) else str(value)
-            for name, value in identifying_fields(experiment).items()
-        }
-        kept = {"tensorboard": {"purge_step": steps_done + 1}}
-        accelerator.init_trackers("associative_transformer", fields, kept)
