@@ -50,6 +50,20 @@ def test_an_inverse_square_root_falls_from_the_end_of_the_warm_up() -> None:
     assert [learning_rate(without_warmup, epoch) for epoch in (0, 1, 4)] == [0.01, 0.01, 0.005]
 
 
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_stable_rate_decays_linearly_at_the_end(share: float) -> None:
+    schedule = Schedule(
+        2, warmup_lr=0.0, min_lr=0.1, shape="warmup_stable_decay", per="step", decay_share=share
+    )
+    train = TrainConfig(epochs=20, lr=1.0, schedule=schedule)
+    start = max(20 * (1 - share), 2)  # the warm-up comes first
+    for epoch in (0, 0.5, 1, 2, 7, 14.5, 16, 19.75):
+        left = (20 - epoch) / (20 * share)
+        expected = epoch / 2 if epoch < 2 else 1.0 if epoch <= start and share < 1 else None
+        expected = 0.1 + 0.9 * left if expected is None else expected
+        assert learning_rate(train, epoch, 4) == pytest.approx(expected, rel=1e-12)
+
+
 def test_one_cycle_equals_that_of_torch() -> None:
     epochs, lr = 20, 1e-3
     schedule = Schedule(6, warmup_lr=lr / 25, min_lr=lr / 25 / 1e4, shape="one_cycle")

@@ -1,0 +1,134 @@
+"""The laptop edition of the paper's tables: small models, trained in minutes without a GPU.
+
+`ait train cifar10-laptop-ait`, `ait run-table classification --budget laptop`. On each data set,
+all models have about half a million parameters (0.4 to 0.6 million on CIFAR-10), see the same
+images in three epochs, and are trained in the same way; only BRIMs, whose steps take long, sees
+10,000 of them. On Triangle, patches have 8 pixels, so that all models see 64 tokens. `ait-image`
+has a memory for each image and no self-attention; it is not part of the paper. `ait-6`, `ait-12`,
+`vit-6` and `vit-12` have more layers and more parameters.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from associative_transformer.data import ImagesConfig, SplitsConfig, TriangleConfig
+from associative_transformer.experiment import Experiment, TrainConfig
+from associative_transformer.models import ModelConfig
+from associative_transformer.models.ait import AiTConfig
+from associative_transformer.models.brims import BRIMS, BRIMsConfig
+from associative_transformer.models.coordination import (
+    COORDINATION,
+    COORDINATION_D,
+    COORDINATION_DH,
+    COORDINATION_H,
+)
+from associative_transformer.models.luna import LUNA_SMALL
+from associative_transformer.models.perceiver import PERCEIVER
+from associative_transformer.models.set_transformer import SET_TRANSFORMER
+from associative_transformer.models.vit import ViTConfig
+from associative_transformer.optimization import Schedule
+from associative_transformer.workspace_config import WorkspaceConfig
+
+PER_STEP = Schedule(warmup_epochs=1, warmup_lr=0.0, min_lr=0.0, shape="one_cycle", per="step")
+THREE_EPOCHS = TrainConfig(
+    epochs=3, batch_size=128, lr=1e-3, weight_decay=0.05, clip_norm=1.0, schedule=PER_STEP
+)
+BRIMS_IMAGES = 10_000
+
+AIT = AiTConfig(
+    embed_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_ratio=3.0,
+    workspace=WorkspaceConfig(num_heads=4, bottleneck=128),  # of 8,192 tokens, the paper's share
+)
+AIT_IMAGE = replace(AIT, use_self_attention=False, workspace=WorkspaceConfig(scope="image"))
+VIT = ViTConfig(embed_dim=128, num_heads=4, head_dim=32, mlp_ratio=3.0)
+SHARED = replace(COORDINATION, embed_dim=128)
+SHARED_DEEP = replace(COORDINATION_D, embed_dim=128)
+UNSHARED = replace(COORDINATION_H, embed_dim=56)
+UNSHARED_DEEP = replace(COORDINATION_DH, embed_dim=40)
+PERCEIVER_SMALL = replace(
+    PERCEIVER, num_latents=64, latent_dim=80, depth=2, num_heads=4, head_dim=32, cross_dim=32
+)
+SETS = replace(SET_TRANSFORMER, embed_dim=120, hidden_dim=120)
+BRIMS_SMALL = replace(BRIMS, embed_dim=168, module_dim=28)
+LUNA = replace(LUNA_SMALL, embed_dim=128, num_heads=4)
+
+
+class Row(NamedTuple):
+    """A row of the table: a model, and the names of its recipes."""
+
+    title: str
+    cifar10: str
+    triangle: str | None  # None: CIFAR-10 only
+    model: ModelConfig
+
+
+def _on_triangle(model: ModelConfig) -> ModelConfig:
+    """Return a model of CIFAR-10 for Triangle."""
+    changes = {"image_size": 64, "num_classes": 2}
+    if hasattr(model, "patch_size"):
+        changes["patch_size"] = 8
+    return replace(model, **changes)
+
+
+ROWS = [
+    Row("AiT", "cifar10-laptop-ait", "triangle-laptop-ait", AIT),
+    Row(
+        "AiT, memory per image", "cifar10-laptop-ait-image", "triangle-laptop-ait-image", AIT_IMAGE
+    ),
+    Row("ViT", "cifar10-laptop-vit", "triangle-laptop-vit", VIT),
+    Row("Coordination", "cifar10-laptop-coordination", "triangle-laptop-coordination", SHARED),
+    Row(
+        "Coordination-D",
+        "cifar10-laptop-coordination-d",
+        "triangle-laptop-coordination-d",
+        SHARED_DEEP,
+    ),
+    Row(
+        "Coordination-H",
+        "cifar10-laptop-coordination-h",
+        "triangle-laptop-coordination-h",
+        UNSHARED,
+    ),
+    Row(
+        "Coordination-DH",
+        "cifar10-laptop-coordination-dh",
+        "triangle-laptop-coordination-dh",
+        UNSHARED_DEEP,
+    ),
+    Row("Perceiver", "cifar10-laptop-perceiver", "triangle-laptop-perceiver", PERCEIVER_SMALL),
+    Row(
+        "Set Transformer",
+        "cifar10-laptop-set-transformer",
+        "triangle-laptop-set-transformer",
+        SETS,
+    ),
+    Row("BRIMs", "cifar10-laptop-brims", "triangle-laptop-brims", BRIMS_SMALL),
+    Row("Luna", "cifar10-laptop-luna", "triangle-laptop-luna", LUNA),
+    Row("AiT, 6 layers", "cifar10-laptop-ait-6", None, replace(AIT, depth=6)),
+    Row("AiT, 12 layers", "cifar10-laptop-ait-12", None, replace(AIT, depth=12)),
+    Row("ViT, 6 layers", "cifar10-laptop-vit-6", None, replace(VIT, depth=6)),
+    Row("ViT, 12 layers", "cifar10-laptop-vit-12", None, replace(VIT, depth=12)),
+]
+
+
+def _build(name: str, data: ImagesConfig | TriangleConfig, model: ModelConfig) -> Experiment:
+    """Return a recipe; BRIMs sees fewer images, with pixels from 0 to 1."""
+    if isinstance(model, BRIMsConfig) and isinstance(data, ImagesConfig):
+        raw = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        data = replace(data, **raw, splits=SplitsConfig(train_limit=BRIMS_IMAGES))
+    elif isinstance(model, BRIMsConfig):
+        data = replace(data, num_train=BRIMS_IMAGES)
+    return Experiment(name, data, model, THREE_EPOCHS)
+
+
+EXPERIMENTS = [
+    *(_build(row.cifar10, ImagesConfig("cifar10"), row.model) for row in ROWS),
+    *(
+        _build(row.triangle, TriangleConfig(), _on_triangle(row.model))
+        for row in ROWS
+        if row.triangle is not None
+    ),
+]
