@@ -225,7 +225,7 @@ def read_yaml(path: Path) -> object:
     except ValueError as error:  # too large, or not in UTF-8
         raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
-        return yaml.load(text, _UniqueKeys)
+        return _UniqueKeys(text).get_single_data()
     except Exception as error:  # odd dates, numbers or nesting can raise nearly anything
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -116,7 +116,9 @@ def _print_config(planned: PlannedRun, options: TrainOptions) -> None:
     """Print what `experiment.yaml` of a run would contain."""
     from associative_transformer.training.dry_run import resolve
 
-    print(format_experiment(resolve(planned.experiment, planned.folder, options.resume)), end="")
+    resolved = resolve(planned.experiment, planned.folder, options.resume)
+    if distributed.is_first():
+        print(format_experiment(resolved), end="")
 
 
 def _print_dry_run(planned: list[PlannedRun], options: TrainOptions) -> None:
