@@ -10,9 +10,9 @@ import pytest
 from associative_transformer.runs.plan import PlannedRun
 from associative_transformer.runs.reading import exists
 from associative_transformer.training import run_all
-from associative_transformer.training.loop import train
 from associative_transformer.training.signals import Interrupted
 from making.commands import TRIANGLE, Ait, assert_refused
+from making.plant import complete_planned
 
 SWEEP = ["sweep", *TRIANGLE, "--data.val-fraction", "0.25"]
 GRID = ["--grid", "train.lr=1e-3,2e-3", "model.depth=1,2"]
@@ -20,15 +20,9 @@ GRID = ["--grid", "train.lr=1e-3,2e-3", "model.depth=1,2"]
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
-    """Train runs in this process, which is faster, and return them in their order."""
+    """Complete runs without training, and return them in their order."""
     runs: list[PlannedRun] = []
-
-    def train_here(run: PlannedRun) -> int:
-        runs.append(run)
-        train(run.experiment, run.folder, resume=run.is_started)
-        return 0
-
-    monkeypatch.setattr(run_all, "_train", train_here)
+    monkeypatch.setattr(run_all, "_train", lambda run: runs.append(run) or complete_planned(run))
     return runs
 
 
@@ -76,7 +70,6 @@ def test_the_best_is_chosen_by_validation_and_its_command_trains_on_all_images(
     command = str(content["train_on_all"])
     assert command in done.out
     assert "--data.val-fraction" not in command
-    assert f"--train.lr {content['best']['train.lr']}" in command or "0.001" in str(content)
     before = len(list(Path("runs").iterdir()))
     assert ait(*command.split()[1:]).code == 0
     assert len(list(Path("runs").iterdir())) == before + 1
