@@ -107,7 +107,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     of the log. `body` runs just before the run is complete, and can use the variables `name`,
     `seed` and `folder`.
     """
-    run_all = import_module("associative_transformer.tables.run_all")
+    run_all = import_module("associative_transformer.training.run_all")
     plant = import_module("making.plant")
     recipes = import_module("associative_transformer.recipes").RECIPES
     log, complete = tmp_path / "log", tmp_path / "complete"

@@ -6,6 +6,7 @@ RECIPE+FINGERPRINT.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from associative_transformer.models import ModelConfig
 from associative_transformer.optimization import Optimization, require
 
 MAX_FILE = 2**20  # bytes of a saved experiment; the largest has a few thousand
+MAX_SHOWN = 40  # characters of a value in an error
 MAX_NAME = 200  # bytes; file systems allow 255, and overrides append a fingerprint
 
 
@@ -144,8 +146,12 @@ def load_data(experiment: Experiment, device: torch.device, is_resumed: bool) ->
 
 def list_fields(experiment: Experiment) -> dict[str, object]:
     """Return the values of all fields by dotted name, tuples as lists."""
-    saved = _ADAPTER.dump_python(experiment, mode="json")
-    return dict(_flatten(experiment, saved, omit_added=False))
+    return dict(_flatten(experiment, nested_fields(experiment), omit_added=False))
+
+
+def is_circumstance(name: str) -> bool:
+    """Return whether a field, by dotted name, does not identify the configuration."""
+    return name in _CIRCUMSTANCES
 
 
 def identifying_fields(experiment: Experiment) -> dict[str, object]:
@@ -154,8 +160,7 @@ def identifying_fields(experiment: Experiment) -> dict[str, object]:
     These are all fields except circumstances, such as the seed or the device, and fields that
     were added after version 0.1 (see `ADDED_LATER`) and have their default values.
     """
-    saved = _ADAPTER.dump_python(experiment, mode="json")
-    leaves = _flatten(experiment, saved, omit_added=True)
+    leaves = _flatten(experiment, nested_fields(experiment), omit_added=True)
     values = {name: value for name, value in leaves if name not in _CIRCUMSTANCES}
     values["train.compile"] = values["train.compile"] == "on"  # a flag in version 0.1
     return values
@@ -178,10 +183,19 @@ def fingerprint(experiment: Experiment) -> str:
     return hashlib.sha256(values.encode()).hexdigest()[:8]
 
 
+def nested_fields(experiment: Experiment) -> dict[str, Any]:
+    """Return the values of all fields, nested as in `experiment.yaml`."""
+    return _ADAPTER.dump_python(experiment, mode="json")
+
+
+def format_experiment(experiment: Experiment) -> str:
+    """Return the experiment as YAML."""
+    return yaml.safe_dump(nested_fields(experiment), sort_keys=False)
+
+
 def save_experiment(experiment: Experiment, path: Path) -> None:
     """Write the experiment as YAML."""
-    saved = _ADAPTER.dump_python(experiment, mode="json")
-    write_file(path, yaml.safe_dump(saved, sort_keys=False).encode())
+    write_file(path, format_experiment(experiment).encode())
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -191,21 +205,58 @@ def load_experiment(path: Path) -> Experiment:
     value, or no value for a field without a default.
     """
     try:
+        return parse_experiment(read_yaml(path), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
+
+
+def read_yaml(path: Path) -> object:
+    """Return the content of a YAML file.
+
+    Raises FileNotFoundError if there is none, and UserError if it cannot be read, is not valid
+    YAML or has a key twice.
+    """
+    try:
         text = read_file(path, MAX_FILE).decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
+        raise FileNotFoundError(path) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # too large, or not in UTF-8
         raise UserError(f"{path} is not valid YAML: {error}") from None
     try:
-        saved = yaml.safe_load(text)
+        return _UniqueKeys(text).get_single_data()
     except Exception as error:  # odd dates, numbers or nesting can raise nearly anything
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that does not silently drop the first of two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                line = node.start_mark.line + 1
+                raise ValueError(f"the mapping at line {line} has the key {key!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def parse_experiment(saved: object, where: str) -> Experiment:
+    """Return the experiment with nested values. Raises UserError, which starts with `where`."""
     try:
         return _ADAPTER.validate_python(saved)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error(error)}") from None
+        raise UserError(f"{where}: {first_error(error)}{_describe_input(error)}") from None
+
+
+def _describe_input(error: ValidationError) -> str:
+    """Return the value of the first error, unless the message names it or it is a long one."""
+    first = error.errors()[0]
+    value, is_named = first["input"], first["type"] in ("value_error", "missing")
+    if is_named or not isinstance(value, int | float | str | None) or len(str(value)) > MAX_SHOWN:
+        return ""
+    return f", not {value!r}"
 
 
 def _is_folder_name(name: str) -> bool:

@@ -55,7 +55,7 @@ MAX_NAME_WIDTH = 30  # characters of the first column; longer names are wrapped
 
 
 class RowGroup(NamedTuple):
-    """Rows under one heading, each with a cell for every column."""
+    """Rows under one heading, each with a cell for every column; a terminal omits an empty one."""
 
     title: str
     rows: Sequence[tuple[str, ...]]
@@ -88,7 +88,8 @@ class Table:
             drawn.add_column(name, width=chars, justify="right" if drawn.columns else "left")
         for title, rows in groups:
             drawn.add_section()
-            drawn.add_row(title, style="bold")
+            if title:
+                drawn.add_row(title, style="bold")
             for row in rows:
                 drawn.add_row(*row)
         buffer = io.StringIO()

@@ -562,7 +562,7 @@ def block(mebibytes: int) -> Callable[[], object]:
 @pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process() -> None:
     np.ones(2**26).sum()  # half a GiB in this process
-    peak = timing._peak(CPU) / 2**30
+    peak = timing.peak_bytes(CPU) / 2**30
     small = measure_memory("small", partial(prepare_model, Variant(SMALL), "step"), CPU)
     assert small < peak - 0.3
     large = Variant(replace(SMALL, train=replace(TRAIN, batch_size=8_192)))  # 1/8 GiB of pixels

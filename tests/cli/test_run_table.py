@@ -9,7 +9,7 @@ import pytest
 
 from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import shorten
-from associative_transformer.tables.run_all import PlannedRun
+from associative_transformer.runs.plan import PlannedRun
 from associative_transformer.training.signals import Interrupted
 from making.commands import Ait, Child, assert_refused
 
@@ -25,7 +25,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
         planned.extend(runs)
         return []
 
-    monkeypatch.setattr("associative_transformer.tables.run_all.train_runs", record)
+    monkeypatch.setattr("associative_transformer.training.run_all.train_runs", record)
     return planned
 
 
@@ -169,7 +169,7 @@ def test_a_stopped_command_prints_how_to_continue(
     def stop(*_: object) -> None:
         raise Interrupted(signum)
 
-    monkeypatch.setattr("associative_transformer.tables.run_all.train_runs", stop)
+    monkeypatch.setattr("associative_transformer.training.run_all.train_runs", stop)
     command = ["run-table", "relational", "--rows", "cnn-rn", "--budget", "smoke"]
     done = ait(*command)
     assert done.code == code

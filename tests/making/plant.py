@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from associative_transformer.data.known import KNOWN_DATA_SETS
-from associative_transformer.experiment import Experiment, save_experiment
+from associative_transformer.experiment import Experiment, fingerprint, save_experiment
 from associative_transformer.models import build_model
 from associative_transformer.runs.folder import prepare_folder
+from associative_transformer.runs.plan import PlannedRun
 from associative_transformer.runs.result import RunResult, read_result
 
 DEVICE = "x86_64"
@@ -101,6 +102,18 @@ def put_run(
     if result is not None:
         (path / "result.json").write_text(json.dumps(result))
     return path
+
+
+def complete_planned(run: PlannedRun) -> int:
+    """Complete a planned run without training, with scores that depend on it; return 0."""
+    digits = int(fingerprint(run.experiment), 16) % 5_000 / 100 + run.experiment.train.seed
+    scores = {"test_accuracy": 90 - digits, "test_loss": 0.5, "test_images": 200}
+    best = {"epoch": 1, "validation_accuracy": 20 + digits, **scores}
+    scored = best if getattr(run.experiment.data, "val_fraction", 0.0) else None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    save_experiment(run.experiment, run.folder / "experiment.yaml")
+    put_result(run.folder, result_of(run.experiment, 90 - digits, best_validation=scored))
+    return 0
 
 
 def make_complete_run(folder: Path, experiment: Experiment) -> Path:

@@ -1,18 +1,16 @@
 """Time functions that take turns, and measure peak memory in a separate process."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
 from associative_transformer.compute import Precision, autocast
 from associative_transformer.interface import UserError
+from associative_transformer.training.peak import peak_bytes, synchronize
 
 Run = Callable[[], object]
 WARM_UP = 2  # rounds that are not counted
@@ -27,10 +25,10 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(WARM_UP + rounds):
         for name, run in runs.items():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             run()
-            _synchronize(device)
+            synchronize(device)
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -70,23 +68,7 @@ def measure_memory(
 def peak_memory(prepare: Callable[[], Run], device: torch.device, excluded: int | None) -> float:
     """Return the peak memory of this process in GiB; see `measure_memory`."""
     run = prepare()
-    before = 0 if excluded is None else _peak(device) + excluded
+    before = 0 if excluded is None else peak_bytes(device) + excluded
     for _ in range(WARM_UP):
         run()
-    return (_peak(device) - before) / 2**30
-
-
-def _peak(device: torch.device) -> int:
-    """Return the largest number of bytes in use so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-    # not getrusage, which on Linux includes the peak of the parent process
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return (peak_bytes(device) - before) / 2**30

@@ -19,6 +19,7 @@ from associative_transformer.interface import SHOWN, UserError, printable_lines
 COMMANDS = {  # each has a file in this folder
     "list": "list the recipes",
     "train": "train a recipe, or resume a run",
+    "sweep": "train a recipe with several values of some fields, and compare them",
     "eval": "evaluate a trained model on the test images",
     "predict": "classify image files with a trained model, or ask questions about them",
     "export": "export a trained model to one file: ONNX, torch.export or safetensors",

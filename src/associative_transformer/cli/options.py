@@ -4,11 +4,12 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from shutil import which
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
@@ -19,10 +20,18 @@ from associative_transformer.cli.mistakes import (
     watched,
 )
 from associative_transformer.files import check_writable, write_file
-from associative_transformer.interface import SHOWN, UserError, printable, printable_lines
+from associative_transformer.interface import (
+    SHOWN,
+    UserError,
+    format_count,
+    printable,
+    printable_lines,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from associative_transformer.training.run_all import FailedRun
 
 Options = TypeVar("Options")
 
@@ -59,6 +68,54 @@ def parse(
         sys.stderr.write(refusal.box.getvalue())  # warnings
         return options
     raise UserError(printable(CommandLine(command, arguments, read).describe(refusal)))
+
+
+@dataclass(frozen=True)
+class _ConfigFile:
+    """The option that is read before all others, since it changes their defaults."""
+
+    config: Path | None = None
+
+
+def find_config(arguments: list[str]) -> Path | None:
+    """Return the value of --config; None if there is none, or if `parse` will refuse it."""
+    with redirect_stderr(io.StringIO()), suppress(SystemExit):
+        found, _ = tyro.cli(_ConfigFile, args=arguments, add_help=False, return_unknown_args=True)
+        return found.config
+    return None
+
+
+def list_options(arguments: list[str]) -> set[str]:
+    """Return the dotted names of the fields that options set."""
+    options = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+    return {option.removeprefix("--").replace("-", "_") for option in options}
+
+
+def check_seeds(seeds: tuple[int, ...] | None, arguments: list[str]) -> None:
+    """Check the seeds of several runs.
+
+    Raises UserError if there is none, if one is negative or occurs twice, or if --train.seed is
+    passed too.
+    """
+    if seeds is None:
+        return
+    if not seeds or min(seeds) < 0:
+        raise UserError(f"--seeds takes at least one number, each 0 or more, not {seeds}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds must name each seed once, not {' '.join(map(str, seeds))}")
+    if "train.seed" in list_options(arguments):
+        raise UserError("--seeds and --train.seed exclude each other: remove --train.seed")
+
+
+def check_trained(runs: Sequence[object], failed: "Sequence[FailedRun]") -> None:
+    """Raise UserError if some of several runs have failed."""
+    if failed:
+        names, count = "; ".join(map(str, failed)), format_count(len(runs), "run")
+        command = format_command(*failed[0].run.arguments)
+        raise UserError(
+            f"{len(failed)} of {count} failed: {names}. Their messages are above; run "
+            f"the same command to try them again, or only the first one: {command}"
+        )
 
 
 def check_counts(**counts: int) -> None:
@@ -132,7 +189,7 @@ def format_command(*words: str) -> str:
     """Return a command line of `ait` that can be copied and run."""
     if Path(sys.argv[0]).name == "__main__.py":
         return shlex.join(["python", "-m", "associative_transformer", *words])
-    return shlex.join(["ait" if which("ait") else os.path.relpath(sys.argv[0]), *words])
+    return shlex.join(["ait" if shutil.which("ait") else os.path.relpath(sys.argv[0]), *words])
 
 
 def choose_device(name: str) -> "torch.device":
@@ -156,6 +213,11 @@ def choose_device(name: str) -> "torch.device":
             f"no device {name!r} on this machine ({reason}): pass --device auto or --device cpu"
         ) from error
     return device
+
+
+def table_width() -> int:
+    """Return how wide a table may be: as the terminal, or 200 if the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def say(text: str, file: TextIO | None = None) -> None:

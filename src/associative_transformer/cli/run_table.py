@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import format_command, parse, say
+from associative_transformer.cli.options import check_trained, format_command, parse, say
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.recipes import RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
@@ -38,7 +38,8 @@ class RunTableOptions:
 def run(arguments: list[str]) -> None:
     """Train the missing runs of a table."""
     options = parse(RunTableOptions, arguments, "run-table")
-    from associative_transformer.tables.run_all import PlannedRun, plan_runs, train_runs
+    from associative_transformer.runs.plan import PlannedRun, plan_runs
+    from associative_transformer.training.run_all import train_runs
 
     stored = (recipe.data for recipe in RECIPES.values() if not recipe.data.is_generated)
     known = {data.display_name for data in stored}
@@ -58,14 +59,7 @@ def run(arguments: list[str]) -> None:
     def announce(position: int, run: PlannedRun) -> None:
         say(f"\n[{position}/{len(runs)}] {run.title}")
 
-    failed = train_runs(runs, announce)
-    if failed:
-        names, count = "; ".join(map(str, failed)), format_count(len(runs), "run")
-        command = format_command(*failed[0].run.arguments)
-        raise UserError(
-            f"{len(failed)} of {count} failed: {names}. Their messages are above; run "
-            f"the same command to try them again, or only the first one: {command}"
-        )
+    check_trained(runs, train_runs(runs, announce))
     say(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
 
 

@@ -1,12 +1,10 @@
 """`ait table`: compare finished runs with the published results."""
 
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import check_output, open_output, parse
+from associative_transformer.cli.options import check_output, open_output, parse, table_width
 from associative_transformer.interface import UserError
 
 RUNS = Path("runs")
@@ -36,8 +34,7 @@ def run(arguments: list[str]) -> None:
 
     table = TABLES[options.table](options.runs)
     if options.format == "terminal":
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-        text = table.to_terminal(width)
+        text = table.to_terminal(table_width())
     else:
         text = table.to_html() if options.format == "html" else table.to_markdown()
     with open_output(options.output) as file:

@@ -1,7 +1,7 @@
 """`ait train`: train a recipe, or resume a run."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +11,23 @@ import tyro
 from associative_transformer import distributed
 from associative_transformer.cli.options import (
     check_counts,
+    check_seeds,
+    check_trained,
     choose_device,
+    find_config,
     format_command,
+    list_options,
     parse,
     say,
+    table_width,
 )
-from associative_transformer.experiment import Experiment
+from associative_transformer.experiment import Experiment, format_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES, find_recipe
-from associative_transformer.runs.defaults import as_started, named, run_folder
+from associative_transformer.runs.defaults import as_started, named
+from associative_transformer.runs.folder import check_folder, remove_run
+from associative_transformer.runs.overrides import override, read_overrides
+from associative_transformer.runs.plan import PlannedRun
 from associative_transformer.runs.result import RunResult
 
 USAGE = """usage: ait train RECIPE [--help] [options]
@@ -35,18 +43,28 @@ class TrainOptions:
     """Train a recipe; each of its fields can be overridden."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    config: Path | None = None
+    """YAML file with overrides, nested as in experiment.yaml; options take precedence."""
+    seeds: tuple[int, ...] | None = None
+    """Train with each of these seeds, one after another; None: only with --train.seed."""
     resume: bool = False
-    """Continue from the last checkpoint."""
+    """Continue from the last checkpoint; with --seeds, train what is missing."""
     overwrite: bool = False
     """Delete the existing run and start again."""
     runs: Path = Path("runs")
     """Folder of all runs; this run is written to RUNS/NAME/SEED."""
     report_every: int | None = None
     """Epochs between updates of report.html, which is also written at the end; None: no report."""
+    print_config: bool = False
+    """Print the experiment as YAML, as the run would save it, instead of training."""
+    dry_run: bool = False
+    """Print what would run, with the time and the memory of a few steps, and write nothing."""
 
     def __post_init__(self) -> None:
         if self.report_every is not None:
             check_counts(report_every=self.report_every)
+        if self.print_config and self.dry_run:
+            raise ValueError("--print-config and --dry-run exclude each other: pass one of them")
 
 
 def run(arguments: list[str]) -> None:
@@ -59,20 +77,77 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"`ait train` needs the name of a RECIPE before {name}: see `ait list`")
     recipe = find_recipe(name)
     words = _read_flags(arguments[1:])
-    options = parse(TrainOptions, words, f"train {name}", TrainOptions(recipe))
+    file = find_config(words)
+    values = {} if file is None else read_overrides(file, recipe)
+    default = override(recipe, values, str(file)) if values else recipe
+    options = parse(TrainOptions, words, f"train {name}", TrainOptions(default))
+    check_seeds(options.seeds, words)
+    seeds = options.seeds or (options.experiment.train.seed,)
+    planned = [_plan(options, recipe, seed, values.keys() | list_options(words)) for seed in seeds]
     from associative_transformer.compute import set_up_cpu
-    from associative_transformer.training.loop import train
 
     set_up_cpu()
-    if options.resume:
-        given = _list_fields_set(words)
-        experiment = as_started(options.experiment, recipe, options.runs, given)
+    if options.print_config:
+        _print_config(planned[0], options)
+    elif options.dry_run:
+        _print_dry_run(planned, options)
+    elif options.seeds is None:
+        _train(planned[0], options)
     else:
-        experiment = named(options.experiment, recipe)
-    folder = run_folder(experiment, options.runs)
+        _train_seeds(planned, options)
+
+
+def _plan(
+    options: TrainOptions, recipe: Experiment, seed: int, given: Collection[str]
+) -> PlannedRun:
+    """Return the run with a seed; `given` are the fields that the user has set."""
+    train = replace(options.experiment.train, seed=seed)
+    experiment = replace(options.experiment, train=train)
+    if options.resume:
+        experiment = as_started(experiment, recipe, options.runs, given)
+    else:
+        experiment = named(experiment, recipe)
+    every = options.report_every
+    flags = () if every is None else ("--report-every", str(every))
+    return PlannedRun(recipe.name, experiment, options.runs, flags)
+
+
+def _print_config(planned: PlannedRun, options: TrainOptions) -> None:
+    """Print what `experiment.yaml` of a run would contain."""
+    from associative_transformer.training.dry_run import resolve
+
+    resolved = resolve(planned.experiment, planned.folder, options.resume)
+    if distributed.is_first():
+        print(format_experiment(resolved), end="")
+
+
+def _print_dry_run(planned: list[PlannedRun], options: TrainOptions) -> None:
+    """Print what would run, and what a few steps take."""
+    from associative_transformer.training.dry_run import dry_run
+
+    first = planned[0]
+    measured = dry_run(first.experiment)
+    if not distributed.is_first():
+        return
+    folder = str(first.folder)
+    if first.is_started and not (options.resume or options.overwrite):
+        folder += " (exists: pass --resume or --overwrite)"
+    lines = {"run folder": folder, **measured.describe()}
+    if options.seeds is not None:
+        lines["seeds"] = f"{', '.join(map(str, options.seeds))}, each with the time above"
+    say("\n".join(f"{title:15} {text}" for title, text in lines.items()))
+    for note in measured.notes:
+        say(f"{'note':15} {note}")
+    say("nothing was written: remove --dry-run to train")
+
+
+def _train(planned: PlannedRun, options: TrainOptions) -> None:
+    """Train one run in this process, and print its result."""
+    from associative_transformer.training.loop import train
+
     result = train(
-        experiment,
-        folder,
+        planned.experiment,
+        planned.folder,
         resume=options.resume,
         overwrite=options.overwrite,
         on_epoch_end=_report_every(options.report_every),
@@ -81,8 +156,44 @@ def run(arguments: list[str]) -> None:
         return
     report = None
     if options.report_every is not None:
-        report = _write_final_report(folder, experiment.train.device)
-    _print_result(result, folder, report)
+        report = _write_final_report(planned.folder, planned.experiment.train.device)
+    _print_result(result, planned.folder, report)
+
+
+def _train_seeds(planned: list[PlannedRun], options: TrainOptions) -> None:
+    """Train several seeds, each in a process of its own, and print a table of their results."""
+    from associative_transformer.runs.result import read_result
+    from associative_transformer.runs.spread import tabulate_seeds
+    from associative_transformer.training.run_all import train_runs
+
+    if distributed.is_launched():
+        raise UserError("--seeds starts its own processes: start it without a launcher")
+    _check_folders(planned, options)
+
+    def announce(position: int, run: PlannedRun) -> None:
+        say(f"\n[{position}/{len(planned)}] {run.title}")
+
+    check_trained(planned, train_runs(planned, announce))
+    results = {run.folder: read_result(run.folder) for run in planned}
+    known = {folder: result for folder, result in results.items() if result is not None}
+    table = tabulate_seeds(planned[0].experiment.name, known)
+    say("\n" + table.to_terminal(table_width()))
+
+
+def _check_folders(planned: list[PlannedRun], options: TrainOptions) -> None:
+    """Check all folders before a run starts; remove the runs that are to be overwritten."""
+    started = [run for run in planned if run.is_started]
+    for run in planned:
+        is_resumed = options.resume and (run in started or options.overwrite)
+        check_folder(run.folder, run.experiment, is_resumed, options.overwrite)
+    if len({run.experiment.name for run in planned}) > 1:
+        names = ", ".join(str(run.folder) for run in planned)
+        raise UserError(
+            f"the runs {names} were started with different defaults: pass --overwrite to train "
+            "all of them again"
+        )
+    for run in started if options.overwrite else []:
+        remove_run(run.folder)
 
 
 def _read_flags(words: list[str]) -> list[str]:
@@ -96,12 +207,6 @@ def _read_flags(words: list[str]) -> list[str]:
         else:
             read.append(word)
     return read
-
-
-def _list_fields_set(words: list[str]) -> set[str]:
-    """Return the dotted names of the fields that options set."""
-    options = (word.partition("=")[0] for word in words if word.startswith("--"))
-    return {option.removeprefix("--").replace("-", "_") for option in options}
 
 
 def _report_every(epochs: int | None) -> Callable[[Path], None] | None:

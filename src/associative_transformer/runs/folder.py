@@ -24,7 +24,7 @@ from associative_transformer.experiment import (
 from associative_transformer.files import make_folder, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.runs.environment import describe_environment, write_environment
-from associative_transformer.runs.lock import LOCK
+from associative_transformer.runs.lock import LOCK, hold_folder
 from associative_transformer.runs.reading import check_row, exists, read_memory, read_rows
 
 
@@ -178,7 +178,7 @@ def prepare_folder(
     make_folder(folder)
     if not resume:
         _clear(folder)
-    save_experiment(_with_absolute_source(experiment), folder / "experiment.yaml")
+    save_experiment(with_absolute_source(experiment), folder / "experiment.yaml")
     write_environment(folder, describe_environment(device))
     if resume and not any(
         (folder / "checkpoint" / name).exists() for name in ("last", "previous")
@@ -186,13 +186,20 @@ def prepare_folder(
         print(f"{folder} has no checkpoint yet: starting from the first step", file=sys.stderr)
 
 
-def _with_absolute_source(experiment: Experiment) -> Experiment:
+def with_absolute_source(experiment: Experiment) -> Experiment:
     """Return an experiment that can be loaded from any working directory."""
     source = experiment.data.source
     if source is None:
         return experiment
     absolute = str(Path(source).expanduser().absolute())
     return replace(experiment, data=experiment.data.with_storage(source=absolute))
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files of a run, its `experiment.yaml` last. Raises UserError if that fails."""
+    with hold_folder(folder):
+        _clear(folder)
+        (folder / "experiment.yaml").unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:

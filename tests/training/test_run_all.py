@@ -1,4 +1,4 @@
-"""Training the runs of a table: the plan, one process per run, failures and signals."""
+"""Training planned runs: one process per run, failures and signals."""
 
 import json
 import os
@@ -12,142 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from associative_transformer.experiment import Experiment, fingerprint, save_experiment
+from associative_transformer.experiment import fingerprint
 from associative_transformer.recipes import RECIPES
-from associative_transformer.recipes.budgets import shorten
-from associative_transformer.tables.collect import collect_runs
-from associative_transformer.tables.run_all import FailedRun, PlannedRun, plan_runs, train_runs
+from associative_transformer.runs.plan import PlannedRun, plan_runs
 from associative_transformer.training.loop import train
+from associative_transformer.training.run_all import FailedRun, train_runs
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace_config import WorkspaceConfig
 from making.commands import Child
-from making.damage import DAMAGES
-from making.plant import put_result, put_run, result_of
+from making.plant import put_run, result_of
 
 PYTHON = sys.executable
 A, B, C = "triangle-vit-small", "triangle-ait-small", "triangle-luna-small"
-
-
-# --- the plan ---
-
-
-def test_all_recipes_of_a_seed_come_before_the_next_seed() -> None:
-    names = ["triangle-vit-small", "cifar10-luna-lra"]
-    runs = plan_runs(names, "paper", [2, 0], Path("r"), {})
-    assert [(run.recipe, run.experiment.train.seed) for run in runs] == [
-        ("triangle-vit-small", 2),
-        ("cifar10-luna-lra", 2),
-        ("triangle-vit-small", 0),
-        ("cifar10-luna-lra", 0),
-    ]
-    assert runs[1].folder == Path("r/cifar10-luna-lra/2")
-    for run in runs:
-        recipe = RECIPES[run.recipe]
-        train = replace(recipe.train, seed=run.experiment.train.seed)
-        assert run.experiment == replace(recipe, train=train)
-    assert runs[3].title == "cifar10-luna-lra, seed 0"
-
-
-@pytest.mark.parametrize("budget", ["short", "smoke"])
-def test_a_budget_has_its_own_folder(budget: str) -> None:
-    (run,) = plan_runs(["triangle-vit-small"], budget, [1], Path("r"), {})
-    shortened = shorten(RECIPES["triangle-vit-small"], budget)
-    assert run.folder == Path("r") / shortened.name / "1"
-    assert run.folder.parent.name != "triangle-vit-small"
-    assert run.experiment == replace(shortened, train=replace(shortened.train, seed=1))
-
-
-def test_a_local_copy_is_used_for_the_data_set_of_its_name() -> None:
-    names = ["cifar10-ait-small", "cifar100-ait-small", "triangle-ait-small"]
-    runs = plan_runs(names, "paper", [0], Path("r"), {"cifar10": Path("copy")})
-    assert [run.arguments for run in runs] == [
-        ["train", names[0], "--data.source", "copy", "--runs", "r"],
-        ["train", names[1], "--runs", "r"],
-        ["train", names[2], "--runs", "r"],
-    ]
-    assert runs[0].folder == Path("r/cifar10-ait-small/0")
-
-
-@pytest.mark.parametrize(
-    ("name", "budget", "flags"),
-    [
-        ("cifar10-ait-small", "paper", ""),
-        ("cifar10-ait-small", "short", "--train.epochs 10 --train.schedule.warmup-epochs 1"),
-        (
-            "cifar10-brims-source",
-            "smoke",
-            "--data.limit 40 --train.batch-size 20 --train.epochs 1",
-        ),
-        (
-            "sort-of-clevr-cnn-rn",
-            "smoke",
-            "--data.num-questions 1 --data.num-test 40 --data.num-train 40 "
-            "--train.batch-size 20 --train.epochs 1",
-        ),
-        ("triangle-ait-tiny", "short", ""),
-    ],
-)
-def test_the_command_of_a_run_has_the_overrides_of_its_budget(
-    name: str, budget: str, flags: str
-) -> None:
-    (run,) = plan_runs([name], budget, [3], Path("r"), {})
-    seed_and_folder = ["--train.seed", "3", "--runs", "r"]
-    assert run.arguments == ["train", name, *flags.split(), *seed_and_folder]
-
-
-def test_an_unfinished_run_is_resumed_and_a_run_with_a_result_is_complete(tmp_path: Path) -> None:
-    (run,) = plan_runs(["triangle-ait-tiny"], "paper", [0], tmp_path, {})
-    run.folder.mkdir(parents=True)
-    assert "--resume" not in run.arguments
-    save_experiment(run.experiment, run.folder / "experiment.yaml")
-    assert run.arguments[-1] == "--resume"
-    assert not run.is_complete
-    put_result(run.folder, result_of(run.experiment))
-    assert run.is_complete
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", ["result.json", "experiment.yaml"])
-def test_a_run_with_a_damaged_file_is_not_complete_and_is_resumed(
-    file: str, damage: str, tmp_path: Path
-) -> None:
-    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
-    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
-    assert run.is_complete
-    DAMAGES[damage](run.folder / file)
-    assert not run.is_complete
-    assert run.arguments[-1] == "--resume"
-
-
-def change(experiment: Experiment, **train: Any) -> Experiment:  # noqa: ANN401
-    return replace(experiment, train=replace(experiment.train, **train))
-
-
-@pytest.mark.parametrize(
-    ("changes", "is_complete"),
-    [({"lr": 0.5}, False), ({"seed": 1}, False), ({"device": "cpu"}, True)],
-    ids=["other configuration", "other seed", "other device"],
-)
-def test_only_a_run_of_the_planned_experiment_is_complete(
-    changes: dict[str, Any], is_complete: bool, tmp_path: Path
-) -> None:
-    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
-    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
-    save_experiment(change(run.experiment, **changes), run.folder / "experiment.yaml")
-    assert run.is_complete == is_complete
-    used = collect_runs(tmp_path, RECIPES).take(RECIPES[A])
-    assert list(used.complete) == [0] * is_complete or changes == {"seed": 1}
-
-
-def test_a_result_in_a_folder_that_is_not_a_run_is_not_complete(tmp_path: Path) -> None:
-    (run,) = plan_runs([A], "paper", [0], tmp_path, {})
-    put_run(tmp_path, run.experiment, 0, result_of(run.experiment))
-    (run.folder / "experiment.yaml").unlink()
-    assert not run.is_complete
 
 
 # --- one process for each run, replaced by a small script ---
@@ -315,9 +194,9 @@ TRAIN_ALL = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tables.test_run_all import tiny
+from training.test_run_all import tiny
 from associative_transformer.training.signals import Interrupted
-from associative_transformer.tables.run_all import train_runs
+from associative_transformer.training.run_all import train_runs
 runs = [tiny(Path("runs"), 60)]
 try:
     failed = train_runs(runs, lambda position, run: print(position, flush=True))
@@ -408,9 +287,10 @@ def test_a_damaged_result_is_named_and_restored_or_the_run_fails_with_a_remedy(
 FOLLOWER = """
 import sys
 from pathlib import Path
-from associative_transformer.tables import run_all
+from associative_transformer.runs.plan import plan_runs
+from associative_transformer.training import run_all
 run_all.sys.executable = sys.argv[1]
-run_all.train_runs(run_all.plan_runs(["triangle-ait-tiny"], "smoke", [0], Path("runs"), {}), print)
+run_all.train_runs(plan_runs(["triangle-ait-tiny"], "smoke", [0], Path("runs"), {}), print)
 """
 
 

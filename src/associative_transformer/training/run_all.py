@@ -1,4 +1,4 @@
-"""Train the runs of a table one after another, each with `ait train` in its own process.
+"""Train planned runs one after another, each with `ait train` in its own process.
 
 A run that fails or is killed does not affect the others. If this process is killed, the run that
 is training saves a checkpoint and stops (on Linux). Complete runs are skipped, and unfinished or
@@ -11,61 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from associative_transformer.experiment import Experiment
-from associative_transformer.interface import UserError
-from associative_transformer.recipes import RECIPES
-from associative_transformer.recipes.budgets import Budget, shorten
-from associative_transformer.recipes.commands import train_arguments
-from associative_transformer.runs.folder import check_folder
-from associative_transformer.runs.reading import exists
-from associative_transformer.runs.result import read_result
+from associative_transformer.runs.plan import PlannedRun
 from associative_transformer.training.signals import Interrupted, StopSignals
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
 POLL_SECONDS = 0.2  # between checks for a signal while a run is training
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a table, which may be complete already."""
-
-    recipe: str
-    experiment: Experiment  # the recipe, shortened to the budget
-    runs: Path  # folder of all runs
-
-    @property
-    def folder(self) -> Path:
-        """Folder of this run."""
-        return self.runs / self.experiment.name / str(self.experiment.train.seed)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the run has a result that tables can use; if not, `ait train` says why.
-
-        Raises UserError or PermissionError if that cannot be determined.
-        """
-        exists(self.folder / "experiment.yaml")
-        try:
-            check_folder(self.folder, self.experiment, resume=True, overwrite=False)
-            return read_result(self.folder) is not None
-        except UserError:
-            return False
-
-    @property
-    def title(self) -> str:
-        """Recipe and seed."""
-        return f"{self.recipe}, seed {self.experiment.train.seed}"
-
-    @property
-    def arguments(self) -> list[str]:
-        """Arguments for `ait` to train or resume this run."""
-        words = train_arguments(self.experiment, RECIPES[self.recipe])
-        words += ["--runs", str(self.runs)]
-        return words + ["--resume"] * exists(self.folder / "experiment.yaml")
 
 
 @dataclass(frozen=True)
@@ -78,28 +31,6 @@ class FailedRun:
     def __str__(self) -> str:
         reason = f"exit code {self.code}" if self.code > 0 else f"killed by signal {-self.code}"
         return f"{self.run.title} ({reason})"
-
-
-def plan_runs(
-    recipes: Iterable[str],
-    budget: Budget,
-    seeds: Iterable[int],
-    runs: Path,
-    sources: dict[str, Path],
-) -> list[PlannedRun]:
-    """List the runs of all recipes with the first seed, then those with the next seed.
-
-    `sources` maps names of data sets to local copies of their images.
-    """
-    planned = []
-    for seed in seeds:
-        for recipe in recipes:
-            experiment = shorten(RECIPES[recipe], budget)
-            data, train = experiment.data, replace(experiment.train, seed=seed)
-            if source := sources.get(data.display_name):
-                data = data.with_storage(source=str(source))
-            planned.append(PlannedRun(recipe, replace(experiment, data=data, train=train), runs))
-    return planned
 
 
 def train_runs(

@@ -1,0 +1,1 @@
+"""Grids and searches over fields of a recipe, scored on validation images."""
