@@ -116,6 +116,20 @@ def test_the_augmentation_of_an_image_does_not_depend_on_the_rest_of_its_batch()
     assert torch.equal(next(more.load(torch.arange(300)[None], make_seed())), whole)
 
 
+@pytest.mark.gpu
+def test_images_on_a_gpu_are_augmented_there_as_on_a_cpu() -> None:
+    images, rows = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8), torch.arange(64)[None]
+    cpu, gpu = (
+        ResidentLoader(images, Preparation(MEAN, STD, EVERYTHING, torch.device(name)))
+        for name in ("cpu", "cuda")
+    )
+    (expected,), (batch,) = cpu.load(rows, make_seed()), gpu.load(rows, make_seed())
+    assert batch.is_cuda
+    level = 1 / 255 / min(STD)  # a value that is almost whole may be rounded differently
+    is_close = (batch.cpu() - expected).abs() <= 1.01 * level
+    assert is_close.float().mean() > 0.999
+
+
 def test_a_setting_does_not_change_what_others_draw(images: Tensor) -> None:
     def load(augmentation: Augmentation) -> Tensor:
         loader = ResidentLoader(images, Preparation((0.0,) * 3, (1.0,) * 3, augmentation))

@@ -1,5 +1,6 @@
 """Presets of augmentation and the single settings that replace theirs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,16 @@ def test_strong_pads_small_images_and_zooms_into_large_ones() -> None:
     assert (large.crop_padding, large.scale) == (0, (0.08, 1.0))
     assert small._replace(crop_padding=0) == large._replace(scale=None) == PRESETS["strong"]
     assert small.is_mixed and small.flip and small.erase and small.policy == "trivialaugment"
+
+
+def test_the_table_of_presets_in_the_docs_is_right() -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    shown = {row[0].strip(" `").replace("-", "_"): row[1:] for row in rows}
+    for name in ("flip", "color_jitter", "policy", "erase", "mixup", "cutmix"):
+        for cell, augmentation in zip(shown[name], PRESETS.values(), strict=True):
+            value = getattr(augmentation, name)
+            assert cell.strip() == (f"{value:g}" if isinstance(value, float) else str(value))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
