@@ -26,7 +26,7 @@ from associative_transformer.interface import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 ROWS = torch.tensor([[4, 0, 9], [7, 7, 1]])
-CROP = Augmentation(crop_padding=4, flip=True)
+CROP = Augmentation(crop_padding=4, flip="horizontal")
 EVERYTHING = CROP._replace(color_jitter=0.4, policy="randaugment", erase=0.5)
 every_kind = pytest.mark.parametrize("augmentation", [CROP, EVERYTHING], ids=["crop", "all"])
 
@@ -117,6 +117,7 @@ def test_the_augmentation_of_an_image_does_not_depend_on_the_rest_of_its_batch()
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_images_on_a_gpu_are_augmented_there_as_on_a_cpu() -> None:
     images, rows = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8), torch.arange(64)[None]
     cpu, gpu = (
@@ -142,7 +143,7 @@ def test_a_setting_does_not_change_what_others_draw(images: Tensor) -> None:
 
 
 def test_a_flip_can_be_turned_off(images: Tensor) -> None:
-    preparation = Preparation(MEAN, STD, CROP._replace(flip=False))
+    preparation = Preparation(MEAN, STD, CROP._replace(flip="none"))
     crops = draw_crops(12, 4, make_seed())
     (batch,) = ResidentLoader(images, preparation).load(torch.arange(12)[None], make_seed())
     assert crops[:, 2].any()

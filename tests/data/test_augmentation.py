@@ -15,8 +15,8 @@ def resolve(preset: Any, image_size: int = 32, **settings: Any) -> Augmentation:
 
 def test_the_presets_of_version_0_1_do_what_they_did() -> None:
     assert resolve("none") == Augmentation()
-    assert resolve("crop") == Augmentation(crop_padding=4, flip=True)
-    assert resolve("resized_crop") == Augmentation(scale=(0.08, 1.0), flip=True)
+    assert resolve("crop") == Augmentation(crop_padding=4, flip="horizontal")
+    assert resolve("resized_crop") == Augmentation(scale=(0.08, 1.0), flip="horizontal")
 
 
 def test_strong_pads_small_images_and_zooms_into_large_ones() -> None:
@@ -24,7 +24,12 @@ def test_strong_pads_small_images_and_zooms_into_large_ones() -> None:
     assert (small.crop_padding, small.scale) == (4, None)
     assert (large.crop_padding, large.scale) == (0, (0.08, 1.0))
     assert small._replace(crop_padding=0) == large._replace(scale=None) == PRESETS["strong"]
-    assert small.is_mixed and small.flip and small.erase and small.policy == "trivialaugment"
+    assert (
+        small.is_mixed
+        and small.flip == "horizontal"
+        and small.erase
+        and small.policy == "trivialaugment"
+    )
 
 
 def test_the_table_of_presets_in_the_docs_is_right() -> None:
@@ -41,8 +46,8 @@ def test_the_table_of_presets_in_the_docs_is_right() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("flip", False),
-        ("flip", True),
+        ("flip", "none"),
+        ("flip", "horizontal"),
         ("scale", (0.5, 1.0)),
         ("color_jitter", 0.4),
         ("policy", "none"),

@@ -248,7 +248,7 @@ def test_a_streamed_strong_epoch_equals_a_resident_one(folder: Path) -> None:
 
 
 def test_the_scale_of_a_resized_crop_can_be_chosen(folder: Path) -> None:
-    whole = AugmentationConfig(scale=(1.0, 1.0), flip=False)
+    whole = AugmentationConfig(scale=(1.0, 1.0), flip="none")
     data = load(folder, augment="none", augmentation=whole)
     assert not hasattr(data.train.loader, "images")  # crops come from the original images
     small = load(folder, augment="none", augmentation=replace(whole, scale=(0.1, 0.1)))

@@ -22,7 +22,7 @@ from associative_transformer.interface import Batch
 
 CUT = Mixture(0.5, (0.5, 0.25))
 BOTH = Mixing(num_classes=5, mixup=0.8, cutmix=1.0, probability=0.75)
-CROP = Augmentation(crop_padding=2, flip=True, policy="trivialaugment")
+CROP = Augmentation(crop_padding=2, flip="horizontal", policy="trivialaugment")
 
 
 @pytest.fixture

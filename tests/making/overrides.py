@@ -111,7 +111,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.augment": "none"},
     {"data.augment": "strong"},
     {"data.sampling": "balanced"},
-    {"data.augmentation.flip": False},
+    {"data.augmentation.flip": "none"},
     {"data.augmentation.scale": (0.5, 1.0)},
     {"data.augmentation.color_jitter": 0.4},
     {"data.augmentation.policy": "trivialaugment"},

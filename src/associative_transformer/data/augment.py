@@ -69,9 +69,10 @@ def draw(
     `size` is the height and width of the images.
     """
     crops = rounds = erased = None
-    if augmentation.crop_padding or augmentation.flip:
+    is_flipped = augmentation.flip == "horizontal"
+    if augmentation.crop_padding or is_flipped:
         crops = draw_crops(num_images, augmentation.crop_padding, seed)
-        crops[:, 2] *= augmentation.flip
+        crops[:, 2] *= is_flipped
     if augmentation.color_jitter or augmentation.policy != "none":
         jitter = _draw_jitter(augmentation, num_images, seed)
         policy = _draw_policy(augmentation, num_images, size, seed)

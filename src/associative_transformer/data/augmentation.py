@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from associative_transformer.interface import ADDED_LATER
 
 Preset = Literal["none", "crop", "resized_crop", "strong"]
+Flip = Literal["none", "horizontal"]
 Policy = Literal["none", "randaugment", "trivialaugment"]
 
 SMALL = 64
@@ -20,7 +21,7 @@ class Augmentation(NamedTuple):
 
     crop_padding: int = 0  # black pixels added to each side before cropping to the old size
     scale: tuple[float, float] | None = None  # areas of a random resized crop; None: no such crop
-    flip: bool = False
+    flip: Flip = "none"
     color_jitter: float = 0.0
     policy: Policy = "none"
     num_ops: int = 2
@@ -38,11 +39,16 @@ class Augmentation(NamedTuple):
 
 PRESETS: dict[Preset, Augmentation] = {
     "none": Augmentation(),
-    "crop": Augmentation(flip=True),
-    "resized_crop": Augmentation(scale=(0.08, 1.0), flip=True),
+    "crop": Augmentation(flip="horizontal"),
+    "resized_crop": Augmentation(scale=(0.08, 1.0), flip="horizontal"),
     # torchvision's training recipe of 2021 ("How to train state-of-the-art models")
     "strong": Augmentation(
-        flip=True, policy="trivialaugment", erase=0.1, mixup=0.2, cutmix=1.0, mix_probability=1.0
+        flip="horizontal",
+        policy="trivialaugment",
+        erase=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+        mix_probability=1.0,
     ),
 }
 
@@ -51,8 +57,8 @@ PRESETS: dict[Preset, Augmentation] = {
 class AugmentationConfig:
     """Single settings of the augmentation; None keeps that of the preset `augment`."""
 
-    flip: bool | None = field(default=None, metadata=ADDED_LATER)
-    """Flip half of the images; set it to False for images in which left and right matter."""
+    flip: Flip | None = field(default=None, metadata=ADDED_LATER)
+    """Mirror half of the images; set it to none for images in which left and right matter."""
     scale: tuple[float, float] | None = field(default=None, metadata=ADDED_LATER)
     """Crop a random area between these shares of the image, and resize it; decodes each epoch."""
     color_jitter: float | None = field(default=None, metadata=ADDED_LATER)

@@ -29,13 +29,14 @@ def apply_operations(
 
     `operation` and `value` are on the CPU, so that grouping does not wait for a GPU.
     """
-    changed = images.clone()
-    for code, apply in enumerate(OPERATIONS.values()):
-        group = (operation == code).nonzero()[:, 0]
-        if len(group) and apply is not identity:
-            values = value[group].to(images.device, non_blocking=True)
-            group = group.to(images.device, non_blocking=True)
-            changed[group] = apply(images[group], values)
+    changed, start = images.clone(), 0
+    order = operation.argsort(stable=True)  # those of the same operation next to each other
+    counts = operation.bincount(minlength=len(OPERATIONS)).tolist()
+    rows, values = (each.to(images.device, non_blocking=True) for each in (order, value[order]))
+    for apply, count in zip(OPERATIONS.values(), counts, strict=True):
+        group = slice(start, start := start + count)
+        if count and apply is not identity:
+            changed[rows[group]] = apply(images[rows[group]], values[group])
     return changed
 
 
@@ -47,7 +48,7 @@ def identity(images: Images, value: Values) -> Images:
 def shear_x(images: Images, tangent: Values) -> Images:
     """Shift each row by a multiple of its distance from the top."""
     zero, one = torch.zeros_like(tangent), torch.ones_like(tangent)
-    # the upper edge, half of the height above the center, stays where it is
+    # the upper edge, half of the height above the center, does not move
     return _affine(images, (one, tangent, tangent * images.shape[2] / 2), (zero, one, zero))
 
 
