@@ -105,6 +105,7 @@ def _stored(options: ShowOptions) -> Shown:
                 "there are no validation images: pass --data.val-fraction, or --split train"
             )
         data = HeldOut(split, loaded.class_names)
+        config = config.as_loaded(loaded)
     rows = torch.unique(data.test.rows)[: options.num_images]
     (images,) = data.test.loader.load(rows[None], None)
     return Shown(config.denormalize(images), [_caption(config, data, row) for row in rows])
@@ -114,14 +115,18 @@ def _augmented(options: ShowOptions) -> Shown:
     """Return the images of the first training batch, with their share of each class."""
     data = options.data.load_for_new_run(torch.device("cpu"))
     batch = next(data.train.train_batches(min(options.num_images, len(data.train)), 0, 0))
-    names, captions = data.class_names, []
-    for label in batch.labels:
-        parts = {names[i]: float(label[i]) for i in label.nonzero()[:, 0]} if label.ndim else {}
-        shares = ", ".join(f"{name} {share:.2f}" for name, share in parts.items())
-        captions.append(
-            shares if len(parts) > 1 else names[int(label.argmax() if parts else label)]
-        )
+    captions = [_name_shares(label, data.class_names) for label in batch.labels]
     return Shown(options.data.as_loaded(data).denormalize(batch.images), captions)
+
+
+def _name_shares(label: Tensor, names: tuple[str, ...]) -> str:
+    """Return the class of an image, or its share of each class if it is mixed."""
+    if label.ndim == 0:
+        return names[int(label)]
+    classes = label.nonzero()[:, 0].tolist()
+    if len(classes) == 1:
+        return names[classes[0]]
+    return ", ".join(f"{names[i]} {float(label[i]):.2f}" for i in classes)
 
 
 def _caption(config: DataConfig, data: HeldOut, row: Tensor) -> str:
