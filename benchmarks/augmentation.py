@@ -95,7 +95,15 @@ def main() -> None:
     ]
     machine = describe_environment(torch.device("cpu"))
     notes = [f"{machine.device}, {machine.threads} threads, torch {torch.__version__}"]
-    print(Table("Augmentation", COLUMNS, [RowGroup("", rows)], notes).to_markdown(), end="")
+    print(
+        Table(
+            "Augmentation",
+            COLUMNS,
+            [RowGroup(f"{options.images:,} images of {SIZE}x{SIZE} pixels", rows)],
+            notes,
+        ).to_markdown(),
+        end="",
+    )
 
 
 if __name__ == "__main__":
