@@ -84,7 +84,10 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     ),
     "data": (
         "known",
+        "augmentation",
+        "operations",
         "augment",
+        "mixing",
         "batches",
         "loaders",
         "questions",
@@ -154,6 +157,7 @@ MAY_IMPORT_INSIDE_FUNCTIONS = {
     "data/columns.py": "the same",
     "data/image_table.py": "the same",
     "data/images.py": "torchvision is slow to import, and only random crops need it",
+    "data/operations.py": "the same, for two operations",
 }
 """Files and folders, each with the reason."""
 FORBIDDEN_NAMES = {"utils", "common", "misc", "helpers"}

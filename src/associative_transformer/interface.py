@@ -71,7 +71,7 @@ class Batch(NamedTuple):
 
     images: Float[Tensor, "B C H W"]
     questions: Float[Tensor, "B Q"] | None
-    labels: Int[Tensor, " B"]  # class indices, or PADDING
+    labels: Int[Tensor, " B"] | Float[Tensor, "B O"]  # class indices or PADDING; probabilities
 
 
 class ModelOutput(NamedTuple):

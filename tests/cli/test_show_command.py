@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from associative_transformer.data import SortOfClevrConfig
+from associative_transformer.data import ImagesConfig, SortOfClevrConfig, TriangleConfig
 from associative_transformer.data.questions import (
     TYPES,
     answer_words,
@@ -123,9 +123,51 @@ def test_show_undoes_the_normalization_and_names_the_class(
     assert set(names) <= {"equilateral", "other"}
 
 
+def test_show_draws_training_images_as_they_are_stored(
+    ait: Ait, sheets: list[tuple[Tensor, list[str], Path]]
+) -> None:
+    config = TriangleConfig(num_train=4, num_test=5, val_fraction=0.5)
+    data = config.load(torch.device("cpu"))
+    assert data.validation is not None
+    for split, part in (("train", data.train), ("validation", data.validation)):
+        flags = [*FEW, "--data.val-fraction", 0.5, "--split", split]
+        assert ait("show", "triangle", *flags).code == 0
+        images, captions, _ = sheets.pop()
+        (batch,) = part.eval_batches(2)
+        assert torch.equal(images, batch.images)
+        assert captions == [data.class_names[label] for label in batch.labels]
+
+
+def test_show_draws_the_first_batch_that_a_run_sees(
+    ait: Ait, sheets: list[tuple[Tensor, list[str], Path]], trained: Path
+) -> None:
+    config = ImagesConfig(
+        "cifar10", source=str(trained / "images"), image_size=16, num_workers=0, augment="strong"
+    )
+    flags = ["--data.source", config.source, "--data.image-size", 16, "--data.num-workers", 0]
+    flags += ["--split", "train", "--augment", "--num-images", 6]
+    assert ait("show", "cifar10", *flags, "--data.augment", "strong").code == 0
+    assert ait("show", "cifar10", *flags, "--data.augment", "crop").code == 0
+    (images, captions, _), (_, plain, _) = sheets
+    data = config.load_for_new_run(torch.device("cpu"))
+    batch = next(data.train.train_batches(6, seed=0, epoch=0))
+    torch.testing.assert_close(images, config.as_loaded(data).denormalize(batch.images))
+    for caption, label in zip(captions, batch.labels.tolist(), strict=True):
+        words = caption if "," in caption else f"{caption} 1"
+        parts = dict(part.split() for part in words.split(", "))
+        shares = [float(parts.get(name, 0)) for name in data.class_names]
+        assert shares == pytest.approx(label, abs=0.01)
+    assert any("," in caption for caption in captions)
+    assert set(plain) <= set(data.class_names)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("cifar10 --augment", ["--augment needs --split train"]),
+        ("triangle --split train --augment", ["generated", "omit --augment"]),
+        ("triangle --data.num-test 2 --split validation", ["--data.val-fraction"]),
+        ("cifar10 --split dev", ["--split", "'dev'", "test, validation or train"]),
         ("clevr", ["no data set 'clevr'", "sort-of-clevr", "triangle", "cifar10"]),
         ("triangle --num-images 0", ["--num-images", "at least 1", "0"]),
         ("triangle --num-images -1", ["--num-images", "at least 1", "-1"]),

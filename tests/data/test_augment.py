@@ -11,13 +11,24 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from associative_transformer.data.augment import Preparation, crop_and_flip, draw_crops
+from associative_transformer.data.augment import (
+    UNCHANGED,
+    Preparation,
+    crop_and_flip,
+    draw_crops,
+    draw_rectangles,
+    erase,
+)
+from associative_transformer.data.augmentation import Augmentation
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
 from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 ROWS = torch.tensor([[4, 0, 9], [7, 7, 1]])
+CROP = Augmentation(crop_padding=4, flip="horizontal")
+EVERYTHING = CROP._replace(color_jitter=0.4, policy="randaugment", erase=0.5)
+every_kind = pytest.mark.parametrize("augmentation", [CROP, EVERYTHING], ids=["crop", "all"])
 
 
 @pytest.fixture
@@ -74,7 +85,7 @@ def test_a_single_channel_is_repeated(images: Tensor) -> None:
 
 
 def test_padding_is_black_before_normalization(images: Tensor) -> None:
-    preparation = Preparation(MEAN, STD, crop_padding=4)
+    preparation = Preparation(MEAN, STD, CROP)
     loader = ResidentLoader(torch.full_like(images, 255), preparation)
     batch = next(loader.load(torch.arange(12)[None], make_seed()))
     black, white = (preparation.normalize(torch.full((1, 3, 1, 1), v).byte()) for v in (0, 255))
@@ -82,10 +93,11 @@ def test_padding_is_black_before_normalization(images: Tensor) -> None:
     assert (batch == black).any()
 
 
+@every_kind
 def test_the_augmentation_of_an_image_does_not_depend_on_its_position_in_the_epoch(
-    images: Tensor,
+    augmentation: Augmentation, images: Tensor
 ) -> None:
-    loader = ResidentLoader(images, Preparation(MEAN, STD, crop_padding=4))
+    loader = ResidentLoader(images, Preparation(MEAN, STD, augmentation))
     first, second = loader.load(ROWS, make_seed())
     assert torch.equal(second[0], second[1])
     moved = torch.stack(list(loader.load(ROWS.flip(0).flip(1), make_seed())))
@@ -94,20 +106,100 @@ def test_the_augmentation_of_an_image_does_not_depend_on_its_position_in_the_epo
     assert not torch.equal(first, other)
 
 
+def test_the_augmentation_of_an_image_does_not_depend_on_the_rest_of_its_batch() -> None:
+    images = torch.randint(256, (300, 3, 16, 16), dtype=torch.uint8)
+    loader = ResidentLoader(images, Preparation(MEAN, STD, EVERYTHING))
+    (whole,) = loader.load(torch.arange(300)[None], make_seed())
+    alone = torch.cat(list(loader.load(torch.arange(300)[:, None], make_seed())))
+    assert torch.equal(whole, alone)
+    more = ResidentLoader(torch.cat([images, images]), loader.preparation)
+    assert torch.equal(next(more.load(torch.arange(300)[None], make_seed())), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_images_on_a_gpu_are_augmented_there_as_on_a_cpu() -> None:
+    images, rows = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8), torch.arange(64)[None]
+    cpu, gpu = (
+        ResidentLoader(images, Preparation(MEAN, STD, EVERYTHING, torch.device(name)))
+        for name in ("cpu", "cuda")
+    )
+    (expected,), (batch,) = cpu.load(rows, make_seed()), gpu.load(rows, make_seed())
+    assert batch.is_cuda
+    level = 1 / 255 / min(STD)  # a value that is almost whole may be rounded differently
+    is_close = (batch.cpu() - expected).abs() <= 1.01 * level
+    assert is_close.float().mean() > 0.999
+
+
+def test_a_setting_does_not_change_what_others_draw(images: Tensor) -> None:
+    def load(augmentation: Augmentation) -> Tensor:
+        loader = ResidentLoader(images, Preparation((0.0,) * 3, (1.0,) * 3, augmentation))
+        return next(loader.load(torch.arange(12)[None], make_seed()))
+
+    all_but_erasing, everything = load(EVERYTHING._replace(erase=0.0)), load(EVERYTHING)
+    is_erased = (everything != all_but_erasing).any(dim=1)
+    assert is_erased.any() and not is_erased.all()
+    assert not everything.movedim(1, -1)[is_erased].any()
+
+
+def test_a_flip_can_be_turned_off(images: Tensor) -> None:
+    preparation = Preparation(MEAN, STD, CROP._replace(flip="none"))
+    crops = draw_crops(12, 4, make_seed())
+    (batch,) = ResidentLoader(images, preparation).load(torch.arange(12)[None], make_seed())
+    assert crops[:, 2].any()
+    crops[:, 2] = 0
+    assert torch.equal(batch, preparation.normalize(crop_and_flip(images, crops, 4)))
+
+
+def test_color_jitter_changes_brightness_contrast_and_saturation_within_its_strength() -> None:
+    augmentation = Augmentation(color_jitter=0.4)
+    gray = torch.full((500, 3, 4, 4), 100, dtype=torch.uint8)  # only brightness changes it
+    loader = ResidentLoader(gray, Preparation((0.0,) * 3, (1.0,) * 3, augmentation))
+    (batch,) = loader.load(torch.arange(500)[None], make_seed())
+    factors = 2.55 * batch[:, 0, 0, 0]
+    assert (batch == batch[:, :1, :1, :1]).all()
+    assert 0.59 <= factors.min() < 0.65 and 1.35 < factors.max() <= 1.4
+    assert factors.mean().sub(1).abs() < 0.05
+
+
+def test_rectangles_have_the_areas_and_ratios_of_random_erasing() -> None:
+    top, left, tall, wide = draw_rectangles(0.25, 20_000, (60, 80), make_seed()).T
+    is_erased = tall * wide > 0
+    assert is_erased.double().mean().sub(0.25).abs() < 0.02
+    area = (tall * wide / (60 * 80))[is_erased]
+    assert 0.015 < area.min() < 0.03 and 0.3 < area.max() < 0.34
+    assert area.mean().sub((0.02 + 0.33) / 2).abs() < 0.005
+    ratio = (tall / 60 / (wide / 80))[is_erased & (tall * wide > 300)]
+    assert 0.27 < ratio.min() < 0.4 and 2.6 < ratio.max() < 3.5
+    assert ratio.log().mean().abs() < 0.05
+    assert (top >= 0).all() and (left >= 0).all()
+    assert ((top + tall).max(), (left + wide).max()) == (60, 80)
+
+
+def test_a_rectangle_is_erased_as_torchvision_does() -> None:
+    batch = torch.randn(50, 3, 9, 12)
+    rectangles = draw_rectangles(0.7, 50, (9, 12), make_seed())
+    for image, rectangle, ours in zip(batch, rectangles, erase(batch, rectangles), strict=True):
+        top, left, tall, wide = rectangle.tolist()
+        zero = torch.zeros(3, 1, 1)
+        assert torch.equal(ours, v2.erase(image, top, left, tall, wide, zero))
+
+
 def test_images_are_unchanged_in_evaluation_and_without_augmentation(images: Tensor) -> None:
     preparation = Preparation(MEAN, STD)
     expected = preparation.normalize(images[ROWS[0]])
-    for padding, seed in ((4, None), (None, make_seed()), (None, None)):
-        loader = ResidentLoader(images, Preparation(MEAN, STD, padding))
+    for augmentation, seed in ((EVERYTHING, None), (UNCHANGED, make_seed()), (UNCHANGED, None)):
+        loader = ResidentLoader(images, Preparation(MEAN, STD, augmentation))
         assert torch.equal(next(loader.load(ROWS, seed)), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("seed", [None, 3])
+@every_kind
 def test_streamed_batches_equal_resident_ones(
-    images: Tensor, num_workers: int, seed: int | None
+    augmentation: Augmentation, images: Tensor, num_workers: int, seed: int | None
 ) -> None:
-    preparation = Preparation(MEAN, STD, crop_padding=4)
+    preparation = Preparation(MEAN, STD, augmentation)
     resident = ResidentLoader(images, preparation)
     streaming = StreamingLoader(lambda row, _: images[row], 12, num_workers, preparation)
     sequence = None if seed is None else make_seed(seed)
@@ -139,7 +231,7 @@ def test_loading_does_not_advance_the_generator_of_the_training_loop(
 ) -> None:
     before = torch.get_rng_state()
     loader = StreamingLoader(
-        lambda row, _: images[row], 12, num_workers, Preparation(MEAN, STD, crop_padding=4)
+        lambda row, _: images[row], 12, num_workers, Preparation(MEAN, STD, EVERYTHING)
     )
     assert len(list(loader.load(ROWS, make_seed()))) == 2
     assert torch.equal(before, torch.get_rng_state())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from associative_transformer.data import SortOfClevrConfig, TriangleConfig
-from associative_transformer.data.batches import Split
+from associative_transformer.data.batches import Share, Split
 from associative_transformer.data.questions import encode
 from associative_transformer.data.sort_of_clevr import TEST, draw_pictures, generate_items
 from associative_transformer.interface import PADDING, Batch, UserError
@@ -80,6 +80,57 @@ def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
         other = list(split.train_batches(5, seed, epoch))
         assert items(other) != items(reference)
         assert not torch.equal(other[0].images % 1, reference[0].images % 1)
+
+
+def make_unequal() -> Split:
+    labels = torch.tensor([0] * 70 + [2] * 20 + [3] * 5)  # no item of class 1
+    return Split(labels, torch.arange(95) + 100, RowLoader(), is_balanced=True)
+
+
+def test_a_balanced_epoch_has_as_many_batches_and_each_class_equally_often() -> None:
+    split = make_unequal()
+    for epoch in range(5):
+        batches = list(split.train_batches(10, 0, epoch))
+        assert len(batches) == split.steps_per_epoch(10) == 9
+        labels = torch.cat([batch.labels for batch in batches])
+        assert labels.bincount(minlength=4).tolist() == [30, 0, 30, 30]
+        assert labels.tolist() != sorted(labels.tolist())
+        assert torch.equal(labels, split.labels[items(batches)])
+    counts = [
+        torch.cat([b.labels for b in split.train_batches(19, 0, epoch)]).bincount().tolist()
+        for epoch in range(9)
+    ]
+    assert {sum(count) for count in counts} == {95}  # 31 or 32 of each class
+    assert {n for count in counts for n in count} == {0, 31, 32}
+    assert len({tuple(count) for count in counts}) > 1
+
+
+def test_a_balanced_epoch_draws_all_items_of_a_class_equally_often_in_the_long_run() -> None:
+    split = make_unequal()
+    drawn = torch.tensor(
+        [i for epoch in range(40) for i in items(split.train_batches(10, 1, epoch))]
+    )
+    counts = drawn.bincount(minlength=95).float()
+    for label, number in ((0, 70), (2, 20), (3, 5)):
+        of_class = counts[split.labels == label]
+        assert of_class.mean() == pytest.approx(40 * 30 / number)
+        assert of_class.min() > 0.4 * of_class.mean()
+
+
+def test_balanced_batches_depend_only_on_seed_and_epoch() -> None:
+    whole = list(make_unequal().train_batches(12, 1, 2))
+    assert same(whole[4:], list(make_unequal().train_batches(12, 1, 2, first_step=4)))
+    other = list(make_unequal().train_batches(12, 1, 3))
+    assert items(other) != items(whole)
+    for parts in (1, 3):
+        shares = [
+            list(make_unequal().train_batches(12, 1, 2, share=Share(rank, 2, parts)))
+            for rank in range(2)
+        ]
+        for batch, first, second in zip(whole, *shares, strict=True):
+            micro = zip(first.images.chunk(parts), second.images.chunk(parts), strict=True)
+            joined = torch.cat([part for pair in micro for part in pair])
+            assert torch.equal(joined, batch.images)
 
 
 def test_a_resumed_epoch_continues_with_the_same_batches() -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from associative_transformer.data import (
     TriangleConfig,
     decode_image,
 )
+from associative_transformer.data.augmentation import AugmentationConfig
 from associative_transformer.data.listing import print_once
 from associative_transformer.interface import PADDING, Batch, UserError
 from associative_transformer.runs.checkpoint import TrainingState
@@ -206,6 +208,63 @@ def test_resized_crops_are_streamed_and_depend_only_on_seed_and_epoch(folder: Pa
     for split in ("train", "test"):  # evaluation does not crop at random
         ours, theirs = getattr(alone, split), getattr(resident, split)
         assert torch.equal(images(ours.eval_batches(8)), images(theirs.eval_batches(8)))
+
+
+@pytest.mark.parametrize("image_size", [8, 72])
+def test_strong_augmentation_depends_only_on_seed_and_epoch(folder: Path, image_size: int) -> None:
+    def batches(data: DataSet, *place: int) -> list[Tensor]:
+        epoch = list(data.train.train_batches(8, *place))
+        return [torch.stack([batch.images for batch in epoch]), *[b.labels for b in epoch]]
+
+    alone, shared = (
+        load(folder, augment="strong", image_size=image_size, num_workers=workers)
+        for workers in (0, 2)
+    )
+    assert hasattr(alone.train.loader, "images") == (image_size == 8)
+    before = torch.get_rng_state()
+    reference = batches(alone, 3, 1)
+    assert torch.equal(before, torch.get_rng_state())
+    for ours, theirs in zip(reference, batches(shared, 3, 1), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(reference[0][1:], batches(alone, 3, 1, 1)[0])
+    assert not torch.equal(reference[0], batches(alone, 3, 2)[0])
+    assert reference[1].shape == (8, 2) and reference[1].sum(dim=1).tolist() == [1] * 8
+    labels = torch.cat([batch.labels for batch in alone.test.eval_batches(7)])
+    assert labels.tolist() == [0] * 4 + [1] * 3  # the test split is neither mixed nor augmented
+    plain = load(folder, augment="none", image_size=image_size)
+    for split in ("train", "test"):
+        ours, theirs = (getattr(data, split).eval_batches(8) for data in (alone, plain))
+        assert torch.equal(images(ours), images(theirs))
+
+
+def test_a_streamed_strong_epoch_equals_a_resident_one(folder: Path) -> None:
+    resident = load(folder, augment="strong")
+    streaming = load(folder, augment="strong", memory_budget=0.0)
+    assert type(resident.train.loader) is not type(streaming.train.loader)
+    epochs = (data.train.train_batches(8, 0, 1) for data in (resident, streaming))
+    for ours, theirs in zip(*epochs, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_the_scale_of_a_resized_crop_can_be_chosen(folder: Path) -> None:
+    whole = AugmentationConfig(scale=(1.0, 1.0), flip="none")
+    data = load(folder, augment="none", augmentation=whole)
+    assert not hasattr(data.train.loader, "images")  # crops come from the original images
+    small = load(folder, augment="none", augmentation=replace(whole, scale=(0.1, 0.1)))
+    assert not torch.equal(
+        images(data.train.train_batches(8, 0, 0)), images(small.train.train_batches(8, 0, 0))
+    )
+
+
+def test_balanced_sampling_is_a_setting_of_the_training_split(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", train={"a": 20, "b": 4}, test={"a": 5, "b": 1})
+    data = load(folder, sampling="balanced", val_fraction=0.25)
+    labels = torch.cat([batch.labels for batch in data.train.train_batches(6, 0, 0)])
+    assert labels.bincount().tolist() == [9, 9]
+    assert data.validation is not None
+    assert images(data.validation.eval_batches(6)).shape[0] == len(data.validation) == 6
+    assert images(data.test.eval_batches(6)).shape[0] == 6
 
 
 def test_without_augmentation_training_yields_the_stored_images(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""`ait show`: draw test images with their classes, or with their questions and answers."""
+"""`ait show`: draw images with their classes, or with their questions and answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from associative_transformer.cli.mistakes import find_similar, join_or
@@ -16,16 +18,17 @@ DATA: dict[str, DataConfig] = {
 }
 MAX_IMAGES = 64  # a larger sheet takes minutes to draw
 QUESTIONS_PER_TYPE = 2  # below an image
+NOUNS = {"test": "test", "validation": "validation", "train": "training"}
 USAGE = """usage: ait show DATA [--help] [options]
 
-Draw the first test images of a data set; `ait show DATA --help` lists the options.
+Draw the first images of a data set; `ait show DATA --help` lists the options.
 
 data sets:"""
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Draw the first test images of a data set."""
+    """Draw the first images of a data set."""
 
     data: DataConfig
     """The data set."""
@@ -35,15 +38,30 @@ class ShowOptions:
     """PNG, SVG or PDF file to write; None: DATA.png."""
     pictures: Path | None = None
     """Folder to write the images to as separate files, 0.png, 1.png, ...; None: do not."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Split to draw."""
+    augment: bool = False
+    """Draw the first training images of a run with seed 0 as it sees them, with --split train."""
 
     def __post_init__(self) -> None:
         check_counts(num_images=self.num_images)
         if self.num_images > MAX_IMAGES:
             raise ValueError(f"--num-images must be at most {MAX_IMAGES}, not {self.num_images}")
+        if self.augment and self.split != "train":
+            raise ValueError("--augment needs --split train: only training images are augmented")
+        if self.augment and self.data.is_generated:
+            raise ValueError(f"{self.data.kind} is generated and not augmented: omit --augment")
+
+
+class Shown(NamedTuple):
+    """Images with values in [0, 1], and a caption for each."""
+
+    images: Float[Tensor, "N C H W"]
+    captions: list[str]
 
 
 def run(arguments: list[str]) -> None:
-    """Draw test images on one sheet."""
+    """Draw images on one sheet."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(USAGE, *DATA, sep="\n  ")
@@ -64,17 +82,51 @@ def run(arguments: list[str]) -> None:
     if options.pictures is not None and options.pictures.is_dir():
         for number in range(options.num_images):
             check_output(options.pictures / f"{number}.png", *inputs, flag="--pictures")
-    data = options.data.load_test(torch.device("cpu"))
-    rows = torch.unique(data.test.rows)[: options.num_images]
-    (images,) = data.test.loader.load(rows[None], None)
-    images = options.data.denormalize(images)
-    captions = [_caption(options.data, data, row) for row in rows]
+    images, captions = _augmented(options) if options.augment else _stored(options)
     title = name if source is None else Path(source).absolute().name
-    draw_sheet(images, captions, output, f"{title}: first test images")
+    kind = "augmented training" if options.augment else NOUNS[options.split]
+    draw_sheet(images, captions, output, f"{title}: first {kind} images")
     say(f"written: {output}")
     if options.pictures is not None:
         write_images(images, options.pictures)
         say(f"written: {format_count(len(images), 'image')} to {options.pictures}")
+
+
+def _stored(options: ShowOptions) -> Shown:
+    """Return the first images of a split as they are stored."""
+    config, device = options.data, torch.device("cpu")
+    if options.split == "test":
+        data = config.load_test(device)
+    else:
+        loaded = config.load(device)
+        split = loaded.train if options.split == "train" else loaded.validation
+        if split is None:
+            raise UserError(
+                "there are no validation images: pass --data.val-fraction, or --split train"
+            )
+        data = HeldOut(split, loaded.class_names)
+        config = config.as_loaded(loaded)
+    rows = torch.unique(data.test.rows)[: options.num_images]
+    (images,) = data.test.loader.load(rows[None], None)
+    return Shown(config.denormalize(images), [_caption(config, data, row) for row in rows])
+
+
+def _augmented(options: ShowOptions) -> Shown:
+    """Return the images of the first training batch, with their share of each class."""
+    data = options.data.load_for_new_run(torch.device("cpu"))
+    batch = next(data.train.train_batches(min(options.num_images, len(data.train)), 0, 0))
+    captions = [_name_shares(label, data.class_names) for label in batch.labels]
+    return Shown(options.data.as_loaded(data).denormalize(batch.images), captions)
+
+
+def _name_shares(label: Tensor, names: tuple[str, ...]) -> str:
+    """Return the class of an image, or its share of each class if it is mixed."""
+    if label.ndim == 0:
+        return names[int(label)]
+    classes = label.nonzero()[:, 0].tolist()
+    if len(classes) == 1:
+        return names[classes[0]]
+    return ", ".join(f"{names[i]} {float(label[i]):.2f}" for i in classes)
 
 
 def _caption(config: DataConfig, data: HeldOut, row: Tensor) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from associative_transformer.data.augment import Normalization
+from associative_transformer.data.mixing import Mixing, draw_mixtures, find_partners, mix_batches
 from associative_transformer.decoding import UnreadableImage
 from associative_transformer.interface import PADDING, Batch, UserError
 
@@ -64,6 +65,15 @@ class Split:
     loader: Loader
     questions: Float[Tensor, "N Q"] | None = None
     image_digests: Callable[[], list[bytes]] | None = None  # of all rows; None: generated images
+    mixing: Mixing | None = None  # of the images of training batches
+    is_balanced: bool = False  # whether each class is equally often in an epoch
+
+    def __post_init__(self) -> None:
+        if self.mixing is not None and self.questions is not None:
+            raise ValueError(
+                "pictures with questions cannot be mixed, because each question is about one of "
+                "them: turn MixUp and CutMix off"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,14 +99,27 @@ class Split:
         """Yield one shuffled, augmented epoch without its incomplete last batch.
 
         Order and augmentation depend only on `seed` and `epoch`: a run resumed at `first_step`
-        sees the same batches as an uninterrupted one, and so do several processes together.
+        sees the same batches as an uninterrupted one, and so do several processes together. With
+        `is_balanced`, the epoch has as many images, drawn with replacement. With `mixing`, labels
+        are probabilities.
         """
         num_steps = self.steps_per_epoch(batch_size)
-        order_seed, augment_seed = np.random.SeedSequence((seed, epoch)).spawn(2)
-        order = np.random.default_rng(order_seed).permutation(len(self))
-        items = torch.from_numpy(order[: num_steps * batch_size]).view(num_steps, batch_size)
-        items = share.of(items[first_step:])
-        return self._load(items, self.labels[items], augment_seed)
+        order_seed, augment_seed, mix_seed = np.random.SeedSequence((seed, epoch)).spawn(3)
+        generator = np.random.default_rng(order_seed)
+        order = (
+            _draw_balanced(self.labels.numpy(), num_steps * batch_size, generator)
+            if self.is_balanced
+            else generator.permutation(len(self))[: num_steps * batch_size]
+        )
+        items = torch.from_numpy(order).view(num_steps, batch_size)[first_step:]
+        if self.mixing is None:
+            items = share.of(items)
+            return self._load(items, self.labels[items], augment_seed)
+        loaded, partners = find_partners(share.of(torch.arange(batch_size)[None])[0], batch_size)
+        items = items[:, loaded]
+        batches = self._load(items, self.labels[items], augment_seed)
+        mixtures = draw_mixtures(self.mixing, num_steps, mix_seed)[first_step:]
+        return mix_batches(batches, mixtures, partners, self.mixing.num_classes)
 
     def eval_batches(self, batch_size: int, share: Share = ALL) -> Iterator[Batch]:
         """Yield every item once, in order and without augmentation.
@@ -232,6 +255,20 @@ def _digest_of_labels(
         if split is not None and split.questions is not None:
             digest.update(split.questions.numpy().tobytes())
     return digest
+
+
+def _draw_balanced(
+    labels: Int[np.ndarray, " N"], num_items: int, generator: np.random.Generator
+) -> Int[np.ndarray, " M"]:
+    """Draw as many items of each class, or one more, with replacement and in random order."""
+    classes = np.unique(labels)
+    counts = np.full(len(classes), num_items // len(classes))
+    counts[generator.permutation(len(classes))[: num_items % len(classes)]] += 1
+    drawn = [
+        generator.choice(np.flatnonzero(labels == label), count)
+        for label, count in zip(classes, counts, strict=True)
+    ]
+    return generator.permutation(np.concatenate(drawn))
 
 
 def _stratified(

@@ -10,7 +10,8 @@ import torch
 import tyro
 from PIL import Image
 
-from associative_transformer.data.augment import RAW, Normalization, Preparation
+from associative_transformer.data.augment import RAW, UNCHANGED, Normalization, Preparation
+from associative_transformer.data.augmentation import Augmentation, AugmentationConfig, Preset
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.config import InputSize, check_settings
 from associative_transformer.data.contents import measure, warn_of_contents
@@ -23,6 +24,7 @@ from associative_transformer.data.image_table import (
 from associative_transformer.data.known import find_difference
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
+from associative_transformer.data.mixing import Mixing
 from associative_transformer.data.stored import (
     HUB_DATA_SETS,
     ImageTables,
@@ -40,8 +42,13 @@ class ImagesConfig(StoredImages):
 
     image_size: int = 32
     """Height and width in pixels: the shorter side is resized, the longer one center-cropped."""
-    augment: Literal["none", "crop", "resized_crop"] = "crop"
-    """Random crops in training, with flips; "resized_crop" decodes the images in every epoch."""
+    augment: Preset = "crop"
+    """Random crops in training, with flips; "resized_crop" decodes the images in every epoch, and
+    "strong" adds TrivialAugment, erased rectangles, MixUp and CutMix."""
+    augmentation: AugmentationConfig = field(default=AugmentationConfig(), metadata=ADDED_LATER)
+    """Single settings, which replace those of `augment`."""
+    sampling: Literal["shuffle", "balanced"] = field(default="shuffle", metadata=ADDED_LATER)
+    """balanced: draw each class equally often in training, with replacement."""
     crop_padding: int = 4
     """Black pixels that "crop" adds to each side before cropping."""
     mean: tuple[float, float, float] | Literal["auto"] = (0.4914, 0.4822, 0.4465)
@@ -77,6 +84,12 @@ class ImagesConfig(StoredImages):
             raise ValueError(
                 f"crop_padding, memory_budget, num_workers must not be negative, got {settings}"
             )
+        _ = self.resolved_augmentation  # raises an error about settings without effect
+
+    @property
+    def resolved_augmentation(self) -> Augmentation:
+        """The preset `augment` with the settings of `augmentation`."""
+        return self.augmentation.resolve(self.augment, self.crop_padding, self.image_size)
 
     @property
     def input_size(self) -> InputSize:
@@ -136,8 +149,9 @@ class ImagesConfig(StoredImages):
             )
         num_images = sum(len(table) for table in tables if table is not None)
         fits = _fits(self, num_images)
-        is_resident = fits and self.augment != "resized_crop"
-        train, skipped = _split(self, tables.train, device, is_resident)
+        augmentation = self.resolved_augmentation
+        is_resident = fits and augmentation.scale is None
+        train, skipped = _split(self, tables.train, device, is_resident, augmentation)
         test, skipped_in_test = _split(self, tables.test, device, fits)
         skipped += skipped_in_test
         if tables.validation is None:
@@ -153,6 +167,8 @@ class ImagesConfig(StoredImages):
             check_labels(tables.train, tables.validation, train.labels, validation.labels)
         name_untested(tables.test, test.labels)
         warn_of_contents(train, tables.train.name)
+        mixing = Mixing.of(augmentation, len(tables.train.class_names))
+        train = replace(train, mixing=mixing, is_balanced=self.sampling == "balanced")
         data = DataSet(train, validation, test, tables.train.class_names, len(skipped))
         data = data._replace(skipped=skipped, normalization=self.measured)
         if self.mean != "auto" or self.measured is not None:
@@ -192,15 +208,19 @@ def _fits(config: ImagesConfig, num_images: int) -> bool:
 
 
 def _split(
-    config: ImagesConfig, table: ImageTable, device: torch.device, is_resident: bool
+    config: ImagesConfig,
+    table: ImageTable,
+    device: torch.device,
+    is_resident: bool,
+    augmentation: Augmentation = UNCHANGED,
 ) -> tuple[Split, tuple[UnreadableImage, ...]]:
     """Decode the images now if they stay in memory; otherwise workers decode them later.
 
     Returns the errors about images that were left out, too.
     """
-    padding = {"none": None, "crop": config.crop_padding, "resized_crop": 0}[config.augment]
-    preparation = Preparation(*config.normalization, padding, device)
-    crop = _random_crop(config.image_size) if config.augment == "resized_crop" else None
+    preparation = Preparation(*config.normalization, augmentation, device)
+    scale = augmentation.scale
+    crop = None if scale is None else _random_crop(config.image_size, scale)
     read = ImageReader(table, config.image_size, crop)
     rows = torch.arange(len(table))
     skipped: tuple[UnreadableImage, ...] = ()
@@ -222,14 +242,16 @@ def _normalized(data: DataSet, normalization: Normalization) -> DataSet:
     for split in (data.train, data.validation, data.test):
         loader = None if split is None else split.loader
         if isinstance(loader, ResidentLoader | StreamingLoader):
-            padding = loader.preparation.crop_padding
+            augmentation = loader.preparation.augmentation
             loader.preparation = Preparation(
-                normalization.mean, normalization.std, padding, loader.device
+                normalization.mean, normalization.std, augmentation, loader.device
             )
     return data._replace(normalization=normalization)
 
 
-def _random_crop(image_size: int) -> Callable[[Image.Image], Image.Image]:
+def _random_crop(
+    image_size: int, scale: tuple[float, float]
+) -> Callable[[Image.Image], Image.Image]:
     from torchvision.transforms import InterpolationMode, v2
 
-    return v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC)
+    return v2.RandomResizedCrop(image_size, scale, interpolation=InterpolationMode.BICUBIC)
