@@ -389,9 +389,12 @@ PARQUET: dict[str, tuple[dict[str, Any], str]] = {
     "labels in lists": ({"labels": ([0], [1]), "label_type": pa.list_(pa.int64())}, NO_CLASS),
     "label column missing": ({"leave_out": "y"}, NO_CLASS),
     "image column missing": ({"leave_out": "x"}, NO_IMAGE),
-    "no metadata": ({"features": b""}, r"no column of type Image, only x \("),
+    "no metadata": ({"features": b"", "leave_out": "y"}, "no column of type ClassLabel, only"),
     "no metadata of labels": (
-        {"features": {"info": {"features": {"x": {"_type": "Image"}}}}},
+        {
+            "features": {"info": {"features": {"x": {"_type": "Image"}}}},
+            **{"labels": (0.5, 1), "label_type": pa.float64()},
+        },
         NO_CLASS,
     ),
     "broken description": ({"features": b"{"}, "cannot read the parquet files"),

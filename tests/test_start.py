@@ -51,6 +51,7 @@ STEPS = {
     "ait run-table --help": TORCH,
     "ait train --help": TORCH,
     "ait train triangle-ait-tiny --help": TORCH,
+    "ait check-data --help": TORCH,
     "ait show --help": TORCH,
     "ait show sort-of-clevr --help": TORCH,
     "ait analyze --help": TORCH,

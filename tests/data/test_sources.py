@@ -407,17 +407,15 @@ def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:
         open_image_folder(file)
 
 
-def test_the_error_about_missing_splits_explains_how_to_create_them(
-    root: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "names", [["1.png", "2.png"], ["cat/1.png"], ["train/1.png", "test/2.png"]]
+)
+def test_the_error_about_missing_classes_explains_how_to_create_them(
+    names: list[str], root: Path
 ) -> None:
-    add_images(root, "cat/1.png", "dog/1.png")
-    with pytest.raises(UserError, match=r"set has no split folders: create train/ and test/"):
+    add_images(root, *names)
+    with pytest.raises(UserError, match=r"set has images, but not in a folder for each class: cr"):
         open_image_folder(root)
-    add_parquet(tmp_path / "p", "data.parquet")
-    with pytest.raises(
-        UserError, match=r"no parquet file in .*p has the name of a split in its path"
-    ):
-        open_image_folder(tmp_path / "p")
 
 
 def test_an_image_outside_the_class_folders_is_named(root: Path) -> None:

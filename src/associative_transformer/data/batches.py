@@ -138,7 +138,7 @@ class Split:
         order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
         if is_stratified:
             labels = self.labels[torch.searchsorted(self.rows, images)]
-            order = _stratified(labels.numpy(), order.numpy(), num_validation)
+            order = stratified(labels.numpy(), order.numpy(), num_validation)
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
         train, validation = (mask.nonzero()[:, 0] for mask in (~is_validation, is_validation))
         return self.take(train), self.take(validation)
@@ -234,7 +234,7 @@ def _digest_of_labels(
     return digest
 
 
-def _stratified(
+def stratified(
     labels: Int[np.ndarray, " M"], order: Int[np.ndarray, " M"], num_chosen: int
 ) -> Int[Tensor, " K"]:
     """Choose images of each class in proportion to its size, the first ones in this order."""
