@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     """Print the summary of a data set; raise UserError if it cannot be trained on."""
     options = parse(CheckDataOptions, arguments, "check-data")
     config = _locate(options.path, options.data)
-    check_output(options.output, *[Path(config.source)] * (config.source is not None))
+    check_output(options.output, *([] if config.source is None else [Path(config.source)]))
     from rich.progress import Progress
 
     from associative_transformer.data.inspection import inspect_data
@@ -73,17 +73,22 @@ def run(arguments: list[str]) -> None:
         raise UserError(summary.problem)
 
 
-def _locate(path: str, data: DataOptions) -> StoredImages:
+def _locate(path: str, chosen: DataOptions) -> StoredImages:
     """Return which data to look at: a local path or, if there is none, a set on the hub."""
     from associative_transformer.data import ImagesConfig
 
-    local = Path(path).expanduser()
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    local, source = Path(path).expanduser(), None
     if local.exists():
-        return ImagesConfig(local.name, source=str(local), splits=data.splits, **columns)
-    if path in HUB_DATA_SETS or (HUB_ID.fullmatch(path) and not local.parent.exists()):
-        return ImagesConfig(path, splits=data.splits, **columns)
-    raise UserError(
-        f"{path} does not exist: pass a folder, a parquet or CSV file, or the id of a data set on "
-        "the hub"
+        source = str(local)
+    elif path not in HUB_DATA_SETS and (not HUB_ID.fullmatch(path) or local.parent.exists()):
+        raise UserError(
+            f"{path} does not exist: pass a folder, a parquet or CSV file, or the id of a data "
+            "set on the hub"
+        )
+    return ImagesConfig(
+        name=path if source is None else local.absolute().name,
+        source=source,
+        image_column=chosen.image_column,
+        label_column=chosen.label_column,
+        splits=chosen.splits,
     )
