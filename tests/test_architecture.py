@@ -97,11 +97,13 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "image_table",
         "stored",
         "summary",
+        "copies",
         "inspection",
         "contents",
     ),
     "runs": (
         "reading",
+        "data_summary",
         "lock",
         "environment",
         "folder",

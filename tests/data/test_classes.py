@@ -278,7 +278,8 @@ def test_text_is_used_if_it_is_chosen_or_named_label_or_the_only_column(
     for split in ("train", "test"):
         write(tmp_path / "set", "text", split, (), ORDERS[split])
         path = tmp_path / "set" / f"{split}.parquet"
-        table = datasets.Dataset.from_parquet(str(path)).rename_column("label", column)
+        table = datasets.Dataset.from_parquet(str(path))
+        table = table if column == "label" else table.rename_column("label", column)
         table.add_column("file", [f"{row}.png" for row in range(4)]).to_parquet(path)
     settings = config(tmp_path / "set")
     if column == "insect":

@@ -64,6 +64,7 @@ class Split:
     loader: Loader
     questions: Float[Tensor, "N Q"] | None = None
     image_digests: Callable[[], list[bytes]] | None = None  # of all rows; None: generated images
+    image_sizes: Callable[[], np.ndarray] | None = None  # width and height of some stored images
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Literal
 
 import torch
@@ -20,6 +20,7 @@ from associative_transformer.data.image_table import (
     check_labels,
     name_untested,
 )
+from associative_transformer.data.inspection import sample_sizes
 from associative_transformer.data.known import find_difference
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once
@@ -213,7 +214,8 @@ def _split(
         if images is None
         else ResidentLoader(images, preparation)
     )
-    split = Split(table.labels[rows], rows, loader, image_digests=cache(table.image_digests))
+    digests, sizes = cache(table.image_digests), cache(partial(sample_sizes, table))
+    split = Split(table.labels[rows], rows, loader, image_digests=digests, image_sizes=sizes)
     return split, skipped
 
 

@@ -4,11 +4,10 @@ Dims     N images   F bytes of facts
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +16,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from associative_transformer.data.batches import DataSet
+from associative_transformer.data.copies import SplitDigests, count_copies
 from associative_transformer.data.image_table import SKIP, ImageTable, check_labels
 from associative_transformer.data.loaders import DECODE_CHUNK, read_batches
 from associative_transformer.data.stored import StoredImages, open_data
 from associative_transformer.data.summary import (
     LONG,
     Contents,
-    Copies,
     DataSummary,
     Sizes,
     SplitSummary,
@@ -34,7 +34,6 @@ from associative_transformer.decoding import UnreadableImage, open_image, read_h
 from associative_transformer.interface import UserError
 
 SAMPLE = 200  # images of a split whose size is read when a run starts
-NUM_EXAMPLES, GROUP = 3, 3  # groups of copies that are named, and images of each
 FACTS = np.dtype(
     [
         ("width", "i4"),
@@ -149,6 +148,22 @@ def inspect_data(
     )
 
 
+def summarize_loaded(name: str, data: DataSet) -> DataSummary:
+    """Return what is known about loaded images without decoding any: splits, classes and sizes."""
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    existing = {key: split for key, split in splits.items() if split is not None}
+    sizes = [split.image_sizes() for split in existing.values() if split.image_sizes]
+    return DataSummary(
+        name=name,
+        layout="",
+        splits=tuple(
+            SplitSummary(key, count_classes(data.class_names, split.labels))
+            for key, split in existing.items()
+        ),
+        sizes=_sizes(np.concatenate(sizes)) if sizes else None,
+    )
+
+
 def count_classes(names: Sequence[str], labels: Int[Tensor, " N"]) -> dict[str, int]:
     """Return the number of images of each class."""
     counts = torch.bincount(labels, minlength=len(names)).tolist()
@@ -196,7 +211,13 @@ def _contents(seen: dict[str, _Seen], facts: np.ndarray, source: str | None) -> 
     std = np.sqrt(np.maximum(square - mean**2, 0))
     short = np.minimum(facts["width"], facts["height"])
     modes = Counter(_name_mode(mode.decode()) for mode in facts["mode"].tolist())
-    repeated, shared, contradictory = _count_copies(seen, _group_copies(seen), source)
+    copies = count_copies(
+        {
+            name: SplitDigests(each.table, each.rows, each.labels, each.facts["digest"].tolist())
+            for name, each in seen.items()
+        },
+        lambda name: _shorten(name, source),
+    )
     return Contents(
         modes=dict(modes.most_common()),
         formats=dict(Counter(name.decode() for name in facts["format"].tolist()).most_common()),
@@ -210,9 +231,9 @@ def _contents(seen: dict[str, _Seen], facts: np.ndarray, source: str | None) -> 
             for each in seen.values()
             for error in each.errors
         ),
-        repeated=repeated,
-        shared=shared,
-        contradictory=contradictory,
+        repeated=copies.repeated,
+        shared=copies.shared,
+        contradictory=copies.contradictory,
     )
 
 
@@ -221,62 +242,6 @@ def _name_mode(mode: str) -> str:
     base, _, rest = mode.partition(" with ")
     name = "16-bit grayscale" if base.startswith("I;16") else MODES.get(base, base)
     return f"{name} with {rest}" if rest and rest not in name else name
-
-
-class _Copy(NamedTuple):
-    split: str
-    row: int
-    label: int
-
-
-def _group_copies(seen: dict[str, _Seen]) -> list[list[_Copy]]:
-    """Return the images with the same pixels, in groups of two or more."""
-    groups: defaultdict[bytes, list[_Copy]] = defaultdict(list)
-    for split, each in seen.items():
-        for digest, row, label in zip(
-            each.facts["digest"].tolist(), each.rows, each.labels.tolist(), strict=True
-        ):
-            groups[digest].append(_Copy(split, row, label))
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _count_copies(
-    seen: dict[str, _Seen], groups: Sequence[Sequence[_Copy]], source: str | None
-) -> tuple[dict[str, Copies], dict[str, dict[str, Copies]], Copies]:
-    """Return the copies within each split, of images of an earlier split, and of other classes."""
-
-    def describe(chosen: Sequence[Sequence[_Copy]], number: int) -> Copies:
-        def name(copy: _Copy) -> str:
-            return _shorten(seen[copy.split].table.stored(copy.row)[1], source)
-
-        examples = [tuple(map(name, group[:GROUP])) for group in chosen[:NUM_EXAMPLES]]
-        return Copies(number, tuple(examples))
-
-    repeated, shared = {}, defaultdict[str, dict[str, Copies]](dict)
-    for split in seen:
-        inside = [[copy for copy in group if copy.split == split] for group in groups]
-        inside = [group for group in inside if len(group) > 1]
-        if inside:
-            repeated[split] = describe(inside, sum(len(group) - 1 for group in inside))
-    for earlier, later in combinations(seen, 2):
-        both = []
-        for group in groups:
-            by_split = [[x for x in group if x.split == split] for split in (later, earlier)]
-            if all(by_split):
-                both.append((by_split[0], by_split[1]))
-        if both:
-            pairs = [(first[0], second[0]) for first, second in both]
-            number = sum(len(first) for first, _ in both)
-            shared[later][earlier] = describe(pairs, number)
-    mixed = [
-        _one_of_each_class(group) for group in groups if len({copy.label for copy in group}) > 1
-    ]
-    number = sum(len(group) for group in groups if len({copy.label for copy in group}) > 1)
-    return repeated, dict(shared), describe(mixed, number)
-
-
-def _one_of_each_class(group: Sequence[_Copy]) -> list[_Copy]:
-    return list({copy.label: copy for copy in reversed(group)}.values())[::-1]
 
 
 def _shorten(name: str, source: str | None) -> str:

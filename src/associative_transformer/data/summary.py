@@ -143,7 +143,7 @@ class DataSummary:
 
     def to_json(self) -> str:
         """Return all values as JSON."""
-        return json.dumps({**asdict(self), "warnings": self.list_warnings()}, indent=2) + "\n"
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_table(self) -> Table:
         """Return a table of the images of each class, with what else was found below it."""
@@ -164,7 +164,7 @@ class DataSummary:
             RowGroup("by class", rows),
         ]
         notes = [*self._describe(), *(f"warning: {text}" for text in self.list_warnings())]
-        title = f"{self.name}: {self.layout}"
+        title = f"{self.name}: {self.layout}" if self.layout else self.name
         return Table(title, ("class", *names, "together"), groups, notes)
 
     def _describe(self) -> Iterator[str]:
