@@ -92,9 +92,9 @@ def open_class_folders(
 def _common_folder(images: Sequence[Path], names: Collection[str]) -> int:
     """Return how many folders contain everything else, as those that archives are unpacked to."""
     lower, depth = {name.lower() for name in with_other_names(names)}, 0
-    while images:
-        firsts = {file.parts[depth] if len(file.parts) > depth + 2 else "" for file in images}
-        if len(firsts) > 1 or "" in firsts or firsts.pop().lower() in lower:
+    while any(len(file.parts) > depth + 2 for file in images):
+        folders = {file.parts[depth] for file in images if len(file.parts) > depth + 1}
+        if len(folders) > 1 or folders.pop().lower() in lower:
             break
         depth += 1
     return depth

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import datasets
 
 PARQUET = ".parquet"
+MOST = 0.9  # of the images in class folders that a CSV file must list to be used instead
 NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python represents invalid bytes in file names
 
 
@@ -242,6 +243,9 @@ class _Found:
         lists = read_image_lists(self.root, self.lists, self.images, names, left_out)
         by_split = group_image_lists(self.root, lists, names, left_out)
         used = {Path(path) for each in by_split.values() for path in each.paths}
+        is_small = len(used) < MOST * len(self.images)  # such as a list of results
+        if is_small and find_flat_folders(self.images, names):
+            return {}
         if by_split:
             for image in set(self.images) - used:
                 left_out.add("images that no CSV file lists", image)
