@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ from making.reports import (
 
 SECTIONS = [
     "run",
-    "data",
+    "data-set",
     "training",
     "competition",
     "priors",
@@ -783,7 +784,7 @@ def test_the_page_counts_the_images_of_each_split_and_class(root: Path) -> None:
     test = next(split for split in summary["splits"] if split["name"] == "test")
     assert sum(test["classes"].values()) == 14
     for name, count in test["classes"].items():
-        assert name in page.words_of("data") and str(count) in page.words_of("data")
+        assert f"{escape(name)} 12 {count} {12 + count}" in page.words_of("data-set")
 
 
 def test_results_tables_and_mistakes_need_no_script(root: Path) -> None:
@@ -993,7 +994,7 @@ def test_two_runs_are_shown_side_by_side(runs: Path) -> None:
     path = write_comparison(runs / "ait", runs / "vit")
     assert path == runs / "ait" / "comparison.html"
     page = Page(path)
-    names = ["run", "results", "differences", "training", "data", "competition", "roles"]
+    names = ["run", "results", "differences", "training", "data-set", "competition", "roles"]
     assert page.all("section", "id") == [*names, "memory", "beta", "recall", "evaluation", "cost"]
     for name in ("run", "competition", "memory", "beta", "evaluation", "cost"):
         assert "Run A" in page.words_of(name) and "Run B" in page.words_of(name)

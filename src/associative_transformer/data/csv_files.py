@@ -110,6 +110,8 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     """Return the columns of a CSV file by name. Raises UserError if it is not a table of text."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise csv.Error("it has null bytes")
         first = text.split("\n", 1)[0]
         delimiter = max(DELIMITERS, key=first.count)
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))

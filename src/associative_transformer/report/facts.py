@@ -154,12 +154,12 @@ def data_section(facts: Facts) -> Section:
     if facts.images is None:
         is_generated = facts.experiment.data.is_generated
         note = "The images are generated." if is_generated else "data.json is missing."
-        return Section("data", "Data", note)
+        return Section("data-set", "Data", note)
     table = facts.images.to_table()
     rows = [row for group in table.groups for row in group.rows]
     notes = [text.removesuffix(".") for text in (facts.images.headline, *table.notes)]
     grid = Grid(table.columns, rows, "Images")
-    return Section("data", "Data", "; ".join(notes) + ".", tables=[grid])
+    return Section("data-set", "Data", "; ".join(notes) + ".", tables=[grid])
 
 
 def cost_section(facts: Facts) -> Section:
