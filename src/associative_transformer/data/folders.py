@@ -1,4 +1,4 @@
-"""Class folders: where the splits and classes are in the paths of images."""
+"""Class folders: the split and the class of each image, from its path."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path

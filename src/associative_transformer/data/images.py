@@ -13,14 +13,13 @@ from PIL import Image
 from associative_transformer.data.augment import RAW, Normalization, Preparation
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.config import InputSize, check_settings
-from associative_transformer.data.contents import measure, warn_of_contents
+from associative_transformer.data.contents import measure, sample_sizes, warn_of_contents
 from associative_transformer.data.image_table import (
     ImageReader,
     ImageTable,
     check_labels,
     name_untested,
 )
-from associative_transformer.data.inspection import sample_sizes
 from associative_transformer.data.known import find_difference
 from associative_transformer.data.listing import name_skipped
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader, read_once

@@ -6,7 +6,6 @@ Dims     N images   F bytes of facts
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +32,6 @@ from associative_transformer.data.summary import (
 from associative_transformer.decoding import UnreadableImage, open_image, read_header
 from associative_transformer.interface import UserError
 
-SAMPLE = 200  # images of a split whose size is read when a run starts
 FACTS = np.dtype(
     [
         ("width", "i4"),
@@ -168,15 +166,6 @@ def count_classes(names: Sequence[str], labels: Int[Tensor, " N"]) -> dict[str, 
     """Return the number of images of each class."""
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
-
-
-def sample_sizes(table: ImageTable) -> Int[np.ndarray, "N 2"]:
-    """Return width and height of up to 200 images at equal distances, without decoding them."""
-    number, sizes = min(SAMPLE, len(table)), []
-    for row in (place * len(table) // number for place in range(number)):
-        with suppress(UnreadableImage):
-            sizes.append(read_header(table.stored(row)[0]).size)
-    return np.array(sizes, np.int64).reshape(-1, 2)
 
 
 def _sizes(sizes: Int[np.ndarray, "N 2"]) -> Sizes | None:
