@@ -389,9 +389,12 @@ PARQUET: dict[str, tuple[dict[str, Any], str]] = {
     "labels in lists": ({"labels": ([0], [1]), "label_type": pa.list_(pa.int64())}, NO_CLASS),
     "label column missing": ({"leave_out": "y"}, NO_CLASS),
     "image column missing": ({"leave_out": "x"}, NO_IMAGE),
-    "no metadata": ({"features": b""}, r"no column of type Image, only x \("),
+    "no metadata": ({"features": b"", "leave_out": "y"}, "no column of type ClassLabel, only"),
     "no metadata of labels": (
-        {"features": {"info": {"features": {"x": {"_type": "Image"}}}}},
+        {
+            "features": {"info": {"features": {"x": {"_type": "Image"}}}},
+            **{"labels": (0.5, 1), "label_type": pa.float64()},
+        },
         NO_CLASS,
     ),
     "broken description": ({"features": b"{"}, "cannot read the parquet files"),
@@ -433,6 +436,38 @@ def test_a_table_with_wrong_labels_or_columns_is_refused(name: str, tmp_path: Pa
     write_parquet(tmp_path / "train.parquet", **changes)
     with pytest.raises(UserError, match=expected) as error:
         load(tmp_path)
+    one_sentence(error)
+
+
+NO_LIST = r"list\.csv does not list images and their classes: it needs a first row"
+CSV = {
+    "a cell missing": (b"file,label\na.png", r"row 2 of .* has 1 cells, not 2 as its first row"),
+    "a cell too many": (b"file,label\na.png,a,b", "has 3 cells, not 2 as its first row: correct"),
+    "a column twice": (b"file,file\na.png,a", "list.csv has two columns named 'file': rename"),
+    "an open quote": (b'file,label\n"a.png,a', r"cannot read .* \(unexpected end of data\): save"),
+    "a null byte": (b"file,label\na.png,a\0", r"cannot read .* \(it has null bytes\): save"),
+    "a huge cell": (b"file,label\na.png," + b"a" * 200_000, r"cannot read .* \(field larger than"),
+    "not UTF-8": (b"file,label\na.png,\xe4", r"cannot read .*list.csv \('utf-8' codec"),
+    "UTF-16": ("file,label\na.png,a".encode("utf-16"), r"cannot read .*list.csv \('utf-8' codec"),
+    "no column of classes": (b"file,kind,size\na.png,a,1", "choose another column with --data"),
+    "no class": (b"file,label\na.png,\nb.png,a", "row 0 of .* has the label None, outside 0 to 0"),
+    "one column": (b"file\na.png", NO_LIST),
+    "no image": (b"x,y\n1,2", NO_LIST),
+    "images outside": (b"file,label\n/etc/passwd,x\n../../../etc/passwd,y", NO_LIST),
+    "no row": (b"file,label\n", NO_LIST),
+    "nothing": (b"", NO_LIST),
+}
+
+
+@pytest.mark.hostile("labels and columns")
+@pytest.mark.parametrize("name", CSV)
+def test_a_csv_file_that_cannot_be_used_is_refused(name: str, tmp_path: Path) -> None:
+    content, expected = CSV[name]
+    for image in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{image}.png")
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(UserError, match=expected) as error:
+        load(tmp_path / "list.csv")
     one_sentence(error)
 
 
@@ -710,7 +745,7 @@ ROWS = {
     "images to be read": len(READABLE),
     "images to be refused": len(UNREADABLE) + 4,
     "names and folders": len(NAMES) + 3 + len(CLUTTER) + 5,
-    "labels and columns": len(PARQUET) + 4,
+    "labels and columns": len(PARQUET) + len(CSV) + 4,
     "configurations": len(TEXTS) + len(CONTENTS) + 12,
     "files of a run": len(RESULTS) + len(CONFIGS) + len(WEIGHTS) + 2 + len(HISTORIES) + 6,
 }

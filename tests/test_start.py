@@ -53,6 +53,7 @@ STEPS = {
     "ait train triangle-ait-tiny --help": TORCH,
     "ait sweep --help": TORCH,
     "ait sweep triangle-ait-tiny --help": TORCH,
+    "ait check-data --help": TORCH,
     "ait show --help": TORCH,
     "ait show sort-of-clevr --help": TORCH,
     "ait analyze --help": TORCH,

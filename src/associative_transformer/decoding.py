@@ -11,7 +11,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,13 @@ TURNS = {  # how to turn an image upright, by its EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+"""Turns that exchange width and height."""
 DEPTHS = (8, 10, 12, 14)
 """Bits per color that cameras and scanners store in the lower end of 16 bits."""
 DEEP_COLOR = re.compile("(RGB|RGBA);16[BLN]")
@@ -69,6 +76,39 @@ def decode_image(
         image = open_image(source, mode, name)
     height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     return to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+
+
+class Header(NamedTuple):
+    """What an image file says about itself."""
+
+    size: tuple[int, int]  # width and height, upright
+    mode: str  # Pillow's name of its pixels; RGB;16 if it has 16 bits per color
+    format: str
+    is_animated: bool
+
+
+def read_header(source: bytes | Path) -> Header:
+    """Read the size and kind of an image without its pixels.
+
+    Raises UnreadableImage if it is not one.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            has_exif = "exif" in image.info or image.format == "TIFF"
+            turn = _read_turn(image) if has_exif else None  # a PNG would be decoded to find out
+            size = image.size[::-1] if turn in SIDEWAYS else image.size
+            deep = f"{image.mode};16" if _is_deep_color(image) else image.mode
+            is_transparent = image.has_transparency_data and "A" not in image.mode
+            mode = f"{deep} with transparency" if is_transparent else deep
+            is_animated = bool(getattr(image, "is_animated", False))
+            return Header(size, mode, str(image.format), is_animated)
+    except Exception as error:  # broken files make Pillow raise almost any error
+        name = str(source) if isinstance(source, Path) else "given as bytes"
+        raise UnreadableImage(name, _reason(error)) from error
 
 
 def open_image(source: bytes | Path, mode: str, name: str | None = None) -> Image.Image:

@@ -112,6 +112,7 @@ COMMANDS = {
     "export": ["export", "{run}"],
     "table": ["table", "classification"],
     "bench": ["bench", "write"],
+    "check-data": ["check-data", "cifar10"],
     "show": ["show", "triangle"],
     "doctor": ["doctor"],
 }

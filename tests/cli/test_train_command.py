@@ -350,9 +350,9 @@ def an_unseen_class(root: Path) -> list[str]:
     return [f"test split of {root}", "add training images of green, or remove that class"]
 
 
-def no_test_images(root: Path) -> list[str]:
-    make_images(root, ("red", "blue"), ())
-    return [f"{root} has no test split"]
+def no_training_images(root: Path) -> list[str]:
+    make_images(root, (), ("red", "blue"))
+    return [f"{root} has no training split"]
 
 
 def three_classes(root: Path) -> list[str]:
@@ -373,7 +373,7 @@ def a_broken_image(root: Path) -> list[str]:
         an_empty_folder,
         one_class,
         an_unseen_class,
-        no_test_images,
+        no_training_images,
         three_classes,
         a_broken_image,
     ],

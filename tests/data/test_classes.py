@@ -230,21 +230,30 @@ def test_images_of_one_class_may_be_named_in_both_compositions(kind: str, tmp_pa
     assert is_right(data.train, data.class_names) and is_right(data.test, data.class_names)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_numbers_without_names_are_refused(split: str, tmp_path: Path) -> None:
-    for name in ("train", "test"):
-        write(tmp_path / "set", "names", name, CLASSES, CLASSES)
-    path = tmp_path / "set" / f"{split}.parquet"
+def without_names(path: Path) -> None:
+    """Replace the classes of a parquet file by their numbers."""
     table = datasets.Dataset.from_parquet(str(path))
     table.cast_column("label", datasets.Value("int64")).to_parquet(path)
-    settings = config(tmp_path / "set")
-    for load in (settings.load, settings.load_test)[: 2 if split == "test" else 1]:
-        with pytest.raises(
-            UserError,
-            match=rf"the {split} split of .* no column of type ClassLabel, only image \(Image\), "
-            r"label \(int64\): choose another column with --data\.label-column or save",
-        ):
-            load(CPU)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_numbers_are_not_taken_for_the_classes_that_another_split_names(
+    split: str, tmp_path: Path
+) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / "set", "names", name, CLASSES, CLASSES)
+    without_names(tmp_path / "set" / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"the test split of .* has the classes \["):
+        config(tmp_path / "set").load(CPU)
+
+
+def test_numbers_without_names_are_classes_of_these_numbers(tmp_path: Path) -> None:
+    for name, order in (("train", CLASSES), ("test", CLASSES[2:])):  # classes 2 and 3
+        write(tmp_path / "set", "names", name, CLASSES, order)
+        without_names(tmp_path / "set" / f"{name}.parquet")
+    data = config(tmp_path / "set").load(CPU)
+    assert data.class_names == ("0", "1", "2", "3")
+    assert is_right(data.train, CLASSES) and is_right(data.test, CLASSES)
 
 
 def test_numbers_as_names_are_mapped_like_other_names(tmp_path: Path) -> None:
@@ -262,17 +271,24 @@ def test_numbers_as_names_are_mapped_like_other_names(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [1, 0]
 
 
-def test_text_is_used_if_it_is_chosen_or_if_there_is_no_other_column(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["label", "insect"])
+def test_text_is_used_if_it_is_chosen_or_named_label_or_the_only_column(
+    column: str, tmp_path: Path
+) -> None:
     for split in ("train", "test"):
         write(tmp_path / "set", "text", split, (), ORDERS[split])
         path = tmp_path / "set" / f"{split}.parquet"
         table = datasets.Dataset.from_parquet(str(path))
+        table = table if column == "label" else table.rename_column("label", column)
         table.add_column("file", [f"{row}.png" for row in range(4)]).to_parquet(path)
-    with pytest.raises(
-        UserError, match=r"no column of type ClassLabel, only .*label \(string\), file \(string\)"
-    ):
-        config(tmp_path / "set").load(CPU)
-    data = config(tmp_path / "set", label_column="label").load(CPU)
+    settings = config(tmp_path / "set")
+    if column == "insect":
+        with pytest.raises(
+            UserError, match=r"no column of type ClassLabel, only .*insect \(string\), file \("
+        ):
+            settings.load(CPU)
+        settings = config(tmp_path / "set", label_column="insect")
+    data = settings.load(CPU)
     assert is_right(data.test, data.class_names)
 
 

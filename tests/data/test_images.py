@@ -416,7 +416,10 @@ def test_data_sets_that_cannot_be_learned_or_tested_are_refused(tmp_path: Path) 
             {"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1, "d": 1}},
             r"test split of .*new has the classes \[a, c, d\], but .* \[a, b\]: add .* c, d, or",
         ),
-        "untested": ({"train": {"a": 1, "b": 1}}, r"untested has no test split, only train: add"),
+        "untested": (
+            {"train": {"a": 1, "b": 1}},
+            r"untested has 2 images, of which a test fraction of 0\.2 leaves none",
+        ),
         "untrained": ({"test": {"a": 1}}, r"untrained has no training split, only test: add"),
     }
     for name, (counts, message) in cases.items():
@@ -434,7 +437,7 @@ def test_columns_labels_and_class_names_are_checked(tmp_path: Path) -> None:
             [0, 1],
             picture,
             number,
-            r"no column of type ClassLabel, only x \(Image\), y \(int64\): choose .*label-column",
+            r"test split .* classes \[a, b\], but .* \[0, 1\]: add",
         ),
         "blind": (
             [0, 1],

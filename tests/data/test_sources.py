@@ -67,6 +67,66 @@ def test_class_folders_are_read_as_splits_and_classes(root: Path) -> None:
     assert splits["train"][2]["image"]["path"] == str(root / "train/dog/deep/3.png")
 
 
+def counts(splits: dict[str, datasets.Dataset]) -> dict[str, list[str]]:
+    return {name: labels(split) for name, split in splits.items()}
+
+
+@pytest.mark.parametrize("above", ["", "unpacked/photos/"])
+def test_class_folders_without_splits_are_all_for_training(
+    above: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["cat/1.png", "cat/deep/2.png", "train/1.png"]  # a train is a vehicle here
+    add_images(root, *(f"{above}{name}" for name in names))
+    add_images(root, f"{above}lost.png")
+    assert counts(open_image_folder(root)) == {"train": ["cat", "cat", "train"]}
+    err = capsys.readouterr().err
+    assert f"images outside the class folders: 1 ({above}lost.png)" in err
+    assert open_image_folder(root, wanted=["test"]) == {}
+
+
+def test_splits_may_have_other_names_and_be_inside_the_classes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_images(root, "Training/a/1.png", "Training/b/1.png", "testing/a/1.png", "dev/b/1.png")
+    expected = {"train": ["a", "b"], "test": ["a"], "validation": ["b"]}
+    assert counts(open_image_folder(root)) == expected
+    add_images(tmp_path / "in", "a/train/1.png", "b/train/1.png", "a/test/1.png", "b/dev/1.png")
+    assert counts(open_image_folder(tmp_path / "in")) == expected
+    add_parquet(tmp_path / "p", "training-0.parquet", "testing.parquet", "dev.parquet")
+    assert set(open_image_folder(tmp_path / "p")) == {"train", "test", "validation"}
+    add_images(root, "val/a/1.png")  # the usual name of a split comes first
+    expected.pop("validation")
+    assert counts(open_image_folder(root)) == {**expected, "val": ["a"]}
+    assert "outside the split folders: 1 (dev/b/1.png)" in capsys.readouterr().err
+
+
+def test_a_test_folder_without_classes_is_left_out(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_images(root, "train/a/1.png", "train/b/1.png", "test/1.png", "test/2.png")
+    assert counts(open_image_folder(root)) == {"train": ["a", "b"]}
+    assert "unlabeled images, in no class folder: 2 (test/1.png" in capsys.readouterr().err
+
+
+def test_configurations_are_not_taken_for_classes(root: Path) -> None:
+    add_images(root, "small/train/a/1.png", "small/test/a/1.png", "full/train/a/1.png")
+    with pytest.raises(UserError, match=r"choose a sub-folder that has them with --data\.config"):
+        open_image_folder(root)
+
+
+def test_a_parquet_file_without_the_name_of_a_split_is_divided_by_a_column(root: Path) -> None:
+    root.mkdir()
+    rows = {"label": ["a", "b", "a"], "split": ["train", "Test", "train"]}
+    datasets.Dataset.from_dict(rows).to_parquet(root / "data.parquet")
+    for source in (root, root / "data.parquet"):
+        splits = open_image_folder(source)
+        assert {name: split["label"][:] for name, split in splits.items()} == {
+            "train": ["a", "a"],
+            "test": ["b"],
+        }
+        assert "split" not in splits["train"].column_names
+
+
 def test_hidden_files_and_other_files_are_ignored(root: Path) -> None:
     add_images(root, "train/a/1.png", "train/b/1.png", "train/a/.hidden.png", "train/.trash/1.png")
     (root / "train/a/notes.txt").write_text("not an image")
@@ -407,17 +467,15 @@ def test_a_missing_or_unsuitable_folder_is_refused_by_name(root: Path) -> None:
         open_image_folder(file)
 
 
-def test_the_error_about_missing_splits_explains_how_to_create_them(
-    root: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "names", [["1.png", "2.png"], ["cat/1.png"], ["train/1.png", "test/2.png"]]
+)
+def test_the_error_about_missing_classes_explains_how_to_create_them(
+    names: list[str], root: Path
 ) -> None:
-    add_images(root, "cat/1.png", "dog/1.png")
-    with pytest.raises(UserError, match=r"set has no split folders: create train/ and test/"):
+    add_images(root, *names)
+    with pytest.raises(UserError, match=r"set has images, but not in a folder for each class: cr"):
         open_image_folder(root)
-    add_parquet(tmp_path / "p", "data.parquet")
-    with pytest.raises(
-        UserError, match=r"no parquet file in .*p has the name of a split in its path"
-    ):
-        open_image_folder(tmp_path / "p")
 
 
 def test_an_image_outside_the_class_folders_is_named(root: Path) -> None:

@@ -48,6 +48,7 @@ OPTIONS = {  # words before the options: names of options by what they take
     "bench write": {COUNT: "tokens bottleneck", CHOICE: "rival", OTHER: "output"},
     "bench data": {COUNT: "batches", WORD: "compile", OTHER: "source"},
     "bench --check": {CHOICE: "device", WORD: "update"},
+    "check-data PATH": {NUMBER: "data.test-fraction", OTHER: "output"},
     "show triangle": {COUNT: "num-images data.num-test", SWITCH: "data.raw", OTHER: "pictures"},
     "run-table relational": {CHOICE: "budget", OTHER: "runs sources rows seeds"},
     "table relational": {CHOICE: "format", OTHER: "runs output"},

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ from making.reports import (
 
 SECTIONS = [
     "run",
+    "data-set",
     "training",
     "competition",
     "priors",
@@ -776,6 +778,15 @@ def test_every_chart_has_data_and_a_text_alternative(root: Path) -> None:
     assert all("<details>" in figure or 'class="note"' in figure for figure in figures)
 
 
+def test_the_page_counts_the_images_of_each_split_and_class(root: Path) -> None:
+    page = Page(root / "ait" / "report.html")
+    summary = json.loads((root / "ait" / "data.json").read_text())
+    test = next(split for split in summary["splits"] if split["name"] == "test")
+    assert sum(test["classes"].values()) == 14
+    for name, count in test["classes"].items():
+        assert f"{escape(name)} 12 {count} {12 + count}" in page.words_of("data-set")
+
+
 def test_results_tables_and_mistakes_need_no_script(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     result = json.loads((root / "ait" / "result.json").read_text())
@@ -983,8 +994,8 @@ def test_two_runs_are_shown_side_by_side(runs: Path) -> None:
     path = write_comparison(runs / "ait", runs / "vit")
     assert path == runs / "ait" / "comparison.html"
     page = Page(path)
-    names = ["run", "results", "differences", "training", "competition", "roles", "memory"]
-    assert page.all("section", "id") == [*names, "beta", "recall", "evaluation", "cost"]
+    names = ["run", "results", "differences", "training", "data-set", "competition", "roles"]
+    assert page.all("section", "id") == [*names, "memory", "beta", "recall", "evaluation", "cost"]
     for name in ("run", "competition", "memory", "beta", "evaluation", "cost"):
         assert "Run A" in page.words_of(name) and "Run B" in page.words_of(name)
     assert "model.kind ait vit" in page.words_of("differences")

@@ -26,6 +26,7 @@ COMMANDS = {  # each has a file in this folder
     "analyze": "measure what a trained model has learned, and draw figures",
     "report": "write a web page about a run, or about two runs side by side",
     "bench": "compare the speed and memory of models and kernels",
+    "check-data": "look at a data set: classes, sizes, copies, unreadable images",
     "show": "draw images of a data set with their classes, or with questions and answers",
     "run-table": "train all missing runs of a table",
     "table": "compare finished runs with the published results",

@@ -37,7 +37,7 @@ Options = TypeVar("Options")
 
 OWN_FILES = {"", "experiment", "environment", "metrics", "memory", "config", "model", "result"}
 OWN_FILES |= {"evaluation", "confusion", "skipped", "report", "comparison", "readme"}
-OWN_FILES |= {"initialization", "priors"}
+OWN_FILES |= {"initialization", "priors", "data"}
 """How the names of a run's own files begin, up to a dot or hyphen, in lower case."""
 OWN_FOLDERS = {"checkpoint", "analysis", "figures", "tracker"}
 """The folders of a run."""

@@ -67,6 +67,7 @@ class Split:
     image_digests: Callable[[], list[bytes]] | None = None  # of all rows; None: generated images
     mixing: Mixing | None = None  # of the images of training batches
     is_balanced: bool = False  # whether each class is equally often in an epoch
+    image_sizes: Callable[[], np.ndarray] | None = None  # width and height of some stored images
 
     def __post_init__(self) -> None:
         if self.mixing is not None and self.questions is not None:
@@ -161,7 +162,7 @@ class Split:
         order = torch.from_numpy(np.random.default_rng(VALIDATION_SEED).permutation(len(images)))
         if is_stratified:
             labels = self.labels[torch.searchsorted(self.rows, images)]
-            order = _stratified(labels.numpy(), order.numpy(), num_validation)
+            order = stratified(labels.numpy(), order.numpy(), num_validation)
         is_validation = torch.isin(self.rows, images[order[:num_validation]])
         train, validation = (mask.nonzero()[:, 0] for mask in (~is_validation, is_validation))
         return self.take(train), self.take(validation)
@@ -271,7 +272,7 @@ def _draw_balanced(
     return generator.permutation(np.concatenate(drawn))
 
 
-def _stratified(
+def stratified(
     labels: Int[np.ndarray, " M"], order: Int[np.ndarray, " M"], num_chosen: int
 ) -> Int[Tensor, " K"]:
     """Choose images of each class in proportion to its size, the first ones in this order."""

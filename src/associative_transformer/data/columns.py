@@ -5,19 +5,26 @@ Dims     N images
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from associative_transformer.data.parquet import normalized
+from associative_transformer.data.listing import SUFFIXES
+from associative_transformer.data.parquet import TEXT, normalized
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
     import datasets
 
-TEXT = ("string", "large_string")  # types of a column
+UNLABELED = -1
+NUM_EXAMPLES = 5  # values that are looked at to recognize the names of files
+NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+BYTES = ("binary", "large_binary")
+LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "target")
+"""Names of a column of classes, in lower case, if it has no names of classes of its own."""
 MAX_NAMED = 10  # classes in a message
 
 
@@ -40,16 +47,36 @@ class UnlabeledError(UserError):
 
 
 def find_images(split: "datasets.Dataset", column: Column, name: str) -> str:
-    """Return the column of images; raise UserError if there is none or more than one."""
+    """Return the column of images; raise UserError if there is none or more than one.
+
+    Without a column of type Image, it is the one that contains bytes, or paths of images.
+    """
     import datasets
 
+    features = split.features
+    if not any(isinstance(feature, datasets.Image) for feature in features.values()):
+        likely = [key for key in features if _may_be_images(split, key)]
+        if column.chosen in likely or (column.chosen is None and len(likely) == 1):
+            return column.chosen or likely[0]
     return _find_column(split, datasets.Image, column, name, "--data.image-column")
+
+
+def _may_be_images(split: "datasets.Dataset", key: str) -> bool:
+    """Return whether a column has the bytes of images, or names of image files."""
+    feature = split.features[key]
+    if isinstance(feature, dict):  # as pandas stores what the library has encoded
+        return "bytes" in feature and getattr(feature["bytes"], "dtype", "") in BYTES
+    if (dtype := getattr(feature, "dtype", None)) in BYTES:
+        return True
+    first = split[:NUM_EXAMPLES][key] if dtype in TEXT else []
+    return bool(first) and all(x and PurePath(x).suffix.lower() in SUFFIXES for x in first)
 
 
 def read_labels(split: "datasets.Dataset", column: Column, name: str) -> Labels:
     """Return the classes and labels of a split.
 
-    A text column contains class names; the classes are then in alphabetical order.
+    A text column contains class names, and the classes are in alphabetical order; the classes of
+    whole numbers are these numbers.
     Raises UserError if the column cannot be found, if two classes have the same name or if a label
     is not the index of a class, and UnlabeledError if there are no labels at all.
     """
@@ -91,23 +118,36 @@ def _read_column(
     feature, values = split.features[column], split[column][:]
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names), values
+    if feature.dtype in NUMBERS:
+        found = {int(x) for x in values if x is not None}
+        numbers = sorted(found if found == {UNLABELED, 1} else found - {UNLABELED})
+        index = {number: label for label, number in enumerate(numbers)}
+        places = [None if x is None else index.get(int(x), UNLABELED) for x in values]
+        return tuple(map(str, numbers)), places
     texts = [None if text is None else normalized(text) for text in values]
     class_names = tuple(sorted({text for text in texts if text is not None}))
-    index = {text: label for label, text in enumerate(class_names)}
-    return class_names, [None if text is None else index[text] for text in texts]
+    label_of = {text: label for label, text in enumerate(class_names)}
+    return class_names, [None if text is None else label_of[text] for text in texts]
 
 
 def _find_label_column(split: "datasets.Dataset", column: Column, name: str) -> str:
-    """Return the label column; a text column must be chosen or the only one without images."""
+    """Return the label column.
+
+    A column of text or numbers must be chosen, have the name of one, or be the only one left.
+    """
     import datasets
 
     features = split.features
     others = [key for key in features if not isinstance(features[key], datasets.Image)]
-    texts = [key for key in others if getattr(features[key], "dtype", None) in TEXT]
-    if column.chosen in texts:
+    has_classes = any(isinstance(features[key], datasets.ClassLabel) for key in others)
+    plain = [key for key in others if getattr(features[key], "dtype", None) in (*TEXT, *NUMBERS)]
+    plain = [key for key in plain if not isinstance(features[key], datasets.ClassLabel)]
+    if column.chosen in plain:
         return str(column.chosen)
-    if column.chosen is None and len(others) == 1 and texts:
-        return texts[0]
+    if column.chosen is None and not has_classes and plain:
+        named = [key for key in plain if key.lower() in LABEL_NAMES]
+        if len(others) == 1 or len(named) == 1:
+            return [*named, *plain][0]
     return _find_column(split, datasets.ClassLabel, column, name, "--data.label-column")
 
 

@@ -5,6 +5,7 @@ Dims     M images   C channels   H height   W width
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from associative_transformer.data.augment import Normalization
 from associative_transformer.data.batches import Split
+from associative_transformer.data.image_table import ImageTable
 from associative_transformer.data.listing import print_once
 from associative_transformer.data.loaders import ResidentLoader, StreamingLoader
+from associative_transformer.decoding import UnreadableImage, read_header
 
 SAMPLE = 10_000  # images in memory that are compared with each other
+SIZES = 200  # images whose size is read when a run starts
 STREAMED_SAMPLE = 1_000  # images that are decoded to be compared, or to compute the mean
 FAULTY = 0.1  # share of the images
 
@@ -68,6 +72,15 @@ def warn_of_contents(split: Split, name: str) -> None:
                 f"{count:,} of {num_images:,} images of {name} {fault}, so they cannot be learned "
                 "from: look at them, and convert or remove them"
             )
+
+
+def sample_sizes(table: ImageTable) -> Int[np.ndarray, "N 2"]:
+    """Return width and height of up to 200 images at equal distances, without decoding them."""
+    number, sizes = min(SIZES, len(table)), []
+    for row in (place * len(table) // number for place in range(number)):
+        with suppress(UnreadableImage):
+            sizes.append(read_header(table.stored(row)[0]).size)
+    return np.array(sizes, np.int64).reshape(-1, 2)
 
 
 def _decode(split: Split, at_most: int) -> Iterator[_Decoded]:

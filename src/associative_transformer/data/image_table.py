@@ -17,6 +17,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from associative_transformer.data.batches import stratified
 from associative_transformer.data.columns import (
     Column,
     find_images,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 WHOLE = 4096  # bytes of an image that its digest covers completely
 PIECE, NUM_PIECES = 1024, 4  # of a larger image it covers these, from the first to the last byte
 ROWS_AT_ONCE = 1000
+SKIP = "--data.on-error skip"
 LIMIT_SEED = 0  # the limit is part of the data set, so the seed of a run does not change it
 
 
@@ -76,6 +78,43 @@ class ImageTable:
         rows = np.sort(order[np.argsort(index_in_class, kind="stable")[:limit]])
         name = f"{self.name}, limited to {limit} images,"
         return replace(self, name=name, images=self.images.select(rows), labels=self.labels[rows])
+
+    def divided(self, fraction: float, seed: int) -> "tuple[ImageTable, ImageTable]":
+        """Return the same training and test images every time, chosen within each class.
+
+        A class with two images or more is in both parts if there is room. Raises UserError if one
+        of the parts would be empty.
+        """
+        num_test = round(fraction * len(self))
+        if not 0 < num_test < len(self):
+            raise UserError(
+                f"{self.name} has {len(self)} images, of which a test fraction of {fraction} "
+                "leaves none for training or testing: add images or change --data.test-fraction"
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        is_test = torch.zeros(len(self), dtype=torch.bool)
+        is_test[stratified(self.labels.numpy(), order, num_test)] = True
+        train, test = (mask.nonzero()[:, 0] for mask in (~is_test, is_test))
+        return self._take(train), self._take(test)
+
+    def _take(self, rows: Int[Tensor, " M"]) -> "ImageTable":
+        return replace(self, images=self.images.select(rows.numpy()), labels=self.labels[rows])
+
+    def stored(self, row: int) -> tuple[bytes | Path, str]:
+        """Return the bytes or the path of an image, and what to call it in a message.
+
+        Raises UnreadableImage if its path may not be read.
+        """
+        (stored,) = self.images[row].values()
+        image = stored or {"bytes": None, "path": None}
+        name = f"in row {row} of {self.name}"
+        if image["bytes"] is not None or not image["path"]:
+            return image["bytes"] or b"", name
+        try:
+            path = self.locate(image["path"])
+        except UserError as error:
+            raise UnreadableImage(name, str(error), SKIP) from error
+        return path, str(path)
 
     def with_only(self, classes: tuple[str, ...], needs_all: bool) -> "ImageTable":
         """Return the images of these classes, with labels in their order.
@@ -192,21 +231,13 @@ class ImageReader:
 
         Raises UserError if it cannot be read.
         """
-        (stored,) = self.table.images[row].values()
-        image = stored or {"bytes": None, "path": None}
-        source = image["bytes"] or b""
-        name = f"in row {row} of {self.table.name}"
+        source, name = self.table.stored(row)
         try:
-            if image["bytes"] is None and image["path"]:
-                source = self.table.locate(image["path"])
-                name = str(source)
             if seed is None or self.random_crop is None:
                 return decode_image(source, self.image_size, name=name)
             opened = open_image(source, "RGB", name)
-        except UserError as error:
-            unreadable = error if isinstance(error, UnreadableImage) else None
-            reason = unreadable.reason if unreadable else str(error)
-            raise UnreadableImage(name, reason, "--data.on-error skip") from error
+        except UnreadableImage as error:
+            raise UnreadableImage(name, error.reason, SKIP) from error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return to_tensor(self.random_crop(opened))
@@ -226,8 +257,10 @@ def open_table(
     import datasets
 
     image = find_images(split, image_column, name)
-    class_names, labels = read_labels(split, label_column, name)
     undecoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    is_typed = isinstance(split.features[image], datasets.Image)
+    rest = split if is_typed else split.remove_columns(image)
+    class_names, labels = read_labels(rest, label_column, name)
     return ImageTable(name, undecoded, labels, class_names, roots)
 
 

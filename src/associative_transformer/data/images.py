@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +14,7 @@ from associative_transformer.data.augment import RAW, UNCHANGED, Normalization, 
 from associative_transformer.data.augmentation import Augmentation, AugmentationConfig, Preset
 from associative_transformer.data.batches import DataSet, HeldOut, Split
 from associative_transformer.data.config import InputSize, check_settings
-from associative_transformer.data.contents import measure, warn_of_contents
+from associative_transformer.data.contents import measure, sample_sizes, warn_of_contents
 from associative_transformer.data.image_table import (
     ImageReader,
     ImageTable,
@@ -233,7 +233,8 @@ def _split(
         if images is None
         else ResidentLoader(images, preparation)
     )
-    split = Split(table.labels[rows], rows, loader, image_digests=cache(table.image_digests))
+    digests, sizes = cache(table.image_digests), cache(partial(sample_sizes, table))
+    split = Split(table.labels[rows], rows, loader, image_digests=digests, image_sizes=sizes)
     return split, skipped
 
 

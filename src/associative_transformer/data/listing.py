@@ -35,6 +35,11 @@ class LeftOut:
         """Add a file, or a folder with all files below it."""
         self._names.setdefault(reason, []).append(str(path))
 
+    def include(self, other: "LeftOut") -> None:
+        """Add all files that another list leaves out."""
+        for reason, names in other._names.items():
+            self._names.setdefault(reason, []).extend(names)
+
     def report(self, root: Path) -> None:
         """Print one sentence that counts them and names the first of each kind."""
         parts = []

@@ -10,11 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from associative_transformer.data.split_names import (
+    COLUMNS,
+    rename_splits,
+    rows_by_split,
+    split_pattern,
+    with_other_names,
+)
 from associative_transformer.interface import UserError
 
 if TYPE_CHECKING:
     import datasets
 
+TEXT = ("string", "large_string")  # types of a column
 SHARD = re.compile(r"(?P<stem>.*)-(?P<index>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet", re.I)
 
 
@@ -32,7 +40,8 @@ def group_by_split(
 
     Raises UserError if there is no such configuration.
     """
-    words = re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, names))})(?![a-z])", re.IGNORECASE)
+    all_names = with_other_names(names)
+    words = split_pattern(all_names)
     by_split: dict[str, list[SplitFile]] = {}
     configurations: set[str] = set()
     for file in files:
@@ -42,14 +51,14 @@ def group_by_split(
         folder = file.as_posix()[: matches[-1].start()].rpartition("/")[0] or "."
         configurations.add(folder)
         if configuration is None or configuration in (folder, *Path(folder).parts):
-            split = next(name for name in names if name.lower() == matches[-1][0].lower())
+            split = next(name for name in all_names if name.lower() == matches[-1][0].lower())
             by_split.setdefault(split, []).append(SplitFile(file, folder))
     if configuration is not None and configurations and not by_split:
         raise UserError(
             f"{root} has no configuration {configuration}, only "
             f"{', '.join(sorted(configurations))}: change --data.config"
         )
-    return by_split
+    return rename_splits(by_split, names)
 
 
 def check_shards(root: Path, split: str, files: Sequence[SplitFile]) -> None:
@@ -130,6 +139,19 @@ def open_parquet(root: Path, split: str, files: Sequence[SplitFile]) -> "dataset
         return datasets.concatenate_datasets(
             [parts[0], *(_map_labels(part, parts[0]) for part in parts[1:])]
         )
+
+
+def divide_by_column(
+    rows: "datasets.Dataset", names: Sequence[str]
+) -> "dict[str, datasets.Dataset]":
+    """Return the rows of each split that a column names; all are for training if there is none."""
+    for column in rows.column_names:
+        is_text = getattr(rows.features[column], "dtype", None) in TEXT
+        is_named = is_text and column.lower() in COLUMNS
+        if is_named and (by_split := rows_by_split(rows[column], names)):
+            others = rows.remove_columns(column)
+            return {split: others.select(places) for split, places in by_split.items()}
+    return {"train": rows}
 
 
 def _group_by_classes(paths: Sequence[Path]) -> list[list[Path]]:

@@ -1,30 +1,44 @@
 """Open image data sets: from the hub, from class folders or from parquet files."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from associative_transformer.data.csv_files import (
+    CSV_SUFFIXES,
+    divide_list,
+    group_image_lists,
+    open_image_lists,
+    read_image_lists,
+)
+from associative_transformer.data.folders import (
+    CLASS_FOLDERS,
+    FLAT_FOLDERS,
+    ClassImage,
+    find_class_folders,
+    find_flat_folders,
+    open_class_folders,
+)
 from associative_transformer.data.listing import LeftOut, choose_images, list_files
 from associative_transformer.data.parquet import (
     SplitFile,
+    divide_by_column,
     group_by_split,
-    normalized,
     open_parquet,
     quiet,
     reason,
     refuse_unwritable_cache,
 )
+from associative_transformer.data.split_names import SPLITS, TEST_SPLITS
 from associative_transformer.interface import ADDED_LATER, UserError
 
 if TYPE_CHECKING:
     import datasets
 
-TEST_SPLITS = ("test", "validation", "valid", "val")  # the first with labels is the test set
-VALIDATION_SPLITS = TEST_SPLITS[1:]
-SPLITS = ("train", *TEST_SPLITS)
-CLASS_FOLDERS = "class_folders"  # name of the builder of such a data set
+PARQUET = ".parquet"
+MOST = 0.9  # of the images in class folders that a CSV file must list to be used instead
 NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # how Python represents invalid bytes in file names
 
 
@@ -45,6 +59,10 @@ class SplitsConfig:
     """Names of the classes to use, in this order; None: all."""
     train_limit: int | None = field(default=None, metadata=ADDED_LATER)
     """Train on at most this many images, balanced by class; None: all, or as many as `limit`."""
+    test_fraction: float = field(default=0.2, metadata=ADDED_LATER)
+    """Fraction of the images of each class to test on, if there is no test split."""
+    test_seed: int = field(default=0, metadata=ADDED_LATER)
+    """Seed that chooses these images; it does not change with the seed of a run."""
 
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) != max(len(self.classes), 2):
@@ -53,6 +71,10 @@ class SplitsConfig:
             )
         if self.train_limit is not None and self.train_limit < 1:
             raise ValueError(f"train_limit must be at least 1, got {self.train_limit}")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction must be between 0 and 1, got {self.test_fraction}")
+        if self.test_seed < 0:
+            raise ValueError(f"test_seed must not be negative, got {self.test_seed}")
         if self.test_split == "train":
             raise ValueError("test_split must not be train: the model is trained on it")
         for name in ("test_split", "config", "revision"):
@@ -107,16 +129,22 @@ def hub_folders() -> tuple[Path, ...]:
 def open_image_folder(
     root: Path, splits: SplitsConfig = ALL, wanted: Collection[str] | None = None
 ) -> "dict[str, datasets.Dataset]":
-    """Open the wanted splits, by default all, of the parquet files or class folders in a folder.
+    """Open the wanted splits, by default all, of the data set in a folder or in one file.
 
-    What is left out is printed to stderr. Raises UserError if the folder contains no data set, or
-    a file that cannot be used.
+    It has parquet files, class folders, or a CSV file that lists images. Images without a split
+    are for training. What is left out is printed to stderr. Raises UserError if there is no data
+    set, or a file that cannot be used.
     """
+    wanted = splits.names if wanted is None else wanted
+    if root.is_file() and root.suffix.lower() in (*CSV_SUFFIXES, PARQUET):
+        opened = _open_file(root, splits)
+        return {split: rows for split, rows in opened.items() if split in wanted}
     _check_root(root, splits)
     left_out = LeftOut()
     files = sorted(list_files(root, left_out), key=str)
-    parquet = [file for file in files if file.suffix.lower() == ".parquet"]
-    others = [file for file in files if file.suffix.lower() != ".parquet"]
+    parquet = [file for file in files if file.suffix.lower() == PARQUET]
+    lists = [file for file in files if file.suffix.lower() in CSV_SUFFIXES]
+    others = sorted(set(files) - set(parquet) - set(lists), key=str)
     if (config := splits.config) is not None:
         is_in_tables = any(config in file.parts for file in parquet)
         if not parquet or ((root / config).is_dir() and not is_in_tables):
@@ -131,127 +159,138 @@ def open_image_folder(
             f"the data source {root} has no data: add parquet files, or images in train/CLASS/ "
             "and test/CLASS/ folders"
         )
-    wanted = splits.names if wanted is None else wanted
-    tables = group_by_split(root, parquet, splits.names, splits.config)
-    folders = _group_class_folders(images, splits.names)
-    if _are_tables(root, tables, folders, splits, wanted):
-        unused = [file for paths in folders.values() for file in paths]
-        return _open_tables(root, tables, parquet, unused, wanted)
-    for file in set(images) - {file for paths in folders.values() for file in paths}:
-        left_out.add("images outside the split folders", file)
-    for file in parquet:
-        left_out.add("parquet files next to class folders", file)
-    opened = _open_class_folders(root, folders, wanted)
+    found = _Found(root, splits, wanted, parquet, lists, images, left_out)
+    opened = found.open()
     left_out.report(root)
     return opened
+
+
+def _open_file(path: Path, splits: SplitsConfig) -> "dict[str, datasets.Dataset]":
+    """Open one parquet file, or the images that a CSV file lists."""
+    root, file = path.parent, Path(path.name)
+    if path.suffix.lower() == PARQUET:
+        rows = open_parquet(root, "train", [SplitFile(file, ".")])
+        return divide_by_column(rows, splits.names)
+    left_out = LeftOut()
+    images = choose_images(root, list_files(root), LeftOut())
+    lists = read_image_lists(root, [file], sorted(images), splits.names, left_out)
+    if not lists:
+        raise UserError(
+            f"{path} does not list images and their classes: it needs a first row with the names "
+            f"of its columns, a column with the paths of images in {root}, and one with classes"
+        )
+    left_out.report(root)
+    return open_image_lists(root, divide_list(lists[0], splits.names))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of a data folder, and which of them to use."""
+
+    root: Path
+    splits: SplitsConfig
+    wanted: Collection[str]
+    parquet: Sequence[Path]
+    lists: Sequence[Path]  # CSV files
+    images: Sequence[Path]
+    left_out: LeftOut
+
+    def open(self) -> "dict[str, datasets.Dataset]":
+        """Open the files that have the wanted splits, or else those without splits."""
+        root, names, unlabeled = self.root, self.splits.names, LeftOut()
+        tables = group_by_split(root, self.parquet, names, self.splits.config)
+        folders = find_class_folders(root, self.images, names, unlabeled)
+        if self._is_complete(tables) and self._is_complete(folders):
+            raise UserError(
+                f"{root} has both parquet files and class folders with all splits: move one of "
+                "them elsewhere"
+            )
+        in_folders = [image.path for each in folders.values() for image in each]
+        if self._is_complete(tables):
+            return self._open_tables(tables, in_folders)
+        if not self._is_complete(folders) and self.lists and (listed := self._open_lists()):
+            return listed
+        if tables and not self._is_complete(folders):
+            return self._open_tables(tables, in_folders)
+        if folders:
+            self.left_out.include(unlabeled)
+            return self._open_folders(folders, CLASS_FOLDERS)
+        if flat := find_flat_folders(self.images, names):
+            return self._open_folders({"train": flat}, FLAT_FOLDERS)
+        return self._open_undivided()
+
+    def _is_complete(self, by_split: Mapping[str, object]) -> bool:
+        has_training = "train" not in self.wanted or "train" in by_split
+        return has_training and not by_split.keys().isdisjoint(self.splits.test_names)
+
+    def _open_tables(
+        self, by_split: Mapping[str, Sequence[SplitFile]], in_folders: Iterable[Path]
+    ) -> "dict[str, datasets.Dataset]":
+        opened = {
+            split: open_parquet(self.root, split, files)
+            for split, files in by_split.items()
+            if split in self.wanted
+        }
+        for file in set(self.parquet) - {file.path for each in by_split.values() for file in each}:
+            self.left_out.add("parquet files outside the splits or the configuration", file)
+        for file in in_folders:
+            self.left_out.add("images in class folders next to parquet files", file)
+        self._leave_out_lists()
+        return opened
+
+    def _open_lists(self) -> "dict[str, datasets.Dataset]":
+        left_out, names = LeftOut(), self.splits.names
+        lists = read_image_lists(self.root, self.lists, self.images, names, left_out)
+        by_split = group_image_lists(self.root, lists, names, left_out)
+        used = {Path(path) for each in by_split.values() for path in each.paths}
+        is_small = len(used) < MOST * len(self.images)  # such as a list of results
+        if is_small and find_flat_folders(self.images, names):
+            return {}
+        if by_split:
+            for image in set(self.images) - used:
+                left_out.add("images that no CSV file lists", image)
+            for file in self.parquet:
+                left_out.add("parquet files next to CSV files", file)
+            self.left_out.include(left_out)
+        by_split = {split: each for split, each in by_split.items() if split in self.wanted}
+        return open_image_lists(self.root, by_split)
+
+    def _open_folders(
+        self, folders: Mapping[str, Sequence[ClassImage]], builder_name: str
+    ) -> "dict[str, datasets.Dataset]":
+        outside = "class" if builder_name == FLAT_FOLDERS else "split"
+        for file in set(self.images) - {image.path for each in folders.values() for image in each}:
+            self.left_out.add(f"images outside the {outside} folders", file)
+        for file in self.parquet:
+            self.left_out.add("parquet files next to class folders", file)
+        self._leave_out_lists()
+        folders = {split: images for split, images in folders.items() if split in self.wanted}
+        return open_class_folders(self.root, folders, builder_name)
+
+    def _open_undivided(self) -> "dict[str, datasets.Dataset]":
+        """Open parquet files without the name of a split; refuse images without classes."""
+        if self.parquet:
+            files = [SplitFile(file, ".") for file in self.parquet]
+            opened = divide_by_column(open_parquet(self.root, "train", files), self.splits.names)
+            self._leave_out_lists()
+            return {split: rows for split, rows in opened.items() if split in self.wanted}
+        raise UserError(
+            f"{self.root} has images, but not in a folder for each class: create CLASS/ folders, "
+            "or train/CLASS/ and test/CLASS/, choose a sub-folder that has them with "
+            "--data.config, or add a CSV file with a column of paths and one of classes"
+        )
+
+    def _leave_out_lists(self) -> None:
+        for file in self.lists:
+            self.left_out.add("not images", file)
 
 
 def _check_root(root: Path, splits: SplitsConfig) -> None:
     if not root.is_dir():
         state = "is a file, not a folder" if root.exists() else "does not exist"
         raise UserError(
-            f"the data source {root} {state}: "
-            "pass a folder with --data.source, or with --source to `ait eval`"
+            f"the data source {root} {state}: pass a folder, or a parquet or CSV file, with "
+            "--data.source, or with --source to `ait eval`"
         )
     if splits.revision is not None:
         raise UserError(f"--data.revision applies to the hub, not to {root}: omit one of them")
-
-
-def _are_tables(
-    root: Path,
-    tables: Mapping[str, object],
-    folders: Mapping[str, object],
-    splits: SplitsConfig,
-    wanted: Collection[str],
-) -> bool:
-    """Return whether the data are in parquet files, of which there may be some by accident."""
-
-    def is_complete(by_split: Mapping[str, object]) -> bool:
-        has_training = "train" not in wanted or "train" in by_split
-        return has_training and not by_split.keys().isdisjoint(splits.test_names)
-
-    if is_complete(tables) and is_complete(folders):
-        raise UserError(
-            f"{root} has both parquet files and class folders with all splits: move one of them "
-            "elsewhere"
-        )
-    if is_complete(tables) or is_complete(folders):
-        return is_complete(tables)
-    return bool(tables) or not folders
-
-
-def _open_tables(
-    root: Path,
-    by_split: Mapping[str, Sequence[SplitFile]],
-    parquet: Sequence[Path],
-    images: Sequence[Path],
-    wanted: Collection[str],
-) -> "dict[str, datasets.Dataset]":
-    if not by_split and not parquet:
-        raise UserError(
-            f"{root} has no split folders: create train/ and test/ in it and move the class "
-            "folders into them, or choose a sub-folder that has them with --data.config"
-        )
-    if not by_split:
-        raise UserError(
-            f"no parquet file in {root} has the name of a split in its path: rename the files so "
-            "that their names contain train or test"
-        )
-    opened = {
-        split: open_parquet(root, split, files)
-        for split, files in by_split.items()
-        if split in wanted
-    }
-    left_out = LeftOut()
-    for file in set(parquet) - {file.path for files in by_split.values() for file in files}:
-        left_out.add("parquet files outside the splits or the configuration", file)
-    for file in images:
-        left_out.add("images in class folders next to parquet files", file)
-    left_out.report(root)
-    return opened
-
-
-def _group_class_folders(images: Sequence[Path], names: Collection[str]) -> dict[str, list[Path]]:
-    """Group images by their first folder, if it is a split; refuse two folders of one split."""
-    lower = {name.lower(): name for name in names}
-    by_split: dict[str, list[Path]] = {}
-    for file in images:
-        if len(file.parts) > 1 and (split := lower.get(file.parts[0].lower())):
-            by_split.setdefault(split, []).append(file)
-    for split, files in by_split.items():
-        if len(spellings := sorted({file.parts[0] for file in files})) > 1:
-            raise UserError(
-                f"the {split} split is there in {len(spellings)} folders "
-                f"({', '.join(spellings)}), whose images may be the same: keep one of them"
-            )
-    return by_split
-
-
-def _open_class_folders(
-    root: Path, by_split: Mapping[str, Sequence[Path]], wanted: Collection[str]
-) -> "dict[str, datasets.Dataset]":
-    """Read SPLIT/CLASS/**/IMAGE; the library's `imagefolder` fails on names like `[a]`."""
-    import datasets
-
-    for file in (file for files in by_split.values() for file in files):
-        if len(file.parts) < 3:
-            raise UserError(
-                f"{root / file} is not in a class folder: move it into one or remove it"
-            )
-    opened = {}
-    for split, files in by_split.items():
-        if split not in wanted:
-            continue
-        spellings: dict[str, str] = {}  # a name may be composed in one folder, not in another
-        for name in sorted({file.parts[1] for file in files}):
-            spellings.setdefault(normalized(name), name)
-        classes = datasets.ClassLabel(names=sorted(spellings.values()))
-        features = datasets.Features({"image": datasets.Image(decode=False), "label": classes})
-        opened[split] = datasets.Dataset.from_dict(
-            {
-                "image": [str(root / file) for file in files],
-                "label": [spellings[normalized(file.parts[1])] for file in files],
-            },
-            info=datasets.DatasetInfo(features=features, builder_name=CLASS_FOLDERS),
-        )
-    return opened

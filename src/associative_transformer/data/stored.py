@@ -1,7 +1,7 @@
 """Labeled images as they are stored: which data set, and which of its splits and columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -9,16 +9,17 @@ import tyro
 
 from associative_transformer.data.columns import Column, UnlabeledError
 from associative_transformer.data.config import DataSetConfig
+from associative_transformer.data.csv_files import CSV_FILES
+from associative_transformer.data.folders import CLASS_FOLDERS, FLAT_FOLDERS
 from associative_transformer.data.image_table import ImageTable, check_labels, open_table
 from associative_transformer.data.listing import print_once
 from associative_transformer.data.sources import (
-    CLASS_FOLDERS,
-    VALIDATION_SPLITS,
     SplitsConfig,
     hub_folders,
     open_hub_data_set,
     open_image_folder,
 )
+from associative_transformer.data.split_names import VALIDATION_SPLITS
 from associative_transformer.interface import ADDED_LATER, UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class HubDataSet(NamedTuple):
     label: str
 
 
+LAYOUTS = {
+    CLASS_FOLDERS: "class folders of each split",
+    FLAT_FOLDERS: "class folders without splits",
+    CSV_FILES: "images listed in CSV files",
+}
+"""Names of the builders of data sets whose images are files that were found here."""
 HUB_DATA_SETS = {
     "cifar10": HubDataSet("uoft-cs/cifar10", "img", "label"),
     "cifar100": HubDataSet("uoft-cs/cifar100", "img", "fine_label"),
@@ -50,7 +57,8 @@ class StoredImages(DataSetConfig):
     kind: Literal["images"] = "images"
     """Name of this kind of data set in a saved experiment."""
     source: str | None = None
-    """Folder to use instead of the hub: parquet files, or train/CLASS/ and test/CLASS/ folders."""
+    """Folder to use instead of the hub: parquet files, CLASS/ or train/CLASS/ and test/CLASS/
+    folders, or a CSV file with paths and classes; also the path of one parquet or CSV file."""
     image_column: str | None = None
     """Image column to use, if there are several."""
     label_column: str | None = None
@@ -94,20 +102,39 @@ class ImageTables(NamedTuple):
         return ImageTables(train, validation, test.limited(limit))
 
 
+class OpenedData(NamedTuple):
+    """The splits, and how they were found."""
+
+    tables: ImageTables
+    layout: str
+    is_divided: bool  # whether the test images were taken from the training images
+
+
 def open_tables(config: StoredImages) -> ImageTables:
     """Open the splits for training; their classes are in the order of the training split.
 
     Raises UserError if something is missing.
     """
+    return open_data(config).tables
+
+
+def open_data(config: StoredImages) -> OpenedData:
+    """Open the splits like `open_tables`, and describe how they are stored."""
     splits = _open_splits(config, wanted=None)
-    test, test_table = _find_test(splits, config)
     name = config.source or config.name
+    is_divided = _lacks_test(splits, config)
+    if is_divided:
+        train_table, test_table = _divide(splits, config)
+        test = "train"
+    else:
+        test, test_table = _find_test(splits, config)
     if "train" not in splits:
         raise UserError(
             f"{name} has no training split, only {', '.join(splits)}: "
             "add files or a folder with train in the name"
         )
-    train_table = _open_table(splits, "train", config)
+    if not is_divided:
+        train_table = _open_table(splits, "train", config)
     validation, validation_table = _find_validation(splits, test, config), None
     if validation is not None:
         validation_table = _open_table(splits, validation, config).with_classes_of(train_table)
@@ -117,14 +144,46 @@ def open_tables(config: StoredImages) -> ImageTables:
     unused = [split for split in splits if split not in ("train", validation, test)]
     if unused:
         print_once(f"{name} also has these splits, which are not used: {', '.join(unused)}")
-    return ImageTables(train_table, validation_table, test_table)
+    tables = ImageTables(train_table, validation_table, test_table)
+    return OpenedData(tables, _describe_layout(splits, config), is_divided)
 
 
 def open_test_table(config: StoredImages, limit: int | None = None) -> ImageTable:
-    """Open only the test split; raise UserError if it is missing."""
+    """Open only the test split, or what it is taken from; raise UserError if it is missing."""
     splits = _open_splits(config, wanted=config.splits.test_names)
-    table = _find_test(splits, config)[1]
+    if not splits and config.splits.test_split is None:
+        splits = _open_splits(config, wanted=("train",))
+    is_divided = _lacks_test(splits, config)
+    table = _divide(splits, config)[1] if is_divided else _find_test(splits, config)[1]
     return table if limit is None else table.limited(limit)
+
+
+def _lacks_test(splits: "Mapping[str, datasets.Dataset]", config: StoredImages) -> bool:
+    """Return whether all images are for training, so that some of them are taken for testing."""
+    has_test = any(split in splits for split in config.splits.test_names)
+    return "train" in splits and not has_test and config.splits.test_split is None
+
+
+def _divide(
+    splits: "Mapping[str, datasets.Dataset]", config: StoredImages
+) -> tuple[ImageTable, ImageTable]:
+    """Return training and test images from a training split, and print how many there are."""
+    chosen = config.splits
+    table = _open_table(splits, "train", config)
+    train, test = table.divided(chosen.test_fraction, chosen.test_seed)
+    name = config.source or config.name
+    print_once(
+        f"{name} has no test split: {len(test):,} of its {len(table):,} images, chosen within "
+        f"each class, are the test images (--data.test-fraction {chosen.test_fraction}, "
+        f"--data.test-seed {chosen.test_seed})"
+    )
+    return train, replace(test, name=f"the test split of {name}")
+
+
+def _describe_layout(splits: "Mapping[str, datasets.Dataset]", config: StoredImages) -> str:
+    builder = splits["train"].info.builder_name
+    is_hub = config.source is None
+    return "data set on the hub" if is_hub else LAYOUTS.get(builder, "parquet files")
 
 
 def _open_splits(
@@ -182,6 +241,9 @@ def _open_table(
 
 def _folders_of_images(split: "datasets.Dataset", config: StoredImages) -> tuple[Path, ...] | None:
     """Return the folders in which images may lie; links to others are for the user to make."""
-    if split.info.builder_name == CLASS_FOLDERS:
+    if split.info.builder_name in LAYOUTS:
         return None
-    return hub_folders() if config.source is None else (Path(config.source).expanduser(),)
+    if config.source is None:
+        return hub_folders()
+    source = Path(config.source).expanduser()
+    return (source.parent if source.is_file() else source,)

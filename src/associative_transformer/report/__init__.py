@@ -20,7 +20,13 @@ from associative_transformer.report.answers import answers_section
 from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import Section
 from associative_transformer.report.comparison import differences_section, results_section
-from associative_transformer.report.facts import Facts, cost_section, read_facts, run_section
+from associative_transformer.report.facts import (
+    Facts,
+    cost_section,
+    data_section,
+    read_facts,
+    run_section,
+)
 from associative_transformer.report.gallery import Gallery, load_gallery, show_mistakes
 from associative_transformer.report.images import (
     count_shown,
@@ -110,6 +116,7 @@ def list_sections(analyzed: AnalyzedRun) -> list[Section]:
     mistakes = show_mistakes(analysis.answers, analyzed.gallery)
     sections = [
         run_section(facts),
+        data_section(facts),
         _training_section({"": facts}),
         competition_section(analysis.competition, items),
         priors_section(analysis.selection, analysis.specialization, items),

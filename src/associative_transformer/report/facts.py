@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from associative_transformer.data.summary import DataSummary
 from associative_transformer.evaluate import KindScore
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.interface import format_count
 from associative_transformer.models import build_model, count_operations
 from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 from associative_transformer.report.charts import Grid, Section, format_number
+from associative_transformer.runs.data_summary import read_data
 from associative_transformer.runs.environment import Environment
 from associative_transformer.runs.folder import History, damaged_history
 from associative_transformer.runs.reading import exists
@@ -35,6 +37,7 @@ class Facts:
     result: RunResult | None  # None: the run is not complete
     environment: Environment
     history: History
+    images: DataSummary | None = None  # None: generated, or trained by an earlier version
 
     @property
     def name(self) -> str:
@@ -104,7 +107,8 @@ def read_facts(folder: Path) -> Facts:
     is_complete = run.result is not None and exists(folder / "metrics.jsonl")
     history.check(folder, run.experiment.train.epochs if is_complete else None)
     _check_memory(folder, run.experiment, history)
-    return Facts(folder, run.experiment, run.result, environment, history)
+    images = read_data(folder)
+    return Facts(folder, run.experiment, run.result, environment, history, images)
 
 
 def _check_memory(folder: Path, experiment: Experiment, history: History) -> None:
@@ -143,6 +147,19 @@ def run_section(facts: Facts) -> Section:
     ]
     tables = [_results(facts), Grid(["", ""], rows, "How it was trained")]
     return Section("run", "Run", tables=tables)
+
+
+def data_section(facts: Facts) -> Section:
+    """Return the section on the images that the run has read, if they were stored ones."""
+    if facts.images is None:
+        is_generated = facts.experiment.data.is_generated
+        note = "The images are generated." if is_generated else "data.json is missing."
+        return Section("data-set", "Data", note)
+    table = facts.images.to_table()
+    rows = [row for group in table.groups for row in group.rows]
+    notes = [text.removesuffix(".") for text in (facts.images.headline, *table.notes)]
+    grid = Grid(table.columns, rows, "Images")
+    return Section("data-set", "Data", "; ".join(notes) + ".", tables=[grid])
 
 
 def cost_section(facts: Facts) -> Section:

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from associative_transformer import distributed
+from associative_transformer.data import DataSet
 from associative_transformer.experiment import Experiment, TrainConfig, list_fields
 from associative_transformer.interface import UserError
 from associative_transformer.models import MODELS
 from associative_transformer.models.weight_count import count_weights
+from associative_transformer.runs.data_summary import summarize
 from associative_transformer.runs.environment import find_commit, find_version
 from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import BestValidation
@@ -82,6 +84,12 @@ def total_memory(device: torch.device) -> int | float:
     with suppress(OSError, ValueError):  # a container, or the word max
         total = min(total, int(CONTAINER_LIMIT.read_text(encoding="utf-8")))
     return total
+
+
+def describe_data(experiment: Experiment, data: DataSet) -> list[str]:
+    """Return one or two lines on the images that a run reads; none if they are generated."""
+    summary = summarize(experiment.data, data)
+    return [] if summary is None else summary.to_lines()
 
 
 def list_notes(train: TrainConfig, steps_per_epoch: int = 1) -> list[str]:

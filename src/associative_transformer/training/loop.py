@@ -17,7 +17,6 @@ from accelerate.utils import ProjectConfiguration
 
 from associative_transformer import distributed
 from associative_transformer.data import Share, Split
-from associative_transformer.data.listing import write_skipped
 from associative_transformer.evaluate import Evaluation, evaluate_split, summarize
 from associative_transformer.experiment import Experiment, load_data
 from associative_transformer.models import build_model
@@ -28,6 +27,7 @@ from associative_transformer.runs.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from associative_transformer.runs.data_summary import write_data
 from associative_transformer.runs.folder import History, as_recorded, check_folder, prepare_folder
 from associative_transformer.runs.lock import check_free, hold_folder
 from associative_transformer.runs.result import (
@@ -78,9 +78,7 @@ def train(
             check_folder(folder, experiment, resume, overwrite)  # another process may have written
             prepare_folder(folder, run.experiment, run.device, resume)
             write_initialization(folder, run.initial)
-            if run.data.skipped:
-                source = experiment.data.source
-                write_skipped(run.data.skipped, folder / "skipped.jsonl", source)
+            write_data(folder, experiment.data, run.data)
             return run.train(on_epoch_end)
     finally:
         accelerator.end_training()  # closes the tracker and the group of processes
@@ -116,7 +114,8 @@ class TrainingRun:
         c, done = self.config, self._steps_done()
         start_tracker(self.accelerator, self.experiment, done)
         bar = TrainingProgress(c.epochs, self.steps_per_epoch, done, self.is_main)
-        lines = [] if self.initial is None else self.initial.describe().splitlines()
+        lines = checks.describe_data(self.experiment, self.data)
+        lines += [] if self.initial is None else self.initial.describe().splitlines()
         for line in [*checks.list_notes(c, self.steps_per_epoch), *lines]:
             bar.write(line)
         stop = StopSignals(checks.agree if self.share.num_ranks > 1 else None)

@@ -1,0 +1,94 @@
+"""`ait check-data`: look at a data set of images before training on it."""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Annotated
+
+import tyro
+
+from associative_transformer.cli.options import check_output, parse, say
+from associative_transformer.data import HUB_DATA_SETS, SplitsConfig
+from associative_transformer.data.stored import StoredImages
+from associative_transformer.files import write_file
+from associative_transformer.interface import UserError
+
+HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+SLOW = 2000  # images from which progress is shown
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which columns, splits and classes to look at, as in `ait train`."""
+
+    image_column: str | None = None
+    """Image column to use, if there are several."""
+    label_column: str | None = None
+    """Label column to use, if there are several."""
+    num_workers: int = 2
+    """Number of worker processes that decode images."""
+    splits: Annotated[SplitsConfig, tyro.conf.arg(name="")] = field(default=SplitsConfig())
+    """Which version, splits and classes of the data set to use."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
+
+
+@dataclass(frozen=True)
+class CheckDataOptions:
+    """Look at all images of a data set and say what was found: classes, sizes, copies, damage."""
+
+    path: str
+    """Folder, parquet or CSV file, or the id of a data set on the hub, such as cifar10."""
+    data: DataOptions = field(default=DataOptions())
+    """Which columns, splits and classes to look at."""
+    output: Path | None = None
+    """JSON file to write the summary to, too; None: do not."""
+
+
+def run(arguments: list[str]) -> None:
+    """Print the summary of a data set; raise UserError if it cannot be trained on."""
+    options = parse(CheckDataOptions, arguments, "check-data")
+    config = _locate(options.path, options.data)
+    check_output(options.output, *([] if config.source is None else [Path(config.source)]))
+    from rich.progress import Progress
+
+    from associative_transformer.data.inspection import inspect_data
+
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("looking at the images")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        summary = inspect_data(config, options.data.num_workers, show)
+    say(summary.to_table().to_terminal(get_terminal_size().columns).rstrip())
+    if options.output is not None:
+        write_file(options.output, summary.to_json().encode())
+        say(f"written: {options.output}")
+    if summary.problem is not None:
+        raise UserError(summary.problem)
+
+
+def _locate(path: str, chosen: DataOptions) -> StoredImages:
+    """Return which data to look at: a local path or, if there is none, a set on the hub."""
+    from associative_transformer.data import ImagesConfig
+
+    local, source = Path(path).expanduser(), None
+    if local.exists():
+        source = str(local)
+    elif path not in HUB_DATA_SETS and (not HUB_ID.fullmatch(path) or local.parent.exists()):
+        raise UserError(
+            f"{path} does not exist: pass a folder, a parquet or CSV file, or the id of a data "
+            "set on the hub"
+        )
+    return ImagesConfig(
+        name=path if source is None else local.absolute().name,
+        source=source,
+        image_column=chosen.image_column,
+        label_column=chosen.label_column,
+        splits=chosen.splits,
+    )
