@@ -234,10 +234,7 @@ class TrainingRun:
             save_checkpoint(self.folder / "checkpoint", self.model, step.optimizer, asdict(state))
 
     def _finish(self, last: Evaluation) -> RunResult:
-        """Score the best epoch, save the model, and write the result last.
-
-        `last` holds the scores of the last epoch on the test images.
-        """
+        """Score the best epoch, save the model, write the result. `last` scores the last epoch."""
         state, c = self.state, self.config
         best = self._score_best()
         checks.check_outcome(state.skipped_steps, self._steps_done(), last.loss, best)
@@ -278,10 +275,12 @@ class TrainingRun:
         if self.state.best_epoch is None:
             return None
         load_best(self.folder / "checkpoint", self.model, self.state.best_digest)
+        validation = self._validate()
+        temperature = None if validation is None else validation.fit_temperature()
         return BestValidation(
             epoch=self.state.best_epoch,
             validation_accuracy=self.state.best_accuracy,
-            **score_fields(summarize(self._evaluate(self.data.test), self.data)),
+            **score_fields(summarize(self._evaluate(self.data.test), self.data, temperature)),
         )
 
     def _log(self, bar: TrainingProgress) -> None:
