@@ -110,12 +110,12 @@ def _print_scores(scores: "Evaluation", summary: "Summary", classes: "list[Class
         if summary.top5_accuracy is not None:
             interval = _between(summary.top5_interval)
             say(f"{summary.top5_accuracy:6.2f} %  among the five most probable classes{interval}")
-        say(f"{summary.balanced_accuracy:6.2f} %  balanced accuracy, the mean recall of classes")
+        say(f"{summary.balanced_accuracy:6.2f} %  balanced accuracy, the mean recall of a class")
     if (calibration := summary.calibration) is not None:
         say(f"{calibration.error:6.2f} %  expected calibration error")
         if calibration.temperature is not None:
             say(
-                f"{calibration.scaled_error:6.2f} %  of it at temperature "
+                f"{calibration.scaled_error:6.2f} %  the same at temperature "
                 f"{calibration.temperature:.3f}, which was fitted on the validation split"
             )
 

@@ -47,7 +47,7 @@ def answers_section(
     total, right = answers.confusion.sum(), np.trace(answers.confusion)
     count = format_count(int(total), f"analyzed test {items.removesuffix('s')}")
     share = f"{100 * right / total:.2f} %"
-    if not kinds:  # answers to questions about the same image are not independent
+    if items == "images":  # answers to questions about the same image are not independent
         low, high = wilson_interval(right / total, total)
         share += f", 95 % interval {low:.2f} to {high:.2f} %"
     note = (
@@ -83,7 +83,7 @@ def _draw_classes(answers: Answers) -> Bars:
     order = shares.argsort() if len(shares) > MAX_CLASSES else np.arange(len(shares))
     labels = [answers.classes[i] for i in order]
     parts = {"accuracy, %": shares[order].tolist()}
-    bounds = [wilson_interval(shares[i] / 100, items[i]) for i in order]
+    bounds = [wilson_interval(float(shares[i]) / 100, int(items[i])) for i in order]
     low, high = zip(*bounds, strict=True)
     title = "Accuracy by class, with 95 % intervals"
     return Bars(title, "accuracy, %", labels, parts, low=low, high=high, end=100)

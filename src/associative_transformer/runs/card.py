@@ -162,6 +162,14 @@ def _rows(model: PretrainedModel, experiment: Experiment, result: RunResult) -> 
         "saved model": result.model,
         "seed": f"{result.seed}",
     }
+    calibration = (result.best_validation or result).test_calibration
+    if calibration is not None:
+        rows["expected calibration error"] = f"{calibration.error:.2f} %"
+        if calibration.temperature is not None:
+            rows["expected calibration error"] += (
+                f"; {calibration.scaled_error:.2f} % with logits divided by the temperature "
+                f"{calibration.temperature:.3f}"
+            )
     if experiment.init is not None:
         rows["initial weights"] = without_source(experiment).init or ""
     return [f"| {name} | {text.replace('|', '&#124;')} |" for name, text in rows.items()]
