@@ -7,7 +7,7 @@ Dims     N items   O classes   C confidence bins   A = C + 1 bin edges
 """
 
 from dataclasses import dataclass
-from math import exp, isnan, log
+from math import exp, inf, isnan, log
 from typing import NamedTuple
 
 import numpy as np
@@ -113,3 +113,9 @@ class Calibration:
     error: float
     temperature: float | None = None  # fitted on the validation split; None: there is none
     scaled_error: float | None = None  # after dividing the logits by the temperature
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < inf:
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
+        if (self.temperature is None) != (self.scaled_error is None):
+            raise ValueError("temperature and scaled_error must be given together")
