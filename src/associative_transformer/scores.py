@@ -80,7 +80,7 @@ def is_in_top(
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class, in percent; None where a score divides by zero."""
+    """Scores of one class, in percent; None if a score would divide by zero."""
 
     name: str
     items: int  # of the class

@@ -122,7 +122,7 @@ def test_the_temperature_of_a_model_changes_its_confidence_and_no_answer() -> No
     classes = [f"class {i}" for i in range(4)]
     warm = measure_answers(model, split_of(logits, labels).eval_batches(7), classes)
     cooler = answers(logits / 2.5, labels)
-    assert warm.calibration_error == plain.calibration_error
+    assert warm.calibration_error == pytest.approx(plain.calibration_error)
     assert warm.scaled_error == pytest.approx(cooler.calibration_error)
     assert warm.scaled_confidence == pytest.approx(cooler.bin_confidence, nan_ok=True)
     assert warm.scaled_accuracy == pytest.approx(cooler.bin_accuracy, nan_ok=True)
