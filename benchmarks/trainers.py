@@ -28,13 +28,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from associative_transformer.compute import set_up_cpu
-from associative_transformer.evaluate import interval_by_image
 from associative_transformer.experiment import Experiment
 from associative_transformer.files import make_folder, write_file
 from associative_transformer.models.ait import AiT
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.environment import describe_environment
 from associative_transformer.runs.saved import load_run
+from associative_transformer.scores import wilson_interval
 from associative_transformer.tabular import RowGroup, Table
 from associative_transformer.training.loop import train
 from associative_transformer.training.parameters import parameter_groups
@@ -220,7 +220,7 @@ def tabulate(results: Path) -> Table:
             continue
         result = json.loads(path.read_text())
         right, total = result["correct"], result["total"]
-        low, high = interval_by_image(torch.arange(total) < right, torch.arange(total))
+        low, high = wilson_interval(right / total, total)
         rows.append(
             (name, f"{100 * right / total:.2f}", f"{low:.2f} to {high:.2f}", str(result["seed"]))
         )

@@ -41,6 +41,8 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "optimization": "how a model is optimized: batches, learning rate, what is not trained",
     "experiment": "Experiment and TrainConfig: what is trained, on what, and how",
     "recipes": "named experiments, one file per table of the paper",
+    "scores": "accuracy, precision and recall with their intervals",
+    "calibration": "how far confidence is from accuracy, and the temperature that helps",
     "evaluate": "accuracy on a split, and on each kind of question",
     "predict": "predictions for image files, and answers to questions about them",
     "integrations": "timm and transformers, one file each; only users import them",

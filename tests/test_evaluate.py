@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from associative_transformer.calibration import Calibration, measure_reliability
 from associative_transformer.data import HeldOut, Split
 from associative_transformer.data.questions import CLASS_NAMES, KINDS, NO_COLOR, Questions, encode
 from associative_transformer.evaluate import (
     Evaluation,
-    Interval,
     KindScore,
-    Summary,
     describe_kinds,
     evaluate,
     evaluate_split,
-    interval_by_image,
     save_evaluation,
     score_kinds,
     summarize,
 )
 from associative_transformer.interface import Batch, ModelOutput
 from associative_transformer.models.ait import AiT, AiTConfig
+from associative_transformer.scores import Interval, interval_by_image, wilson_interval
 from associative_transformer.workspace_config import WorkspaceConfig
 
 CPU = torch.device("cpu")
@@ -177,116 +176,6 @@ def test_evaluation_changes_neither_mode_nor_weights_nor_memory(is_training: boo
     assert first.loss == second.loss
 
 
-# --- intervals ---
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Return the interval in percent by Wilson's formula (1927)."""
-    z = 1.959964
-    center, spread = share + z * z / (2 * n), share * (1 - share) / n + z * z / (4 * n * n)
-    low, high = ((center + side * z * math.sqrt(spread)) / (1 + z * z / n) for side in (-1, 1))
-    return 100 * low, 100 * high
-
-
-def interval(answers: list[list[bool]]) -> Interval:
-    """Return the interval of answers that are grouped by image."""
-    images = [image for image, of_image in enumerate(answers) for _ in of_image]
-    is_right = [right for of_image in answers for right in of_image]
-    return interval_by_image(torch.tensor(is_right), torch.tensor(images))
-
-
-def test_wilson_in_this_file_gives_published_numbers() -> None:
-    assert wilson(8 / 10, 10) == pytest.approx((49.02, 94.33), abs=0.01)
-    assert wilson(1.0, 10) == pytest.approx((72.25, 100.0), abs=0.01)
-
-
-@pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (75, 100), (1, 200)])
-def test_with_one_question_per_image_the_interval_is_that_of_independent_answers(
-    num_right: int, num_images: int
-) -> None:
-    share = num_right / num_images
-    bounds = interval([[i < num_right] for i in range(num_images)])
-    assert bounds == pytest.approx(wilson(share, num_images), abs=1e-4)
-
-
-@pytest.mark.parametrize("each", [2, 10])
-@pytest.mark.parametrize(("num_right", "num_images"), [(8, 10), (150, 200)])
-def test_identical_answers_about_an_image_count_once(
-    num_right: int, num_images: int, each: int
-) -> None:
-    bounds = interval([[i < num_right] * each for i in range(num_images)])
-    assert bounds == pytest.approx(wilson(num_right / num_images, num_images), abs=1e-4)
-
-
-def test_another_error_never_raises_the_interval() -> None:
-    for each in (2, 10):
-        flat = [True] * 200 * each
-        bounds = []
-        for errors in range(30):
-            answers = [False] * errors + flat[errors:]
-            bounds.append(interval([answers[i::200] for i in range(200)]))
-        for before, after in pairwise(bounds):
-            assert after.low <= before.low + 0.1  # percent
-            assert after.high <= before.high + 0.1
-
-
-@pytest.mark.parametrize("is_right", [True, False])
-def test_if_all_answers_are_right_or_all_are_wrong_the_number_of_images_counts(
-    is_right: bool,
-) -> None:
-    for num_images in (1, 7, 200):
-        bounds = interval([[is_right] * 10] * num_images)
-        assert bounds == pytest.approx(wilson(float(is_right), num_images), abs=1e-4)
-        assert bounds[is_right] == pytest.approx(100 * is_right)
-
-
-def test_the_interval_of_a_single_image_is_wide() -> None:
-    low, high = interval([[True] * 6 + [False] * 2])
-    assert (low, high) == pytest.approx(wilson(0.75, 1), abs=1e-4)
-    assert high - low > 60
-
-
-def test_neither_the_order_nor_the_numbers_of_the_images_matter() -> None:
-    is_right = torch.rand(60) < 0.7
-    images = torch.arange(60) // 6
-    order = torch.randperm(60)
-    bounds = interval_by_image(is_right[order], 5 * images[order] + 3)
-    assert bounds == pytest.approx(interval_by_image(is_right, images))
-
-
-def test_an_interval_contains_the_accuracy_and_is_never_narrower_than_wilsons() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        sizes = random.integers(1, 12, size=random.integers(1, 30))
-        shares = random.beta(0.5, 0.2, size=len(sizes))
-        answers = [(random.random(n) < p).tolist() for n, p in zip(sizes, shares, strict=True)]
-        flat = [right for of_image in answers for right in of_image]
-        share, (low, high) = sum(flat) / len(flat), interval(answers)
-        naive_low, naive_high = wilson(share, len(flat))
-        assert 0 <= low <= 100 * share + 1e-9
-        assert 100 * share - 1e-9 <= high <= 100
-        assert high - low >= naive_high - naive_low - 1e-3
-
-
-@pytest.mark.parametrize(("share", "least"), [(0.75, 0.92), (0.99, 0.92)])
-def test_the_interval_covers_the_true_accuracy_even_if_that_of_independent_answers_does_not(
-    share: float, least: float
-) -> None:
-    random = np.random.default_rng(0)
-    num_images, each, num_trials = 200, 10, 1500
-    covered, covered_by_wilson = 0, 0
-    images = torch.arange(num_images).repeat_interleave(each)
-    for _ in range(num_trials):
-        of_image = random.beta(2 * share, 2 * (1 - share), size=(num_images, 1))
-        is_right = random.random((num_images, each)) < of_image
-        low, high = interval_by_image(torch.from_numpy(is_right.ravel()), images)
-        covered += low <= 100 * share <= high
-        low, high = wilson(float(is_right.mean()), num_images * each)
-        covered_by_wilson += low <= 100 * share <= high
-    assert least <= covered / num_trials <= 0.99
-    assert covered_by_wilson / num_trials < 0.8
-
-
 # --- kinds of questions ---
 
 
@@ -350,20 +239,76 @@ def test_the_summary_of_images_counts_them() -> None:
     split = make_split(12)
     evaluation = evaluate(AiT(CONFIG), split.eval_batches(5), 3)
     summary = summarize(evaluation, HeldOut(split, ("a", "b", "c")))
-    assert summary == Summary(accuracy=evaluation.accuracy, loss=evaluation.loss, images=12)
-    expected = {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "images": 12}
-    assert summary.to_dict() == expected
+    assert (summary.accuracy, summary.loss) == (evaluation.accuracy, evaluation.loss)
+    assert summary.images == 12
+    share = evaluation.accuracy / 100
+    assert summary.interval == pytest.approx(wilson_interval(share, 12))
+    names = ["accuracy", "loss", "images", *SCORES]
+    assert list(summary.to_dict()) == names  # neither questions, nor top-5 of three classes
+    assert list(summary.to_dict()["calibration"].values())[1:] == [None, None]
+
+
+SCORES = ["interval", "balanced_accuracy", "mean_precision", "mean_f1", "calibration"]
+
+
+def test_the_temperature_changes_the_calibration_and_no_other_score() -> None:
+    split = make_split(40)
+    evaluation = evaluate(AiT(CONFIG), split.eval_batches(8), 3)
+    data = HeldOut(split, ("a", "b", "c"))
+    plain, scaled = summarize(evaluation, data), summarize(evaluation, data, 0.25)
+    assert scaled.calibration == Calibration(
+        plain.calibration.error,
+        0.25,
+        100 * measure_reliability(4 * evaluation.logits, evaluation.labels).error,
+    )
+    assert scaled == replace(plain, calibration=scaled.calibration)
+
+
+@pytest.mark.parametrize("num_classes", [5, 6])
+def test_more_than_five_classes_have_a_top_five(num_classes: int) -> None:
+    split = make_split(50, num_classes)
+    model = AiT(replace(CONFIG, num_classes=num_classes))
+    evaluation = evaluate(model, split.eval_batches(8), num_classes)
+    summary = summarize(evaluation, HeldOut(split, tuple("abcdef"[:num_classes])))
+    if num_classes == 5:
+        assert summary.top5_accuracy is summary.top5_interval is None
+        return
+    last = evaluation.logits.argmin(dim=-1)
+    assert summary.top5_accuracy == pytest.approx(
+        100 - 100 * (last == split.labels).double().mean()
+    )
+    assert summary.top5_interval == wilson_interval(summary.top5_accuracy / 100, 50)
+
+
+def test_a_diverged_model_is_summarized_without_a_calibration() -> None:
+    split = make_split(7)
+    evaluation = evaluate(AiT(CONFIG), split.eval_batches(8), 3)
+    broken = evaluation._replace(logits=evaluation.logits * float("nan"))
+    assert summarize(broken, HeldOut(split, ("a", "b", "c"))).calibration is None
+    assert broken.fit_temperature() is None
+
+
+def test_the_logits_and_labels_of_all_items_are_kept_in_order_without_padding() -> None:
+    split, model = make_split(23), AiT(CONFIG).eval()
+    evaluation = evaluate(model, split.eval_batches(7), 3)
+    with torch.no_grad():
+        logits = model(split.loader.images).logits
+    assert torch.allclose(evaluation.logits, logits, atol=1e-5)
+    assert torch.equal(evaluation.labels, split.labels)
 
 
 def test_the_summary_of_questions_counts_images_once_and_is_ready_for_json() -> None:
     split, guesses = ask([0, 1, 3, 4] * 5, each=4), torch.zeros(9).long()
-    evaluation = Evaluation(25.0, 1.5, torch.zeros(10, 10).long(), split.labels)
+    confusion, logits = torch.zeros(10, 10).long(), torch.zeros(20, 10)
+    evaluation = Evaluation(25.0, 1.5, confusion, split.labels, split.labels, logits)
     summary = summarize(evaluation, HeldOut(split, CLASS_NAMES, guesses=guesses))
     assert (summary.images, summary.questions) == (5, 20)
     scores = score_kinds(split.labels, split, guesses)
     assert list(summary.kinds) == scores
     content = json.loads(json.dumps(summary.to_dict()))
-    assert list(content) == ["accuracy", "loss", "images", "questions", "kinds"]
+    names = ["accuracy", "loss", "images", "questions", "kinds", "interval", "top5_accuracy"]
+    assert list(content) == [*names, "top5_interval", *SCORES[1:]]
+    assert content["interval"] == content["kinds"][-1]["interval"]  # of all questions, by image
     for kind, score in zip(content["kinds"], scores, strict=True):
         assert list(kind) == ["name", "accuracy", "interval", "guess", "questions", "images"]
         assert kind == {**vars(score), "interval": list(score.interval)}
@@ -392,7 +337,8 @@ def test_a_summary_is_saved_with_the_accuracy_of_each_class_and_the_confusion_ma
     tmp_path: Path,
 ) -> None:
     confusion = torch.tensor([[2, 1, 0], [1, 0, 0], [0, 0, 0]])
-    evaluation = Evaluation(50.0, 0.75, confusion, torch.tensor([0, 0, 1, 0]))
+    predicted, labels = torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1])
+    evaluation = Evaluation(50.0, 0.75, confusion, predicted, labels, torch.zeros(4, 3))
     summary = {"accuracy": 50.0, "kinds": [{"name": "binary"}], "source": None}
     save_evaluation(evaluation, summary, ["cat", "a, b", "none"], tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {

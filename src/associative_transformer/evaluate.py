@@ -8,27 +8,37 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan, sqrt
+from math import isfinite, isnan
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from associative_transformer import distributed
+from associative_transformer.calibration import (
+    Calibration,
+    fit_temperature,
+    measure_reliability,
+)
 from associative_transformer.compute import Precision, autocast
 from associative_transformer.data import DataSet, HeldOut, Share, Split
 from associative_transformer.data.questions import KINDS, NUM_SUBTYPES, TYPES, decode
 from associative_transformer.files import csv_text, write_file
 from associative_transformer.interface import PADDING, SHOWN, Batch
+from associative_transformer.scores import (
+    Interval,
+    average_classes,
+    interval_by_image,
+    is_in_top,
+    score_classes,
+)
 
 MAX_GPU_BATCH = 16_384
 """Size of the first batch tried on a GPU; it is halved until a batch fits in memory."""
-Z = NormalDist().inv_cdf(0.975)  # quantile for a two-sided 95 % interval
 
 
 class Evaluation(NamedTuple):
@@ -38,11 +48,17 @@ class Evaluation(NamedTuple):
     loss: float  # mean cross-entropy in nats
     confusion: Int[Tensor, "O O"]  # number of items by (true class, predicted class)
     predicted: Int[Tensor, " N"]  # class predicted for each item of the split
+    labels: Int[Tensor, " N"]
+    logits: Float[Tensor, "N O"]
 
     @property
     def class_accuracy(self) -> list[float]:
         """Percentage of correct predictions for each class; nan for a class without items."""
         return (100 * self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
+
+    def fit_temperature(self) -> float | None:
+        """Return the temperature that suits these items, which must not be those of a test."""
+        return fit_temperature(self.logits, self.labels)
 
 
 def evaluate_split(
@@ -92,7 +108,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    losses, labels, predicted = [], [], []
+    losses, labels, logits_of_all = [], [], []
     try:
         for batch in batches:
             with autocast(batch.images.device, precision):
@@ -101,54 +117,24 @@ def evaluate(
                 cross_entropy(logits, batch.labels, ignore_index=PADDING, reduction="sum")
             )
             labels.append(batch.labels)
-            predicted.append(logits.argmax(dim=-1))
+            logits_of_all.append(logits)
     finally:
         model.train(was_training)
-    true, chosen = (_gather_items(column).cpu() for column in (labels, predicted))
-    true, chosen = true[true != PADDING], chosen[true != PADDING]
+    true, scored = _gather_items(labels).cpu(), _gather_items(logits_of_all)
+    chosen, scored = scored.argmax(dim=-1).cpu(), scored.cpu()
+    true, chosen, scored = (column[true != PADDING] for column in (true, chosen, scored))
     pairs = (true * num_classes + chosen).bincount(minlength=num_classes**2)
     confusion = pairs.view(num_classes, num_classes)
     loss = float(distributed.add(torch.stack(losses).double().sum())) / len(true)
     accuracy = 100 * int(confusion.diag().sum()) / len(true)
-    return Evaluation(accuracy, loss, confusion, chosen)
+    return Evaluation(accuracy, loss, confusion, chosen, true, scored)
 
 
-def _gather_items(batches: list[Int[Tensor, " B"]]) -> Int[Tensor, " N"]:
+def _gather_items(batches: list[Shaped[Tensor, "B ..."]]) -> Shaped[Tensor, "N ..."]:
     """Concatenate the batches of all ranks in the order of the items."""
     if distributed.num_ranks() == 1:
         return torch.cat(batches)
-    return rearrange(distributed.gather(torch.stack(batches)), "w s b -> (s w b)")
-
-
-class Interval(NamedTuple):
-    """95 % confidence interval, in percent."""
-
-    low: float
-    high: float
-
-
-def interval_by_image(is_right: Bool[Tensor, " N"], images: Int[Tensor, " N"]) -> Interval:
-    """Return the confidence interval of the accuracy on N questions about the given images.
-
-    Answers about the same image are correlated, so the unit is the image. This is Wilson's
-    interval (1927) for the effective number of questions, which is N divided by Kish's design
-    effect. The design effect is the variance between images relative to that of independent
-    answers, limited to the range from 1 to the number of questions per image. A few errors cannot
-    show how correlated they are, so the variance includes one imaginary image whose answers are
-    all wrong, or all right if most answers are wrong.
-    """
-    n, share = len(is_right), is_right.double().mean().item()
-    _, image, sizes = torch.unique(images, return_inverse=True, return_counts=True)
-    size = sizes.square().sum().item() / n  # questions per image, averaged over questions
-    excess = torch.zeros(len(sizes) + 1, dtype=torch.float64)
-    excess.index_add_(0, image, is_right.double() - share)
-    excess[-1] = size * max(share, 1 - share)
-    variance, independent = excess.square().sum().item() / n**2, share * (1 - share) / n
-    n_effective = n / min(max(variance / independent, 1.0) if independent else size, size)
-    center = share + Z**2 / (2 * n_effective)
-    half_width = Z * sqrt(share * (1 - share) / n_effective + Z**2 / (4 * n_effective**2))
-    low, high = ((center + side * half_width) / (1 + Z**2 / n_effective) for side in (-1, 1))
-    return Interval(100 * max(low, 0.0), 100 * min(high, 1.0))
+    return rearrange(distributed.gather(torch.stack(batches)), "w s b ... -> (s w b) ...")
 
 
 @dataclass(frozen=True)
@@ -193,12 +179,6 @@ def score_kinds(
     ]
 
 
-def untested_classes(evaluation: Evaluation, classes: Sequence[str]) -> list[str]:
-    """Return the names of the classes without items in the split: they have no accuracy."""
-    shares = zip(classes, evaluation.class_accuracy, strict=True)
-    return [name for name, share in shares if isnan(share)]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """Scores on a test split, without the individual predictions."""
@@ -208,22 +188,60 @@ class Summary:
     images: int
     questions: int | None = None  # this and `kinds`: None if the data set has no questions
     kinds: tuple[KindScore, ...] | None = None
+    interval: Interval | None = None  # of the accuracy; this and below: not in early results
+    top5_accuracy: float | None = None  # percent; this and its interval: with over five classes
+    top5_interval: Interval | None = None
+    balanced_accuracy: float | None = None  # mean recall of the classes with items, in percent
+    mean_precision: float | None = None  # percent, as is the F1
+    mean_f1: float | None = None
+    calibration: Calibration | None = None  # None if a logit is not finite
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores that are not None, ready for JSON."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def summarize(evaluation: Evaluation, data: DataSet | HeldOut) -> Summary:
-    """Summarize the evaluation of a test split."""
+def summarize(
+    evaluation: Evaluation, data: DataSet | HeldOut, temperature: float | None = None
+) -> Summary:
+    """Summarize the evaluation of a test split.
+
+    `temperature` is that of the validation split, if there is one.
+    """
     test, guesses = data.test, data.guesses
+    logits, labels = evaluation.logits, evaluation.labels
+    top5, top5_interval = None, None
+    if logits.shape[1] > 5:
+        in_top = is_in_top(logits, labels, 5)
+        top5 = 100 * in_top.double().mean().item()
+        top5_interval = interval_by_image(in_top, test.rows)
+    names = tuple(map(str, range(len(evaluation.confusion))))
+    means = average_classes(score_classes(labels, evaluation.predicted, test.rows, names))
     return Summary(
         accuracy=evaluation.accuracy,
         loss=evaluation.loss,
         images=len(torch.unique(test.rows)),
         questions=None if guesses is None else len(test),
         kinds=None if guesses is None else tuple(score_kinds(evaluation.predicted, test, guesses)),
+        interval=interval_by_image(evaluation.predicted == labels, test.rows),
+        top5_accuracy=top5,
+        top5_interval=top5_interval,
+        balanced_accuracy=means.recall,
+        mean_precision=means.precision,
+        mean_f1=means.f1,
+        calibration=_calibrate(evaluation, temperature),
     )
+
+
+def _calibrate(evaluation: Evaluation, temperature: float | None) -> Calibration | None:
+    """Return the calibration errors before and after dividing the logits by a temperature."""
+    error = 100 * measure_reliability(evaluation.logits, evaluation.labels).error
+    if not isfinite(error):
+        return None
+    if temperature is None:
+        return Calibration(error)
+    scaled = measure_reliability(evaluation.logits, evaluation.labels, temperature)
+    return Calibration(error, temperature, 100 * scaled.error)
 
 
 def describe_kinds(kinds: Iterable[KindScore]) -> str:

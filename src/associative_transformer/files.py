@@ -1,6 +1,7 @@
 """Atomic writes, limited reads, new folders, cells of CSV, and the first error in a file."""
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -45,6 +46,12 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """
     check_file(path, max_bytes)
     return path.read_bytes()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(path: Path, max_bytes: int) -> None:

@@ -46,11 +46,12 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
-    The question, if any, is asked about each of them. Raises UserError if a path does not exist, a
-    folder contains no image, or an image cannot be read and `on_error` is "stop". With "skip", the
-    errors about unreadable images are printed to stderr and added to `skipped`, once for each
-    file. `num_workers` processes decode the images; None means one per core if there is more than
-    one batch.
+    The question, if any, is asked about each of them. Logits are divided by the `temperature` of
+    the model, if it has one, so that probabilities are calibrated. Raises UserError if a path does
+    not exist, a folder contains no image, or an image cannot be read and `on_error` is "stop".
+    With "skip", the errors about unreadable images are printed to stderr and added to `skipped`,
+    once for each file. `num_workers` processes decode the images; None means one per core if there
+    is more than one batch.
     """
     skipped = [] if skipped is None else skipped
     files = _image_files(paths)
@@ -97,13 +98,13 @@ def _predict(
     precision: Precision,
 ) -> Iterator[Prediction]:
     model.eval()
-    device = next(model.parameters()).device
+    device, temperature = next(model.parameters()).device, getattr(model, "temperature", None) or 1
     vector = None if question is None else torch.from_numpy(encode(question)).to(device)
     for paths, batch in images:
         questions = None if vector is None else vector.expand(len(batch), -1)
         with torch.inference_mode(), autocast(device, precision):
             logits = model(preprocessing.normalize(batch.to(device)), questions).logits
-            probabilities = logits.float().softmax(dim=-1).cpu()
+            probabilities = (logits.float() / temperature).softmax(dim=-1).cpu()
         yield from map(Prediction, paths, probabilities)
 
 

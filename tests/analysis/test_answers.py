@@ -113,6 +113,25 @@ def test_one_bin_compares_the_means() -> None:
     assert result.calibration_error == pytest.approx(0.7 - 0.5)
 
 
+def test_the_temperature_of_a_model_changes_its_confidence_and_no_answer() -> None:
+    logits, labels = 3 * torch.randn(60, 4), torch.randint(4, (60,)).tolist()
+    model = Echo()
+    plain = answers(logits, labels)
+    assert plain.temperature is plain.scaled_confidence is plain.scaled_error is None
+    model.temperature = 2.5
+    classes = [f"class {i}" for i in range(4)]
+    warm = measure_answers(model, split_of(logits, labels).eval_batches(7), classes)
+    cooler = answers(logits / 2.5, labels)
+    assert warm.calibration_error == pytest.approx(plain.calibration_error)
+    assert warm.scaled_error == pytest.approx(cooler.calibration_error)
+    assert warm.scaled_confidence == pytest.approx(cooler.bin_confidence, nan_ok=True)
+    assert warm.scaled_accuracy == pytest.approx(cooler.bin_accuracy, nan_ok=True)
+    assert warm.confusion.tolist() == plain.confusion.tolist()
+    assert warm.worst.tolist() == plain.worst.tolist()
+    first, second = (next(each.describe()) for each in (plain, warm))
+    assert second.startswith(first) and "% at temperature 2.500" in second
+
+
 # --- worst mistakes ---
 
 
@@ -246,9 +265,14 @@ def test_no_batch_is_kept() -> None:
     assert measure_answers(Echo(), batches(), ["a", "b", "c"]).confusion.sum() == 10
 
 
-def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
-    result = answers(torch.randn(9, 3), labels=[0, 1, 2] * 3)
+@pytest.mark.parametrize("temperature", [None, 1.5])
+def test_the_result_can_be_saved_and_read_back(tmp_path: Path, temperature: float | None) -> None:
+    model, split = Echo(), split_of(torch.randn(9, 3), [0, 1, 2] * 3)
+    model.temperature = temperature
+    result = measure_answers(model, split.eval_batches(4), ["a", "b", "c"])
     save_result(result, tmp_path, "answers")
     again = load_result(Answers, tmp_path, "answers")
     for name, value in vars(result).items():
-        assert np.array_equal(getattr(again, name), value, equal_nan=name.startswith("bin_")), name
+        is_optional = value is None or isinstance(value, float)
+        equal_nan = not is_optional and name.startswith(("bin_", "scaled_"))
+        assert np.array_equal(getattr(again, name), value, equal_nan=equal_nan), name

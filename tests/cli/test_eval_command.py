@@ -44,6 +44,55 @@ def test_eval_writes_the_accuracy_of_each_class_and_the_confusion_matrix(
         assert str(folder / "evaluation.json") in done.out
 
 
+def test_eval_prints_and_writes_what_the_result_of_the_run_says(ait: Ait, runs: Path) -> None:
+    folder = runs / "triangle" / "0"
+    done = ait("eval", folder, "--device", "cpu")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    names = ("interval", "balanced_accuracy", "mean_precision", "mean_f1", "calibration")
+    for name in names:
+        value = evaluation[name]
+        if name == "calibration":
+            value, result["test_calibration"] = value["error"], result["test_calibration"]["error"]
+        assert value == pytest.approx(result[f"test_{name}"])
+    low, high = evaluation["interval"]
+    assert f"of all 20 test images, 95 % interval {low:.2f} to {high:.2f} %" in done.out
+    assert f"{evaluation['balanced_accuracy']:6.2f} %  balanced accuracy" in done.out
+    assert f"{evaluation['calibration']['error']:6.2f} %  expected calibration error" in done.out
+    recalls = {score["name"]: score["recall"] for score in evaluation["classes"]}
+    assert recalls == pytest.approx(evaluation["class_accuracy"])
+    assert sum(evaluation["reliability"]["items"]) == 20
+
+
+def test_the_temperature_of_a_run_with_a_validation_split_is_used_by_eval_and_predict(
+    ait: Ait, runs: Path
+) -> None:
+    folder = runs / "triangle" / "0"
+    picture = next(runs.rglob("*.png"))
+    plain = ait("predict", folder, picture)
+    assert ait("eval", folder).code == 0
+    before = json.loads((folder / "evaluation.json").read_text())
+    assert before["calibration"]["temperature"] is None and "scaled_reliability" not in before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"temperature": 1e6}))
+    done = ait("eval", folder)
+    assert "at temperature 1000000.000, which was fitted on the validation split" in done.out
+    after = json.loads((folder / "evaluation.json").read_text())
+    assert after["calibration"]["error"] == before["calibration"]["error"]
+    assert after["calibration"]["scaled_error"] == pytest.approx(
+        abs(after["accuracy"] - 50), abs=1e-2
+    )  # of two classes, each has half
+    scaled = ait("predict", folder, picture)
+    assert "calibrated at temperature" in scaled.err and "calibrated" not in plain.err
+    (row,) = csv.DictReader(scaled.out.splitlines())
+    assert float(row["probability_1"]) == pytest.approx(0.5, abs=1e-4)
+    (row,) = csv.DictReader(plain.out.splitlines())
+    assert float(row["probability_1"]) > 0.5001
+    for wrong in (0, -1.0, "warm"):
+        (folder / "config.json").write_text(json.dumps(config | {"temperature": wrong}))
+        assert_refused(ait("predict", folder, picture), "temperature")
+
+
 def test_eval_prints_the_same_scores_of_questions_as_training(ait: Ait, runs: Path) -> None:
     folder = runs / "asked" / "0"
     # the run is complete, so it is not trained again
@@ -148,7 +197,9 @@ def test_a_class_without_test_images_has_no_accuracy_and_is_named(ait: Ait, runs
     assert evaluation["class_accuracy"] == {"blue": None, "red": whole["red"]}
     assert (evaluation["images"], evaluation["accuracy"]) == (5, whole["red"])
     assert "no test images of blue" in done.err
-    assert "     -    blue\n" in done.out and "nan" not in done.out
+    assert re.search(r"^ +- +- +- +- +0  blue$", done.out, re.MULTILINE)
+    assert "nan" not in done.out
+    assert evaluation["balanced_accuracy"] == whole["red"]
     with (folder / f"confusion-{evaluation['data'][:8]}.csv").open(newline="") as file:
         _, blue, red = csv.reader(file)
     assert blue[1:] == ["0", "0"] and sum(map(int, red[1:])) == 5

@@ -63,6 +63,29 @@ def test_a_saved_model_knows_its_preprocessing_and_classes(saved: Path) -> None:
     assert read(again) == content
 
 
+def test_a_temperature_is_saved_with_the_weights_that_it_was_fitted_to(saved: Path) -> None:
+    assert "temperature" not in read(saved)  # earlier versions do not know the key
+    model = load_model(saved)
+    model.temperature = 1.75
+    model.save_pretrained(saved / "calibrated")
+    calibrated = load_model(saved / "calibrated")
+    assert calibrated.temperature == read(saved / "calibrated")["temperature"] == 1.75
+    calibrated.save_pretrained(saved / "copy")
+    assert load_model(saved / "copy").temperature == 1.75
+    with torch.no_grad():
+        calibrated.head.to_logits.bias += 1
+    calibrated.save_pretrained(saved / "changed")
+    assert "temperature" not in read(saved / "changed")
+    assert load_model(saved / "calibrated", num_classes=3).temperature is None
+
+
+def test_the_temperature_does_not_change_logits(saved: Path) -> None:
+    model, images = load_model(saved), torch.randn(2, 3, 8, 8)
+    expected = model(images).logits
+    edit(saved, temperature=3.0)
+    assert torch.equal(load_model(saved)(images).logits, expected)
+
+
 def test_a_file_of_version_0_1_without_a_description_stays_readable(saved: Path) -> None:
     content = read(saved)
     old = {key: value for key, value in content.items() if key not in KEYS}
@@ -96,6 +119,8 @@ def test_weights_that_changed_after_saving_are_refused_unless_strict_is_false(sa
         ({"preprocessing": {"image_size": [8, 8], "mean": [0.5], "std": []}}, "value per channel"),
         ({"preprocessing": {"image_size": [0, 8], "mean": [0.5], "std": [1.0]}}, "image_size"),
         ({"preprocessing": {"side": 8}}, "preprocessing.image_size: Field required"),
+        ({"temperature": 0.0}, "temperature must be a positive number, not 0.0"),
+        ({"temperature": "warm"}, "temperature"),
         ({"id2label": {"0": "cat"}, "label2id": {"cat": 0}}, "1 class names do not fit"),
         ({"preprocessing": {"image_size": [8, 9], "mean": [0.5] * 3, "std": [1.0] * 3}}, "8x9"),
     ],

@@ -232,7 +232,7 @@ def cells(section: Section) -> dict[str, str]:
 def test_the_result_is_shown_next_to_the_published_one(tmp_path: Path) -> None:
     folder = put_run(tmp_path / "a", RECIPES["cifar10-ait-small"])
     values = cells(run_section(read_facts(folder)))
-    assert values["test accuracy"] == "63.83 % on 10,000 images"
+    assert values["test accuracy"] == "63.83 % (62.88 to 64.76) on 10,000 images"
     assert values["published"] == "83.34 %"
     assert values["command"] == "ait train cifar10-ait-small"
 
@@ -452,6 +452,26 @@ def test_answers_are_drawn_as_shares_of_their_true_class() -> None:
         "correct on 24 of the 26 analyzed test questions (92.31 %)" in section.note
         and "10.0 percentage points" in section.note
     )
+    bounds = classes.low[0], classes.high[0]
+    assert bounds == pytest.approx((67.56, 100), abs=0.01)  # 8 of 8
+    images = answers_section(planted_answers(3), [], [], "images")
+    assert "(92.31 %, 95 % interval 75.86 to 97.86 %)" in images.note  # 24 of 26
+
+
+def test_a_fitted_temperature_has_a_line_of_its_own_in_the_calibration() -> None:
+    scaled = replace(
+        planted_answers(3),
+        temperature=1.5,
+        scaled_confidence=np.array([np.nan, 0.75]),
+        scaled_accuracy=np.array([np.nan, 0.8]),
+        scaled_error=0.05,
+    )
+    section = answers_section(scaled, [], [], "images")
+    (calibration,) = [f.chart for f in section.figures if f.chart.title.startswith("Calibration")]
+    line = calibration.series[2]
+    assert (line.name, line.x, line.y) == ("at temperature 1.500", [0.75], [0.8])
+    assert "10.0 percentage points, and 5.0 at temperature 1.500" in section.note
+    assert section.note.endswith("validation split.")
 
 
 def test_with_many_classes_only_the_most_frequent_confusions_are_shown() -> None:
@@ -790,7 +810,13 @@ def test_the_page_counts_the_images_of_each_split_and_class(root: Path) -> None:
 def test_results_tables_and_mistakes_need_no_script(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     result = json.loads((root / "ait" / "result.json").read_text())
-    assert f"{result['test_accuracy']:.2f} % on 14 images" in page.words_of("run")
+    low, high = result["test_interval"]
+    score = f"{result['test_accuracy']:.2f} % ({low:.2f} to {high:.2f}) on 14 images"
+    assert score in page.words_of("run")
+    balanced = f"balanced accuracy {result['test_balanced_accuracy']:.2f} %"
+    assert balanced in page.words_of("run")
+    error = f"expected calibration error {result['test_calibration']['error']:.2f} points"
+    assert error in page.words_of("run")
     assert "layer 2, prior 4" in page.words_of("priors")
     assert f"{result['live_parameters']:,}" in page.words_of("cost")
     answers = load_analysis(root / "ait").answers
@@ -823,16 +849,25 @@ def test_the_memory_of_the_best_epoch_is_shown_if_its_model_was_saved(runs: Path
     result = json.loads((runs / "ait" / "result.json").read_text())
     scores = {key: value for key, value in result.items() if key.startswith("test_")}
     best = {"epoch": 1, "validation_accuracy": 20.0, **scores, "test_accuracy": 12.5}
+    best["test_interval"] = [2.5, 39.5]
+    best["test_calibration"] = {"error": 9.25, "temperature": 1.5, "scaled_error": 3.5}
     result["best_validation"] = best
     (runs / "ait" / "result.json").write_text(json.dumps(result))
     page = Page(write_report(runs / "ait"))
     assert "after epoch 1." in page.words_of("memory")
-    saved = (
-        "test accuracy, saved model, after epoch 1, the best on validation 12.50 % on 14 images"
+    when = "saved model, after epoch 1, the best on validation"
+    low, high = result["test_interval"]
+    for line in (
+        f"test accuracy, {when} 12.50 % (2.50 to 39.50) on 14 images",
+        f"expected calibration error, {when} 9.25 points; 3.50 at temperature 1.500, fitted",
+        f"test accuracy, after the last epoch {result['test_accuracy']:.2f} % "
+        f"({low:.2f} to {high:.2f}) on 14 images",
+    ):
+        assert line in page.words_of("run")
+    head = (
+        "12.50 % accuracy (95 % interval 2.50 to 39.50 %) of the saved model "
+        "(epoch 1, the best on validation), "
     )
-    last = f"test accuracy, after the last epoch {result['test_accuracy']:.2f} % on 14 images"
-    assert f"{saved} {last}" in page.words_of("run")
-    head = "12.50 % accuracy of the saved model (epoch 1, the best on validation), "
     assert f"{head}{result['test_accuracy']:.2f} % after the last epoch, on 14" in page.source
 
 
@@ -853,7 +888,7 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
         assert "test questions" in page.words_of(section)
         assert "test images" not in page.words_of(section)
     assert "Hues distinguish the 8 questions" in page.words_of("beta")
-    assert "accuracy on 100 test questions of sort-of-clevr." in page.source
+    assert re.search(r"accuracy \(95 % interval .+ %\) on 100 test questions of s", page.source)
     assert "The token of the question comes before those of the patches." in page.words_of(
         "images"
     )
@@ -862,9 +897,7 @@ def test_a_run_on_questions_names_them_and_shows_the_first_48(tmp_path: Path) ->
 def test_a_page_names_recipe_data_set_and_seed(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert any(text.startswith("<b>odd<|b>, seed 0") for text in page.texts["h1"])
-    assert (
-        "accuracy on 14 test images of own images, not CIFAR-10 (2 classes instead" in page.source
-    )
+    assert "on 14 test images of own images, not CIFAR-10 (2 classes instead" in page.source
     assert "data set own images, not CIFAR-10" in page.words_of("run")
     assert "test questions" not in page.source and page.data["noun"] == "image"
 
@@ -1043,7 +1076,7 @@ def test_results_of_two_runs_alternate_by_kind_of_question(tmp_path: Path) -> No
     assert bars.hues == [0, 1, 0, 1]
     image_run = put_result(tmp_path, result_of(RECIPES["cifar10-ait-tiny"], 7.0))
     mixed = results_section({"A": image_run, "B": None}).figures[0].chart
-    assert mixed.table.rows == [["all, A", "7"]]
+    assert mixed.table.rows == [["all, A", "7", "6.516", "7.517"]]  # of 10,000 images
     assert not results_section({"A": None, "B": None}).figures
 
 

@@ -13,9 +13,14 @@ from associative_transformer.data.augment import Normalization
 from associative_transformer.experiment import Experiment, load_data
 from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
-from associative_transformer.runs.result import name_unfinished_data, read_result, write_result
+from associative_transformer.runs.result import (
+    accuracy_interval,
+    name_unfinished_data,
+    read_result,
+    write_result,
+)
 from making.commands import make_images
-from making.plant import answers_of, put_result, result_of
+from making.plant import answers_of, kind_of, put_result, result_of
 
 IMAGES, QUESTIONS = RECIPES["triangle-ait-tiny"], RECIPES["sort-of-clevr-ait-tiny"]
 SCORES = {"test_accuracy": 60.0, "test_loss": 0.75, "test_images": 200}
@@ -61,6 +66,38 @@ def test_keys_about_questions_also_follow_the_scores_of_the_best_epoch(tmp_path:
     assert list(best) == [*BEST, "test_questions", "test_kinds"]
     kind = best["test_kinds"][0]
     assert list(kind) == ["name", "accuracy", "interval", "guess", "questions", "images"]
+
+
+FULL = {
+    "test_interval": [53.0, 66.5],
+    "test_top5_accuracy": 90.0,
+    "test_top5_interval": [85.0, 93.5],
+    "test_balanced_accuracy": 58.0,
+    "test_mean_precision": 59.0,
+    "test_mean_f1": 57.5,
+    "test_calibration": {"error": 4.5, "temperature": 1.5, "scaled_error": 2.0},
+}
+
+
+def test_all_scores_are_written_after_those_of_the_first_version(tmp_path: Path) -> None:
+    content = result_of(IMAGES, **FULL, best_validation=BEST | FULL)
+    result = put_result(tmp_path, content)
+    write_result(tmp_path, result)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written == content | ADDED
+    assert list(written) == [*IMAGE_KEYS[:6], *FULL, *IMAGE_KEYS[6:]]
+    assert list(written["best_validation"]) == [*BEST, *FULL]
+    assert read_result(tmp_path) == result
+
+
+def test_the_interval_of_an_early_run_follows_from_its_number_of_images(tmp_path: Path) -> None:
+    early = put_result(tmp_path, result_of(IMAGES, 80.0, test_images=10))
+    assert accuracy_interval(early) == pytest.approx((49.02, 94.33), abs=0.01)
+    kinds = [kind_of("binary", 60.0, 40.0), kind_of("all", 75.0, 45.0)]
+    asked = put_result(tmp_path, answers_of(QUESTIONS, test_kinds=kinds))
+    assert accuracy_interval(asked) == (65.0, 85.0)  # by image, as the run recorded it
+    recorded = put_result(tmp_path, result_of(IMAGES, 80.0, **FULL, test_images=10))
+    assert accuracy_interval(recorded) == (53.0, 66.5)
 
 
 def test_a_run_without_a_result_is_not_complete(tmp_path: Path) -> None:
@@ -127,6 +164,9 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ({"timing": {"seconds": "9"}}, r"timing\.seconds: "),
         ({"timing": {"seconds": 9.0, "finished": 3}}, r"timing\.finished: "),
         ({"test_kinds": [{"name": "binary"}]}, r"test_kinds\.0\.accuracy: Field required"),
+        ({"test_interval": [1.0]}, r"test_interval"),
+        ({"test_calibration": {"error": 1.0, "temperature": -1.0}}, "test_calibration"),
+        ({"test_calibration": {"error": 1.0, "temperature": 2.0}}, "test_calibration: .*together"),
         ({"question_types": ["binary"]}, "test_kinds is missing although .* are binary"),
     ],
     ids=str,

@@ -11,6 +11,7 @@ from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.budgets import shorten
 from associative_transformer.runs.result import read_result
+from associative_transformer.scores import Interval
 from associative_transformer.tables.collect import (
     CompleteRun,
     RunsOfExperiment,
@@ -361,3 +362,10 @@ def test_a_spread_is_a_mean_with_a_standard_deviation_if_there_are_several_value
     values: list[float], text: str
 ) -> None:
     assert spread(values) == text
+
+
+def test_a_single_value_is_followed_by_its_interval() -> None:
+    interval = Interval(61.04, 78.9)
+    assert spread([70.0], interval) == "70.00 (61.0 to 78.9)"
+    assert spread([70.0, 72.0], interval) == spread([70.0, 72.0])
+    assert spread([], interval) == "-"

@@ -82,6 +82,11 @@ def test_a_result_has_what_tables_need(undisturbed: Path) -> None:
         "test_accuracy",
         "test_loss",
         "test_images",
+        "test_interval",
+        "test_balanced_accuracy",
+        "test_mean_precision",
+        "test_mean_f1",
+        "test_calibration",
         "best_validation",
         "model",
         "epochs",
@@ -581,7 +586,7 @@ def script_validation(patch: pytest.MonkeyPatch, accuracies: Any) -> list[int]: 
         scored = evaluate_split(*arguments)
         sizes.append(int(scored.confusion.sum()))
         is_test = sizes[-1] == EXPERIMENT.data.num_test
-        return scored if is_test else scored._replace(accuracy=next(accuracies))
+        return scored if is_test else scored._replace(accuracy=next(accuracies, 0.0))
 
     patch.setattr(train_module, "evaluate_split", scripted)
     return sizes
@@ -615,8 +620,15 @@ def test_the_first_best_validation_epoch_is_saved_and_reported_and_the_last_one_
     assert result.best_validation.test_accuracy == scored.accuracy
     model.load_state_dict(load_file(folder / "checkpoint" / "last" / "model.safetensors"))
     assert result.test_accuracy == evaluate(model, test.eval_batches(12), 2).accuracy
-    # each epoch scores the validation images; only the end of the run scores the test images
-    assert sizes == [16, 16, 16, 60, 60]
+    # each epoch scores the validation images; only the end of the run scores the test images, and
+    # the validation images of the best epoch once more, to fit the temperature
+    assert sizes == [16, 16, 16, 60, 16, 60]
+    validation = evaluate(
+        load_model(folder), experiment.data.load(CPU).validation.eval_batches(12), 2
+    )
+    temperature = result.best_validation.test_calibration.temperature
+    assert temperature == validation.fit_temperature() == load_model(folder).temperature
+    assert result.test_calibration.temperature is None  # of the last epoch
 
 
 def load_weights(path: Path) -> dict[str, bytes]:

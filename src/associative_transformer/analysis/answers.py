@@ -6,7 +6,7 @@ Dims     B batch   O classes   C confidence bins   A = C + 1 bin edges   W worst
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from associative_transformer.calibration import NUM_BINS, Reliability, sum_by_bin
 from associative_transformer.interface import PADDING, Batch, UserError, format_count
 
 
@@ -32,14 +33,21 @@ class Answers:
     worst_labels: Int[np.ndarray, " W"]
     worst_predicted: Int[np.ndarray, " W"]
     worst_confidence: Float[np.ndarray, " W"]
+    temperature: float | None = None  # of the model; this and below: None if it has none
+    scaled_confidence: Float[np.ndarray, " C"] | None = None  # with logits divided by it
+    scaled_accuracy: Float[np.ndarray, " C"] | None = None
+    scaled_error: float | None = None
 
     def describe(self) -> Iterator[str]:
         """Yield the main numbers as lines of text."""
         num_items, num_correct = int(self.confusion.sum()), int(self.confusion.trace())
-        yield (
+        line = (
             f"{100 * num_correct / num_items:.2f} % of {format_count(num_items, 'item')} correct, "
             f"calibration error {100 * self.calibration_error:.2f} %"
         )
+        if self.temperature is not None and self.scaled_error is not None:
+            line += f", {100 * self.scaled_error:.2f} % at temperature {self.temperature:.3f}"
+        yield line
 
 
 class _Predictions(NamedTuple):
@@ -48,6 +56,7 @@ class _Predictions(NamedTuple):
     items: Int[Tensor, " B"]  # indices in the split
     labels: Int[Tensor, " B"]
     predicted: Int[Tensor, " B"]
+    scaled: Float[Tensor, " B"]  # confidence with the logits divided by the temperature
     confidence: Float[Tensor, " B"]
 
 
@@ -55,7 +64,7 @@ def measure_answers(
     model: nn.Module,
     batches: Iterable[Batch],
     classes: Sequence[str],
-    num_bins: int = 15,
+    num_bins: int = NUM_BINS,
     num_worst: int = 24,
 ) -> Answers:
     """Compare the predictions of any model, and their confidence, with the labels.
@@ -65,38 +74,67 @@ def measure_answers(
     it predicts nan, and ValueError if `classes` has the wrong length or there are no items.
     """
     edges = np.linspace(0, 1, num_bins + 1)
-    confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64)
-    sums = torch.zeros(3, num_bins, dtype=torch.float64)  # items, confidence, correct answers
-    empty = torch.zeros(0, dtype=torch.int64)
-    worst = _Predictions(empty, empty, empty, empty.double())
-    for predictions in _predict(model, batches, len(classes)):
-        pairs = predictions.labels * len(classes) + predictions.predicted
-        confusion += pairs.bincount(minlength=len(confusion))
-        sums += _sum_by_bin(predictions, torch.from_numpy(edges))
-        is_wrong = predictions.predicted != predictions.labels
-        wrong = _Predictions(*(column[is_wrong] for column in predictions))
-        worst = _most_confident(worst, wrong, num_worst)
-    items, confidence, correct = sums.numpy()
-    if not items.any():
+    temperature: float | None = getattr(model, "temperature", None)
+    predictions = _predict(model, batches, len(classes), temperature or 1.0)
+    confusion, sums, worst = _count(predictions, len(classes), edges, num_worst)
+    plain, scaled = (Reliability.from_sums(torch.from_numpy(edges), each) for each in sums)
+    if not plain.items.any():
         raise ValueError("there are no items to answer")
-    with np.errstate(invalid="ignore"):  # an empty bin gives 0 / 0, which is nan
-        return Answers(
-            classes=list(classes),
-            confusion=confusion.view(len(classes), len(classes)).numpy(),
-            bins=edges,
-            bin_items=items.astype(np.int64),
-            bin_confidence=confidence / items,
-            bin_accuracy=correct / items,
-            calibration_error=float(np.abs(confidence - correct).sum() / items.sum()),
-            worst=worst.items.numpy(),
-            worst_labels=worst.labels.numpy(),
-            worst_predicted=worst.predicted.numpy(),
-            worst_confidence=worst.confidence.numpy(),
-        )
+    answers = Answers(
+        classes=list(classes),
+        confusion=confusion.numpy(),
+        bins=edges,
+        bin_items=plain.items.numpy(),
+        bin_confidence=plain.confidence.numpy(),
+        bin_accuracy=plain.accuracy.numpy(),
+        calibration_error=plain.error,
+        worst=worst.items.numpy(),
+        worst_labels=worst.labels.numpy(),
+        worst_predicted=worst.predicted.numpy(),
+        worst_confidence=worst.confidence.numpy(),
+    )
+    if temperature is None:
+        return answers
+    return replace(
+        answers,
+        temperature=temperature,
+        scaled_confidence=scaled.confidence.numpy(),
+        scaled_accuracy=scaled.accuracy.numpy(),
+        scaled_error=scaled.error,
+    )
+
+
+class _Counts(NamedTuple):
+    """What is counted over all batches."""
+
+    confusion: Int[Tensor, "O O"]
+    sums: Float[Tensor, "2 3 C"]  # see `sum_by_bin`; as predicted, then scaled
+    worst: _Predictions
+
+
+def _count(
+    all_predictions: Iterable[_Predictions],
+    num_classes: int,
+    edges: Float[np.ndarray, " A"],
+    num_worst: int,
+) -> _Counts:
+    confusion = torch.zeros(num_classes**2, dtype=torch.int64)
+    sums = torch.zeros(2, 3, len(edges) - 1, dtype=torch.float64)
+    empty = torch.zeros(0, dtype=torch.int64)
+    worst = _Predictions(empty, empty, empty, empty.double(), empty.double())
+    for predictions in all_predictions:
+        pairs = predictions.labels * num_classes + predictions.predicted
+        confusion += pairs.bincount(minlength=len(confusion))
+        is_right = predictions.predicted == predictions.labels
+        for i, confidence in enumerate((predictions.confidence, predictions.scaled)):
+            sums[i] += sum_by_bin(confidence, is_right, torch.from_numpy(edges))
+        wrong = _Predictions(*(column[~is_right] for column in predictions))
+        worst = _most_confident(worst, wrong, num_worst)
+    return _Counts(confusion.view(num_classes, num_classes), sums, worst)
 
 
 def _predict(
-    model: nn.Module, batches: Iterable[Batch], num_classes: int
+    model: nn.Module, batches: Iterable[Batch], num_classes: int, temperature: float
 ) -> Iterator[_Predictions]:
     """Yield the predictions for each batch without its padding, in evaluation mode."""
     num_items, was_training = 0, model.training
@@ -112,7 +150,10 @@ def _predict(
                     f"the model predicts {logits.shape[1]} classes, but {num_classes} are given"
                 )
             best = logits[is_real].argmax(dim=-1)
-            confidence = logits[is_real].softmax(dim=-1).gather(-1, best[:, None])[:, 0]
+            scaled, confidence = (
+                (logits[is_real] / divisor).softmax(dim=-1).gather(-1, best[:, None])[:, 0]
+                for divisor in (temperature, 1)
+            )
             if confidence.isnan().any():
                 raise UserError(
                     "the model predicts nan: check the images, or train again if its weights "
@@ -120,18 +161,9 @@ def _predict(
                 )
             items = num_items + torch.arange(len(best))
             num_items += len(best)
-            yield _Predictions(items, labels[is_real], best, confidence)
+            yield _Predictions(items, labels[is_real], best, scaled, confidence)
     finally:
         model.train(was_training)
-
-
-def _sum_by_bin(predictions: _Predictions, edges: Float[Tensor, " A"]) -> Float[Tensor, "3 C"]:
-    """Sum items, confidence and correct answers in each bin."""
-    is_correct = predictions.predicted == predictions.labels
-    summed = (torch.ones(len(is_correct)), predictions.confidence, is_correct)
-    index = torch.bucketize(predictions.confidence, edges[1:-1])
-    sums = edges.new_zeros(3, len(edges) - 1)
-    return sums.index_add_(1, index, torch.stack([column.double() for column in summed]))
 
 
 def _most_confident(one: _Predictions, other: _Predictions, count: int) -> _Predictions:

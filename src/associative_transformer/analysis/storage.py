@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -137,6 +138,8 @@ def _has_type(value: object, hint: Any) -> bool:  # noqa: ANN401
     if get_origin(hint) is list:
         (entry,) = get_args(hint)
         return isinstance(value, list) and all(_has_type(each, entry) for each in value)
+    if get_origin(hint) is UnionType:
+        return any(_has_type(value, kind) for kind in get_args(hint))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint

@@ -1,5 +1,6 @@
 """`ait predict`: classify image files with a trained model, or ask a question about them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ from associative_transformer.cli.options import (
     choose_device,
     open_output,
     parse,
+    say,
 )
 from associative_transformer.data.listing import write_skipped
 from associative_transformer.data.questions import (
@@ -95,6 +97,12 @@ def run(arguments: list[str]) -> None:
     sentence = None
     if question is not None:
         (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
+    if model.temperature is not None:
+        say(
+            f"ait: probabilities are calibrated at temperature {model.temperature:.3f}, which was "
+            "fitted on the validation split",
+            file=sys.stderr,
+        )
     skipped: list[UnreadableImage] = []
     predictions = predict_files(
         model.to(device),

@@ -1,7 +1,6 @@
 """The base class of all models: one configuration, saved and loaded strictly."""
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from associative_transformer.arguments import image_shape
 from associative_transformer.balance import LogitsOnly, LossScale
-from associative_transformer.files import first_error, write_file
+from associative_transformer.files import digest_file, first_error, write_file
 from associative_transformer.interface import ModelOutput, UserError
 from associative_transformer.models.initialize import Initialization, copy_freezing, initialize
 from associative_transformer.models.model_card import CARD, MODEL_CARD, PICTURE, SavedCard
@@ -59,6 +58,7 @@ class PretrainedModel(
     initialization: Initialization | None = None  # if the weights are those of another model
     preprocessing: Preprocessing | None = None  # of its images, if that is known
     class_names: tuple[str, ...] | None = None  # in the order of the logits
+    temperature: float | None = None  # that divides the logits for calibrated probabilities
     _digest: str | None = None  # SHA-256 of the file that the weights were read from
     _card: SavedCard | None = None  # the model card next to it
 
@@ -100,6 +100,7 @@ class PretrainedModel(
                 f"again, or remove weights_digest from {CONFIG_NAME} if the change is intended"
             )
         model.describe(described.preprocessing, described.class_names)
+        model.temperature = described.temperature
         model._card = SavedCard.read(Path(path))
         return model
 
@@ -227,8 +228,10 @@ class PretrainedModel(
         digest = digest_file(weights)
         for name in (CARD, PICTURE) if digest != before else ():
             (save_directory / name).unlink(missing_ok=True)
-        text = write_config(self.config, self.preprocessing, self.class_names, digest)
-        write_file(save_directory / CONFIG_NAME, text)
+        if self._digest not in (None, digest):
+            self.temperature = None  # it was fitted to other weights
+        described = self.preprocessing, self.class_names, digest, self.temperature
+        write_file(save_directory / CONFIG_NAME, write_config(self.config, *described))
         if digest != self._digest:
             self._card = None  # it describes other weights
         elif self._card is not None and self._card.picture is not None:
@@ -290,9 +293,3 @@ class PretrainedModel(
     def reference_parameters(self) -> int:
         """Count parameters as the paper's table does, including those the reference never uses."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

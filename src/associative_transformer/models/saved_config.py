@@ -8,6 +8,7 @@ import json
 from collections.abc import Hashable
 from dataclasses import Field, asdict, dataclass, field, fields
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -59,6 +60,8 @@ class Description:
     """Version of this package that saved the model."""
     weights_digest: str | None = None
     """SHA-256 of the file of the weights, in hexadecimal digits; None: not checked."""
+    temperature: float | None = None
+    """Divides the logits for calibrated probabilities; None, and not written: not fitted."""
 
     def __post_init__(self) -> None:
         numbers = [str(i) for i in range(len(self.id2label))]
@@ -66,6 +69,8 @@ class Description:
             raise ValueError("id2label must have the keys 0, 1, and so on")
         if self.label2id != {name: int(number) for number, name in self.id2label.items()}:
             raise ValueError("id2label and label2id must contain the same classes")
+        if self.temperature is not None and not 0 < self.temperature < inf:
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -82,6 +87,7 @@ def write_config(
     preprocessing: Preprocessing | None,
     class_names: tuple[str, ...] | None,
     weights_digest: str,
+    temperature: float | None = None,
 ) -> bytes:
     """Return the content of `config.json`."""
     names = class_names or ()
@@ -91,8 +97,12 @@ def write_config(
         {name: i for i, name in enumerate(names)},
         version("associative-transformer"),
         weights_digest,
+        temperature,
     )
-    return json.dumps(asdict(config) | asdict(described), indent=2, sort_keys=True).encode()
+    values = asdict(config) | asdict(described)
+    if temperature is None:  # earlier versions do not know the key
+        del values["temperature"]
+    return json.dumps(values, indent=2, sort_keys=True).encode()
 
 
 def split_config(path: str | Path, text: bytes) -> tuple[bytes, Description]:

@@ -116,10 +116,12 @@ ROWS = [
 
 def _build(name: str, data: ImagesConfig | TriangleConfig, model: ModelConfig) -> Experiment:
     """Return a recipe; BRIMs sees fewer images, with pixels from 0 to 1."""
-    if isinstance(model, BRIMsConfig) and isinstance(data, ImagesConfig):
-        raw = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        data = replace(data, **raw, splits=SplitsConfig(train_limit=BRIMS_IMAGES))
-    elif isinstance(model, BRIMsConfig):
+    if not isinstance(model, BRIMsConfig):
+        return Experiment(name, data, model, THREE_EPOCHS)
+    if isinstance(data, ImagesConfig):
+        splits = SplitsConfig(train_limit=BRIMS_IMAGES)
+        data = replace(data, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), splits=splits)
+    else:
         data = replace(data, num_train=BRIMS_IMAGES)
     return Experiment(name, data, model, THREE_EPOCHS)
 

@@ -18,6 +18,7 @@ from associative_transformer.report.charts import (
     Section,
     Series,
 )
+from associative_transformer.scores import wilson_interval
 
 MAX_CLASSES = 20  # in a confusion matrix; with more, only the most frequent confusions are shown
 MAX_PAIRS = 20
@@ -45,13 +46,21 @@ def answers_section(
     charts += [_draw_calibration(answers), _draw_confidence(answers, items)]
     total, right = answers.confusion.sum(), np.trace(answers.confusion)
     count = format_count(int(total), f"analyzed test {items.removesuffix('s')}")
+    share = f"{100 * right / total:.2f} %"
+    if items == "images":  # answers to questions about the same image are not independent
+        low, high = wilson_interval(right / total, total)
+        share += f", 95 % interval {low:.2f} to {high:.2f} %"
     note = (
-        f"The saved model is correct on {right:,} of the {count} "
-        f"({100 * right / total:.2f} %). Its expected calibration error is "
-        f"{100 * answers.calibration_error:.1f} percentage points."
+        f"The saved model is correct on {right:,} of the {count} ({share}). Its expected "
+        f"calibration error is {100 * answers.calibration_error:.1f} percentage points"
     )
+    if answers.temperature is not None and answers.scaled_error is not None:
+        note += (
+            f", and {100 * answers.scaled_error:.1f} at temperature {answers.temperature:.3f}, "
+            "which was fitted on the validation split"
+        )
     figures = [Figure(chart) for chart in charts]
-    return Section("evaluation", "Evaluation", note, figures, pictures=mistakes)
+    return Section("evaluation", "Evaluation", f"{note}.", figures, pictures=mistakes)
 
 
 def _draw_kinds(kinds: Sequence[KindScore]) -> Bars:
@@ -69,11 +78,15 @@ def _draw_kinds(kinds: Sequence[KindScore]) -> Bars:
 
 
 def _draw_classes(answers: Answers) -> Bars:
-    shares = 100 * answers.confusion.diagonal() / np.maximum(answers.confusion.sum(axis=1), 1)
+    items = answers.confusion.sum(axis=1)
+    shares = 100 * answers.confusion.diagonal() / np.maximum(items, 1)
     order = shares.argsort() if len(shares) > MAX_CLASSES else np.arange(len(shares))
     labels = [answers.classes[i] for i in order]
     parts = {"accuracy, %": shares[order].tolist()}
-    return Bars("Accuracy by class", "accuracy, %", labels, parts, end=100)
+    bounds = [wilson_interval(float(shares[i]) / 100, int(items[i])) for i in order]
+    low, high = zip(*bounds, strict=True)
+    title = "Accuracy by class, with 95 % intervals"
+    return Bars(title, "accuracy, %", labels, parts, low=low, high=high, end=100)
 
 
 def _draw_confusion(answers: Answers) -> Heat:
@@ -110,6 +123,11 @@ def _draw_calibration(answers: Answers) -> Lines:
         Series("this model", confidence.tolist(), accuracy.tolist()),
         Series("perfect calibration", [0, 1], [0, 1], is_dashed=True),
     ]
+    if answers.scaled_confidence is not None and answers.scaled_accuracy is not None:
+        filled = ~np.isnan(answers.scaled_confidence)
+        x, y = answers.scaled_confidence[filled], answers.scaled_accuracy[filled]
+        name = f"at temperature {answers.temperature:.3f}"
+        lines.append(Series(name, x.tolist(), y.tolist()))
     title = "Calibration: accuracy by confidence"
     return Lines(title, "mean confidence", "share of correct answers", lines, start=0)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from associative_transformer.evaluate import Interval
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.report.charts import Bars, Figure, Grid, Section
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, accuracy_interval
+from associative_transformer.scores import Interval
 
 
 def results_section(results: Mapping[str, RunResult | None]) -> Section:
@@ -13,13 +13,13 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
 
     `results` maps the letter of each run to its result, or to None if it is not complete.
     """
-    scores: dict[str, dict[str, tuple[float, Interval | None]]] = {}  # by kind and letter
+    scores: dict[str, dict[str, tuple[float, Interval]]] = {}  # by kind and letter
     for letter, result in results.items():
         if result is None:
             continue
         saved = result.best_validation or result
         if saved.test_kinds is None:
-            scores.setdefault("all", {})[letter] = (saved.test_accuracy, None)
+            scores.setdefault("all", {})[letter] = (saved.test_accuracy, accuracy_interval(saved))
         for kind in saved.test_kinds or ():
             scores.setdefault(kind.name, {})[letter] = (kind.accuracy, kind.interval)
     bars = {
@@ -29,16 +29,14 @@ def results_section(results: Mapping[str, RunResult | None]) -> Section:
     }
     if not bars:
         return Section("results", "Results", "Neither run is complete yet.")
-    intervals = [interval for _, interval in bars.values() if interval is not None]
-    has_all = len(intervals) == len(bars)
     chart = Bars(
         "Test accuracy of the saved model",
         "accuracy, %",
         list(bars),
         {"accuracy, %": [accuracy for accuracy, _ in bars.values()]},
-        note="The strokes are 95 % intervals, clustered by image." if intervals else "",
-        low=[low for low, _ in intervals] if has_all else [],
-        high=[high for _, high in intervals] if has_all else [],
+        note="The strokes are 95 % intervals, clustered by image.",
+        low=[interval.low for _, interval in bars.values()],
+        high=[interval.high for _, interval in bars.values()],
         end=100,
         hues=[list(results).index(name[-1]) for name in bars],
     )

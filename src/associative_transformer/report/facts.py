@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 
 from associative_transformer.data.summary import DataSummary
-from associative_transformer.evaluate import KindScore
 from associative_transformer.experiment import Experiment, differences
 from associative_transformer.interface import format_count
 from associative_transformer.models import build_model, count_operations
@@ -19,7 +18,12 @@ from associative_transformer.runs.data_summary import read_data
 from associative_transformer.runs.environment import Environment
 from associative_transformer.runs.folder import History, damaged_history
 from associative_transformer.runs.reading import exists
-from associative_transformer.runs.result import RunResult, name_unfinished_data
+from associative_transformer.runs.result import (
+    BestValidation,
+    RunResult,
+    accuracy_interval,
+    name_unfinished_data,
+)
 from associative_transformer.runs.saved import read_run
 from associative_transformer.runs.training_command import (
     format_train_command,
@@ -64,11 +68,11 @@ class Facts:
             return f"{self.progress.capitalize()}, on {self.data}."
         number = self.result.test_questions or self.result.test_images
         accuracy, best = _percent(self.result.test_accuracy), self.result.best_validation
-        score = f"{accuracy} accuracy"
+        score = f"{accuracy} accuracy{_between(self.result)}"
         if best is not None:
             score = (
-                f"{_percent(best.test_accuracy)} accuracy of the saved model (epoch {best.epoch}, "
-                f"the best on validation), {accuracy} after the last epoch,"
+                f"{_percent(best.test_accuracy)} accuracy{_between(best)} of the saved model "
+                f"(epoch {best.epoch}, the best on validation), {accuracy} after the last epoch,"
             )
         count = format_count(number, f"test {self.items.removesuffix('s')}")
         return f"{score} on {count} of {self.data}."
@@ -205,29 +209,50 @@ def _results(facts: Facts) -> Grid:
         return Grid(
             ["", ""], [("test accuracy", "not available yet"), (title, published)], "Result"
         )
-    rows = _list_scores(result.test_kinds or (), result.test_accuracy, result.test_images)
+    rows = _list_scores(result)
     if best := result.best_validation:
-        saved = _list_scores(best.test_kinds or (), best.test_accuracy, best.test_images)
+        saved = _list_scores(best)
         when = f"saved model, after epoch {best.epoch}, the best on validation"
         rows = [(f"{name}, {when}", score) for name, score in saved] + [
             (f"{name}, after the last epoch", score) for name, score in rows
         ]
-    return Grid(["", ""], [*rows, (title, published)], "Result")
+    return Grid(["", ""], [*rows, (title, published)], "Result, with 95 % intervals")
 
 
-def _list_scores(
-    kinds: Sequence[KindScore], accuracy: float, num_images: int
-) -> list[tuple[str, str]]:
-    """Return name and value of the test accuracy, or of each main kind of question."""
+def _list_scores(scores: RunResult | BestValidation) -> list[tuple[str, str]]:
+    """Return the name and value of each score that the page shows in its table."""
     rows = []
-    for kind in kinds:
+    for kind in scores.test_kinds or ():
         if "/" not in kind.name:
             low, high = kind.interval
             guess = f"best guess {_percent(kind.guess)}"
             score = f"{_percent(kind.accuracy)} ({low:.2f} to {high:.2f}), {guess}"
             rows.append((f"{kind.name} questions", score))
-    images = format_count(num_images, "image")
-    return rows or [("test accuracy", f"{_percent(accuracy)} on {images}")]
+    if not rows:
+        images = format_count(scores.test_images, "image")
+        low, high = accuracy_interval(scores)
+        accuracy = f"{_percent(scores.test_accuracy)} ({low:.2f} to {high:.2f}) on {images}"
+        rows.append(("test accuracy", accuracy))
+        if scores.test_top5_accuracy is not None and scores.test_top5_interval is not None:
+            low, high = scores.test_top5_interval
+            top5 = f"{_percent(scores.test_top5_accuracy)} ({low:.2f} to {high:.2f})"
+            rows.append(("top-5 accuracy", top5))
+        if scores.test_balanced_accuracy is not None:
+            rows.append(("balanced accuracy", _percent(scores.test_balanced_accuracy)))
+    if (calibration := scores.test_calibration) is not None:
+        error = f"{calibration.error:.2f} points"
+        if calibration.temperature is not None and calibration.scaled_error is not None:
+            error += (
+                f"; {calibration.scaled_error:.2f} at temperature {calibration.temperature:.3f}, "
+                "fitted on validation"
+            )
+        rows.append(("expected calibration error", error))
+    return rows
+
+
+def _between(scores: RunResult | BestValidation) -> str:
+    low, high = accuracy_interval(scores)
+    return f" (95 % interval {low:.2f} to {high:.2f} %)"
 
 
 def _percent(value: float) -> str:

@@ -10,22 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jaxtyping import UInt8
 from PIL import Image
 
 from associative_transformer.data import DataConfig, ImagesConfig
 from associative_transformer.data.known import KNOWN_DATA_SETS
-from associative_transformer.evaluate import Interval, interval_by_image
 from associative_transformer.experiment import Experiment
 from associative_transformer.files import write_file
 from associative_transformer.health import memory_health
 from associative_transformer.interface import format_count
 from associative_transformer.models.model_card import CARD, PICTURE
 from associative_transformer.models.pretrained import PretrainedModel
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, accuracy_interval
 from associative_transformer.runs.training_command import format_train_command, without_source
+from associative_transformer.scores import Interval
 from associative_transformer.workspace import GlobalWorkspace
 
 CELL = 8  # pixels of a number in the picture
@@ -100,14 +99,8 @@ def _workspaces(model: PretrainedModel) -> Iterator[GlobalWorkspace]:
 def _accuracy(result: RunResult) -> tuple[float, Interval, int]:
     """Return the accuracy of the saved model, its interval, and the number of test items."""
     scores = result.best_validation or result
-    if scores.test_kinds is not None:
-        for kind in scores.test_kinds:
-            if kind.name == "all":
-                return kind.accuracy, kind.interval, kind.questions
     count = scores.test_questions or scores.test_images
-    items = torch.arange(count)
-    is_right = items < round(count * scores.test_accuracy / 100)
-    return scores.test_accuracy, interval_by_image(is_right, items), count
+    return scores.test_accuracy, accuracy_interval(scores), count
 
 
 def _score(result: RunResult) -> str:
@@ -169,6 +162,14 @@ def _rows(model: PretrainedModel, experiment: Experiment, result: RunResult) -> 
         "saved model": result.model,
         "seed": f"{result.seed}",
     }
+    calibration = (result.best_validation or result).test_calibration
+    if calibration is not None:
+        rows["expected calibration error"] = f"{calibration.error:.2f} %"
+        if calibration.temperature is not None:
+            rows["expected calibration error"] += (
+                f"; {calibration.scaled_error:.2f} % with logits divided by the temperature "
+                f"{calibration.temperature:.3f}"
+            )
     if experiment.init is not None:
         rows["initial weights"] = without_source(experiment).init or ""
     return [f"| {name} | {text.replace('|', '&#124;')} |" for name, text in rows.items()]

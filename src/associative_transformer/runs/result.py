@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from associative_transformer.calibration import Calibration
 from associative_transformer.compute import Precision
 from associative_transformer.data import DataConfig, DataSet, HeldOut
 from associative_transformer.data.known import KNOWN_DATA_SETS, find_difference
@@ -16,9 +17,16 @@ from associative_transformer.experiment import Experiment
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.runs.reading import has_checkpoint, how_to_restore, read_json
+from associative_transformer.scores import Interval, wilson_interval
 
 RESULT = "result.json"
 MAX_NAMED = 3  # classes that are listed to describe a data set
+OPTIONAL = (
+    *("test_questions", "test_kinds", "test_interval", "test_top5_accuracy", "test_top5_interval"),
+    *("test_balanced_accuracy", "test_mean_precision", "test_mean_f1", "test_calibration"),
+    *("weights", "train_images", "data_of_test"),
+)
+"""Keys that are absent from the file if they have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,13 @@ class BestValidation:
     test_images: int
     test_questions: int | None = None
     test_kinds: tuple[KindScore, ...] | None = None
+    test_interval: Interval | None = None  # this and below: see `Summary`; not in early runs
+    test_top5_accuracy: float | None = None
+    test_top5_interval: Interval | None = None
+    test_balanced_accuracy: float | None = None
+    test_mean_precision: float | None = None
+    test_mean_f1: float | None = None
+    test_calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,8 @@ class RunResult:
     """The result of a complete run; its fields are the keys of `result.json`, in the same order.
 
     The `test_` fields hold the scores of the last epoch. `test_questions` and `test_kinds` are
-    None, and absent from the file, if the data set has no questions.
+    None, and absent from the file, if the data set has no questions. The temperature in
+    `test_calibration` is that of the saved model: only `best_validation` has one.
     """
 
     name: str
@@ -59,6 +75,13 @@ class RunResult:
     test_images: int
     test_questions: int | None = None
     test_kinds: tuple[KindScore, ...] | None = None
+    test_interval: Interval | None = None  # this and below: see `Summary`; not in early runs
+    test_top5_accuracy: float | None = None
+    test_top5_interval: Interval | None = None
+    test_balanced_accuracy: float | None = None
+    test_mean_precision: float | None = None
+    test_mean_f1: float | None = None
+    test_calibration: Calibration | None = None
     best_validation: BestValidation | None = None  # None without a validation split
     model: str  # the saved one: "last epoch" or "best validation epoch"
     epochs: int
@@ -207,10 +230,25 @@ def write_result(folder: Path, result: RunResult) -> None:
 
 
 def _drop_missing(values: dict[str, Any]) -> None:
-    """Remove the keys about questions if the data set has none, and others without a value."""
-    for key in ("test_questions", "test_kinds", "weights", "train_images", "data_of_test"):
+    """Remove the optional keys that have no value."""
+    for key in OPTIONAL:
         if values.get(key, key) is None:
             del values[key]
+
+
+def accuracy_interval(scores: RunResult | BestValidation) -> Interval:
+    """Return the 95 % interval of a test accuracy.
+
+    Early runs do not hold it. For images, it is computed from their number; for questions, it is
+    that of all kinds together, which early runs do hold.
+    """
+    if scores.test_interval is not None:
+        return scores.test_interval
+    for kind in scores.test_kinds or ():
+        if kind.name == "all":
+            return kind.interval
+    count = scores.test_questions or scores.test_images
+    return wilson_interval(scores.test_accuracy / 100, count)
 
 
 def read_result(folder: Path) -> RunResult | None:

@@ -15,11 +15,11 @@ from associative_transformer.data import HeldOut
 from associative_transformer.data.parquet import find_classes
 from associative_transformer.data.questions import TYPES
 from associative_transformer.experiment import Experiment, load_experiment
-from associative_transformer.files import read_file
+from associative_transformer.files import digest_file, read_file
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.models import build_model, load_model
 from associative_transformer.models.preprocessing import Preprocessing
-from associative_transformer.models.pretrained import PretrainedModel, digest_file
+from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.models.saved_config import split_config
 from associative_transformer.runs.card import write_card
 from associative_transformer.runs.checkpoint import WEIGHTS, load_best, restore_weights
@@ -247,6 +247,8 @@ def save_model(
 ) -> None:
     """Write the files of the model of a run. Raises UserError if that fails."""
     model.describe(experiment.data.preprocessing, result.classes)
+    calibration = (result.best_validation or result).test_calibration
+    model.temperature = None if calibration is None else calibration.temperature
     try:
         model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:

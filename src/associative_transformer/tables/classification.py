@@ -12,7 +12,7 @@ from associative_transformer.experiment import Experiment
 from associative_transformer.models import ModelConfig, build_model
 from associative_transformer.recipes import RECIPES, ablations, classification, sources
 from associative_transformer.recipes.budgets import BUDGETS, Budget
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, accuracy_interval
 from associative_transformer.tables.collect import (
     UNKNOWN,
     CollectedRuns,
@@ -44,9 +44,10 @@ OWN_NOTE = (
 )
 NOTE = (
     "Test accuracy after the last epoch on all test images: mean and standard deviation over the "
-    "seeds. Our average needs runs for all data sets; the published average is over the data sets "
-    "with a published figure. Parameters are counted for the first data set of a row; numbers in "
-    "brackets include those that the reference code registers but never uses."
+    "seeds, or the accuracy of one seed with its 95 % interval. Our average needs runs for all "
+    "data sets; the published average is over the data sets with a published figure. Parameters "
+    "are counted for the first data set of a row; numbers in brackets include those that the "
+    "reference code registers but never uses."
 )
 
 
@@ -161,24 +162,25 @@ def _recipe_cells(row: TableRow, collected: CollectedRuns, budget: Budget) -> tu
 def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str, ...]:
     """Return the cells of a row from its runs on each data set; None if it has no recipe."""
     with_recipe = [each for each in runs if each]
-    accuracies = [[r.test_accuracy for r in each.results] if each else [] for each in runs]
+    results = [each.results if each else [] for each in runs]
+    accuracies = [[result.test_accuracy for result in of_set] for of_set in results]
     published = [accuracy for accuracy in row.published if accuracy is not None]
     average = row.average or (mean(published) if published else None)
     means = [mean(values) for values in accuracies if values]
     is_own = [each is not None and bool(each.other) for each in runs]
     pairs = [
         cell
-        for values, accuracy, own in zip(accuracies, row.published, is_own, strict=True)
-        for cell in (spread([] if own else values), _figure(accuracy, 2))
+        for of_set, accuracy, own in zip(results, row.published, is_own, strict=True)
+        for cell in (_accuracies([] if own else of_set), _figure(accuracy, 2))
     ]
     on_own = [
-        value for values, own in zip(accuracies, is_own, strict=True) for value in values * own
+        result for of_set, own in zip(results, is_own, strict=True) for result in of_set * own
     ]
     complete = [run for each in with_recipe for run in each.complete.values()]
     return (
         row.title,
         *pairs,
-        spread(on_own),
+        _accuracies(on_own),
         spread([mean(means)]) if len(means) == len(with_recipe) > 1 else "-",
         _figure(average, 2),
         _size(with_recipe[0].experiment.model),
@@ -188,6 +190,12 @@ def _cells(row: TableRow, runs: Sequence[RunsOfExperiment | None]) -> tuple[str,
         _join({run.device for run in complete}),
         _latest([run.result for run in complete]),
     )
+
+
+def _accuracies(results: Sequence[RunResult]) -> str:
+    """Return the accuracies of runs with different seeds."""
+    interval = accuracy_interval(results[0]) if results else None
+    return spread([result.test_accuracy for result in results], interval)
 
 
 def _latest(results: Sequence[RunResult]) -> str:

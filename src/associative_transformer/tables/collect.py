@@ -19,6 +19,7 @@ from associative_transformer.recipes.budgets import BUDGETS, Budget, shorten
 from associative_transformer.runs.reading import exists
 from associative_transformer.runs.result import RunResult, name_unfinished_data
 from associative_transformer.runs.saved import RunRecord, read_run
+from associative_transformer.scores import Interval
 
 OTHER_DATA = "runs on other data: never averaged with those of another row"
 OVERRIDES = "runs with overrides: not part of any row above"
@@ -200,8 +201,13 @@ def name_rest(collected: CollectedRuns, recipes: dict[str, Experiment]) -> dict[
     return {OTHER_DATA: others, OVERRIDES: changed}
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return the mean, with the standard deviation if there are several values, or a dash."""
+def spread(values: Sequence[float], interval: Interval | None = None) -> str:
+    """Return the mean, with the standard deviation if there are several values, or a dash.
+
+    A single value is followed by its interval, if one is given.
+    """
     if not values:
         return "-"
+    if len(values) == 1 and interval is not None:
+        return f"{values[0]:.2f} ({interval.low:.1f} to {interval.high:.1f})"
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")

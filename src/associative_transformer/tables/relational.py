@@ -29,9 +29,9 @@ COLUMNS = (
 )
 NOTE = (
     "Test accuracy after the last epoch on all test questions: mean and standard deviation over "
-    "the seeds. Relational: binary questions. Guess: accuracy of the best answer that ignores the "
-    "picture. The paper's table has no ternary questions. The paper does not describe Dense; ours "
-    "is a ViT without attention."
+    "the seeds, or the accuracy of one seed with its 95 % interval. Relational: binary questions. "
+    "Guess: accuracy of the best answer that ignores the picture. The paper's table has no "
+    "ternary questions. The paper does not describe Dense; ours is a ViT without attention."
 )
 
 
@@ -70,7 +70,7 @@ def _row(name: str, runs: RunsOfExperiment, published: Published) -> tuple[str, 
     averages = [(a.accuracy + b.accuracy) / 2 for a, b in zip(*columns, strict=True) if a and b]
     cells = []
     for scores in (binary, other):
-        cells.append(spread([score.accuracy for score in scores]))
+        cells.append(spread([s.accuracy for s in scores], scores[0].interval if scores else None))
         cells.append(spread([score.guess for score in scores[:1]]))
     return (
         name.removeprefix("sort-of-clevr-"),

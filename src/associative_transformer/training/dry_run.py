@@ -23,9 +23,9 @@ from associative_transformer.runs.folder import (
 )
 from associative_transformer.training import checks
 from associative_transformer.training.computing import MIN_SECONDS, MIN_STEPS
+from associative_transformer.training.launch import make_accelerator
 from associative_transformer.training.loop import TrainingRun
 from associative_transformer.training.peak import peak_bytes, reset_peak, synchronize
-from associative_transformer.training.step import make_accelerator
 
 WARM_UP = 2  # steps that are not counted: the first ones allocate memory
 MIN_MEASURED, MAX_MEASURED = 3, 20  # steps

@@ -234,10 +234,7 @@ class TrainingRun:
             save_checkpoint(self.folder / "checkpoint", self.model, step, asdict(state))
 
     def _finish(self, last: Evaluation) -> RunResult:
-        """Score the best epoch, save the model, and write the result last.
-
-        `last` holds the scores of the last epoch on the test images.
-        """
+        """Score the best epoch, save the model, write the result. `last` scores the last epoch."""
         state, c, best = self.state, self.config, self._score_best()
         checks.check_outcome(state.skipped_steps, self._steps_done(), last.loss, best)
         seconds = state.timing["run"]
@@ -274,13 +271,15 @@ class TrainingRun:
 
     def _score_best(self) -> BestValidation | None:
         """Load and score the weights of the best epoch; return None without validation images."""
-        if self.state.best_epoch is None:
+        split = self.data.validation
+        if self.state.best_epoch is None or split is None:
             return None
         load_best(self.folder / "checkpoint", self.model, self.state.best_digest)
+        temperature = self._evaluate(split).fit_temperature()
         return BestValidation(
             epoch=self.state.best_epoch,
             validation_accuracy=self.state.best_accuracy,
-            **score_fields(summarize(self._evaluate(self.data.test), self.data)),
+            **score_fields(summarize(self._evaluate(self.data.test), self.data, temperature)),
         )
 
     def _log(self, bar: TrainingProgress) -> None:
