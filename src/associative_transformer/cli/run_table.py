@@ -7,7 +7,7 @@ from typing import Literal
 
 from associative_transformer.cli.options import check_trained, format_command, parse, say
 from associative_transformer.interface import UserError, format_count
-from associative_transformer.recipes import RECIPES, TABLE_RECIPES
+from associative_transformer.recipes import LAPTOP_RECIPES, RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
 
 
@@ -21,8 +21,9 @@ class RunTableOptions:
     """Rows, such as ait-small, or single recipes, such as cifar10-ait-small; default: all rows."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each recipe is trained once per seed."""
-    budget: Budget = "paper"
-    """paper: as published; short: 10 epochs; smoke: one epoch of 40 images, as a quick check."""
+    budget: Budget | Literal["laptop"] = "paper"
+    """paper: as published; short: 10 epochs; smoke: one epoch of 40 images, as a quick check;
+    laptop: small models, each trained in minutes without a GPU."""
     sources: dict[str, Path] = field(default_factory=dict)
     """Local copies of image sets, as in: --sources cifar10 PATH cifar100 PATH."""
     runs: Path = Path("runs")
@@ -51,8 +52,9 @@ def run(arguments: list[str]) -> None:
             )
         if not path.is_dir():
             raise UserError(f"there is no folder {path} with a copy of {name}: correct --sources")
-    recipes = _choose(options.table, options.rows)
-    runs = plan_runs(recipes, options.budget, options.seeds, options.runs, options.sources)
+    recipes = _choose(options)
+    budget = "paper" if options.budget == "laptop" else options.budget
+    runs = plan_runs(recipes, budget, options.seeds, options.runs, options.sources)
     num_complete = sum(run.is_complete for run in runs)
     say(f"{format_count(len(runs), 'run')}, {num_complete} of them complete")
 
@@ -60,19 +62,27 @@ def run(arguments: list[str]) -> None:
         say(f"\n[{position}/{len(runs)}] {run.title}")
 
     check_trained(runs, train_runs(runs, announce))
-    say(f"\nnext          {format_command('table', options.table, '--runs', str(options.runs))}")
+    words = ["table", options.table, "--runs", str(options.runs)]
+    words += ["--budget", "laptop"] * (options.budget == "laptop")
+    say(f"\nnext          {format_command(*words)}")
 
 
-def _choose(table: str, words: tuple[str, ...]) -> list[str]:
-    """Return the recipes that the words, each a row or a recipe, select, in the same order."""
-    rows = TABLE_RECIPES[table]
+def _choose(options: RunTableOptions) -> list[str]:
+    """Return the recipes that --rows selects, each a row or a recipe, in the same order."""
+    tables = LAPTOP_RECIPES if options.budget == "laptop" else TABLE_RECIPES
+    if options.table not in tables:
+        raise UserError(
+            f"--budget laptop: there is no laptop edition of the table {options.table}: choose "
+            f"{' or '.join(tables)}"
+        )
+    rows = tables[options.table]
     recipes: list[str] = []
-    for word in words or tuple(rows):
+    for word in options.rows or tuple(rows):
         if word not in rows and word not in RECIPES:
             close = get_close_matches(word, [*rows, *RECIPES], n=5, cutoff=0.0)
             raise UserError(
-                f"--rows: the table {table} has no row {word!r}, and there is no such recipe; "
-                f"closest: {', '.join(close)}"
+                f"--rows: the table {options.table} has no row {word!r}, and there is no such "
+                f"recipe; closest: {', '.join(close)}"
             )
         recipes += rows.get(word, (word,))
     return list(dict.fromkeys(recipes))

@@ -16,6 +16,8 @@ class TableOptions:
 
     table: Literal["classification", "ablations", "relational"]
     """classification: CIFAR and Triangle; ablations: of AiT-Small; relational: Sort-of-CLEVR."""
+    budget: Literal["paper", "laptop"] = "paper"
+    """laptop: the table of small models that are trained in minutes without a GPU."""
     runs: Path = RUNS
     """Folder of all runs."""
     format: Literal["terminal", "markdown", "html"] = "terminal"
@@ -30,9 +32,15 @@ def run(arguments: list[str]) -> None:
     check_output(options.output)
     if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
         raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
-    from associative_transformer.tables import TABLES
+    from associative_transformer.tables import LAPTOP_TABLES, TABLES
 
-    table = TABLES[options.table](options.runs)
+    tables = LAPTOP_TABLES if options.budget == "laptop" else TABLES
+    if options.table not in tables:
+        raise UserError(
+            f"--budget laptop: there is no laptop edition of the table {options.table}: choose "
+            f"{' or '.join(tables)}"
+        )
+    table = tables[options.table](options.runs)
     if options.format == "terminal":
         text = table.to_terminal(table_width())
     else:

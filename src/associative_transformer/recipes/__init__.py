@@ -14,6 +14,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.recipes import (
     ablations,
     classification,
+    laptop,
     per_image,
     relational,
     sources,
@@ -33,6 +34,7 @@ RECIPES: dict[str, Experiment] = {
         *relational.EXPERIMENTS,
         *relational.SOURCES,
         *per_image.EXPERIMENTS,
+        *laptop.EXPERIMENTS,
     )
 }
 
@@ -57,6 +59,15 @@ TABLE_RECIPES = {
     ),
 }
 """The recipes of each row of the paper's tables; rows are named without the data set."""
+
+LAPTOP_RECIPES = {
+    table: _group(
+        (name for row in rows for name in (row.cifar10, row.triangle) if name),
+        ("cifar10-laptop", "triangle-laptop"),
+    )
+    for table, rows in laptop.TABLE_ROWS.items()
+}
+"""The recipes of each row of the laptop edition of a table."""
 
 PUBLISHED_TEXT = {
     row.name: f"{row.published:.2f} %" for row in classification.ROWS if row.published is not None

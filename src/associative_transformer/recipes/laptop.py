@@ -1,6 +1,7 @@
 """The laptop edition of the paper's tables: small models, trained in minutes without a GPU.
 
-`ait train cifar10-laptop-ait`, `ait run-table classification --budget laptop`. On each data set,
+`ait train cifar10-laptop-ait`, `ait run-table classification --budget laptop`,
+`ait table classification --budget laptop`; the same for `ablations`. On each data set,
 all models have about half a million parameters (0.4 to 0.6 million on CIFAR-10), see the same
 images in three epochs, and are trained in the same way; only BRIMs, whose steps take long, sees
 10,000 of them. On Triangle, patches have 8 pixels, so that all models see 64 tokens. `ait-image`
@@ -9,7 +10,7 @@ has a memory for each image and no self-attention; it is not part of the paper. 
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from associative_transformer.data import ImagesConfig, SplitsConfig, TriangleConfig
 from associative_transformer.experiment import Experiment, TrainConfig
@@ -54,6 +55,10 @@ PERCEIVER_SMALL = replace(
 SETS = replace(SET_TRANSFORMER, embed_dim=120, hidden_dim=120)
 BRIMS_SMALL = replace(BRIMS, embed_dim=168, module_dim=28)
 LUNA = replace(LUNA_SMALL, embed_dim=128, num_heads=4)
+
+
+def _with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
+    return replace(AIT, workspace=replace(AIT.workspace, **changes))
 
 
 class Row(NamedTuple):
@@ -112,6 +117,55 @@ ROWS = [
     Row("ViT, 6 layers", "cifar10-laptop-vit-6", None, replace(VIT, depth=6)),
     Row("ViT, 12 layers", "cifar10-laptop-vit-12", None, replace(VIT, depth=12)),
 ]
+ABLATIONS = [
+    Row("AiT", "cifar10-laptop-ait", "triangle-laptop-ait", AIT),
+    Row(
+        "w/o bottleneck",
+        "cifar10-laptop-ait-without-bottleneck",
+        "triangle-laptop-ait-without-bottleneck",
+        _with_memory(bottleneck=None),
+    ),
+    Row(
+        "w/o self-attention",
+        "cifar10-laptop-ait-without-self-attention",
+        "triangle-laptop-ait-without-self-attention",
+        replace(AIT, use_self_attention=False),
+    ),
+    Row("w/o memory", "cifar10-laptop-vit", "triangle-laptop-vit", VIT),
+    Row(
+        "w/o Hopfield",
+        "cifar10-laptop-ait-without-hopfield",
+        "triangle-laptop-ait-without-hopfield",
+        replace(AIT, read="cross_attention"),
+    ),
+    Row(
+        "w/o balance loss",
+        "cifar10-laptop-ait-without-balance-loss",
+        "triangle-laptop-ait-without-balance-loss",
+        _with_memory(balance_weight=0.0),
+    ),
+    Row(
+        "reset memory",
+        "cifar10-laptop-ait-reset-memory",
+        "triangle-laptop-ait-reset-memory",
+        _with_memory(reset_each_epoch=True),
+    ),
+    Row(
+        "w/o read",
+        "cifar10-laptop-ait-without-read",
+        "triangle-laptop-ait-without-read",
+        replace(AIT, read="none"),
+    ),
+    Row(
+        "ViT + norm",
+        "cifar10-laptop-vit-norm",
+        "triangle-laptop-vit-norm",
+        replace(VIT, use_output_norm=True),
+    ),
+]
+
+TABLE_ROWS = {"classification": ROWS, "ablations": ABLATIONS}
+"""The rows of each table."""
 
 
 def _build(name: str, data: ImagesConfig | TriangleConfig, model: ModelConfig) -> Experiment:
@@ -126,11 +180,12 @@ def _build(name: str, data: ImagesConfig | TriangleConfig, model: ModelConfig) -
     return Experiment(name, data, model, THREE_EPOCHS)
 
 
+_MODELS = {row.cifar10: row for rows in TABLE_ROWS.values() for row in rows}  # each row once
 EXPERIMENTS = [
-    *(_build(row.cifar10, ImagesConfig("cifar10"), row.model) for row in ROWS),
+    *(_build(name, ImagesConfig("cifar10"), row.model) for name, row in _MODELS.items()),
     *(
         _build(row.triangle, TriangleConfig(), _on_triangle(row.model))
-        for row in ROWS
+        for row in _MODELS.values()
         if row.triangle is not None
     ),
 ]
