@@ -116,7 +116,8 @@ def test_functional_call_moves_the_memory_it_is_given_and_no_other(
     eager, before = copy.deepcopy(model), memories(model)
     given = {key: value.detach().clone() for key, value in model.state_dict().items()}
     output, expected = functional_call(model, given, (images,)), eager(images)
-    assert torch.equal(output.logits, expected.logits)
+    # on some CPUs, torch computes attention differently for weights without gradient
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-12, atol=1e-12)
     for key, memory in eager.named_buffers():
         assert torch.equal(given[key], memory)
         assert torch.equal(model.get_buffer(key), before[key])

@@ -19,9 +19,9 @@ NOTABLE = 0.1  # share of the images
 class Spread:
     """The smallest, the median and the largest of some values."""
 
-    smallest: float
-    median: float
-    largest: float
+    smallest: int | float
+    median: int | float
+    largest: int | float
 
     def __str__(self) -> str:
         low, middle, high = (f"{x:,.4g}" for x in (self.smallest, self.median, self.largest))

@@ -112,7 +112,11 @@ class Block(nn.Module):
 
         x, u = run_block(before_workspace, x, recompute=self.recompute)
         read, balance_loss = self.workspace(u)  # never recomputed: the memory must move only once
-        return BlockOutput(x + self.drop(u + read if self.is_read else u), balance_loss)
+        if not self.is_read:
+            return BlockOutput(x + self.drop(u), balance_loss)
+        if isinstance(self.drop, nn.Identity):
+            return BlockOutput(x + u + read, balance_loss)
+        return BlockOutput(x + self.drop(u + read), balance_loss)
 
 
 class AiT(TransformerModel, tags=["associative-transformer"]):

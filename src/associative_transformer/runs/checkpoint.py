@@ -11,7 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -62,6 +62,7 @@ class TrainingState:
             )
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """An optimizer, or a training step with more than that: what a checkpoint saves and loads."""
 

@@ -32,8 +32,8 @@ class Range:
     """A field with the range of numbers to search; both ends belong to it."""
 
     field: str
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     is_log: bool
     is_whole: bool  # try only whole numbers
 
