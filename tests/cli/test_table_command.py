@@ -65,7 +65,7 @@ def test_a_damaged_environment_is_named_once_and_its_run_is_in_the_table(
     assert done.err.count("environment.json") == 1
     assert "is damaged" in done.err
     text = Path("t.md").read_text() if output else done.out
-    assert "| ait-small | 71.50 |" in text
+    assert "| ait-small | 71.50 (" in text
     assert "environment" not in text
 
 

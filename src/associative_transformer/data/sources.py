@@ -160,7 +160,7 @@ def open_image_folder(
             "and test/CLASS/ folders"
         )
     found = _Found(root, splits, wanted, parquet, lists, images, left_out)
-    opened = found.open()
+    opened = found.open_splits()
     left_out.report(root)
     return opened
 
@@ -195,7 +195,7 @@ class _Found:
     images: Sequence[Path]
     left_out: LeftOut
 
-    def open(self) -> "dict[str, datasets.Dataset]":
+    def open_splits(self) -> "dict[str, datasets.Dataset]":
         """Open the files that have the wanted splits, or else those without splits."""
         root, names, unlabeled = self.root, self.splits.names, LeftOut()
         tables = group_by_split(root, self.parquet, names, self.splits.config)

@@ -48,7 +48,7 @@ def answers_section(
     count = format_count(int(total), f"analyzed test {items.removesuffix('s')}")
     share = f"{100 * right / total:.2f} %"
     if items == "images":  # answers to questions about the same image are not independent
-        low, high = wilson_interval(right / total, total)
+        low, high = wilson_interval(float(right / total), int(total))
         share += f", 95 % interval {low:.2f} to {high:.2f} %"
     note = (
         f"The saved model is correct on {right:,} of the {count} ({share}). Its expected "
