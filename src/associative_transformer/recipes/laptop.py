@@ -26,8 +26,9 @@ from associative_transformer.models.coordination import (
 from associative_transformer.models.luna import LUNA_SMALL
 from associative_transformer.models.perceiver import PERCEIVER
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
+from associative_transformer.models.stem import StemConfig
 from associative_transformer.models.vit import ViTConfig
-from associative_transformer.optimization import Schedule
+from associative_transformer.optimization import LossConfig, Schedule
 from associative_transformer.workspace_config import WorkspaceConfig
 
 PER_STEP = Schedule(warmup_epochs=1, warmup_lr=0.0, min_lr=0.0, shape="one_cycle", per="step")
@@ -55,6 +56,29 @@ PERCEIVER_SMALL = replace(
 SETS = replace(SET_TRANSFORMER, embed_dim=120, hidden_dim=120)
 BRIMS_SMALL = replace(BRIMS, embed_dim=168, module_dim=28)
 LUNA = replace(LUNA_SMALL, embed_dim=128, num_heads=4)
+
+HOUR_AIT = AiTConfig(
+    pos="learned",
+    embed_dim=160,
+    depth=4,
+    num_heads=5,
+    head_dim=32,
+    mlp_ratio=2.0,
+    head="mean",
+    use_self_attention=False,
+    stem=StemConfig("conv", width=64, depth=2),
+    workspace=WorkspaceConfig(num_priors=16, num_heads=4, scope="image"),
+)
+HOUR = TrainConfig(
+    epochs=30,
+    batch_size=128,
+    lr=2e-3,
+    weight_decay=0.05,
+    decay_on="matrices",
+    clip_norm=1.0,
+    schedule=PER_STEP,
+    loss=LossConfig(label_smoothing=0.1),
+)
 
 
 def _with_memory(**changes: Any) -> AiTConfig:  # noqa: ANN401
@@ -188,4 +212,5 @@ EXPERIMENTS = [
         for row in _MODELS.values()
         if row.triangle is not None
     ),
+    Experiment("cifar10-ait-laptop", ImagesConfig("cifar10"), HOUR_AIT, HOUR),
 ]
