@@ -13,6 +13,7 @@ from associative_transformer.models.coordination import CoordinationConfig, Slot
 from associative_transformer.models.luna import LunaConfig
 from associative_transformer.models.perceiver import FourierConfig, PerceiverConfig
 from associative_transformer.models.relation_network import ConvMLPConfig, RelationNetworkConfig
+from associative_transformer.models.resnet import ResNetConfig
 from associative_transformer.models.set_transformer import SetTransformerConfig
 from associative_transformer.models.stem import StemConfig
 from associative_transformer.models.vit import ViTConfig
@@ -75,6 +76,7 @@ OWN_SIZES: dict[type, dict[str, Any]] = {  # in addition to, or instead of, thos
         "cross_dim": 8,
     },
     RelationNetworkConfig: CONVOLUTIONS | {"num_relation_layers": 2},
+    ResNetConfig: {"conv_dim": 4, "num_blocks": 1},
     SetTransformerConfig: {"num_inducing": 3},
 }
 

@@ -237,7 +237,7 @@ def test_objects_are_the_cells_of_the_grid_in_raster_order() -> None:
 @pytest.mark.parametrize("size", [1, 4, 10, 16, 17, 75])
 @pytest.mark.parametrize("num_convs", [1, 2, 4])
 def test_the_stem_knows_the_side_of_its_grid(size: int, num_convs: int) -> None:
-    stem = relation_network.ConvStem(replace(CNN_RN, image_size=size, num_convs=num_convs))
+    stem = relation_network.ConvEncoder(replace(CNN_RN, image_size=size, num_convs=num_convs))
     assert stem.eval()(torch.randn(1, 3, size, size)).shape == (1, 24, stem.side, stem.side)
 
 

@@ -137,6 +137,17 @@ RELATIONAL_SOURCES = [
     "sort-of-clevr-coordination-source",
     "sort-of-clevr-set-transformer-source",
 ]
+LAPTOP_MODELS = (
+    *("ait", "ait-image", "vit", "coordination", "coordination-d", "coordination-h"),
+    *("coordination-dh", "perceiver", "set-transformer", "brims", "luna", "vit-norm"),
+    *("ait-without-bottleneck", "ait-without-self-attention", "ait-without-hopfield"),
+    *("ait-without-balance-loss", "ait-reset-memory", "ait-without-read"),
+)
+LAPTOP = [
+    *(f"{data}-laptop-{model}" for data in ("cifar10", "triangle") for model in LAPTOP_MODELS),
+    *(f"cifar10-laptop-{model}-{depth}" for model in ("ait", "vit") for depth in (6, 12)),
+]
+HOUR = [f"cifar10-{model}-laptop" for model in ("ait", "ait-published", "vit", "resnet")]
 RELATIONAL_TINY = [
     f"sort-of-clevr-{model}-tiny"
     for model in ("ait", "vit", "coordination", "set-transformer", "cnn-rn", "cnn-mlp", "dense")
@@ -284,11 +295,11 @@ def count(model: ModelConfig) -> tuple[int, int]:
 
 def test_exactly_these_recipes_exist() -> None:
     groups: list[Sequence[str]] = [EVERY_SET, ABLATED, OTHER_PATCHES, SOURCES, TINY, NARROW]
-    groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY, NORMED, PER_IMAGE]
-    assert [len(group) for group in groups] == [45, 18, 13, 5, 2, 2, 18, 2, 7, 3, 23]
+    groups += [RELATIONAL, RELATIONAL_SOURCES, RELATIONAL_TINY, NORMED, PER_IMAGE, LAPTOP, HOUR]
+    assert [len(group) for group in groups] == [45, 18, 13, 5, 2, 2, 18, 2, 7, 3, 23, 40, 4]
     names = [WITHOUT_DROPOUT, *(name for group in groups for name in group)]
     assert sorted(RECIPES) == sorted(names)
-    assert len(RECIPES) == 139
+    assert len(RECIPES) == 183
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
@@ -364,10 +375,10 @@ def test_a_recipe_has_the_data_of_the_paper(name: str) -> None:
 
 def test_exactly_the_models_that_look_up_pixels_get_them_unnormalized() -> None:
     expected = {n for n, r in RECIPES.items() if getattr(r.model, "takes_pixels", False)}
-    brims = {f"{data}-brims" for data in SETS}
+    brims = {f"{data}-brims" for data in (*SETS, "cifar10-laptop", "triangle-laptop")}
     assert expected == {*brims, "cifar10-brims-source", "cifar10-luna-lra"}
     raw = {n for n, r in RECIPES.items() if r.data.kind == "images" and not any(r.data.mean)}
-    assert raw == expected - {"triangle-brims"}
+    assert raw == expected - {"triangle-brims", "triangle-laptop-brims"}
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -758,6 +769,7 @@ def test_different_trainings_have_different_names() -> None:
     assert all(same == [same[0]] * len(same) for same in named.values())
     shorter = {name for name, recipe in RECIPES.items() if recipe.train.epochs <= 10}
     others = {name for name in PER_IMAGE if not name.endswith("-small")}
-    assert {name for name in shorter if name not in others} == {*TINY, *RELATIONAL_TINY}
+    shorter_ones = {name for name in shorter if name not in others}
+    assert shorter_ones == {*TINY, *RELATIONAL_TINY, *LAPTOP}
     assert shorter & others == {name for name in others if name.startswith("cifar10-")}
     assert len(named) == 3 * len(RECIPES) - len(shorter)

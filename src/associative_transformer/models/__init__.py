@@ -26,6 +26,7 @@ from associative_transformer.models.perceiver import Perceiver as Perceiver
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.models.relation_network import ConvMLP as ConvMLP
 from associative_transformer.models.relation_network import RelationNetwork as RelationNetwork
+from associative_transformer.models.resnet import ResNet as ResNet
 from associative_transformer.models.saved_config import read_config, split_config
 from associative_transformer.models.set_transformer import SetTransformer as SetTransformer
 from associative_transformer.models.vit import ViT as ViT

@@ -93,7 +93,7 @@ class ConvMLPConfig:
         check_sizes(self)
 
 
-class ConvStem(nn.Sequential):
+class ConvEncoder(nn.Sequential):
     """Convolutions of stride 2, each followed by ReLU and then BatchNorm."""
 
     def __init__(self, config: RelationNetworkConfig | ConvMLPConfig) -> None:
@@ -138,7 +138,7 @@ class RelationNetwork(PretrainedModel, tags=["relation-network"]):
     def __init__(self, config: RelationNetworkConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.stem = ConvStem(c)
+        self.stem = ConvEncoder(c)
         self.register_buffer("coordinates", _coordinates(self.stem.side), persistent=False)
         in_dim = c.num_objects * (c.conv_dim + 2) + c.question_dim
         layers: list[nn.Module] = []
@@ -214,7 +214,7 @@ class ConvMLP(PretrainedModel, tags=["conv-mlp"]):
     def __init__(self, config: ConvMLPConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.stem = ConvStem(c)
+        self.stem = ConvEncoder(c)
         self.mlp = AnswerMLP(c.conv_dim * self.stem.side**2 + c.question_dim, c)
 
     def forward(

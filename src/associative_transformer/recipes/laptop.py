@@ -25,6 +25,7 @@ from associative_transformer.models.coordination import (
 )
 from associative_transformer.models.luna import LUNA_SMALL
 from associative_transformer.models.perceiver import PERCEIVER
+from associative_transformer.models.resnet import RESNET_20
 from associative_transformer.models.set_transformer import SET_TRANSFORMER
 from associative_transformer.models.stem import StemConfig
 from associative_transformer.models.vit import ViTConfig
@@ -68,6 +69,21 @@ HOUR_AIT = AiTConfig(
     use_self_attention=False,
     stem=StemConfig("conv", width=64, depth=2),
     workspace=WorkspaceConfig(num_priors=16, num_heads=4, scope="image"),
+)
+HOUR_PUBLISHED = replace(
+    HOUR_AIT,
+    use_self_attention=True,
+    workspace=WorkspaceConfig(num_priors=16, num_heads=4, bottleneck=128),  # of 8,192 tokens
+)
+HOUR_VIT = ViTConfig(
+    pos="learned",
+    embed_dim=160,
+    depth=4,
+    num_heads=5,
+    head_dim=32,
+    mlp_ratio=2.0,
+    head="mean",
+    stem=HOUR_AIT.stem,
 )
 HOUR = TrainConfig(
     epochs=30,
@@ -213,4 +229,7 @@ EXPERIMENTS = [
         if row.triangle is not None
     ),
     Experiment("cifar10-ait-laptop", ImagesConfig("cifar10"), HOUR_AIT, HOUR),
+    Experiment("cifar10-ait-published-laptop", ImagesConfig("cifar10"), HOUR_PUBLISHED, HOUR),
+    Experiment("cifar10-vit-laptop", ImagesConfig("cifar10"), HOUR_VIT, HOUR),
+    Experiment("cifar10-resnet-laptop", ImagesConfig("cifar10"), RESNET_20, HOUR),
 ]
