@@ -129,6 +129,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     "training": (
         "schedule",
         "variables",
+        "duration",
         "signals",
         "progress",
         "launch",
@@ -144,6 +145,8 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "checks",
         "peak",
         "loop",
+        "dry_run",
+        "throughput",
     ),
     "analysis": ("storage", "trace", "networks", "information", "clusters"),
     "sweeps": ("space", "scores"),
@@ -152,7 +155,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     "report": ("charts",),
     "bench": ("timing", "variants", "pool", "loading"),
     "recipes": ("classification", "ablations", "relational"),
-    "cli": ("mistakes", "options"),
+    "cli": ("mistakes", "options", "check_data", "eval"),
 }
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts
 MAY_IMPORT_INSIDE_FUNCTIONS = {

@@ -121,9 +121,12 @@ def test_the_quick_start_of_the_readme_works(
     write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
     write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
     write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
+    write_images(tmp_path / "PATH/TO/FOLDER", ["cat", "dog"], 8)
     lines = commands(PAGES[0], "ait")
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
-        if not line.startswith("ait train"):
+        if line.startswith("ait fit"):
+            assert run(f"{line} --time 1s", monkeypatch) == 0, line
+        elif not line.startswith("ait train"):
             assert run(line, monkeypatch) == 0, line
         elif "--data.source" in line or "sort-of-clevr" in line:  # the others would download
             few = "" if "--data.source" in line else " --data.num-train 8 --data.num-test 4"

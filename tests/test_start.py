@@ -51,6 +51,7 @@ STEPS = {
     "ait run-table --help": TORCH,
     "ait train --help": TORCH,
     "ait train triangle-ait-tiny --help": TORCH,
+    "ait fit --help": TORCH,
     "ait sweep --help": TORCH,
     "ait sweep triangle-ait-tiny --help": TORCH,
     "ait check-data --help": TORCH,

@@ -19,6 +19,7 @@ from associative_transformer.interface import SHOWN, UserError, printable_lines
 COMMANDS = {  # each has a file in this folder
     "list": "list the recipes",
     "train": "train a recipe, or resume a run",
+    "fit": "train a classifier on your own images, in the time that you give",
     "sweep": "train a recipe with several values of some fields, and compare them",
     "eval": "evaluate a trained model on the test images",
     "predict": "classify image files with a trained model, or ask questions about them",
@@ -118,6 +119,6 @@ def _print_how_to_continue(stopped: BaseException, command: str, arguments: list
     from associative_transformer.cli.options import format_command
 
     words = [word for word in arguments if word not in ("--overwrite", "--resume")]
-    next_command = format_command(command, *words, *["--resume"] * (command == "train"))
+    next_command = format_command(command, *words, *["--resume"] * (command in ("train", "fit")))
     if distributed.is_first():
         print(f"ait: {stopped} and saved; continue with {next_command}", file=sys.stderr)

@@ -10,8 +10,9 @@ from typing import Annotated
 import tyro
 
 from associative_transformer.cli.options import check_output, parse, say
-from associative_transformer.data import HUB_DATA_SETS, SplitsConfig
+from associative_transformer.data import HUB_DATA_SETS, ImagesConfig, SplitsConfig
 from associative_transformer.data.stored import StoredImages
+from associative_transformer.data.summary import DataSummary
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
 
@@ -52,8 +53,18 @@ class CheckDataOptions:
 def run(arguments: list[str]) -> None:
     """Print the summary of a data set; raise UserError if it cannot be trained on."""
     options = parse(CheckDataOptions, arguments, "check-data")
-    config = _locate(options.path, options.data)
+    config = locate(options.path, options.data)
     check_output(options.output, *([] if config.source is None else [Path(config.source)]))
+    summary = look_at(config, options.data.num_workers)
+    if options.output is not None:
+        write_file(options.output, summary.to_json().encode())
+        say(f"written: {options.output}")
+    if summary.problem is not None:
+        raise UserError(summary.problem)
+
+
+def look_at(config: StoredImages, num_workers: int) -> DataSummary:
+    """Decode all images, with a progress bar, and print what was found."""
     from rich.progress import Progress
 
     from associative_transformer.data.inspection import inspect_data
@@ -64,19 +75,13 @@ def run(arguments: list[str]) -> None:
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        summary = inspect_data(config, options.data.num_workers, show)
+        summary = inspect_data(config, num_workers, show)
     say(summary.to_table().to_terminal(get_terminal_size().columns).rstrip())
-    if options.output is not None:
-        write_file(options.output, summary.to_json().encode())
-        say(f"written: {options.output}")
-    if summary.problem is not None:
-        raise UserError(summary.problem)
+    return summary
 
 
-def _locate(path: str, chosen: DataOptions) -> StoredImages:
+def locate(path: str, chosen: DataOptions) -> ImagesConfig:
     """Return which data to look at: a local path or, if there is none, a set on the hub."""
-    from associative_transformer.data import ImagesConfig
-
     local, source = Path(path).expanduser(), None
     if local.exists():
         source = str(local)
@@ -88,6 +93,7 @@ def _locate(path: str, chosen: DataOptions) -> StoredImages:
     return ImagesConfig(
         name=path if source is None else local.absolute().name,
         source=source,
+        num_workers=chosen.num_workers,
         image_column=chosen.image_column,
         label_column=chosen.label_column,
         splits=chosen.splits,

@@ -101,7 +101,7 @@ def dry_run(experiment: Experiment) -> DryRun:
         precision, why = choose_precision(run.config.precision, run.device, experiment.model)
         run.take_step.precision = precision
         tokens = _watch_tokens(run.model)
-        seconds = _time_steps(run)
+        seconds = time_steps(run)
         step, c = median(seconds), run.config
         initial = [] if run.initial is None else run.initial.describe().splitlines()
         return DryRun(
@@ -140,7 +140,7 @@ def resolve(experiment: Experiment, folder: Path, resume: bool) -> Experiment:
     return with_absolute_source(experiment)
 
 
-def _time_steps(run: TrainingRun) -> list[float]:
+def time_steps(run: TrainingRun) -> list[float]:
     """Take steps until they are timed well enough, and return the seconds of each."""
     seconds: list[float] = []
     run.take_step.set_training_mode()

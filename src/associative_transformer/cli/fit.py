@@ -1,0 +1,189 @@
+"""`ait fit`: train a classifier on one's own images, without choosing a recipe or a size."""
+
+import re
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from associative_transformer import distributed
+from associative_transformer.cli import eval as evaluation
+from associative_transformer.cli.check_data import DataOptions, locate, look_at
+from associative_transformer.cli.options import choose_device, format_command, parse, say
+from associative_transformer.data import ImagesConfig
+from associative_transformer.experiment import Experiment, load_experiment
+from associative_transformer.interface import UserError, format_count
+from associative_transformer.recipes.own_images import Wishes
+from associative_transformer.runs.reading import exists
+from associative_transformer.training.duration import parse_duration
+
+MUCH_LONGER = 1.2  # times the given time
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Train a classifier on a data set of images in the given time.
+
+    Looks at the images, chooses image size, model and training settings, measures a few steps,
+    trains, scores the test images and writes a report. docs/own-images.md lists the rules.
+    """
+
+    path: str
+    """Folder, parquet or CSV file, or the id of a data set on the hub, such as cifar10."""
+    time: str = "10m"
+    """How long all of it may take, such as 90s, 10m or 1h30m."""
+    seed: int = 0
+    """Seed for weights, batch order and augmentation."""
+    name: str | None = None
+    """Name of the run; None: fit-FOLDER."""
+    runs: Path = Path("runs")
+    """Folder of all runs; this run is written to RUNS/NAME/SEED."""
+    resume: bool = False
+    """Continue a run that was stopped, with the settings and the epochs that it has."""
+    overwrite: bool = False
+    """Delete the existing run and start again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto uses a GPU if there is one."""
+    init: str | None = None
+    """Start from the weights of a run or of a saved model, whose sizes are kept."""
+    flip: bool = True
+    """Mirror half of the images in training; not for digits, letters and signs."""
+    data: DataOptions = field(default=DataOptions())
+    """Which columns, splits and classes to use."""
+
+    def __post_init__(self) -> None:
+        parse_duration(self.time)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2**63, not {self.seed}")
+
+
+def run(arguments: list[str]) -> None:
+    """Look at the images, choose an experiment, train it, score it and write the report."""
+    options = parse(FitOptions, arguments, "fit")
+    started = time.perf_counter()
+    if distributed.is_launched():
+        raise UserError(
+            "`ait fit` measures the time of one process: start it without a launcher, or train "
+            "the experiment.yaml of its run with `ait train RECIPE --config`"
+        )
+    from associative_transformer.compute import set_up_cpu
+    from associative_transformer.training.loop import train
+
+    set_up_cpu()
+    data = locate(options.path, options.data)
+    name = options.name or f"fit-{_name_folder(options.path)}"
+    folder = options.runs / name / str(options.seed)
+    if options.resume:
+        experiment = _find_started(folder, data)
+    else:
+        if exists(folder / "experiment.yaml") and not options.overwrite:
+            raise UserError(
+                f"{folder} exists: pass --resume to continue it, --overwrite to start again, or "
+                "another --name"
+            )
+        experiment = _choose(options, data, name, started)
+    train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
+    _conclude(folder, experiment, options, started)
+
+
+def _find_started(folder: Path, data: ImagesConfig) -> Experiment:
+    """Return the experiment of the run to resume, with the images in their present folder."""
+    if not exists(folder / "experiment.yaml"):
+        raise UserError(f"there is no run in {folder} to resume: remove --resume")
+    experiment = load_experiment(folder / "experiment.yaml")
+    if data.source is not None:
+        experiment = replace(experiment, data=experiment.data.with_storage(source=data.source))
+    epochs = format_count(experiment.train.epochs, "epoch")
+    say(f"resuming {folder} with its own settings and its {epochs}; --time has no effect")
+    return experiment
+
+
+def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) -> Experiment:
+    """Look at the images and return the experiment for them and for the given time."""
+    from associative_transformer.runs.source import load_source
+    from associative_transformer.training.throughput import measure_throughput
+    from associative_transformer.training.time_plan import plan_time
+
+    choose_device(options.device)  # raises an error if there is none
+    start = None if options.init is None else load_source(options.init).config
+    before = time.perf_counter()
+    summary = look_at(data, options.data.num_workers)
+    decoding = time.perf_counter() - before
+    if summary.problem is not None:
+        raise UserError(summary.problem)
+    if summary.contents is not None and (bad := summary.contents.unreadable):
+        say(f"{format_count(len(bad), 'unreadable image')} left out")
+    wishes = Wishes(
+        replace(data, name=summary.name if data.source else data.name),
+        name,
+        options.seed,
+        options.flip,
+        options.device,
+        options.init,
+        start,
+    )
+    given = parse_duration(options.time)
+    left = given - (time.perf_counter() - started)
+    plan = plan_time(summary, wishes, left, decoding, measure_throughput)
+    say("\n" + "\n".join(plan.describe()))
+    if plan.seconds > MUCH_LONGER * left:
+        say(
+            f"this is longer than --time {options.time}, into which not even one epoch fits: "
+            "stop with Ctrl-C if it is too long"
+        )
+    return plan.experiment
+
+
+def _conclude(folder: Path, experiment: Experiment, options: FitOptions, started: float) -> None:
+    """Score the saved model, write the report, and print both with the commands to run next."""
+    from associative_transformer.report import AnalysisOptions, write_report
+    from associative_transformer.training.dry_run import format_seconds
+
+    evaluation.run([str(folder), "--device", options.device])
+    if (baseline := _describe_baseline(folder)) is not None:
+        say(baseline)
+    device = str(choose_device(options.device))
+    report = write_report(folder, None, AnalysisOptions(device=device))
+    say(f"report        {report}")
+    say(f"run folder    {folder}, trained in {format_seconds(time.perf_counter() - started)}")
+    words = [options.path, "--name", experiment.name, "--seed", str(options.seed)]
+    longer = format_command("fit", *words, "--time", "1h", "--overwrite")
+    for title, command in {
+        "predict": format_command("predict", str(folder), "PATH/TO/IMAGES"),
+        "export": format_command("export", str(folder), "--output", "model.onnx"),
+        "more time": longer,
+        "repeat": _format_repetition(folder, experiment),
+    }.items():
+        say(f"{title:13} {command}")
+
+
+def _describe_baseline(folder: Path) -> str | None:
+    """Return the test accuracy of always naming the largest training class, if it is known."""
+    from associative_transformer.runs.data_summary import read_data
+
+    summary = read_data(folder)
+    splits = {} if summary is None else {split.name: split.classes for split in summary.splits}
+    if not splits or not sum(splits["test"].values()):
+        return None
+    largest = max(splits["training"], key=splits["training"].__getitem__)
+    share = 100 * splits["test"].get(largest, 0) / sum(splits["test"].values())
+    return f"{share:6.2f} %  for always answering {largest}, the largest training class"
+
+
+def _format_repetition(folder: Path, experiment: Experiment) -> str:
+    """Return the command that trains the same experiment again, under another name."""
+    from associative_transformer.runs.training_command import find_recipe_of
+
+    recipe = find_recipe_of(experiment)
+    file = str(folder / "experiment.yaml")
+    name = f"{experiment.name}-again"
+    return format_command(
+        "train", recipe.name if recipe else "RECIPE", "--config", file, "--name", name
+    )
+
+
+def _name_folder(path: str) -> str:
+    """Return the last part of a path, or the id on the hub, as the name of a folder."""
+    local = Path(path).expanduser()
+    name = local.absolute().name if local.exists() else path
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "images"
