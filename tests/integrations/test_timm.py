@@ -132,7 +132,7 @@ def test_names_of_timm_for_pooling_are_understood() -> None:
     ("options", "message"),
     [
         ({"drop_rate": 0.1}, "drop_rate must be 0, not 0.1"),
-        ({"drop_path_rate": 0.1}, "drop_path_rate must be 0, not 0.1"),
+        ({"drop_path_rate": 1.5}, "stochastic_depth must be at least 0 and less than 1, not 1.5"),
         ({"global_pool": ""}, "global_pool must be one of avg, token, flatten"),
         ({"img_size": 9}, "patch_size 2 does not divide image_size 9"),
         ({"workspace": {"num_priors": 0}}, "num_priors must be at least 1, not 0"),

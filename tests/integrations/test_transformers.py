@@ -480,7 +480,7 @@ def test_steps_cannot_be_left_out() -> None:
 
 def test_what_cannot_be_prepared_is_refused(tmp_path: Path) -> None:
     processor = AiTImageProcessor(8, PREPARED.mean, PREPARED.std)
-    with pytest.raises(ValueError, match="arrays must be uint8, not float32: multiply values"):
+    with pytest.raises(ValueError, match="arrays must be uint8, not float32: scale values"):
         processor(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="images must not be empty"):
         processor([])

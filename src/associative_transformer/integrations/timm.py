@@ -199,12 +199,14 @@ def configure(base: Config, source: PretrainedCfg, options: dict[str, Any]) -> C
 
     Without options, images and classes are those of `source`. Raises ValueError if one is invalid.
     """
-    for name in ("drop_rate", "drop_path_rate"):
-        if rate := options.pop(name, 0.0):
-            raise ValueError(
-                f"{name} must be 0, not {rate}: only a workspace has dropout, so pass "
-                "workspace={'dropout': RATE}"
-            )
+    if rate := options.pop("drop_rate", 0.0):
+        raise ValueError(
+            f"drop_rate must be 0, not {rate}: the head has no dropout; for the tokens, pass "
+            "regularization={'dropout': RATE}"
+        )
+    if rate := options.pop("drop_path_rate", 0.0):
+        depth = {"stochastic_depth": rate}
+        options["regularization"] = depth | options.pop("regularization", {})
     channels, *shape = source.input_size
     size = options.pop("img_size", shape)
     changes = {

@@ -44,9 +44,9 @@ from associative_transformer.models.pretrained import PretrainedModel
 class AiTForImageClassificationConfig(PreTrainedConfig):
     """The fields of `AiTConfig`; in files, some have the names that transformers uses.
 
-    `workspace` holds fields of `WorkspaceConfig`. The classes are `id2label` and `label2id`, or
-    `num_labels`; there are 2 unless they are set, as in all configurations of transformers. The
-    values are validated when a model is built.
+    `stem`, `regularization` and `workspace` hold the fields of their configurations. The classes
+    are `id2label` and `label2id`, or `num_labels`; there are 2 unless they are set, as in all
+    configurations of transformers. The values are validated when a model is built.
     """
 
     model_type = "associative_transformer"
@@ -71,6 +71,8 @@ class AiTForImageClassificationConfig(PreTrainedConfig):
     use_self_attention: bool = AIT_SMALL.use_self_attention
     use_output_norm: bool = AIT_SMALL.use_output_norm
     read: str = AIT_SMALL.read
+    stem: dict[str, Any] = field(default_factory=dict)
+    regularization: dict[str, Any] = field(default_factory=dict)
     workspace: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -116,9 +118,8 @@ class AiTForImageClassification(PreTrainedModel):
 
     def __init__(self, config: AiTForImageClassificationConfig) -> None:
         super().__init__(config)
-        ait_config = config.to_ait_config()
-        config.workspace = asdict(ait_config.workspace)  # complete: defaults may change
-        self.ait = AiT(ait_config)
+        self.ait = AiT(config.to_ait_config())
+        config.update({k: v for k, v in asdict(self.ait.config).items() if isinstance(v, dict)})
         self.post_init()
 
     @can_return_tuple
@@ -269,8 +270,7 @@ def _to_source(image: Any) -> ImageSource:  # noqa: ANN401
     pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
     if pixels.dtype != np.uint8:
         raise ValueError(
-            f"arrays must be uint8, not {pixels.dtype}: multiply values from 0 to 1 by 255, round "
-            "them and convert them"
+            f"arrays must be uint8, not {pixels.dtype}: scale values from 0 to 1 to 0 to 255"
         )
     pixels = pixels[None] if pixels.ndim == 2 else pixels  # gray
     layout = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
