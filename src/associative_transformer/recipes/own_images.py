@@ -100,7 +100,7 @@ class Wishes:
     """What the user asks for."""
 
     data: ImagesConfig
-    """Where the images are; sizes and augmentation are chosen."""
+    """The images; their size and augmentation are chosen."""
     name: str
     """Name of the run folder."""
     seed: int = 0
