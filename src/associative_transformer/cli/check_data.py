@@ -5,16 +5,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from associative_transformer.cli.options import check_output, parse, say
 from associative_transformer.data import HUB_DATA_SETS, ImagesConfig, SplitsConfig
 from associative_transformer.data.stored import StoredImages
-from associative_transformer.data.summary import DataSummary
 from associative_transformer.files import write_file
 from associative_transformer.interface import UserError
+
+if TYPE_CHECKING:
+    from associative_transformer.data.summary import DataSummary
 
 HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 SLOW = 2000  # images from which progress is shown
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(summary.problem)
 
 
-def look_at(config: StoredImages, num_workers: int) -> DataSummary:
+def look_at(config: StoredImages, num_workers: int) -> "DataSummary":
     """Decode all images, with a progress bar, and print what was found."""
     from rich.progress import Progress
 

@@ -13,7 +13,6 @@ from associative_transformer.cli.options import choose_device, format_command, p
 from associative_transformer.data import ImagesConfig
 from associative_transformer.experiment import Experiment, load_experiment
 from associative_transformer.interface import UserError, format_count
-from associative_transformer.recipes.own_images import Wishes
 from associative_transformer.runs.reading import exists
 from associative_transformer.training.duration import parse_duration
 
@@ -100,6 +99,7 @@ def _find_started(folder: Path, data: ImagesConfig) -> Experiment:
 
 def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) -> Experiment:
     """Look at the images and return the experiment for them and for the given time."""
+    from associative_transformer.recipes.own_images import Wishes
     from associative_transformer.runs.source import load_source
     from associative_transformer.training.throughput import measure_throughput
     from associative_transformer.training.time_plan import plan_time

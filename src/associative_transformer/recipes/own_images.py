@@ -1,4 +1,4 @@
-"""The experiment that `ait fit` chooses for somebody's own images: sizes and settings by rule.
+"""Sizes and settings for a data set of one's own images, by rule, as `ait fit` chooses them.
 
 Nothing here reads images or measures time: an experiment follows from the summary of the data,
 from what the user asks for, and from limits, which `training.time_plan` lowers until enough epochs
@@ -8,7 +8,8 @@ fit into the given time. The rules, for N training images:
 - patch: the largest power of 2 that leaves at least 49 tokens, so that there are 49 to 144
 - model: an AiT with a memory for each image and self-attention, learned positions, the mean of the
   tokens and a convolutional stem; its width and depth grow with N (`SHAPES`)
-- batch: the largest power of 2 with at least 10 batches per epoch, from 4 to 128
+- batch: the largest power of 2 with at least 30 batches per epoch, from 8 to 128; 4 or fewer
+  for sets of less than 80 images
 - validation: 20 % of N (15 % from 1,000, 10 % from 5,000 images), if there is no such split; none
   if a class has fewer than 5 images
 - augmentation: `crop` or, for at least 30 epochs and 1,500 steps, what `strong` does, with half of
@@ -16,8 +17,9 @@ fit into the given time. The rules, for N training images:
   cropped instead of zoomed into as long as they fit into memory, which saves decoding them again
 - loss: labels are smoothed by 0.1; classes are weighted if the largest has over 3 times as many
   images as the smallest
-- optimizer: AdamW, 1e-3 times the square root of batch / 128, decay of 0.05 on matrices, clipping;
-  one cycle per step; a moving average of the weights over a tenth of the steps
+- optimizer: AdamW, 3e-3 times the square root of batch / 128 and, for a larger width, times
+  128 / width; decay of 0.05 on matrices, clipping; one cycle per step; a moving average of the
+  weights over a tenth of the steps
 - precision and compilation: auto, but runs of less than 20 minutes are not compiled, since finding
   out whether that pays off takes minutes
 """
@@ -40,12 +42,14 @@ from associative_transformer.workspace_config import WorkspaceConfig
 IMAGE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 MIN_TOKENS = 49  # 7 x 7
 MIN_STEM_WIDTH = 16
-MAX_BATCH, MIN_BATCH, BATCHES_PER_EPOCH = 128, 4, 10
+MAX_BATCH, SMALL_BATCH, MIN_BATCH = 128, 8, 4
+MANY_BATCHES, FEW_BATCHES = 30, 10  # of an epoch
 IMBALANCE = 3.0  # from which classes are weighted
+MAX_WIDTH = 128  # of the tokens, for the highest learning rate
 FEW = 5  # images of a class, below which none are set aside for validation
 VALIDATION = {5_000: 0.1, 1_000: 0.15, 0: 0.2}  # training images from: share for validation
 MANY_EPOCHS, MANY_STEPS = 30, 1_500  # from which strong augmentation pays off
-LR, FINE_TUNING_LR = 1e-3, 3e-4  # for a batch of 128
+LR, FINE_TUNING_LR = 3e-3, 3e-4  # for a batch of 128 and a width of up to 128
 
 
 class Shape(NamedTuple):
@@ -96,7 +100,7 @@ class Wishes:
     """What the user asks for."""
 
     data: ImagesConfig
-    """Where the images are; sizes and augmentation are chosen."""
+    """The images; their size and augmentation are chosen."""
     name: str
     """Name of the run folder."""
     seed: int = 0
@@ -123,11 +127,12 @@ def choose_experiment(
     kept = number - round(val_fraction * number)
     batch_size = _choose_batch(kept)
     length = Length(epochs, kept // batch_size)
+    width = None if wishes.start is not None else model.embed_dim
     return Experiment(
         name=wishes.name,
         data=_choose_data(summary, wishes, model.image_size, val_fraction, length),
         model=model,
-        train=_choose_training(summary, wishes, batch_size, length),
+        train=_choose_training(summary, wishes, width, batch_size, length),
         init=wishes.init,
     )
 
@@ -211,10 +216,14 @@ def _choose_validation(summary: DataSummary) -> float:
 
 
 def _choose_batch(number: int) -> int:
-    """Return the largest power of 2 with 10 batches of `number` images, from 4 to 128."""
+    """Return the largest power of 2 with 30 batches of `number` images, from 8 to 128.
+
+    Few images get batches of 4, or of all images.
+    """
     if number < MIN_BATCH:
         return max(number, 1)
-    power = 2 ** int(math.log2(max(number // BATCHES_PER_EPOCH, MIN_BATCH)))
+    small = min(number // FEW_BATCHES, SMALL_BATCH)
+    power = 2 ** int(math.log2(max(number // MANY_BATCHES, small, MIN_BATCH)))
     return min(power, MAX_BATCH)
 
 
@@ -251,12 +260,12 @@ def _choose_data(
 
 
 def _choose_training(
-    summary: DataSummary, wishes: Wishes, batch_size: int, length: Length
+    summary: DataSummary, wishes: Wishes, width: int | None, batch_size: int, length: Length
 ) -> TrainConfig:
-    """Return loss, optimizer and schedule."""
+    """Return loss, optimizer and schedule; without a width, of a model to start from."""
     epochs, steps_per_epoch = length
     is_uneven = summary.splits[0].imbalance > IMBALANCE
-    highest = LR if wishes.init is None else FINE_TUNING_LR
+    highest = FINE_TUNING_LR if width is None else LR * min(MAX_WIDTH / width, 1)
     schedule = Schedule(
         warmup_epochs=min(max(epochs // 10, 1), epochs - 1),
         warmup_lr=0.0,
