@@ -12,9 +12,9 @@ fit into the given time. The rules, for N training images:
   for sets of less than 80 images
 - validation: 20 % of N (15 % from 1,000, 10 % from 5,000 images), if there is no such split; none
   if a class has fewer than 5 images
-- augmentation: `crop` or, for at least 100 epochs and 5,000 steps, what `strong` does, with half of
-  the batches mixed: shorter runs do not learn by heart. Above 64 pixels, images are padded and
-  cropped instead of zoomed into as long as they fit into memory, which saves decoding them again
+- augmentation: `crop` or, from 100 epochs and 5,000 steps, what `strong` does, with half of the
+  batches mixed: shorter runs do not learn by heart. Above 64 pixels, images are padded and cropped
+  instead of zoomed into as long as they fit into memory, which saves decoding them again
 - loss: labels are smoothed by 0.1; classes are weighted if the largest has over 3 times as many
   images as the smallest
 - optimizer: AdamW, 3e-3 times the square root of batch / 128 and, for a larger width, times
