@@ -80,7 +80,7 @@ class Experiment:
     hub), or of a checkpoint of the official code; None: draw them at random."""
 
     def __post_init__(self) -> None:
-        if not _is_folder_name(self.name):
+        if not is_folder_name(self.name):
             raise ValueError(f"name must be a valid folder name, not {self.name!r}")
         model = self.model
         size, channels, question_dim = self.data.input_size
@@ -259,7 +259,7 @@ def _describe_input(error: ValidationError) -> str:
     return f", not {value!r}"
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
     """Return whether the name is printable, short enough, and a single part of a path."""
     if not name.isprintable() or name.strip() in {"", ".", ".."} or {"/", "\\"} & set(name):
         return False

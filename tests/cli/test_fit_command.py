@@ -1,6 +1,7 @@
 """`ait fit`: from a folder of images to a trained model, without a recipe."""
 
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,12 @@ def test_a_folder_becomes_a_model_with_scores_a_report_and_the_next_commands(
     for words in ("my colors: class folders without splits", "1 unreadable image left out"):
         assert words in out
     assert re.search(r"50\.00 %  for always answering (blue|red)", out)
-    for command in ("predict runs/fit", "export runs/fit", "--time 1h --overwrite"):
+    for command in (
+        "predict runs/fit",
+        "export runs/fit",
+        "eval runs/fit",
+        "--time 1h --overwrite",
+    ):
         assert command in out
     assert f"plan: {saved.train.epochs} epoch" in out
     picture = next(images.glob("blue/*.png"))
@@ -103,6 +109,14 @@ def test_a_resumed_run_keeps_its_epochs_and_measures_nothing(
 
 def _epochs(run: Path) -> int:
     return load_experiment(run / "experiment.yaml").train.epochs
+
+
+@pytest.mark.usefixtures("unreported")
+def test_the_suggested_longer_run_replaces_the_first_one(ait: Ait, images: Path) -> None:
+    out = fit(ait, images, "--no-flip")
+    words = out.split("more time")[1].splitlines()[0].split(" fit ")[1]
+    assert words.endswith("--no-flip --time 1h --overwrite")
+    assert ait("fit", *shlex.split(words), "--time", "25s").code == 0
 
 
 @pytest.mark.usefixtures("unreported")

@@ -123,6 +123,7 @@ OTHERS = {  # command line: words of its error
     "fit PATH --time 10": "--time '10'",
     "fit PATH --time 0m": "--time '0m'",
     "fit PATH --time 5 minutes": "'minutes'",
+    "fit PATH --name a/b": "name 'a/b'",
     "fit PATH --seed -1": "--seed -1",
     "fit PATH --train.epochs 3": "--train.epochs",
     "list --all": "--all",

@@ -154,8 +154,8 @@ def test_flips_are_on_unless_they_are_turned_off(side: int, epochs: int) -> None
 
 @pytest.mark.parametrize("side", [40, 300])
 def test_only_long_runs_have_strong_augmentation(side: int) -> None:
-    long = choose([600, 600], 200, width=side, height=side).data.resolved_augmentation
-    short = choose([600, 600], 20, width=side, height=side).data.resolved_augmentation
+    long = choose([600, 600], 300, width=side, height=side).data.resolved_augmentation
+    short = choose([600, 600], 90, width=side, height=side).data.resolved_augmentation
     assert long.is_mixed and long.policy == "trivialaugment" and long.erase
     assert not short.is_mixed and short.policy == "none"
 

@@ -66,7 +66,7 @@ def test_a_model_without_tokens_and_questions_has_none() -> None:
 def test_compilation_is_foreseen_from_the_time_of_the_whole_training(
     setting: str, seconds: float, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_time_steps", lambda run: [seconds / 8])
+    monkeypatch.setattr(module, "time_steps", lambda run: [seconds / 8])
     experiment = replace(TRIANGLE, train=replace(TRIANGLE.train, compile=setting, epochs=30))
     assert dry_run(experiment).compilation.startswith(word)
 

@@ -50,7 +50,7 @@ def seconds_of(plan: TimePlan, number: int) -> float:
 @pytest.mark.parametrize("number", [200, 2_000, 20_000])
 def test_the_run_takes_about_the_time_that_is_given(seconds: float, number: int) -> None:
     measure, measured = machine(1e10)
-    plan = plan_time(describe(number), WISHES, seconds, 1.0, measure)
+    plan = plan_time(describe(number), WISHES, lambda: seconds, 1.0, measure)
     taken = seconds_of(plan, number)
     assert taken < seconds
     if plan.experiment.train.epochs < MAX_EPOCHS:
@@ -61,7 +61,7 @@ def test_the_run_takes_about_the_time_that_is_given(seconds: float, number: int)
 
 def test_more_time_never_means_smaller_images_and_a_fast_machine_needs_no_reduction() -> None:
     plans = [
-        plan_time(describe(2_000), WISHES, 600.0, 1.0, machine(speed)[0])
+        plan_time(describe(2_000), WISHES, lambda: 600.0, 1.0, machine(speed)[0])
         for speed in (1e8, 1e10, 1e15)
     ]
     sizes = [plan.experiment.data.image_size for plan in plans]
@@ -71,16 +71,25 @@ def test_more_time_never_means_smaller_images_and_a_fast_machine_needs_no_reduct
 
 
 def test_if_no_epoch_fits_one_is_planned_with_the_smallest_model_and_its_time() -> None:
-    plan = plan_time(describe(20_000), WISHES, 20.0, 1.0, machine(1e7)[0])
+    plan = plan_time(describe(20_000), WISHES, lambda: 20.0, 1.0, machine(1e7)[0])
     assert plan.experiment.train.epochs == 1
     assert plan.experiment.data.image_size == 32
     assert plan.seconds > 100 and plan.is_reduced
 
 
 def test_short_runs_are_not_compiled() -> None:
-    for seconds, setting in ((600.0, "off"), (3600.0, "auto")):
-        plan = plan_time(describe(2_000), WISHES, seconds, 1.0, machine(1e10)[0])
-        assert plan.experiment.train.compile == setting
+    short, long = (
+        plan_time(describe(2_000), WISHES, remaining, 1.0, machine(1e10)[0]).experiment.train
+        for remaining in (lambda: 600.0, lambda: 3600.0)
+    )
+    assert (short.compile, long.compile) == ("off", "auto")
+
+
+def test_the_time_that_measuring_takes_is_not_spent_twice() -> None:
+    measure, measured = machine(1e10)
+    plan = plan_time(describe(2_000), WISHES, lambda: 600.0 - 100 * len(measured), 1.0, measure)
+    left = 600.0 - 100 * len(measured)
+    assert measured and 0.7 * left < plan.seconds <= left
 
 
 def test_times_are_read() -> None:

@@ -11,11 +11,13 @@ from associative_transformer.cli import eval as evaluation
 from associative_transformer.cli.check_data import DataOptions, locate, look_at
 from associative_transformer.cli.options import choose_device, format_command, parse, say
 from associative_transformer.data import ImagesConfig
-from associative_transformer.experiment import Experiment, load_experiment
+from associative_transformer.experiment import Experiment, is_folder_name, load_experiment
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.runs.reading import exists
+from associative_transformer.runs.training_command import find_recipe_of
 from associative_transformer.training.duration import parse_duration
 
+MORE_TIME = "1h"  # of the next run that is suggested
 MUCH_LONGER = 1.2  # times the given time
 
 
@@ -52,6 +54,8 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         parse_duration(self.time)
+        if self.name is not None and not is_folder_name(self.name):
+            raise ValueError(f"name must be a valid folder name, not {self.name!r}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be at least 0 and below 2**63, not {self.seed}")
 
@@ -82,7 +86,8 @@ def run(arguments: list[str]) -> None:
             )
         experiment = _choose(options, data, name, started)
     train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
-    _conclude(folder, experiment, options, started)
+    _conclude(folder, options, time.perf_counter() - started)
+    _print_next(folder, experiment, arguments)
 
 
 def _find_started(folder: Path, data: ImagesConfig) -> Experiment:
@@ -122,11 +127,17 @@ def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) 
         options.init,
         start,
     )
-    given = parse_duration(options.time)
-    left = given - (time.perf_counter() - started)
-    plan = plan_time(summary, wishes, left, decoding, measure_throughput)
+    deadline = started + parse_duration(options.time)
+
+    def remaining() -> float:
+        return deadline - time.perf_counter()
+
+    try:
+        plan = plan_time(summary, wishes, remaining, decoding, measure_throughput)
+    except ValueError as error:  # such as a model that answers questions
+        raise UserError(str(error)) from error
     say("\n" + "\n".join(plan.describe()))
-    if plan.seconds > MUCH_LONGER * left:
+    if plan.seconds > MUCH_LONGER * max(remaining(), 1.0):
         say(
             f"this is longer than --time {options.time}, into which not even one epoch fits: "
             "stop with Ctrl-C if it is too long"
@@ -134,25 +145,38 @@ def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) 
     return plan.experiment
 
 
-def _conclude(folder: Path, experiment: Experiment, options: FitOptions, started: float) -> None:
-    """Score the saved model, write the report, and print both with the commands to run next."""
+def _conclude(folder: Path, options: FitOptions, seconds: float) -> None:
+    """Score the saved model, write the report, and say where they are; training took `seconds`."""
     from associative_transformer.report import AnalysisOptions, write_report
     from associative_transformer.training.dry_run import format_seconds
 
+    before = time.perf_counter()
     evaluation.run([str(folder), "--device", options.device])
     if (baseline := _describe_baseline(folder)) is not None:
         say(baseline)
     device = str(choose_device(options.device))
     report = write_report(folder, None, AnalysisOptions(device=device))
+    after = time.perf_counter() - before
+    say(f"run folder    {folder}")
     say(f"report        {report}")
-    say(f"run folder    {folder}, trained in {format_seconds(time.perf_counter() - started)}")
-    words = [options.path, "--name", experiment.name, "--seed", str(options.seed)]
-    longer = format_command("fit", *words, "--time", "1h", "--overwrite")
+    say(
+        f"time          {format_seconds(seconds + after)}, {format_seconds(after)} of it for "
+        "scores and report"
+    )
+
+
+def _print_next(folder: Path, experiment: Experiment, arguments: list[str]) -> None:
+    """Print the commands to run next."""
+    words = [word for word in arguments if word not in ("--overwrite", "--resume")]
+    recipe = find_recipe_of(experiment)
+    repeat = [recipe.name if recipe else "RECIPE", "--config", str(folder / "experiment.yaml")]
+    repeat += ["--name", f"{experiment.name}-again", "--runs", str(folder.parents[1])]
     for title, command in {
         "predict": format_command("predict", str(folder), "PATH/TO/IMAGES"),
+        "evaluate": format_command("eval", str(folder)),
         "export": format_command("export", str(folder), "--output", "model.onnx"),
-        "more time": longer,
-        "repeat": _format_repetition(folder, experiment),
+        "more time": format_command("fit", *words, "--time", MORE_TIME, "--overwrite"),
+        "repeat": format_command("train", *repeat),
     }.items():
         say(f"{title:13} {command}")
 
@@ -168,18 +192,6 @@ def _describe_baseline(folder: Path) -> str | None:
     largest = max(splits["training"], key=splits["training"].__getitem__)
     share = 100 * splits["test"].get(largest, 0) / sum(splits["test"].values())
     return f"{share:6.2f} %  for always answering {largest}, the largest training class"
-
-
-def _format_repetition(folder: Path, experiment: Experiment) -> str:
-    """Return the command that trains the same experiment again, under another name."""
-    from associative_transformer.runs.training_command import find_recipe_of
-
-    recipe = find_recipe_of(experiment)
-    file = str(folder / "experiment.yaml")
-    name = f"{experiment.name}-again"
-    return format_command(
-        "train", recipe.name if recipe else "RECIPE", "--config", file, "--name", name
-    )
 
 
 def _name_folder(path: str) -> str:

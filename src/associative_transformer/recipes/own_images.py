@@ -6,15 +6,15 @@ fit into the given time. The rules, for N training images:
 
 - image size: the largest of `IMAGE_SIZES` that is not above the median of the shorter sides
 - patch: the largest power of 2 that leaves at least 49 tokens, so that there are 49 to 144
-- model: an AiT with a memory for each image and self-attention, learned positions, the mean of the
-  tokens and a convolutional stem; its width and depth grow with N (`SHAPES`)
+- model: an AiT with a memory for each image instead of self-attention, learned positions, the mean
+  of the tokens and a convolutional stem; its width and depth grow with N (`SHAPES`)
 - batch: the largest power of 2 with at least 30 batches per epoch, from 8 to 128; 4 or fewer
   for sets of less than 80 images
 - validation: 20 % of N (15 % from 1,000, 10 % from 5,000 images), if there is no such split; none
   if a class has fewer than 5 images
-- augmentation: `crop` or, for at least 30 epochs and 1,500 steps, what `strong` does, with half of
-  the batches mixed: shorter runs do not learn by heart. Above 64 pixels, images are padded and
-  cropped instead of zoomed into as long as they fit into memory, which saves decoding them again
+- augmentation: `crop` or, from 100 epochs and 5,000 steps, what `strong` does, with half of the
+  batches mixed: shorter runs do not learn by heart. Above 64 pixels, images are padded and cropped
+  instead of zoomed into as long as they fit into memory, which saves decoding them again
 - loss: labels are smoothed by 0.1; classes are weighted if the largest has over 3 times as many
   images as the smallest
 - optimizer: AdamW, 3e-3 times the square root of batch / 128 and, for a larger width, times
@@ -48,7 +48,7 @@ IMBALANCE = 3.0  # from which classes are weighted
 MAX_WIDTH = 128  # of the tokens, for the highest learning rate
 FEW = 5  # images of a class, below which none are set aside for validation
 VALIDATION = {5_000: 0.1, 1_000: 0.15, 0: 0.2}  # training images from: share for validation
-MANY_EPOCHS, MANY_STEPS = 30, 1_500  # from which strong augmentation pays off
+MANY_EPOCHS, MANY_STEPS = 100, 5_000  # from which strong augmentation pays off
 LR, FINE_TUNING_LR = 3e-3, 3e-4  # for a batch of 128 and a width of up to 128
 
 
@@ -201,6 +201,7 @@ def _choose_model(summary: DataSummary, start: ModelConfig | None, limits: Limit
         head_dim=32,
         mlp_ratio=2.0,
         head="mean",
+        use_self_attention=False,
         stem=StemConfig("conv", max(8 * (stem // 8), MIN_STEM_WIDTH)),
         workspace=WorkspaceConfig(num_priors=16, num_heads=4, scope="image"),
     )

@@ -82,16 +82,17 @@ class TimePlan:
 def plan_time(
     summary: DataSummary,
     wishes: Wishes,
-    seconds: float,
+    remaining: Callable[[], float],
     load_seconds: float,
     measure: Callable[[Experiment], Throughput],
 ) -> TimePlan:
-    """Choose sizes and epochs that fit into some seconds; without room for one, take one epoch.
+    """Choose sizes and epochs that fit into the remaining seconds; one epoch if none fits.
 
-    `measure` runs a few steps of an experiment, and `load_seconds` is how long all images take to
-    decode. Image size and model are reduced until enough epochs fit.
+    `remaining` returns these seconds, which become fewer while `measure` runs a few steps of an
+    experiment. `load_seconds` is how long all images take to decode. Image size and model are
+    reduced until enough epochs fit.
     """
-    wishes = replace(wishes, is_long=seconds >= LONG)
+    wishes = replace(wishes, is_long=remaining() >= LONG)
     candidates = list_limits(summary)
     if wishes.start is not None:
         candidates = candidates[:1]  # the sizes are those of the weights
@@ -103,7 +104,7 @@ def plan_time(
             continue
         experiment = choose_experiment(summary, wishes, limits)
         times = _estimate(summary, experiment, measure(experiment), load_seconds)
-        fitting = times.count_fitting(seconds)
+        fitting = times.count_fitting(remaining())
         if fitting >= wanted or is_last:
             break
         most = limits.cost * fitting / wanted * SLACK
