@@ -23,7 +23,10 @@ def test_the_list_shows_every_recipe_with_size_and_published_accuracy(ait: Ait) 
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["cifar10-", "luna"], ["cifar10-luna-base", "cifar10-luna-small", "cifar10-luna-lra"]),
+        (
+            ["cifar10-", "luna"],
+            ["cifar10-luna-base", "cifar10-luna-small", "cifar10-luna-lra", "cifar10-laptop-luna"],
+        ),
         (["luna-b", "cifar10"], ["cifar10-luna-base", "cifar100-luna-base"]),
         (
             ["set-transformer-p"],

@@ -39,7 +39,9 @@ def test_the_network_equals_blocks_of_torchvision_in_training_and_evaluation() -
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
     for is_training in (True, False):
         model.train(is_training)
-        blocks = [block_of_torchvision(block).train(is_training) for block in model.blocks]
+        blocks = [
+            block_of_torchvision(block).train(is_training) for block in model.residual_blocks
+        ]
         x = nn.functional.conv2d(images, model.stem[0].weight, padding=1)
         norm = model.stem[1]
         statistics = (None, None) if is_training else (norm.running_mean, norm.running_var)
@@ -59,5 +61,5 @@ def test_resnet_20_has_twenty_layers_and_the_known_size() -> None:
     assert len(maps) + 1 == 20
     assert sum(p.numel() for p in model.parameters()) == 269_722 + 2_560 + 192
     x = torch.zeros(1, 3, 32, 32)
-    sides = [(x := block(x)).shape[-1] for block in [model.stem, *model.eval().blocks]]
+    sides = [(x := block(x)).shape[-1] for block in [model.stem, *model.eval().residual_blocks]]
     assert sides == [32] * 4 + [16] * 3 + [8] * 3

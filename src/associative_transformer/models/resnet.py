@@ -95,7 +95,7 @@ class ResNet(PretrainedModel, tags=["resnet"]):
             for _ in range(c.num_blocks):
                 blocks.append(ResidualBlock(in_dim, dim))
                 in_dim = dim
-        self.blocks = nn.ModuleList(blocks)
+        self.residual_blocks = nn.ModuleList(blocks)
         self.head = Float32Linear(in_dim, c.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -109,7 +109,7 @@ class ResNet(PretrainedModel, tags=["resnet"]):
         c = self.config
         check_inputs(images, questions, c.image_size, c.num_channels)
         x = self.stem(images)
-        for block in self.blocks:
+        for block in self.residual_blocks:
             x = block(x)
         logits = self.head(x.mean(dim=(2, 3)))
         return ModelOutput(logits, torch.zeros((), device=images.device))
