@@ -147,7 +147,7 @@ def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) 
 
 
 def _conclude(folder: Path, options: FitOptions, seconds: float) -> None:
-    """Score the saved model, write the report, and say where they are; training took `seconds`."""
+    """Score the saved model, write the report and print its path; training took `seconds`."""
     from associative_transformer.report import AnalysisOptions, write_report
     from associative_transformer.training.dry_run import format_seconds
 
