@@ -1,5 +1,6 @@
 """`ait fit`: train a classifier on one's own images, without choosing a recipe or a size."""
 
+import math
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from associative_transformer.runs.reading import exists
 from associative_transformer.runs.training_command import find_recipe_of
 from associative_transformer.training.duration import parse_duration
 
-MORE_TIME = "1h"  # of the next run that is suggested
+MORE_TIME = 4  # times the given time, for the next run that is suggested
 MUCH_LONGER = 1.2  # times the given time
 
 
@@ -87,7 +88,7 @@ def run(arguments: list[str]) -> None:
         experiment = _choose(options, data, name, started)
     train(experiment, folder, resume=options.resume, overwrite=options.overwrite)
     _conclude(folder, options, time.perf_counter() - started)
-    _print_next(folder, experiment, arguments)
+    _print_next(folder, experiment, _with_more_time(arguments, options.time))
 
 
 def _find_started(folder: Path, data: ImagesConfig) -> Experiment:
@@ -146,7 +147,7 @@ def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) 
 
 
 def _conclude(folder: Path, options: FitOptions, seconds: float) -> None:
-    """Score the saved model, write the report, and say where they are; training took `seconds`."""
+    """Score the saved model, write the report and print its path; training took `seconds`."""
     from associative_transformer.report import AnalysisOptions, write_report
     from associative_transformer.training.dry_run import format_seconds
 
@@ -165,9 +166,20 @@ def _conclude(folder: Path, options: FitOptions, seconds: float) -> None:
     )
 
 
-def _print_next(folder: Path, experiment: Experiment, arguments: list[str]) -> None:
-    """Print the commands to run next."""
-    words = [word for word in arguments if word not in ("--overwrite", "--resume")]
+def _with_more_time(arguments: list[str], given: str) -> list[str]:
+    """Return the arguments of a longer run that replaces this one."""
+    dropped = ("--time", "--overwrite", "--resume")
+    kept = [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if before != "--time" and word not in dropped and not word.startswith("--time=")
+    ]
+    minutes = math.ceil(MORE_TIME * parse_duration(given) / 60)
+    return [*kept, "--time", f"{minutes}m", "--overwrite"]
+
+
+def _print_next(folder: Path, experiment: Experiment, longer: list[str]) -> None:
+    """Print the commands to run next; `longer` are the arguments for a longer run."""
     recipe = find_recipe_of(experiment)
     repeat = [recipe.name if recipe else "RECIPE", "--config", str(folder / "experiment.yaml")]
     repeat += ["--name", f"{experiment.name}-again", "--runs", str(folder.parents[1])]
@@ -175,7 +187,7 @@ def _print_next(folder: Path, experiment: Experiment, arguments: list[str]) -> N
         "predict": format_command("predict", str(folder), "PATH/TO/IMAGES"),
         "evaluate": format_command("eval", str(folder)),
         "export": format_command("export", str(folder), "--output", "model.onnx"),
-        "more time": format_command("fit", *words, "--time", MORE_TIME, "--overwrite"),
+        "more time": format_command("fit", *longer),
         "repeat": format_command("train", *repeat),
     }.items():
         say(f"{title:13} {command}")
