@@ -141,7 +141,7 @@ IMAGES_CHANGES: list[dict[str, Any]] = [
     {"data.splits.revision": "main"},
     {"data.splits.classes": ("cat", "dog")},
     {"data.splits.train_limit": 50},
-    {"data.splits.test_fraction": 0.2},
+    {"data.splits.test_fraction": 0.3},
     {"data.splits.test_seed": 1},
     {"data.on_error": "skip"},
     {"data.limit": 100},
