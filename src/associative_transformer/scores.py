@@ -27,7 +27,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(share: float, count: int | float) -> Interval:
+def wilson_interval(share: int | float, count: int | float) -> Interval:
     """Return Wilson's interval (1927) for a share, from 0 to 1, of `count` independent items.
 
     Without items, it is 0 to 100 %.

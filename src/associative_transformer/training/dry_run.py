@@ -222,7 +222,7 @@ def _foresee_compilation(run: TrainingRun, seconds: float) -> str:
     return "tried at the start, and kept if the remaining steps save more time than it takes"
 
 
-def format_seconds(seconds: float) -> str:
+def format_seconds(seconds: int | float) -> str:
     """Return a time in words, such as "3 h 05 min", "2 min 10 s" or "0.8 s"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
