@@ -198,12 +198,12 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(pool: str) -> N
     ("changes", "images"),
     [
         ({}, 12),
-        ({}, 48),
-        ({"bottleneck": 120}, 48),
+        pytest.param({}, 48, marks=pytest.mark.thorough),
+        pytest.param({"bottleneck": 120}, 48, marks=pytest.mark.thorough),
         ({"bottleneck": None, "num_heads": 3}, 12),
-        ({"center_values": True}, 12),
+        pytest.param({"center_values": True}, 12, marks=pytest.mark.thorough),
         ({"competition": "priors"}, 12),
-        ({"pool": "local"}, 12),
+        pytest.param({"pool": "local"}, 12, marks=pytest.mark.thorough),
     ],
     ids=str,
 )
