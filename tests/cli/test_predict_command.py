@@ -134,6 +134,7 @@ def test_a_list_of_skipped_images_never_replaces_an_input(
     assert Path(image).read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_any_encoding_of_the_terminal_will_do(runs: Path, tmp_path: Path) -> None:
     folder, images = runs / "colors" / "0", tmp_path / "изображения"

@@ -184,6 +184,7 @@ def test_a_seed_that_fails_is_named_and_the_others_are_trained(
     assert [run.experiment.train.seed for run in trained] == [0, 2]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_seed_of_several_is_the_same_run_as_one_alone(ait: Ait) -> None:
     done = ait("train", *TRIANGLE, "--seeds", 0, 1)

@@ -34,6 +34,7 @@ def test_what_a_run_computes_is_not_an_option() -> None:
     assert train_arguments(changed(recipe, {"data.measured": RAW}), recipe)[2:] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recipe", "values"), SETTABLE, ids=label)
 def test_the_override_of_any_field_is_read_back(
     recipe: Experiment, values: dict[str, Any]
