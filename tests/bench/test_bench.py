@@ -559,6 +559,7 @@ def block(mebibytes: int) -> Callable[[], object]:
     return lambda: held[: len(held) // 2].copy().sum()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_memory_is_measured_in_a_separate_process() -> None:
     np.ones(2**26).sum()  # half a GiB in this process
@@ -575,6 +576,7 @@ def test_with_excluded_bytes_only_what_the_calls_add_counts() -> None:
     assert measure_memory("block", prepare, CPU, excluded=2**27) == pytest.approx(0.125, abs=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_plain_write_needs_memory_for_keys_and_values_and_the_sparse_one_does_not() -> None:
     sizes = PoolSizes(32_768, 64, WorkspaceConfig(num_heads=8, prior_dim=64, num_priors=4))

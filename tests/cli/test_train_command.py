@@ -192,6 +192,7 @@ def test_only_a_resumed_run_keeps_an_old_default_and_only_if_no_option_sets_it(
     assert folder == Path("runs", name, "0")
 
 
+@pytest.mark.thorough
 def test_every_recipe_can_be_started_and_flags_may_have_underscores(
     ait: Ait, started: list[tuple[Experiment, Path, dict[str, Any]]]
 ) -> None:

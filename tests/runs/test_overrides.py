@@ -30,6 +30,7 @@ def test_a_complete_experiment_is_read_back_as_it_was_saved(name: str, tmp_path:
     assert override(recipe, values, "x") == recipe
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("recipe", "values"), CONFIGURATION_CHANGES + CIRCUMSTANCE_CHANGES, ids=str
 )

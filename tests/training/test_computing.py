@@ -185,6 +185,7 @@ def test_a_model_is_scored_in_the_precision_of_its_run(
     assert evaluate_split(saved.model, split, 16, 2).loss != result.test_loss
 
 
+@pytest.mark.thorough
 @pytest.mark.compiled
 def test_a_run_without_a_compiler_trains_without_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -234,6 +234,7 @@ def test_two_launchers_joined_as_two_nodes_train_one_run(single: Path, tmp_path:
     assert_same_run(folder_in(runs), single)
 
 
+@pytest.mark.thorough
 def test_nodes_with_different_options_are_refused_on_both_with_the_field_and_its_values(
     tmp_path: Path,
 ) -> None:
