@@ -71,8 +71,8 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "per_image",
     ),
     "models": (
-        "layers",
         "stem",
+        "layers",
         "regularization",
         "heads",
         "initialize",

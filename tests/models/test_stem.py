@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 from associative_transformer.models import build_model
 from associative_transformer.models.ait import AiT, AiTConfig
 from associative_transformer.models.initialize import adapt_kernel, initialize
-from associative_transformer.models.stem import NORM_GROUPS, ConvStem, ConvTokenEmbed, StemConfig
+from associative_transformer.models.layers import TokenEmbed
+from associative_transformer.models.stem import NORM_GROUPS, ConvStem, StemConfig
 from associative_transformer.models.vit import ViT, ViTConfig
 from making.tiny import tiny
 
@@ -60,14 +61,14 @@ def test_the_stem_equals_a_slow_twin() -> None:
 
 @pytest.mark.parametrize("patch_size", [2, 4, 8])
 def test_there_are_as_many_tokens_as_patches(patch_size: int) -> None:
-    embed = ConvTokenEmbed((16, 8), patch_size, 3, 6, CONV, question_dim=2, use_class_token=True)
+    embed = TokenEmbed((16, 8), patch_size, 3, 6, 2, use_class_token=True, stem=CONV)
     tokens = embed(torch.randn(5, 3, 16, 8), torch.randn(5, 2))
     assert tokens.shape == (5, embed.num_tokens, 6)
     assert embed.num_tokens == 2 + 16 * 8 // patch_size**2
 
 
 def test_tokens_are_in_raster_order() -> None:
-    embed = ConvTokenEmbed((8, 12), 4, 3, 6, CONV)
+    embed = TokenEmbed((8, 12), 4, 3, 6, stem=CONV)
     grid = embed.patches(image := torch.randn(2, 3, 8, 12))
     tokens = embed(image)
     assert torch.equal(tokens[:, 0], grid[:, :, 0, 0])

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.models.layers import TokenEmbed
-from associative_transformer.models.stem import ConvTokenEmbed
+from associative_transformer.models.stem import ConvStem
 from associative_transformer.workspace import GlobalWorkspace
 
 POSITIONS = "embed.positions"
@@ -147,7 +147,11 @@ def adapt_kernel(kernel: Float[Tensor, "E C h w"], num_channels: int) -> Float[T
 
 
 def _have_same_stem(model: nn.Module, source: nn.Module) -> bool:
-    return type(getattr(model, "embed", None)) is type(getattr(source, "embed", None))
+    """Return whether both models make tokens of an image in the same way."""
+    mine, other = (
+        type(getattr(getattr(x, "embed", None), "patches", None)) for x in (model, source)
+    )
+    return mine is other
 
 
 def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
@@ -164,7 +168,7 @@ def _change_embedding(model: nn.Module, source: nn.Module) -> dict[str, Tensor]:
     if old == new or not _have_same_stem(model, source):
         return changes
     state = theirs.state_dict()
-    if isinstance(theirs, ConvTokenEmbed):
+    if isinstance(theirs.patches, ConvStem):
         changes[KERNEL] = adapt_kernel(state[KERNEL.removeprefix("embed.")], new)
     elif theirs.patch_size == ours.patch_size:
         patches = PatchWeights(*(state[name.removeprefix("embed.")] for name in PATCHES))

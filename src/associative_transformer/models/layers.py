@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from associative_transformer.arguments import check_count, check_shape, image_shape
 from associative_transformer.kernels.attention import attention
+from associative_transformer.models.stem import PATCHES, ConvStem, StemConfig
 
 Output = TypeVar("Output")
 Positions = Literal["none", "learned"]
@@ -64,13 +65,16 @@ class PatchTokens(nn.Module):
 
     def embed_patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
         """Return the tokens of the patches, in raster order."""
+        if isinstance(self.patches, ConvStem):
+            return rearrange(self.patches(images), "b e h w -> b (h w) e")
         return self.patches(patchify(images, self.patch_size))
 
 
 class TokenEmbed(PatchTokens):
     """Tokens from a linear map between two norms, with optional learned positions.
 
-    The official code declares positions but never adds them: `pos="none"`.
+    With a `stem` of kind "conv", they come from convolutions instead. The official code declares
+    positions but never adds them: `pos="none"`.
     """
 
     def __init__(
@@ -82,9 +86,14 @@ class TokenEmbed(PatchTokens):
         question_dim: int = 0,
         pos: Positions = "none",
         use_class_token: bool = False,
+        stem: StemConfig = PATCHES,
     ) -> None:
         super().__init__(image_size, patch_size, num_channels, question_dim, use_class_token)
-        self.patches = _normalized_linear(patch_size**2 * num_channels, embed_dim)
+        self.patches: nn.Module = (
+            _normalized_linear(patch_size**2 * num_channels, embed_dim)
+            if stem.kind == "patch"
+            else ConvStem(num_channels, embed_dim, patch_size, stem)
+        )
         self.question = _normalized_linear(question_dim, embed_dim) if question_dim else None
         self.class_token = _small_normal(1, embed_dim) if use_class_token else None
         self.positions = _small_normal(self.num_tokens, embed_dim) if pos == "learned" else None

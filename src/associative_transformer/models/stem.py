@@ -1,18 +1,15 @@
 """A convolutional stem: tokens from a few convolutions instead of a linear map of each patch.
 
-Dims     B batch   C channels   H W image side   N tokens   E token width   Q question features
+Dims     C channels   E token width
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from associative_transformer.arguments import check_count
-from associative_transformer.models.layers import Positions, TokenEmbed
 
 NORM_GROUPS = 8
 
@@ -35,6 +32,9 @@ class StemConfig:
         check_count("stem.depth", self.depth)
         if self.width % NORM_GROUPS:
             raise ValueError(f"stem.width must be a multiple of {NORM_GROUPS}, not {self.width}")
+
+
+PATCHES = StemConfig()
 
 
 def check_stem(stem: StemConfig, patch_size: int) -> None:
@@ -72,27 +72,3 @@ class ConvStem(nn.Sequential):
                 ]
                 in_dim = out_dim
         super().__init__(*layers, nn.Conv2d(in_dim, embed_dim, 1))
-
-
-class ConvTokenEmbed(TokenEmbed):
-    """Tokens from a convolutional stem, with optional learned positions."""
-
-    def __init__(
-        self,
-        image_size: int | tuple[int, int],
-        patch_size: int,
-        num_channels: int,
-        embed_dim: int,
-        stem: StemConfig,
-        question_dim: int = 0,
-        pos: Positions = "none",
-        use_class_token: bool = False,
-    ) -> None:
-        super().__init__(
-            image_size, patch_size, num_channels, embed_dim, question_dim, pos, use_class_token
-        )
-        self.patches = ConvStem(num_channels, embed_dim, patch_size, stem)
-
-    def embed_patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
-        """Return the tokens of the image, in raster order."""
-        return rearrange(self.patches(images), "b e h w -> b (h w) e")

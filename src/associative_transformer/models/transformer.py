@@ -16,7 +16,7 @@ from associative_transformer.models.heads import Head, HeadKind, build_classifie
 from associative_transformer.models.layers import Positions, TokenEmbed, check_sizes
 from associative_transformer.models.pretrained import PretrainedModel
 from associative_transformer.models.regularization import Regularization
-from associative_transformer.models.stem import ConvTokenEmbed, StemConfig, check_stem
+from associative_transformer.models.stem import StemConfig, check_stem
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,16 @@ class TransformerConfig:
 def build_embed(config: TransformerConfig) -> TokenEmbed:
     """Return the token embedding of a model, with a class token if its head needs one."""
     c = config
-    sizes = c.image_size, c.patch_size, c.num_channels, c.embed_dim
-    rest = c.question_dim, c.pos, c.head == "cls"
-    if c.stem.kind == "conv":
-        return ConvTokenEmbed(*sizes, c.stem, *rest)
-    return TokenEmbed(*sizes, *rest)
+    return TokenEmbed(
+        c.image_size,
+        c.patch_size,
+        c.num_channels,
+        c.embed_dim,
+        c.question_dim,
+        c.pos,
+        use_class_token=c.head == "cls",
+        stem=c.stem,
+    )
 
 
 class TransformerModel(PretrainedModel):
