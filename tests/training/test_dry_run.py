@@ -10,7 +10,8 @@ from associative_transformer.experiment import Experiment, format_experiment
 from associative_transformer.interface import UserError
 from associative_transformer.models import build_model
 from associative_transformer.training import dry_run as module
-from associative_transformer.training.dry_run import dry_run, format_seconds, resolve
+from associative_transformer.training.dry_run import dry_run, resolve
+from associative_transformer.training.duration import format_seconds
 from associative_transformer.training.loop import train
 from making.commands import make_images
 from making.overrides import IMAGES, QUESTIONS, TRIANGLE

@@ -7,9 +7,8 @@ from statistics import median
 from associative_transformer.data import ImagesConfig
 from associative_transformer.recipes import RECIPES
 from associative_transformer.recipes.laptop import TABLE_ROWS, Row
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, accuracy_interval
 from associative_transformer.runs.spread import spread_of
-from associative_transformer.scores import wilson_interval
 from associative_transformer.tables.collect import CompleteRun, collect_runs
 from associative_transformer.tabular import RowGroup, Table
 
@@ -107,7 +106,7 @@ def _accuracy(results: list[RunResult]) -> str:
     if len(results) > 1:
         return str(spread_of([result.test_accuracy for result in results]))
     (result,) = results
-    low, high = wilson_interval(result.test_accuracy / 100, result.test_images)
+    low, high = accuracy_interval(result)
     return f"{result.test_accuracy:.2f} ({low:.1f} to {high:.1f})"
 
 

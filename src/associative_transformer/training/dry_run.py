@@ -23,6 +23,7 @@ from associative_transformer.runs.folder import (
 )
 from associative_transformer.training import checks
 from associative_transformer.training.computing import MIN_SECONDS, MIN_STEPS
+from associative_transformer.training.duration import format_seconds
 from associative_transformer.training.launch import make_accelerator
 from associative_transformer.training.loop import TrainingRun
 from associative_transformer.training.peak import peak_bytes, reset_peak, synchronize
@@ -220,14 +221,3 @@ def _foresee_compilation(run: TrainingRun, seconds: float) -> str:
     if steps < MIN_STEPS or seconds < MIN_SECONDS:
         return "no: the run is too short for it to pay off"
     return "tried at the start, and kept if the remaining steps save more time than it takes"
-
-
-def format_seconds(seconds: int | float) -> str:
-    """Return a time in words, such as "3 h 05 min", "2 min 10 s" or "0.8 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

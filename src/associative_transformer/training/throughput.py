@@ -40,8 +40,7 @@ def measure_throughput(experiment: Experiment) -> Throughput:
     accelerator = make_accelerator(few.train, ProjectConfiguration())
     try:
         run = TrainingRun(few, Path(), accelerator, is_resumed=False)
-        precision, _ = choose_precision(run.config.precision, run.device, few.model)
-        run.take_step.precision = "bfloat16" if precision == "bfloat16" else "float32"
+        run.take_step.precision, _ = choose_precision(run.config.precision, run.device, few.model)
         step = median(time_steps(run))
         size, classes = run.config.batch_size, few.model.num_classes
         scoring, saving = [], []

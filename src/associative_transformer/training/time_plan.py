@@ -16,7 +16,7 @@ from associative_transformer.recipes.own_images import (
     count_training_images,
     list_limits,
 )
-from associative_transformer.training.dry_run import format_seconds
+from associative_transformer.training.duration import format_seconds
 from associative_transformer.training.throughput import Throughput
 
 MAX_EPOCHS = 300
