@@ -174,7 +174,7 @@ def test_small_missing_and_unequal_classes_are_named(ait: Ait, root: Path) -> No
         add(root, f"train/rare/{number}.png")
     out = " ".join(ait("check-data", root, "--data.num-workers", 0).out.split())
     assert "1 class with fewer than 5 training images (rare): add images, or" in out
-    assert "14 times as many training images as the smallest: use balanced sampling" in out
+    assert "14 times as many training images as the smallest: pass --data.sampling balanced" in out
     assert "1 class without test images (rare)" in out
 
 

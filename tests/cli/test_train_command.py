@@ -19,6 +19,7 @@ from associative_transformer.interface import UserError
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.defaults import with_fields
 from associative_transformer.runs.result import RunResult
+from associative_transformer.scores import wilson_interval
 from associative_transformer.training import launch
 from making.commands import (
     IMAGES,
@@ -64,8 +65,10 @@ def test_training_prints_the_accuracy_of_the_saved_model_before_that_of_the_last
     result = json.loads((folder / "result.json").read_text())
     best, last = result["best_validation"], result["test_accuracy"]
     saved, epoch = best["test_accuracy"], best["epoch"]
-    assert done.out.splitlines()[:2] == [
+    low, high = wilson_interval(saved / 100, 20)
+    assert done.out.splitlines()[:3] == [
         f"test accuracy {saved:.2f} % of 20 images, saved model (epoch {epoch}, the best)",
+        f"95 % interval {low:.2f} to {high:.2f} %",
         f"last epoch    {last:.2f} % of the same",
     ]
 

@@ -16,7 +16,7 @@ from associative_transformer.experiment import Experiment, is_folder_name, load_
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.runs.reading import exists
 from associative_transformer.runs.training_command import find_recipe_of
-from associative_transformer.training.duration import parse_duration
+from associative_transformer.training.duration import format_seconds, parse_duration
 
 MORE_TIME = 4  # times the given time, for the next run that is suggested
 MUCH_LONGER = 1.2  # times the given time
@@ -149,7 +149,6 @@ def _choose(options: FitOptions, data: ImagesConfig, name: str, started: float) 
 def _conclude(folder: Path, options: FitOptions, seconds: float) -> None:
     """Score the saved model, write the report and print its path; training took `seconds`."""
     from associative_transformer.report import AnalysisOptions, write_report
-    from associative_transformer.training.dry_run import format_seconds
 
     before = time.perf_counter()
     evaluation.run([str(folder), "--device", options.device])

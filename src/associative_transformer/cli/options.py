@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,11 @@ from associative_transformer.interface import (
 if TYPE_CHECKING:
     import torch
 
+    from associative_transformer.experiment import Experiment
     from associative_transformer.training.run_all import FailedRun
 
 Options = TypeVar("Options")
+Edition = TypeVar("Edition")
 
 OWN_FILES = {"", "experiment", "environment", "metrics", "memory", "config", "model", "result"}
 OWN_FILES |= {"evaluation", "confusion", "skipped", "report", "comparison", "readme"}
@@ -116,6 +118,34 @@ def check_trained(runs: Sequence[object], failed: "Sequence[FailedRun]") -> None
             f"{len(failed)} of {count} failed: {names}. Their messages are above; run "
             f"the same command to try them again, or only the first one: {command}"
         )
+
+
+def read_recipe(command: str, usage: str, arguments: Sequence[str]) -> "Experiment | None":
+    """Return the recipe that the first argument names.
+
+    None if it asks for help, which is then printed. Raises UserError if there is no such recipe.
+    """
+    from associative_transformer.recipes import RECIPES, find_recipe
+
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(usage, *RECIPES, sep="\n  ")
+        return None
+    if name.startswith("-"):
+        raise UserError(
+            f"`ait {command}` needs the name of a RECIPE before {name}: see `ait list`"
+        )
+    return find_recipe(name)
+
+
+def find_edition(tables: Mapping[str, Edition], table: str) -> Edition:
+    """Return what belongs to the laptop edition of a table; raise UserError if it has none."""
+    if table not in tables:
+        raise UserError(
+            f"--budget laptop: the table {table} has no laptop edition; choose "
+            f"{' or '.join(tables)}"
+        )
+    return tables[table]
 
 
 def check_counts(**counts: int) -> None:

@@ -5,7 +5,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import check_trained, format_command, parse, say
+from associative_transformer.cli.options import (
+    check_trained,
+    find_edition,
+    format_command,
+    parse,
+    say,
+)
 from associative_transformer.interface import UserError, format_count
 from associative_transformer.recipes import LAPTOP_RECIPES, RECIPES, TABLE_RECIPES
 from associative_transformer.recipes.budgets import Budget
@@ -69,13 +75,11 @@ def run(arguments: list[str]) -> None:
 
 def _choose(options: RunTableOptions) -> list[str]:
     """Return the recipes that --rows selects, each a row or a recipe, in the same order."""
-    tables = LAPTOP_RECIPES if options.budget == "laptop" else TABLE_RECIPES
-    if options.table not in tables:
-        raise UserError(
-            f"--budget laptop: there is no laptop edition of the table {options.table}: choose "
-            f"{' or '.join(tables)}"
-        )
-    rows = tables[options.table]
+    rows = (
+        find_edition(LAPTOP_RECIPES, options.table)
+        if options.budget == "laptop"
+        else TABLE_RECIPES[options.table]
+    )
     recipes: list[str] = []
     for word in options.rows or tuple(rows):
         if word not in rows and word not in RECIPES:

@@ -16,12 +16,12 @@ from associative_transformer.cli.options import (
     find_config,
     format_command,
     parse,
+    read_recipe,
     say,
     table_width,
 )
 from associative_transformer.experiment import Experiment, fingerprint
 from associative_transformer.interface import UserError, format_count
-from associative_transformer.recipes import RECIPES, find_recipe
 from associative_transformer.runs.overrides import override, read_overrides
 from associative_transformer.runs.plan import PlannedRun
 
@@ -69,18 +69,15 @@ class SweepOptions:
 
 def run(arguments: list[str]) -> None:
     """Train all combinations and print a table, the best one first."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(USAGE, *RECIPES, sep="\n  ")
+    recipe = read_recipe("sweep", USAGE, arguments)
+    if recipe is None:
         return
-    if name.startswith("-"):
-        raise UserError(f"`ait sweep` needs the name of a RECIPE before {name}: see `ait list`")
-    recipe, words = find_recipe(name), arguments[1:]
+    words = arguments[1:]
     file = find_config(words)
     default = recipe
     if file is not None:
         default = override(recipe, read_overrides(file, recipe), str(file))
-    options = parse(SweepOptions, words, f"sweep {name}", SweepOptions(default))
+    options = parse(SweepOptions, words, f"sweep {recipe.name}", SweepOptions(default))
     check_seeds(options.seeds, words)
     if not options.grid and not options.search:
         raise UserError(

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import check_output, open_output, parse, table_width
+from associative_transformer.cli.options import (
+    check_output,
+    find_edition,
+    open_output,
+    parse,
+    table_width,
+)
 from associative_transformer.interface import UserError
 
 RUNS = Path("runs")
@@ -34,13 +40,10 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
     from associative_transformer.tables import LAPTOP_TABLES, TABLES
 
-    tables = LAPTOP_TABLES if options.budget == "laptop" else TABLES
-    if options.table not in tables:
-        raise UserError(
-            f"--budget laptop: there is no laptop edition of the table {options.table}: choose "
-            f"{' or '.join(tables)}"
-        )
-    table = tables[options.table](options.runs)
+    build = TABLES[options.table]
+    if options.budget == "laptop":
+        build = find_edition(LAPTOP_TABLES, options.table)
+    table = build(options.runs)
     if options.format == "terminal":
         text = table.to_terminal(table_width())
     else:

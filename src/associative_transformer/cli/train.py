@@ -18,17 +18,17 @@ from associative_transformer.cli.options import (
     format_command,
     list_options,
     parse,
+    read_recipe,
     say,
     table_width,
 )
 from associative_transformer.experiment import Experiment, format_experiment
 from associative_transformer.interface import UserError
-from associative_transformer.recipes import RECIPES, find_recipe
 from associative_transformer.runs.defaults import as_started, named
 from associative_transformer.runs.folder import check_folder, remove_run
 from associative_transformer.runs.overrides import override, read_overrides
 from associative_transformer.runs.plan import PlannedRun
-from associative_transformer.runs.result import RunResult
+from associative_transformer.runs.result import RunResult, accuracy_interval
 
 USAGE = """usage: ait train RECIPE [--help] [options]
 
@@ -69,18 +69,14 @@ class TrainOptions:
 
 def run(arguments: list[str]) -> None:
     """Train a recipe, with overrides of its fields."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(USAGE, *RECIPES, sep="\n  ")
+    recipe = read_recipe("train", USAGE, arguments)
+    if recipe is None:
         return
-    if name.startswith("-"):
-        raise UserError(f"`ait train` needs the name of a RECIPE before {name}: see `ait list`")
-    recipe = find_recipe(name)
     words = _read_flags(arguments[1:])
     file = find_config(words)
     values = {} if file is None else read_overrides(file, recipe)
     default = override(recipe, values, str(file)) if values else recipe
-    options = parse(TrainOptions, words, f"train {name}", TrainOptions(default))
+    options = parse(TrainOptions, words, f"train {recipe.name}", TrainOptions(default))
     check_seeds(options.seeds, words)
     seeds = options.seeds or (options.experiment.train.seed,)
     planned = [_plan(options, recipe, seed, values.keys() | list_options(words)) for seed in seeds]
@@ -244,7 +240,9 @@ def _print_result(result: RunResult, folder: Path, report: Path | None) -> None:
     if types:
         items = f"{result.test_questions:,} questions about {items}"
     saved, epoch = (best, f"epoch {best.epoch}, the best") if best else (result, "last epoch")
+    low, high = accuracy_interval(saved)
     say(f"test accuracy {saved.test_accuracy:.2f} % of {items}, saved model ({epoch})")
+    say(f"95 % interval {low:.2f} to {high:.2f} %")
     if best:
         say(f"last epoch    {result.test_accuracy:.2f} % of the same")
     if result.skipped_steps:

@@ -214,8 +214,8 @@ def _warn_of_classes(splits: Sequence[SplitSummary]) -> Iterator[str]:
     if train.imbalance >= STRONG_IMBALANCE:
         yield (
             f"the largest class has {train.imbalance:,.0f} times as many training images as the "
-            "smallest: use balanced sampling or class weights, and look at the accuracy of each "
-            "class"
+            "smallest: pass --data.sampling balanced or --train.loss.class-weights balanced, and "
+            "look at the accuracy of each class"
         )
     for split in others:
         if missing := split.missing:
