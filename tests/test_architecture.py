@@ -144,6 +144,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
         "memories",
         "checks",
         "peak",
+        "selection",
         "loop",
         "dry_run",
         "throughput",

@@ -9,6 +9,7 @@ from associative_transformer.interface import ADDED_LATER
 MAX_EPOCHS = 1_000_000
 Freeze = Literal["none", "backbone", "memory"]
 DecayOn = Literal["all", "matrices"]
+Metric = Literal["accuracy", "balanced_accuracy", "top5_accuracy", "loss"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,23 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """Which epoch is the best one, and when training stops early; both use validation images."""
+
+    best_by: Metric = "accuracy"
+    """Metric of the validation images whose best epoch is kept; loss: the lowest."""
+    patience: int | None = None
+    """Stop after this many epochs in a row without an improvement of the metric; None: never."""
+    min_delta: float = 0.0
+    """Smallest change that counts as an improvement for patience, in percent, or nats for loss."""
+
+    def __post_init__(self) -> None:
+        patience, delta = self.patience, self.min_delta
+        require(patience is None or patience >= 1, "patience", "at least 1, or None", patience)
+        require(0 <= delta < math.inf, "min_delta", "0 or more", delta)
+
+
+@dataclass(frozen=True)
 class Optimization:
     """Optimizer, batches and learning rate; the defaults are the paper's."""
 
@@ -91,6 +109,8 @@ class Optimization:
     ema_decay: float | None = field(default=None, metadata=ADDED_LATER)
     """Evaluate and save an exponential moving average of the weights, with this share of the old
     average at each step, such as 0.999; None: the weights themselves."""
+    stopping: Stopping = field(default_factory=Stopping, metadata=ADDED_LATER)
+    """Which epoch is the best one, and when training stops early."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps"):

@@ -56,9 +56,9 @@ class Facts:
     @property
     def progress(self) -> str:
         """How far training has progressed."""
-        epochs = format_count(self.experiment.train.epochs, "epoch")
         if self.result is not None:
-            return f"complete after {epochs}"
+            return f"complete after {format_count(self.result.epochs, 'epoch')}"
+        epochs = format_count(self.experiment.train.epochs, "epoch")
         return f"unfinished: {len(self.history.metrics):,} of {epochs}"
 
     @property
@@ -108,8 +108,8 @@ def read_facts(folder: Path) -> Facts:
     """Read the files of a run. Raises UserError if there is none, or a damaged one."""
     run = read_run(folder)
     environment, history = run.environment or Environment(), run.history
-    is_complete = run.result is not None and exists(folder / "metrics.jsonl")
-    history.check(folder, run.experiment.train.epochs if is_complete else None)
+    has_metrics = exists(folder / "metrics.jsonl")
+    history.check(folder, run.result.epochs if run.result and has_metrics else None)
     _check_memory(folder, run.experiment, history)
     images = read_data(folder)
     return Facts(folder, run.experiment, run.result, environment, history, images)

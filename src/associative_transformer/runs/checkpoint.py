@@ -38,6 +38,9 @@ class TrainingState:
     bad_steps: int = 0  # skipped in a row
     best_epoch: int | None = None  # from 1
     best_accuracy: float = -1.0  # percent of the validation images
+    best_score: float | None = None  # of that epoch by train.stopping.best_by; higher is better
+    reference: float | None = None  # the score that an epoch must exceed to count as progress
+    stale_epochs: int = 0  # in a row that did not
     best_digest: str = ""  # of the weights in checkpoint/best
     data: str = ""  # digest of the data set
     precision: str = ""  # float32 or bfloat16

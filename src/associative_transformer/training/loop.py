@@ -40,7 +40,7 @@ from associative_transformer.runs.result import (
 )
 from associative_transformer.runs.saved import digest_of_model, restore_result, save_model
 from associative_transformer.runs.source import initialize_run, write_initialization
-from associative_transformer.training import checks, memories
+from associative_transformer.training import checks, memories, selection
 from associative_transformer.training.computing import prepare_step
 from associative_transformer.training.launch import make_accelerator, start_tracker
 from associative_transformer.training.loss import build_loss
@@ -98,6 +98,7 @@ class TrainingRun:
         self.data = load_data(experiment, self.device, is_resumed)
         self.experiment = replace(experiment, data=experiment.data.as_loaded(self.data))
         self.data.check_classes(experiment.model.num_classes)
+        selection.check(self.config.stopping, self.data, experiment.model.num_classes)
         self.steps_per_epoch = self.data.train.steps_per_epoch(self.config.batch_size)
         torch.manual_seed(self.config.seed)
         self.model = build_model(experiment.model)
@@ -148,7 +149,7 @@ class TrainingRun:
     ) -> None:
         """Train the remaining epochs; save the run if a signal stops it."""
         try:
-            while self.state.epoch < self.config.epochs:
+            while not selection.is_done(self.state, self.config):
                 self._train_epoch(stop, bar)
                 with stop.interruptible():
                     split = self.data.validation
@@ -203,7 +204,10 @@ class TrainingRun:
             row["validation"] = {"accuracy": validation.accuracy, "loss": validation.loss}
             self._track("validation", row["validation"])
             line += f"  validation {validation.accuracy:.2f} %"
-            self._keep_best(validation.accuracy, metrics.epoch)
+            if selection.record(self.state, self.config.stopping, validation, metrics.epoch):
+                self._keep_best()
+            if selection.stops_early(self.state, self.config):
+                line += f"  no progress in {self.state.stale_epochs} epochs: training stops"
         before = self.history.metrics[-1]["skipped_steps"] if self.history.metrics else 0
         if skipped := row["skipped_steps"] - before:
             line += f"  {skipped} of {self.steps_per_epoch} steps skipped"
@@ -216,15 +220,13 @@ class TrainingRun:
         self.meter.start_next_epoch()
         self._save()
 
-    def _keep_best(self, accuracy: float, epoch: int) -> None:
-        """Keep the weights if no earlier epoch was as good on the validation images."""
+    def _keep_best(self) -> None:
+        """Save the weights as those of the best epoch."""
         state = self.state
-        if accuracy > state.best_accuracy:
-            state.best_epoch, state.best_accuracy = epoch, accuracy
-            if self.is_main:
-                with self.take_step.averaged():
-                    state.best_digest = save_best(self.folder / "checkpoint", self.model)
-            state.best_digest = distributed.gather_objects(state.best_digest)[0]
+        if self.is_main:
+            with self.take_step.averaged():
+                state.best_digest = save_best(self.folder / "checkpoint", self.model)
+        state.best_digest = distributed.gather_objects(state.best_digest)[0]
 
     def _save(self) -> None:
         state, step = self.state, self.take_step
@@ -245,7 +247,7 @@ class TrainingRun:
             **score_fields(summarize(last, self.data)),  # of the last epoch
             best_validation=best,
             model="last epoch" if best is None else "best validation epoch",
-            epochs=c.epochs,
+            epochs=state.epoch,
             skipped_steps=state.skipped_steps,
             skipped_images=self.data.num_skipped,
             **data_fields(self.data),
