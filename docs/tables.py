@@ -1,12 +1,18 @@
-"""Write the tables that are generated from the code: `make tables`.
+"""Write the tables that are generated from the code and from results: `make tables`.
 
-These are the tables of models in the README and in `docs/models.md`, between marker comments,
-and `src/associative_transformer/recipes/table.json`, which `ait list` shows.
+These are the tables of models in the README and in `docs/models.md`, and the tables of results in
+all pages, between marker comments, and `src/associative_transformer/recipes/table.json`, which
+`ait list` shows. The marker of a table of results holds the command that prints it.
 """
 
+import io
 import json
+import re
+import shlex
 import sys
+from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +26,11 @@ from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 ROOT = Path(__file__).parents[1]
 START = "<!-- models: written by make tables -->\n"
 END = "<!-- end of models -->\n"
+RESULTS = re.compile(
+    r"(<!-- python benchmarks/(\w+)\.py ([^\n]+): written by make tables -->\n).*?"
+    r"(<!-- end of table -->\n)",
+    re.DOTALL,
+)
 
 
 class Size(NamedTuple):
@@ -98,6 +109,33 @@ def generated_files(root: Path) -> dict[Path, str]:
     return files
 
 
+def result_pages(root: Path) -> dict[Path, str]:
+    """Return the pages of the repository at `root` with current tables of results."""
+    pages = {page: page.read_text() for page in sorted((root / "docs").glob("*.md"))}
+    return {
+        page: RESULTS.sub(_run_command, text)
+        for page, text in pages.items()
+        if RESULTS.search(text)
+    }
+
+
+def _run_command(match: re.Match[str]) -> str:
+    """Return a table of results with its markers, after running its command.
+
+    The page has a heading of its own, so the title is left out, and so is that of a single group.
+    """
+    start, script, words, end = match.groups()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        import_module(script).main(shlex.split(words))
+    sys.path.pop(0)
+    table = re.sub(r"\A## .*\n+", "", printed.getvalue())
+    if table.count("### ") == 1:
+        table = re.sub(r"### .*\n+", "", table)
+    return f"{start}\n{table}\n{end}"
+
+
 def _size(name: str, config: ModelConfig) -> Size:
     side, depth = config.image_size, getattr(config, "depth", None)
     live, reference = _count_parameters(config)
@@ -133,6 +171,7 @@ def _replace_table(text: str, table: str) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in generated_files(ROOT).items():
-        path.write_text(text)
-        print(f"written: {path.relative_to(ROOT)}")
+    for path, text in (generated_files(ROOT) | result_pages(ROOT)).items():
+        if path.read_text() != text:
+            path.write_text(text)
+            print(f"written: {path.relative_to(ROOT)}")
