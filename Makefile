@@ -6,9 +6,9 @@ BIN := .venv/bin
 # one test process per core, each with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 SHAPES := --jaxtyping-packages=associative_transformer,beartype.beartype
-LATER := (gpu or fuzz or thorough or interop)
+LATER := (gpu or fuzz or thorough or interop or docs)
 
-.PHONY: demo test full check lint tables
+.PHONY: demo test full docs check lint tables
 
 demo: .venv/installed
 	$(BIN)/ait train triangle-ait-tiny --runs runs/demo --overwrite
@@ -17,9 +17,13 @@ demo: .venv/installed
 test: check
 	$(PYTEST) -m "(slow or compiled) and not $(LATER)"
 
-full: test .venv/installed-interop
-	$(PYTEST) -m "(fuzz or thorough or interop) and not gpu and not compiled" $(SHAPES)
+full: test docs .venv/installed-interop
+	$(PYTEST) -m "(fuzz or thorough or interop or docs) and not gpu and not compiled" $(SHAPES)
 	$(PYTEST) -m "(fuzz or thorough or interop) and not gpu and compiled"
+
+# the documentation site, in docs/_build/html
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs docs/_build/html
 
 check: lint
 	$(PYTEST) -m "not slow and not compiled and not $(LATER)" $(SHAPES)
@@ -44,6 +48,10 @@ tables: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch .venv/installed $@
+
+.venv/installed-docs: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
+	touch $@
 
 .venv/installed-interop: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,interop]"

@@ -1,6 +1,6 @@
 """Measure the seconds that BRIMs and a plain implementation of them take for 1,000 images.
 
-`python benchmarks/brims.py` prints a table in Markdown; docs/performance.md quotes it. The
+`python benchmarks/brims.py` prints a table in Markdown; docs/explanation/performance.md quotes it. The
 variants take turns, and the fastest of four turns counts. Two of them are compiled, so the first
 turn takes minutes.
 """

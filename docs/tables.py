@@ -1,6 +1,6 @@
 """Write the tables that are generated from the code and from results: `make tables`.
 
-These are the tables of models in the README and in `docs/models.md`, and the tables of results in
+These are the tables of models in the README and in `docs/reference/models.md`, and the tables of results in
 all pages, between marker comments, and `src/associative_transformer/recipes/table.json`, which
 `ait list` shows. The marker of a table of results holds the command that prints it.
 """
@@ -56,7 +56,7 @@ def named_sizes() -> list[Size]:
 
 
 def models_page() -> str:
-    """Return the table of `docs/models.md`: one row per named size."""
+    """Return the table of `docs/reference/models.md`: one row per named size."""
     lines = [
         "| model | size | images | layers | live parameters | as the reference counts |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -103,7 +103,7 @@ def recipe_table() -> str:
 
 def generated_files(root: Path) -> dict[Path, str]:
     """Return what the generated files of the repository at `root` should contain."""
-    pages = {root / "README.md": readme(), root / "docs" / "models.md": models_page()}
+    pages = {root / "README.md": readme(), root / "docs/reference/models.md": models_page()}
     files = {page: _replace_table(page.read_text(), table) for page, table in pages.items()}
     files[root / "src/associative_transformer/recipes/table.json"] = recipe_table()
     return files
@@ -111,7 +111,7 @@ def generated_files(root: Path) -> dict[Path, str]:
 
 def result_pages(root: Path) -> dict[Path, str]:
     """Return the pages of the repository at `root` with current tables of results."""
-    pages = {page: page.read_text() for page in sorted((root / "docs").glob("*.md"))}
+    pages = {page: page.read_text() for page in sorted((root / "docs").rglob("*.md"))}
     return {
         page: RESULTS.sub(_run_command, text)
         for page, text in pages.items()

@@ -117,7 +117,7 @@ def test_every_bad_command_line_is_answered_by_one_sentence_that_names_the_optio
     assert not list(tmp_path.iterdir())
     assert len({mistake.line for mistake in MISTAKES}) == len(MISTAKES) >= 187
     assert {mistake.line.partition(" ")[0] for mistake in MISTAKES} >= {*COMMANDS}
-    docs = Path(__file__).parents[2] / "docs" / "reliability.md"
+    docs = Path(__file__).parents[2] / "docs" / "explanation" / "reliability.md"
     row = f"| bad command lines of all commands | {len(MISTAKES)} |"
     assert row in docs.read_text(encoding="utf-8")
 

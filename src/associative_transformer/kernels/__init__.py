@@ -19,7 +19,7 @@ from associative_transformer.kernels import over_ranks, sparse
 from associative_transformer.kernels.over_ranks import Pool
 
 FASTEST = {"cpu": sparse}
-"""The module with the fastest implementation on each type of device (`docs/performance.md`);
+"""The module with the fastest implementation on each type of device (`docs/explanation/performance.md`);
 `functional` is used on all others."""
 
 Attend = Callable[..., AttendOutput]
