@@ -38,7 +38,9 @@ def list_commands() -> str:
     parts = []
     for name, summary in COMMANDS.items():
         text = read_help(name).partition("\nrecipes:\n")[0]
-        parts.append(f"## ait {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{text}\n```\n")
+        parts.append(
+            f"## ait {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n```text\n{text}\n```\n"
+        )
     return "\n".join(parts)
 
 

@@ -1,8 +1,9 @@
 """Write the tables that are generated from the code and from results: `make tables`.
 
-These are the tables of models in the README and in `docs/reference/models.md`, and the tables of results in
-all pages, between marker comments, and `src/associative_transformer/recipes/table.json`, which
-`ait list` shows. The marker of a table of results holds the command that prints it.
+These are the tables of models in the README and in `docs/reference/models.md`, and the tables of
+results in all pages, between marker comments, and
+`src/associative_transformer/recipes/table.json`, which `ait list` shows. The marker of a table of
+results holds the command that prints it.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""docs/explanation/paper-to-code.md against the code: references resolve, steps and ablations agree."""
+"""paper-to-code.md against the code: references resolve, steps and ablations agree."""
 
 import ast
 import re

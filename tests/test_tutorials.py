@@ -14,11 +14,11 @@ from associative_transformer import cli
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SMALL = [
-    *("--train.epochs 1 --train.batch-size 8 --train.device cpu").split(),
-    *("--model.embed-dim 32 --model.depth 1 --model.num-heads 2 --model.head-dim 16").split(),
-]
-FEW = "--data.num-train 16 --data.num-test 8".split()
+SMALL = shlex.split(
+    "--train.epochs 1 --train.batch-size 8 --train.device cpu "
+    "--model.embed-dim 32 --model.depth 1 --model.num-heads 2 --model.head-dim 16"
+)
+FEW = shlex.split("--data.num-train 16 --data.num-test 8")
 
 pytestmark = pytest.mark.docs
 
