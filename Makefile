@@ -49,7 +49,7 @@ lowest:
 	$(PYTEST) $(QUICK)
 
 # What is uploaded for a release, in dist/; then the wheel in an empty environment outside the checkout.
-package: .venv/installed-dev
+package: .venv/installed-release
 	rm -rf dist build/package
 	$(BIN)/python -m build --quiet
 	$(BIN)/python -m twine check --strict dist/*
@@ -68,6 +68,10 @@ package: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch .venv/installed $@
+
+.venv/installed-release: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,release]"
+	touch $@
 
 .venv/installed-interop: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,interop]"

@@ -71,7 +71,7 @@ def test_the_extras_are_those_of_the_package_with_their_packages() -> None:
     extras = project["optional-dependencies"]
     names = {extra: tuple(each.partition(">")[0] for each in extras[extra]) for extra in EXTRAS}
     assert names == EXTRAS
-    assert {*extras} - {*EXTRAS} == {"interop", "dev", "docs"}
+    assert {*extras} - {*EXTRAS} == {"interop", "dev", "docs", "release"}
 
 
 def test_extras_show_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
