@@ -155,7 +155,7 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     "report": ("charts",),
     "bench": ("timing", "variants", "pool", "loading"),
     "recipes": ("classification", "ablations", "relational"),
-    "cli": ("mistakes", "options", "check_data", "eval"),
+    "cli": ("mistakes", "options", "self_test", "check_data", "eval"),
 }
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts
 MAY_IMPORT_INSIDE_FUNCTIONS = {
