@@ -55,7 +55,7 @@ from associative_transformer.report.facts import read_facts, run_section
 from associative_transformer.report.gallery import encode_image, load_gallery
 from associative_transformer.report.images import images_section, list_takers, trace_retrieval
 from associative_transformer.report.memory import memory_section
-from associative_transformer.report.page import render, to_json
+from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
 from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
@@ -63,6 +63,7 @@ from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import load_run
 from associative_transformer.runs.training_command import format_train_command
 from associative_transformer.training.loop import train
+from associative_transformer.webpage import to_json
 from making.commands import Ait, assert_refused
 from making.plant import answers_of, kind_of, put_result, result_of
 from making.reports import (
@@ -782,7 +783,8 @@ def test_the_page_refers_to_no_other_file_and_allows_no_other_script(root: Path)
 def test_every_section_is_present_and_has_a_link(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
-    assert page.all("a", "href") == [f"#{name}" for name in page.all("section", "id")]
+    names = ["content", *page.all("section", "id")]
+    assert page.all("a", "href") == [f"#{name}" for name in names]
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert set(page.all("label", "for")) <= set(ids)
