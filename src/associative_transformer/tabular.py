@@ -16,13 +16,14 @@ from associative_transformer.interface import printable
 from associative_transformer.webpage import frame, open_templates
 
 BODY = """<main>
-<div class="wide" tabindex="0" role="region" aria-label="{{ table.title }}">
-<table class="results">
-<caption><h1>{{ table.title }}</h1></caption>
+<h1 id="title">{{ table.title }}</h1>
+<div class="wide" tabindex="0" role="region" aria-labelledby="title">
+<table>
 <thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 {% for group in table.groups %}<tbody>
 {% if group.title %}
-<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">{{ group.title }}</th></tr>
+<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">
+<span>{{ group.title }}</span></th></tr>
 {% endif %}
 {% for row in group.rows %}
 <tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -36,11 +37,13 @@ BODY = """<main>
 {% endfor %}
 </main>"""
 STYLE = """
-caption { padding-bottom: .5rem; }
-.results { width: 100%; }
-.results td, thead th:not(:first-child) { text-align: right; padding: .25rem 0 .25rem .8rem; }
-.results td { white-space: nowrap; }
+table { width: 100%; }
+td, thead th:not(:first-child) { text-align: right; padding: .25rem 0 .25rem .8rem; }
+td { white-space: nowrap; }
+th:first-child { position: sticky; left: 0; background: var(--paper); }
 tbody th[scope="rowgroup"] { padding-top: 1rem; color: var(--ink); font-weight: 600; }
+tbody th[scope="rowgroup"] span { position: sticky; left: 0; }
+@media (min-width: 40rem) { tbody th[scope="row"] { white-space: nowrap; } }
 """
 
 LINK = re.compile(r"\](?=[(\[:])")  # the bracket that makes a link or an image of the text before

@@ -639,6 +639,23 @@ def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
     assert "Number of dead priors: 1 of 4; number of duplicates: 1." in section.note
 
 
+def test_heads_in_which_priors_never_win_are_named_and_a_collapsed_one_too() -> None:
+    wins = np.array([[[0.3, 0.3, 0.2, 0.2], [0.99, 0.01, 0.0, 0.0]]])
+    selection = replace(planted_selection(), wins=wins)
+    section = priors_section(selection, None, "images")
+    assert [row[5] for row in section.tables[0].rows] == ["", "head 2", "head 2", "head 2"]
+    assert "Priors that never win: layer 1, head 2: 3 of 4." in section.note
+    assert "Head 2 of layer 1 has collapsed: prior 1 wins 99 % of its tokens." in section.note
+    (layer,) = list_cards(selection, None)
+    assert [head["loser"].tolist() for head in layer["heads"]] == [
+        [False] * 4,
+        [False, True, True, True],
+    ]
+    even = replace(selection, wins=np.full((1, 2, 4), 0.25))
+    assert "Every prior wins tokens." in priors_section(even, None, "images").note
+    assert "--again" in priors_section(planted_selection(), None, "images").note
+
+
 def test_a_card_has_the_winners_of_its_head_with_their_scores() -> None:
     selection = planted_selection()
     (layer,) = list_cards(selection, None)
@@ -1083,6 +1100,18 @@ def test_results_of_two_runs_alternate_by_kind_of_question(tmp_path: Path) -> No
 
 
 # --- commands ---
+
+
+@pytest.mark.parametrize("has_browser", [True, False])
+def test_the_page_is_opened_in_a_browser_on_request(
+    has_browser: bool, ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or has_browser)
+    assert ait("report", runs / "ait").code == 0 and opened == []
+    done = ait("report", runs / "ait", "--open", "--output", "page.html")
+    assert done.code == 0 and opened == [Path("page.html").resolve().as_uri()]
+    assert ("no web browser was found: open page.html yourself" in done.err) != has_browser
 
 
 def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:

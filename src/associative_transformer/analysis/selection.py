@@ -120,7 +120,7 @@ def measure_selection(
     The memory does not change. Raises UserError for other models, and ValueError without images.
     """
     if not isinstance(model, AiT):
-        raise UserError(f"{type(model).__name__} has no priors that select tokens: use an AiT")
+        raise UserError(f"{type(model).__name__} has no workspace with priors: use a run of AiT")
     blocks = cast(Iterable[Any], model.blocks)
     tallies = [
         _LayerTally(block.workspace, model.embed, num_winners, num_images) for block in blocks
