@@ -351,7 +351,8 @@ def test_labels_of_many_points_cover_neither_each_other_nor_a_dot(
     )
     boxes = page.locator(".crowd text:not(.soft)").evaluate_all(
         "(all) => all.filter((e) => !['a', 'b'].includes(e.textContent))"
-        ".map((e) => e.getBoundingClientRect()).map((b) => [b.left, b.top + 3, b.right, b.bottom - 3])"
+        ".map((e) => e.getBoundingClientRect())"
+        ".map((b) => [b.left, b.top + 3, b.right, b.bottom - 3])"
     )
     dots = page.locator(".crowd circle").evaluate_all(
         "(all) => all.map((e) => e.getBoundingClientRect())"
@@ -372,7 +373,8 @@ def test_the_keyboard_reaches_what_scrolls_and_skips_the_list_of_sections(visit:
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     page.wait_for_timeout(100)
     frames = page.locator(".wide:visible").evaluate_all(
-        "(all) => all.map((e) => [e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight,"
+        "(all) => all.map((e) => ["
+        "e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight,"
         " e.tabIndex === 0, Boolean(e.ariaLabel)])"
     )
     assert frames and all(scrolls == reachable for scrolls, reachable, _ in frames)

@@ -53,7 +53,7 @@ def _range(values: Sequence[Number]) -> str:
 
 
 def _lines(chart: Lines) -> Iterator[str]:
-    """Yield a sentence for each line: where it starts, where it ends, and its range."""
+    """Yield a sentence for each line: its first and last value, and its range."""
     for line in chart.series[:MAX_LINES]:
         points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if isfinite(y)]
         if not points:
