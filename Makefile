@@ -35,7 +35,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Run this after changing models or recipes: it writes the tables in the README, the docs and
+# Run this after changing models or recipes: it writes the tables in the docs and
 # recipes/table.json.
 tables: .venv/installed
 	$(BIN)/python docs/tables.py

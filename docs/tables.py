@@ -1,9 +1,8 @@
 """Write the tables that are generated from the code and from results: `make tables`.
 
-These are the tables of models in the README and in `docs/reference/models.md`, and the tables of
-results in all pages, between marker comments, and
-`src/associative_transformer/recipes/table.json`, which `ait list` shows. The marker of a table of
-results holds the command that prints it.
+These are the table of models in `docs/reference/models.md` and the tables of results in all pages,
+between marker comments, and `src/associative_transformer/recipes/table.json`, which `ait list`
+shows. The marker of a table of results holds the command that prints it.
 """
 
 import io
@@ -59,30 +58,13 @@ def named_sizes() -> list[Size]:
 def models_page() -> str:
     """Return the table of `docs/reference/models.md`: one row per named size."""
     lines = [
-        "| model | size | images | layers | live parameters | as the reference counts |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | size | images | layers | live parameters | as the reference counts | recipe |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for s in named_sizes():
         counts = f"{s.live:,} | {s.reference:,}"
-        lines.append(f"| `{s.model}` | `{s.name}` | {s.image} | {s.depth} | {counts} |")
-    return "\n".join(lines) + "\n"
-
-
-def readme() -> str:
-    """Return the table of the README: one row per model."""
-    by_model: dict[str, list[Size]] = {}
-    for size in named_sizes():
-        by_model.setdefault(size.model, []).append(size)
-    lines = [
-        "| model | layers | live parameters | as the reference counts | recipes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for model, sizes in by_model.items():
-        depths = ", ".join(size.depth for size in sizes)
-        live = ", ".join(_in_millions(size.live) for size in sizes)
-        reference = ", ".join(_in_millions(size.reference) for size in sizes)
-        recipes = ", ".join(f"`{size.recipe}`" for size in sizes if size.recipe)
-        lines.append(f"| `{model}` | {depths} | {live} M | {reference} M | {recipes} |")
+        recipe = f"`{s.recipe}`" if s.recipe else ""
+        lines.append(f"| `{s.model}` | `{s.name}` | {s.image} | {s.depth} | {counts} | {recipe} |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,8 +86,8 @@ def recipe_table() -> str:
 
 def generated_files(root: Path) -> dict[Path, str]:
     """Return what the generated files of the repository at `root` should contain."""
-    pages = {root / "README.md": readme(), root / "docs/reference/models.md": models_page()}
-    files = {page: _replace_table(page.read_text(), table) for page, table in pages.items()}
+    page = root / "docs/reference/models.md"
+    files = {page: _replace_table(page.read_text(), models_page())}
     files[root / "src/associative_transformer/recipes/table.json"] = recipe_table()
     return files
 
@@ -159,10 +141,6 @@ def _describe(model: ModelConfig) -> str:
         return model.kind
     width = model.latent_dim if isinstance(model, PerceiverConfig) else model.embed_dim
     return f"{model.kind}, {format_count(depth, 'layer')} of {width}"
-
-
-def _in_millions(count: int) -> str:
-    return f"{count / 1e6:.1f}" if count >= 1e6 else f"{count / 1e6:.2f}"
 
 
 def _replace_table(text: str, table: str) -> str:

@@ -60,7 +60,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "cli": "the command `ait`, one file per subcommand",
     "__main__": "the entry point of `python -m associative_transformer`",
 }
-"""The parts of the package; the README shows this list."""
+"""The parts of the package; CONTRIBUTING.md shows this list."""
 
 INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
     "kernels": (
@@ -256,9 +256,9 @@ def test_the_order_inside_a_folder_names_files_that_exist() -> None:
         assert {f"{folder}/{name}.py" for name in names} <= set(FILES)
 
 
-def test_the_readme_shows_the_parts_in_the_written_order() -> None:
-    readme = (ROOT.parents[1] / "README.md").read_text()
-    tree = readme.partition("```\nsrc/associative_transformer/\n")[2].partition("\ntests/")[0]
+def test_the_page_for_contributors_shows_the_parts_in_the_written_order() -> None:
+    page = (ROOT.parents[1] / "CONTRIBUTING.md").read_text()
+    tree = page.partition("```\nsrc/associative_transformer/\n")[2].partition("\ntests/")[0]
     rows = [tuple(line.split(maxsplit=1)) for line in tree.splitlines()]
     names = {name: f"{name}/" if (ROOT / name).is_dir() else f"{name}.py" for name in ORDER}
     assert rows == [(names[name], description) for name, description in ORDER.items()]

@@ -154,7 +154,6 @@ def test_a_new_model_trains_saves_loads_and_is_in_the_tables(copy: Path) -> None
     assert ["not run" in row for row in rows] == [True, False]  # the budget smoke comes last
     files = answers["files"]
     assert "| `Toy` | `TOY` | 32x32 |" in files["docs/reference/models.md"]
-    assert "| `Toy` |" in files["README.md"]
     recipes = json.loads(files["src/associative_transformer/recipes/table.json"])
     (recipe,) = (recipe for recipe in recipes if recipe["name"] == "triangle-toy")
     assert recipe["model"] == "toy"
