@@ -1107,7 +1107,9 @@ def test_the_page_is_opened_in_a_browser_on_request(
     has_browser: bool, ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or has_browser)
+    monkeypatch.setattr(
+        "webbrowser.open_new_tab", lambda address: opened.append(address) or has_browser
+    )
     assert ait("report", runs / "ait").code == 0 and opened == []
     done = ait("report", runs / "ait", "--open", "--output", "page.html")
     assert done.code == 0 and opened == [Path("page.html").resolve().as_uri()]

@@ -1,7 +1,7 @@
 """`ait predict`: classify image files with a trained model, or ask a question about them."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,6 +31,7 @@ from associative_transformer.progress import WorkProgress
 
 if TYPE_CHECKING:
     from associative_transformer.predict import Prediction
+    from associative_transformer.report.contact_sheet import ContactSheet
     from associative_transformer.runs.saved import SavedModel
 
 
@@ -92,7 +93,6 @@ def run(arguments: list[str]) -> None:
     """Write the most probable classes, or answers, for each image."""
     options = parse(PredictOptions, arguments, "predict")
     from associative_transformer.predict import write_predictions
-    from associative_transformer.report.contact_sheet import ContactSheet
     from associative_transformer.runs.saved import load_saved
 
     if not options.paths:
@@ -116,21 +116,32 @@ def run(arguments: list[str]) -> None:
             file=sys.stderr,
         )
     saved.model.to(device)
-    sheet = ContactSheet(classes, sentence)
+    sheet = _open_sheet(options, classes, sentence)
     skipped: list[UnreadableImage] = []
     with _show_progress(options) as progress:
         predictions = _predict(options, saved, question, skipped, progress)
-        if options.sheet is not None:
+        if sheet is not None:
             predictions = sheet.collect(predictions)
         with open_output(options.output) as file:
             kind = options.file_format
             write_predictions(predictions, classes, options.top, kind, file, sentence)
-    if options.sheet is not None:
-        page = sheet.render(f"Predictions for {', '.join(path.name for path in options.paths)}")
-        write_file(options.sheet, page.encode(errors=SHOWN))
+    if sheet is not None and options.sheet is not None:
+        names = ", ".join(path.absolute().name for path in options.paths)
+        write_file(options.sheet, sheet.render(f"Predictions for {names}").encode(errors=SHOWN))
         say(f"written: {options.sheet}", file=sys.stderr)
     if options.skip_list is not None:
         write_skipped(skipped, options.skip_list)
+
+
+def _open_sheet(
+    options: PredictOptions, classes: Sequence[str], question: str | None
+) -> "ContactSheet | None":
+    """Return an empty contact sheet if one is wanted; its file is slow to import."""
+    if options.sheet is None:
+        return None
+    from associative_transformer.report.contact_sheet import ContactSheet
+
+    return ContactSheet(classes, question)
 
 
 def _show_progress(options: PredictOptions) -> WorkProgress:

@@ -65,5 +65,5 @@ def run(arguments: list[str]) -> None:
         first, second = options.runs
         path = write_comparison(first, second, options.output, analysis)
     say(f"written: {path}")
-    if options.open and not webbrowser.open(path.resolve().as_uri()):
+    if options.open and not webbrowser.open_new_tab(path.resolve().as_uri()):
         say(f"ait: no web browser was found: open {path} yourself", sys.stderr)
