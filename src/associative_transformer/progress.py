@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
-def format_time(seconds: float) -> str:
+def format_time(seconds: int | float) -> str:
     """Return a duration as hours, minutes and seconds: 0:01:30."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
@@ -53,7 +53,7 @@ class WorkProgress:
     ) -> None:
         self.bar.__exit__(kind, error, trace)
 
-    def show(self, done: float, total: float, detail: str = "") -> None:
+    def show(self, done: int | float, total: int | float, detail: str = "") -> None:
         """Update the bar or, without a terminal, write a line at most every 30 seconds.
 
         `detail` names what is being done at the moment.

@@ -16,7 +16,7 @@ MINUS = "\u2212"
 class Accuracy(NamedTuple):
     """A test accuracy with its interval."""
 
-    percent: float
+    percent: int | float
     interval: Interval
 
 
@@ -24,7 +24,7 @@ class Quantity(NamedTuple):
     """A number of each run that both may have, or only one."""
 
     name: str
-    values: tuple[float | None, float | None]  # of A and of B
+    values: tuple[int | float | None, int | float | None]  # of A and of B
     digits: int = 2  # after the decimal point
     interval: Interval | None = None  # of the difference
     is_ratio: bool = False  # whether the difference is also given in percent of A
@@ -79,7 +79,7 @@ def _list_scores(a: Facts, b: Facts) -> Iterator[Quantity]:
     yield Quantity("test loss, nats", losses, digits=4)
 
 
-def _pair(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+def _pair(values: Iterable[int | float | None]) -> tuple[int | float | None, int | float | None]:
     a, b = values
     return a, b
 
@@ -119,7 +119,7 @@ def _list_training(a: Facts, b: Facts) -> Iterator[Quantity]:
         yield Quantity(f"{name}, mean over layers", means)
 
 
-def _mean(health: list[dict[str, float | None]] | None, key: str) -> float | None:
+def _mean(health: list[dict[str, int | float | None]] | None, key: str) -> int | float | None:
     values = [layer.get(key) for layer in health or ()]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -136,7 +136,7 @@ def _list_costs(a: Facts, b: Facts) -> Iterator[Quantity]:
     yield Quantity("seconds of training", seconds, digits=1, is_ratio=True)
 
 
-def _write(value: float | None, digits: int) -> str:
+def _write(value: int | float | None, digits: int) -> str:
     if value is None or isnan(value):
         return format_number(None)
     return f"{value:,.{digits}f}"
@@ -156,7 +156,7 @@ def _subtract(quantity: Quantity) -> str:
     return text
 
 
-def _signed(value: float, digits: int) -> str:
+def _signed(value: int | float, digits: int) -> str:
     text = f"{abs(value):,.{digits}f}"
     if not any(digit in text for digit in "123456789"):
         return text  # neither +0 nor -0

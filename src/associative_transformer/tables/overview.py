@@ -25,7 +25,7 @@ class ListedRun:
     recipe: str
     seed: int
     data: str
-    accuracy: float | None  # percent of the saved model on the test split
+    accuracy: int | float | None  # percent of the saved model on the test split
     interval: Interval | None  # 95 %, of the accuracy
     epochs: int  # so far
     epochs_planned: int
