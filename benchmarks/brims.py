@@ -1,8 +1,8 @@
 """Measure the seconds that BRIMs and a plain implementation of them take for 1,000 images.
 
-`python benchmarks/brims.py` prints a table in Markdown; docs/performance.md quotes it. The
-variants take turns, and the fastest of four turns counts. Two of them are compiled, so the first
-turn takes minutes.
+`python benchmarks/brims.py` prints a table in Markdown; docs/explanation/performance.md quotes it.
+The variants take turns, and the fastest of four turns counts. Two of them are compiled, so the
+first turn takes minutes.
 """
 
 import math

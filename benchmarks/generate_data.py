@@ -2,7 +2,7 @@
 
 `python benchmarks/generate_data.py` prints the seconds for 50,000 Triangle images on one thread,
 and for all of Sort-of-CLEVR: 10,000 pictures with ten questions of each of three types, their
-answers and the best guesses. docs/reproduce.md quotes both.
+answers and the best guesses. docs/explanation/reproduce.md quotes both.
 """
 
 import time

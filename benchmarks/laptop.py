@@ -79,14 +79,14 @@ def describe_device(environment: dict[str, Any]) -> str:
     return f"{device}, {threads} threads" if environment.get("cuda") is None else device
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Keep finished runs, or print a table."""
     parser = argparse.ArgumentParser(description="The laptop edition of the tables.")
     parser.add_argument("action", choices=["keep", "table"])
     parser.add_argument("table", choices=TABLE_ROWS, nargs="?", default="classification")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.action == "keep":
         keep(options.runs, options.results)
     else:

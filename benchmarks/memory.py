@@ -1,16 +1,19 @@
 """Measure what a memory adds: python benchmarks/memory.py run ablations --source PATH/TO/cifar10
 
     python benchmarks/memory.py run TABLE [ROW ...] --source PATH/TO/cifar10 --seeds 0 1 2 --jobs 2
+    python benchmarks/memory.py steps TABLE
     python benchmarks/memory.py table TABLE
-    python benchmarks/memory.py shifts TABLE
+    python benchmarks/memory.py shifts TABLE [ROW ...]
 
 The first command trains the missing runs of a table, beginning with the first seed of all rows,
 and writes a file for each to `results/memory/TABLE`, or to `results/memory/float32/TABLE` with
 `--precision float32`. With several jobs, each run has one thread.
-The second prints the table as Markdown: accuracy of each seed, its mean and the difference from a
+The second times a training step of each row, all rows in turn, and writes
+`results/memory/steps/TABLE.json`.
+The third prints the table as Markdown: accuracy of each seed, its mean and the difference from a
 reference row, paired by seed, both with 95 % intervals (Student's t). The tables are those of
 `memory_rows.py`; `goal` takes the learning rate of each row from `goal-rates`, and `triangle` and
-`sort-of-clevr` need no `--source`. The third command prints the accuracies on changed test images
+`sort-of-clevr` need no `--source`. The fourth command prints the accuracies on changed test images
 (`shifts.py`), and the differences if the memory is also written at test time.
 """
 
@@ -19,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +34,8 @@ from associative_transformer.data import SortOfClevrConfig
 from associative_transformer.files import make_folder, write_file
 from associative_transformer.interface import UserError
 from associative_transformer.tabular import RowGroup, Table
-from memory_rows import TABLES, Row, Settings
+from memory_rows import TABLES, Comparison, Row, Settings
+from memory_steps import read_steps, write_steps
 from memory_training import train
 from shifts import SHIFTS
 from statistics_of_runs import interval
@@ -39,7 +44,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "memory"
 COLUMNS = ("row", "parameters", "accuracy by seed, %", "mean, %", "difference", "step, ms", "n")
 DATA = {"cifar10": "CIFAR-10", "triangle": "Triangle", "sort-of-clevr": "Sort-of-CLEVR"}
 ALL = "all"  # kinds of questions
-PRECISION = "bfloat16"  # of the tables in docs/memory.md
+PRECISION = "bfloat16"  # of the tables in docs/explanation/memory.md
 MAX_SEEDS = 100
 Runs = dict[int, dict[str, Any]]  # results by seed
 SOURCE = "PATH/TO/cifar10"  # placeholder for the path on this machine
@@ -133,6 +138,7 @@ def tabulate(table: str, results: Path) -> Table:
     """Return the table of the finished runs."""
     comparison = TABLES[table]
     finished = {name: read_runs(table, name, results) for name in comparison.rows}
+    steps = read_steps(results, table)
     settings = comparison.settings
     has_questions = settings.data == "sort-of-clevr"
     kinds = SortOfClevrConfig().question_types if has_questions else ()
@@ -143,22 +149,25 @@ def tabulate(table: str, results: Path) -> Table:
             rival = find_best(row.references, finished)
             rivals = finished[rival] if rival not in ("", name) else {}
             title = f"{kind} questions" if has_questions else row.group or comparison.title
-            cells = describe(finished[name], rivals, kind)
+            cells = describe(finished[name], rivals, kind, steps.seconds.get(name, []))
             groups.setdefault(title, []).append((row.title, *cells))
             compared |= {f"{rival} ({comparison.rows[rival].title})"} if rival else set()
     notes = [
         f"{DATA[settings.data]}, patch {settings.patch_size}, {settings.epochs} epochs, scored on "
         f"the {settings.scored_on} images; intervals of 95 % (Student's t)."
     ]
+    if steps.note:
+        notes.append(steps.note)
     if compared:
         notes.append(f"Difference from {', '.join(sorted(compared))}, paired by seed.")
     return Table(comparison.title, COLUMNS, [RowGroup(*group) for group in groups.items()], notes)
 
 
-def tabulate_shifts(table: str, results: Path) -> Table:
-    """Return the accuracies of the finished runs on changed test images."""
+def tabulate_shifts(table: str, results: Path, rows: Sequence[str] = ()) -> Table:
+    """Return the accuracies of the finished runs of some or all rows on changed test images."""
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for name, row in TABLES[table].rows.items():
+    for name in rows or TABLES[table].rows:
+        row = TABLES[table].rows[name]
         runs = [run["shifts"] for run in read_runs(table, name, results).values()]
         for shift in SHIFTS:
             scores = [run[shift] for run in runs if shift in run]
@@ -192,8 +201,11 @@ def find_best(names: tuple[str, ...], finished: dict[str, Runs]) -> str:
     return max(means, key=means.__getitem__, default="")
 
 
-def describe(runs: Runs, rivals: Runs, kind: str = ALL) -> list[str]:
-    """Return the cells of a row after its title, for one kind of question or for all items."""
+def describe(runs: Runs, rivals: Runs, kind: str, seconds: list[float]) -> list[str]:
+    """Return the cells of a row after its title, for one kind of question or for all items.
+
+    `seconds` are those of its training step in each round.
+    """
     if not runs:
         return ["", "not measured", "", "", "", "0"]
     accuracies, of_rivals = (
@@ -206,21 +218,20 @@ def describe(runs: Runs, rivals: Runs, kind: str = ALL) -> list[str]:
     differences = [
         accuracy - of_rivals[seed] for seed, accuracy in accuracies.items() if seed in of_rivals
     ]
-    seconds = median(run["timing"]["seconds_per_step"] for run in runs.values())
     return [
         f"{next(iter(runs.values()))['parameters']:,}",
         ", ".join(f"{seed}: {accuracy:.2f}" for seed, accuracy in accuracies.items()),
         interval([*accuracies.values()], ""),
         interval(differences) if differences else "",
-        f"{1000 * seconds:.1f}",
+        f"{1000 * median(seconds):.1f}" if seconds else "",
         str(len(runs)),
     ]
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(words: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure what a memory adds.")
-    parser.add_argument("action", choices=["run", "table", "shifts", "train"])
+    parser.add_argument("action", choices=["run", "steps", "table", "shifts", "train"])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--source", help="folder of CIFAR-10, for the tables that use it")
@@ -230,8 +241,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default=PRECISION)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds in which steps are timed")
     parser.add_argument("--small", action="store_true", help="sizes for a test")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     options.rows = options.rows or list(TABLES[options.table].rows)
     if unknown := set(options.rows) - set(TABLES[options.table].rows):
         parser.error(f"{options.table} has no rows {', '.join(sorted(unknown))}")
@@ -243,12 +255,24 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Train the missing runs of a table, or print it."""
-    options = parse_options()
+def main(words: list[str] | None = None) -> None:
+    """Train the missing runs of a table, time its steps, or print it."""
+    options = parse_options(words)
+    comparison = TABLES[options.table]
+    if options.action == "steps":
+        set_up_cpu()
+        settings = comparison.settings.small() if options.small else comparison.settings
+        rows = {name: comparison.rows[name] for name in options.rows}
+        chosen = Comparison(comparison.title, settings, rows)
+        write_steps(chosen, options)
+        return
     if options.action in ("table", "shifts"):
-        show = tabulate if options.action == "table" else tabulate_shifts
-        print(show(options.table, options.results).to_markdown(), end="")
+        printed = (
+            tabulate(options.table, options.results)
+            if options.action == "table"
+            else tabulate_shifts(options.table, options.results, options.rows)
+        )
+        print(printed.to_markdown(), end="")
         return
     places = [(name, seed) for seed in options.seeds for name in options.rows]
     runs = [Run(options.table, name, seed, options.results) for name, seed in places]

@@ -2,7 +2,8 @@
 
 `python benchmarks/memory_collapse.py PATH/TO/cifar10 32` passes 41 batches of 32 images of
 CIFAR-10 without updating a weight. Every eight batches it prints the balance loss and the
-effective rank of the memory of each layer; docs/log.md quotes both, for 32 and 512 images.
+effective rank of the memory of each layer; docs/explanation/log.md quotes both, for 32 and 512
+images.
 """
 
 import sys

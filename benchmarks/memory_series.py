@@ -143,7 +143,7 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
     return True
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(words: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Record how a memory changes in training.")
     parser.add_argument("action", choices=["run", "table", "figure", "train"])
@@ -163,7 +163,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=FIGURE, help="figure to write")
     parser.add_argument("--classes", type=int, default=10, help="of the data, with --small")
     parser.add_argument("--small", action="store_true", help="sizes for a test")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if unknown := set(options.variants) - set(VARIANTS):
         parser.error(f"there are no variants {', '.join(sorted(unknown))}")
     if options.source is None and options.action in ("run", "train"):
@@ -189,9 +189,9 @@ def choose_runs(options: argparse.Namespace) -> list[Run]:
     ]
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Train the missing runs, print the table or draw the figure."""
-    options = parse_options()
+    options = parse_options(words)
     try:
         if options.action == "table":
             print(tabulate(options.results).to_markdown(), end="")

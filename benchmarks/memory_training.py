@@ -73,7 +73,7 @@ class Trainer:
         started = time.perf_counter()
         num_images = 0
         for batch in split.train_batches(self.settings.batch_size, seed, epoch):
-            sums += self._step(batch)
+            sums += self.step(batch)
             num_images += len(batch.labels)
             now = time.perf_counter()
             self.seconds.append(now - started)
@@ -81,7 +81,8 @@ class Trainer:
         loss, aux_loss, correct = (sums / num_images).tolist()
         return {"loss": loss, "aux_loss": aux_loss, "accuracy": 100 * correct}
 
-    def _step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch) -> Tensor:
+        """Train on a batch; return its losses and its correct answers, summed over the images."""
         labels = batch.labels
         with autocast(CPU, self.precision):
             logits, aux_loss = self.model(batch.images, batch.questions)

@@ -1,7 +1,7 @@
 """Compare a training step of CNN+RN with two plain implementations and a lower bound.
 
 `python benchmarks/relation_network.py` prints medians of seven rounds in which the variants take
-turns (64 questions, forward and backward, float32); docs/reproduce.md quotes them.
+turns (64 questions, forward and backward, float32); docs/explanation/reproduce.md quotes them.
 """
 
 import time

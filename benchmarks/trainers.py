@@ -126,7 +126,7 @@ def with_transformers(experiment: Experiment, images: TensorDataset) -> nn.Modul
 
 
 def with_lightning(experiment: Experiment, images: TensorDataset) -> nn.Module:
-    """Train with the module in docs/elsewhere.md, plus a schedule."""
+    """Train with the module in docs/how-to/elsewhere.md, plus a schedule."""
     import lightning
 
     t = experiment.train

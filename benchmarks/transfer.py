@@ -161,7 +161,7 @@ def tabulate(results: Path) -> Table:
     return Table("Two new classes", columns, [RowGroup("ship and truck", rows)], notes)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Train the missing runs, or print the table."""
     parser = argparse.ArgumentParser(description="Measure what pre-training adds.")
     parser.add_argument("action", choices=["run", "table"])
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--small", action="store_true", help="sizes for a test")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.action == "table":
         print(tabulate(options.results).to_markdown(), end="")
         return

@@ -1,6 +1,6 @@
 """Time a training step with one and with two processes, with one batch and one thread each.
 
-`python benchmarks/weak_scaling.py` prints the table of docs/scaling.md.
+`python benchmarks/weak_scaling.py` prints the table of docs/how-to/scaling.md.
 """
 
 import argparse

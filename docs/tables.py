@@ -1,12 +1,18 @@
-"""Write the tables that are generated from the code: `make tables`.
+"""Write the tables that are generated from the code and from results: `make tables`.
 
-These are the tables of models in the README and in `docs/models.md`, between marker comments,
-and `src/associative_transformer/recipes/table.json`, which `ait list` shows.
+These are the table of models in `docs/reference/models.md` and the tables of results in all pages,
+between marker comments, and `src/associative_transformer/recipes/table.json`, which `ait list`
+shows. The marker of a table of results holds the command that prints it.
 """
 
+import io
 import json
+import re
+import shlex
 import sys
+from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +26,11 @@ from associative_transformer.recipes import PUBLISHED_TEXT, RECIPES
 ROOT = Path(__file__).parents[1]
 START = "<!-- models: written by make tables -->\n"
 END = "<!-- end of models -->\n"
+RESULTS = re.compile(
+    r"(<!-- python benchmarks/(\w+)\.py ([^\n]+): written by make tables -->\n).*?"
+    r"(<!-- end of table -->\n)",
+    re.DOTALL,
+)
 
 
 class Size(NamedTuple):
@@ -45,32 +56,15 @@ def named_sizes() -> list[Size]:
 
 
 def models_page() -> str:
-    """Return the table of `docs/models.md`: one row per named size."""
+    """Return the table of `docs/reference/models.md`: one row per named size."""
     lines = [
-        "| model | size | images | layers | live parameters | as the reference counts |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | size | images | layers | live parameters | as the reference counts | recipe |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for s in named_sizes():
         counts = f"{s.live:,} | {s.reference:,}"
-        lines.append(f"| `{s.model}` | `{s.name}` | {s.image} | {s.depth} | {counts} |")
-    return "\n".join(lines) + "\n"
-
-
-def readme() -> str:
-    """Return the table of the README: one row per model."""
-    by_model: dict[str, list[Size]] = {}
-    for size in named_sizes():
-        by_model.setdefault(size.model, []).append(size)
-    lines = [
-        "| model | layers | live parameters | as the reference counts | recipes |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for model, sizes in by_model.items():
-        depths = ", ".join(size.depth for size in sizes)
-        live = ", ".join(_in_millions(size.live) for size in sizes)
-        reference = ", ".join(_in_millions(size.reference) for size in sizes)
-        recipes = ", ".join(f"`{size.recipe}`" for size in sizes if size.recipe)
-        lines.append(f"| `{model}` | {depths} | {live} M | {reference} M | {recipes} |")
+        recipe = f"`{s.recipe}`" if s.recipe else ""
+        lines.append(f"| `{s.model}` | `{s.name}` | {s.image} | {s.depth} | {counts} | {recipe} |")
     return "\n".join(lines) + "\n"
 
 
@@ -92,10 +86,37 @@ def recipe_table() -> str:
 
 def generated_files(root: Path) -> dict[Path, str]:
     """Return what the generated files of the repository at `root` should contain."""
-    pages = {root / "README.md": readme(), root / "docs" / "models.md": models_page()}
-    files = {page: _replace_table(page.read_text(), table) for page, table in pages.items()}
+    page = root / "docs/reference/models.md"
+    files = {page: _replace_table(page.read_text(), models_page())}
     files[root / "src/associative_transformer/recipes/table.json"] = recipe_table()
     return files
+
+
+def result_pages(root: Path) -> dict[Path, str]:
+    """Return the pages of the repository at `root` with current tables of results."""
+    pages = {page: page.read_text() for page in sorted((root / "docs").rglob("*.md"))}
+    return {
+        page: RESULTS.sub(_run_command, text)
+        for page, text in pages.items()
+        if RESULTS.search(text)
+    }
+
+
+def _run_command(match: re.Match[str]) -> str:
+    """Return a table of results with its markers, after running its command.
+
+    The page has a heading of its own, so the title is left out, and so is that of a single group.
+    """
+    start, script, words, end = match.groups()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        import_module(script).main(shlex.split(words))
+    sys.path.pop(0)
+    table = re.sub(r"\A## .*\n+", "", printed.getvalue())
+    if table.count("### ") == 1:
+        table = re.sub(r"### .*\n+", "", table)
+    return f"{start}\n{table}\n{end}"
 
 
 def _size(name: str, config: ModelConfig) -> Size:
@@ -122,10 +143,6 @@ def _describe(model: ModelConfig) -> str:
     return f"{model.kind}, {format_count(depth, 'layer')} of {width}"
 
 
-def _in_millions(count: int) -> str:
-    return f"{count / 1e6:.1f}" if count >= 1e6 else f"{count / 1e6:.2f}"
-
-
 def _replace_table(text: str, table: str) -> str:
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
@@ -133,6 +150,7 @@ def _replace_table(text: str, table: str) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in generated_files(ROOT).items():
-        path.write_text(text)
-        print(f"written: {path.relative_to(ROOT)}")
+    for path, text in (generated_files(ROOT) | result_pages(ROOT)).items():
+        if path.read_text() != text:
+            path.write_text(text)
+            print(f"written: {path.relative_to(ROOT)}")

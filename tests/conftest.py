@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table of docs/reliability.md: inputs tried, and inputs handled as expected."""
+    """Print the table of reliability.md: inputs tried, and inputs handled as expected."""
     if not config.getoption("--tally"):
         return
     tally: dict[str, list[int]] = {}

@@ -20,7 +20,9 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "functional": "the paper's equations as pure functions",
     "interface": "Batch, ModelOutput, UserError: what passes between the parts",
     "files": "atomic writes, new folders, the first validation error",
+    "webpage": "the frame and the style that all HTML pages share",
     "tabular": "tables for a terminal, in Markdown and in HTML",
+    "progress": "how far long work has come: a bar on a terminal, plain lines elsewhere",
     "rendezvous": "how the processes of a launcher find each other",
     "distributed": "process groups, and collectives over their processes",
     "arguments": "checks of the sizes and shapes that callers pass",
@@ -58,7 +60,7 @@ ORDER = {  # from the ground up: a file imports only from what comes before it
     "cli": "the command `ait`, one file per subcommand",
     "__main__": "the entry point of `python -m associative_transformer`",
 }
-"""The parts of the package; the README shows this list."""
+"""The parts of the package; CONTRIBUTING.md shows this list."""
 
 INSIDE = {  # inside a folder: files that are not named come next, and __init__ comes last
     "kernels": (
@@ -153,10 +155,10 @@ INSIDE = {  # inside a folder: files that are not named come next, and __init__ 
     "sweeps": ("space", "scores"),
     "tables": ("collect",),
     "figures": ("context",),
-    "report": ("charts",),
+    "report": ("charts", "descriptions", "facts", "gallery"),
     "bench": ("timing", "variants", "pool", "loading"),
     "recipes": ("classification", "ablations", "relational"),
-    "cli": ("mistakes", "options", "check_data", "eval"),
+    "cli": ("mistakes", "options", "self_test", "check_data", "eval"),
 }
 PUBLIC_NAMES = "__init__.py"  # loads every public name on first use, so it may import all parts
 MAY_IMPORT_INSIDE_FUNCTIONS = {
@@ -255,9 +257,9 @@ def test_the_order_inside_a_folder_names_files_that_exist() -> None:
         assert {f"{folder}/{name}.py" for name in names} <= set(FILES)
 
 
-def test_the_readme_shows_the_parts_in_the_written_order() -> None:
-    readme = (ROOT.parents[1] / "README.md").read_text()
-    tree = readme.partition("```\nsrc/associative_transformer/\n")[2].partition("\ntests/")[0]
+def test_the_page_for_contributors_shows_the_parts_in_the_written_order() -> None:
+    page = (ROOT.parents[1] / "CONTRIBUTING.md").read_text()
+    tree = page.partition("```\nsrc/associative_transformer/\n")[2].partition("\ntests/")[0]
     rows = [tuple(line.split(maxsplit=1)) for line in tree.splitlines()]
     names = {name: f"{name}/" if (ROOT / name).is_dir() else f"{name}.py" for name in ORDER}
     assert rows == [(names[name], description) for name, description in ORDER.items()]

@@ -510,5 +510,5 @@ NUM_OUTSIDE = len(NAMES) + len(FOLDERS) + 2 * len(FILES) + 3 + 3
 
 @pytest.mark.parametrize(("row", "tried"), [(CODE, NUM_CODE), (OUTSIDE, NUM_OUTSIDE)])
 def test_the_docs_state_the_number_of_these_attacks(row: str, tried: int) -> None:
-    docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    docs = (Path(__file__).parents[1] / "docs" / "explanation" / "reliability.md").read_text()
     assert f"| {row} | {tried} | {tried} |" in docs

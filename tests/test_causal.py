@@ -1,4 +1,4 @@
-"""The language model of docs/workspace.md: what later tokens tell earlier ones."""
+"""The language model of docs/how-to/workspace.md: what later tokens tell earlier ones."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from associative_transformer import WorkspaceConfig
 
-PAGE = Path(__file__).parents[1] / "docs" / "workspace.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "workspace.md"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def language_model() -> Any:  # noqa: ANN401
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (code,) = (block for block in blocks if "class LanguageModel" in block)
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/workspace.md", "exec"), names)
+    exec(compile(code, "docs/how-to/workspace.md", "exec"), names)
     return names["LanguageModel"]
 
 

@@ -1,4 +1,4 @@
-"""What `docs/memory.md` says about memories: which tokens can reach which others."""
+"""What `docs/explanation/memory.md` says about memories: which tokens can reach which others."""
 
 from dataclasses import replace
 

@@ -16,7 +16,7 @@ EXAMPLES = ROOT / "examples"
 
 def test_the_page_shows_the_script_that_runs_the_file() -> None:
     code = (EXAMPLES / "classify_onnx.py").read_text().partition("import json")[2]
-    page = (ROOT / "docs" / "elsewhere.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "elsewhere.md").read_text()
     shown = re.search(r"```py\n(.*?)```", page, re.DOTALL)
     assert shown is not None
     assert code.strip() in shown[1]

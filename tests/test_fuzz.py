@@ -140,7 +140,7 @@ def test_coverage_counts_the_lines_that_no_case_reaches() -> None:
 
 
 def test_the_docs_have_a_row_for_each_reader() -> None:
-    docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    docs = (Path(__file__).parents[1] / "docs" / "explanation" / "reliability.md").read_text()
     section = docs.partition("### Fuzzing\n")[2].partition("\n### ")[0]
     rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("|")]
     assert [row[0] for row in rows[2:]] == list(READERS)

@@ -41,7 +41,7 @@ Record = Callable[[str, object], None]
 def some_or_all(num_cases: int, row: str) -> pytest.MarkDecorator:
     """Run a test with a tenth of its cases, and under the marker `fuzz` with all of them.
 
-    `row` is the name in the table of docs/reliability.md, which counts all cases.
+    `row` is the name in the table of docs/explanation/reliability.md, which counts all cases.
     """
     marks = [pytest.mark.fuzz, pytest.mark.hostile(row)]
     values = [num_cases // 10, pytest.param(num_cases, marks=marks)]

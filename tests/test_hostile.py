@@ -1,7 +1,7 @@
 """Broken and hostile input is read correctly, or refused with one sentence that names it.
 
 `python -m pytest -q -n0 tests/test_hostile.py tests/test_attacks.py tests/test_generated.py
---tally` prints the counts in docs/reliability.md.
+--tally` prints the counts in docs/explanation/reliability.md.
 """
 
 import csv
@@ -753,5 +753,5 @@ ROWS = {
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_docs_state_the_number_of_these_inputs(row: str) -> None:
-    docs = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    docs = (Path(__file__).parents[1] / "docs" / "explanation" / "reliability.md").read_text()
     assert f"| {row} | {ROWS[row]} | {ROWS[row]} |" in docs

@@ -1,4 +1,4 @@
-"""docs/paper-to-code.md against the code: references resolve, steps and ablations agree."""
+"""paper-to-code.md against the code: references resolve, steps and ablations agree."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ from associative_transformer.recipes import RECIPES, ablations
 
 PACKAGE = Path(associative_transformer.__file__).parent
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "paper-to-code.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "paper-to-code.md").read_text()
 CODE = re.findall(r"`([^`\n]+)`", PAGE)
 PARTS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
 REFERENCES = sorted({name for name in CODE if re.match(rf"({'|'.join(PARTS)})\.(?!py$)", name)})

@@ -1,7 +1,7 @@
 """The commands and Python blocks in the README and the docs work.
 
 The quick start runs with small models on generated images; commands that would download images
-are only parsed.
+are only parsed. `test_tutorials.py` runs the tutorials.
 """
 
 import json
@@ -21,7 +21,10 @@ from associative_transformer.recipes import RECIPES
 from making.plant import put_result, result_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "tutorials"),
+]
 SMALL = (
     "--train.epochs 1 --train.batch-size 8 --model.embed-dim 16 --model.depth 1 --train.device cpu"
 )

@@ -46,6 +46,7 @@ STEPS = {
     "ait export --help": OPTIONS,
     "ait report --help": OPTIONS,
     "ait table --help": OPTIONS,
+    "ait runs --help": OPTIONS,
     "ait eval --help": TORCH,
     "ait predict --help": TORCH,
     "ait run-table --help": TORCH,

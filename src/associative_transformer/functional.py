@@ -9,7 +9,7 @@ Source   Sun et al., CVPR 2025, arXiv 2309.12862; Hopfield retrieval and energy:
          Ramsauer et al. 2021, arXiv 2008.02217.
 
 Softmax, moving average and balance loss are computed in at least float32, even under autocast.
-The step numbers in the docstrings are those of `docs/paper-to-code.md`.
+The step numbers in the docstrings are those of `docs/explanation/paper-to-code.md`.
 """
 
 import math

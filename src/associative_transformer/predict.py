@@ -6,7 +6,7 @@ Dims     N images   C channels   H W image side   O classes
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -43,6 +43,7 @@ def predict_files(
     skipped: list[UnreadableImage] | None = None,
     precision: Precision = "float32",
     num_workers: int | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files and all images below folders, in order and in batches.
 
@@ -51,7 +52,7 @@ def predict_files(
     not exist, a folder contains no image, or an image cannot be read and `on_error` is "stop".
     With "skip", the errors about unreadable images are printed to stderr and added to `skipped`,
     once for each file. `num_workers` processes decode the images; None means one per core if there
-    is more than one batch.
+    is more than one batch. `on_progress` is called with the number of files so far and of all.
     """
     skipped = [] if skipped is None else skipped
     files = _image_files(paths)
@@ -60,7 +61,7 @@ def predict_files(
     rows = range(len(files))
     batches = [list(rows[start : start + batch_size]) for start in rows[::batch_size]]
     decoded = read_batches(partial(_decode, preprocessing, files), batches, num_workers)
-    images = _readable(files, batches, decoded, on_error, skipped)
+    images = _readable(files, batches, decoded, on_error, skipped, on_progress)
     return _predict(model, images, preprocessing, question, precision)
 
 
@@ -76,6 +77,7 @@ def _readable(
     decoded: Iterator[ReadBatch],
     on_error: Literal["stop", "skip"],
     skipped: list[UnreadableImage],
+    on_progress: Callable[[int, int], object] | None,
 ) -> Iterator[tuple[list[Path], UInt8[Tensor, "N C H W"]]]:
     """Yield the paths and images of each batch that can be read."""
     for rows, (images, errors) in zip(batches, decoded, strict=True):
@@ -87,6 +89,8 @@ def _readable(
         if len(images):
             pairs = zip(rows, errors, strict=True)
             yield [files[row] for row, error in pairs if error is None], images
+        if on_progress is not None:
+            on_progress(rows[-1] + 1, len(files))
     name_skipped(skipped)
 
 

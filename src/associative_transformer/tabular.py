@@ -9,43 +9,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jinja2
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from associative_transformer.interface import printable
+from associative_transformer.webpage import frame, open_templates
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ table.title }}</title>
-<style>
-body { font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-.wide { overflow-x: auto }
-caption, tbody th { text-align: left; font-weight: 600 }
-caption { font-size: 1.25rem; padding-bottom: .5rem }
-td, thead th { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ccc }
-td:first-child, thead th:first-child { text-align: left }
-tbody th { padding: 1rem .75rem .25rem }
-</style>
-</head>
-<body>
-<div class="wide">
+BODY = """<main>
+<h1 id="title">{{ table.title }}</h1>
+<div class="wide" tabindex="0" role="region" aria-labelledby="title">
 <table>
-<caption>{{ table.title }}</caption>
 <thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 {% for group in table.groups %}<tbody>
-<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">{{ group.title }}</th></tr>
-{% for row in group.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody>
-{% endfor %}</table>
+{% if group.title %}
+<tr><th scope="rowgroup" colspan="{{ table.columns | length }}">
+<span>{{ group.title }}</span></th></tr>
+{% endif %}
+{% for row in group.rows %}
+<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+</table>
 </div>
-{% for note in table.notes %}<p>{{ note }}</p>
-{% endfor %}</body>
-</html>
+{% for note in table.notes %}
+<p>{{ note }}</p>
+{% endfor %}
+</main>"""
+STYLE = """
+table { width: 100%; }
+td, thead th:not(:first-child) { text-align: right; padding: .25rem 0 .25rem .8rem; }
+td { white-space: nowrap; }
+th:first-child { position: sticky; left: 0; background: var(--paper); }
+tbody th[scope="rowgroup"] { padding-top: 1rem; color: var(--ink); font-weight: 600; }
+tbody th[scope="rowgroup"] span { position: sticky; left: 0; }
+@media (min-width: 40rem) { tbody th[scope="row"] { white-space: nowrap; } }
 """
 
 LINK = re.compile(r"\](?=[(\[:])")  # the bracket that makes a link or an image of the text before
@@ -110,7 +108,8 @@ class Table:
 
     def to_html(self) -> str:
         """Return an HTML page that refers to no other file."""
-        return jinja2.Environment(autoescape=True).from_string(PAGE).render(table=self)
+        body = open_templates().from_string(BODY).render(table=self)
+        return frame(self.title, body, STYLE)
 
 
 def markdown_text(text: str) -> str:

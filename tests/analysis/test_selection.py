@@ -395,6 +395,38 @@ def test_no_trace_is_kept() -> None:
     assert len(references) == 5
 
 
+def test_a_prior_wins_the_tokens_to_which_no_other_prior_of_the_head_attends_more() -> None:
+    model, width = planted(heads=2, priors=3, bottleneck=2)
+    tables = shuffled(6, 4, width)
+    result = select(model, tables, batch_size=3)
+    wins = np.zeros((2, 3))
+    for start in (0, 3):
+        pool = tables[start : start + 3].reshape(-1, width)
+        for head in range(2):
+            best: dict[int, tuple[float, int]] = {}  # token -> largest weight and its prior
+            for prior in range(3):
+                column = pool[:, 3 * head + prior]
+                top, tokens = column.topk(2)
+                for weight, token in zip(top.softmax(0).tolist(), tokens.tolist(), strict=True):
+                    if weight > best.get(token, (0.0, 0))[0]:
+                        best[token] = (weight, prior)
+            for _, prior in best.values():
+                wins[head, prior] += 1
+    assert result.wins is not None
+    assert result.wins[0] == pytest.approx(wins / wins.sum(axis=1, keepdims=True))
+
+
+def test_the_later_of_equal_priors_never_wins_and_is_named() -> None:
+    model, width = planted(heads=2, priors=2, bottleneck=3)
+    tables = shuffled(4, 4, width)
+    tables[..., 1] = tables[..., 0]  # the same similarities in the first head
+    result = select(model, tables, batch_size=4)
+    assert result.never_wins[0].tolist() == [[False, True], [False, False]]
+    assert ", never win (by head): 1, 0" in list(result.describe())[1]
+    early = replace(result, wins=None)
+    assert not early.never_wins.any() and "never win" not in list(early.describe())[1]
+
+
 def test_the_result_can_be_saved_and_read_back(tmp_path: Path) -> None:
     batches = make_split(torch.randn(5, 3, 16, 16)).eval_batches(2)
     result = measure_selection(AiT(AIT), batches)

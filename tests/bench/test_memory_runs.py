@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 import memory
 import memory_rows
+import memory_steps
 import memory_training
 import shifts
 from associative_transformer.evaluate import Evaluation
@@ -125,8 +125,7 @@ def test_a_workspace_in_the_place_of_attention_replaces_it(name: str, parts: set
 def plant(results: Path, table: str, name: str, seed: int, accuracy: float) -> None:
     run = memory.Run(table, name, seed, results)
     run.file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"accuracy": accuracy, "parameters": 1234, "timing": {"seconds_per_step": 0.25}}
-    run.file.write_text(json.dumps(content))
+    run.file.write_text(json.dumps({"accuracy": accuracy, "parameters": 1234}))
 
 
 def test_a_mean_has_the_interval_of_student() -> None:
@@ -140,6 +139,10 @@ def test_a_table_pairs_the_runs_by_seed_and_says_what_is_missing(tmp_path: Path)
         plant(tmp_path, "ablations", "image", seed, ours)
         plant(tmp_path, "ablations", "vit-norm", seed, theirs)
     plant(tmp_path, "ablations", "linear", 2, 61.0)
+    steps = {"seconds": {"image": [0.3, 0.25, 0.2]}, "precision": "bfloat16", "threads": 1}
+    path = memory_steps.find_steps(tmp_path, "ablations")
+    path.parent.mkdir()
+    path.write_text(json.dumps(steps | {"date": "2026-12-01"}))
     table = memory.tabulate("ablations", tmp_path)
     rows = {row[0]: row[1:] for group in table.groups for row in group.rows}
     of_image = (
@@ -152,8 +155,9 @@ def test_a_table_pairs_the_runs_by_seed_and_says_what_is_missing(tmp_path: Path)
     )
     assert rows["workspace per image"] == of_image
     assert rows["ViT, norm after FFN"][3] == ""
-    assert rows["linear attention (elu + 1)"][1:] == ("2: 61.00", "61.00", "-1.00", "250.0", "1")
+    assert rows["linear attention (elu + 1)"][1:] == ("2: 61.00", "61.00", "-1.00", "", "1")
     assert rows["mean of the tokens"] == ("", "not measured", "", "", "", "0")
+    assert "medians of 3 rounds in turn, bfloat16, 1 thread, 2026-12-01" in table.notes[1]
 
 
 def test_each_type_of_question_has_rows_of_its_own(tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ def test_the_goal_is_compared_with_the_better_vit(tmp_path: Path) -> None:
     assert rows["workspace per image"][3].startswith("+1.00")  # ViT with the norm: 64.0
     assert rows["ViT"][3].startswith("-1.50")
     assert rows["ViT, norm after FFN"][3] == ""
-    assert "vit-norm" in table.notes[1]
+    assert "vit-norm" in table.notes[-1]
 
 
 def test_the_goal_takes_the_best_rate_and_is_refused_without_all_four(tmp_path: Path) -> None:
@@ -338,8 +342,7 @@ def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def run(*words: object) -> None:
         common = ["--results", tmp_path / "results", "--small", "--jobs", 2]
-        monkeypatch.setattr(sys, "argv", ["memory.py", *map(str, [*words, *common])])
-        memory.main()
+        memory.main([*map(str, [*words, *common])])
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     return run
@@ -373,6 +376,16 @@ def test_a_failed_run_is_named(
     printed = capsys.readouterr()
     assert printed.out == "vit-0.json: failed\n"
     assert "missing" in printed.err
+
+
+@pytest.mark.parametrize("table", ["ablations", "sort-of-clevr"])
+def test_the_steps_of_a_table_are_timed_in_turn(
+    table: str, tmp_path: Path, run_script: Callable[..., None]
+) -> None:
+    run_script("steps", table, "vit", "image", "--rounds", 2)
+    steps = json.loads((tmp_path / f"results/steps/{table}.json").read_text())
+    assert {name: len(each) for name, each in steps["seconds"].items()} == {"vit": 2, "image": 2}
+    assert steps["threads"] == torch.get_num_threads()
 
 
 def test_the_first_seed_of_all_rows_comes_before_the_second(

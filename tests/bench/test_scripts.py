@@ -61,7 +61,7 @@ def test_a_script_can_be_imported_and_its_docstring_and_docs_quote_its_command(
     command = f"python benchmarks/{name}"
     assert callable(module.main)
     assert command in (module.__doc__ or "")
-    pages = [page.read_text() for page in (ROOT / "docs").glob("*.md")]
+    pages = [page.read_text() for page in (ROOT / "docs").rglob("*.md")]
     assert any(command in page for page in pages)
 
 

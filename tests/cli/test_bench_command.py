@@ -491,7 +491,7 @@ def test_the_record_of_the_repository_can_be_measured(ait: Ait, calls: list[Call
 
 
 def test_the_commands_of_the_documentation_parse() -> None:
-    page = Path(__file__).parents[2] / "docs" / "performance.md"
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "performance.md"
     lines = re.findall(r"^ait bench ([^#\n]*)", page.read_text(), flags=re.MULTILINE)
     assert {line.split()[0] for line in lines} == {"step", "infer", "write", "data", "--check"}
     for line in lines:

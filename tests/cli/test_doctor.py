@@ -1,5 +1,7 @@
 """`ait doctor`: what it reports, and what it keeps private."""
 
+import json
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,12 +12,22 @@ from datasets import config as datasets_config
 from huggingface_hub.errors import CacheNotFound
 
 import associative_transformer
-from associative_transformer.cli import doctor
-from associative_transformer.cli.doctor import LAUNCHER, PACKAGES, examine, format_report
+from associative_transformer import compute, functional
+from associative_transformer.cli import doctor, self_test
+from associative_transformer.cli.doctor import EXTRAS, LAUNCHER, PACKAGES, examine, format_report
+from associative_transformer.cli.self_test import find_problems
+from associative_transformer.functional import Selection
+from associative_transformer.workspace import GlobalWorkspace
 from making.commands import Ait, assert_refused
 
+ROOT = Path(__file__).parents[2]
 Repo = namedtuple("Repo", ["repo_id", "repo_type"])
 Cache = namedtuple("Cache", ["repos"])
+SECTIONS = (
+    *("versions", "extras", "devices", "kernels", "data sets", "disk", "launcher"),
+    "self-test",
+)
+CPU = torch.device("cpu")
 
 
 def lines(section: str, runs: Path = Path("runs")) -> dict[str, str]:
@@ -26,10 +38,16 @@ def test_the_command_writes_every_section_as_markdown(ait: Ait) -> None:
     done = ait("doctor")
     assert done.code == 0 and done.err == ""
     headings = [line for line in done.out.splitlines() if line.startswith("#")]
-    assert headings == ["## ait doctor"] + [
-        f"### {section}"
-        for section in ("versions", "devices", "kernels", "data sets", "disk", "launcher")
-    ]
+    assert headings == ["## ait doctor"] + [f"### {section}" for section in SECTIONS]
+
+
+def test_the_command_writes_the_same_as_json(ait: Ait) -> None:
+    done = ait("doctor", "--format", "json")
+    assert done.code == 0
+    content = json.loads(done.out)
+    assert tuple(content) == SECTIONS
+    assert content["versions"] == lines("versions")
+    assert content["self-test"]["cpu"] == "passed"
 
 
 def test_the_report_is_written_to_a_file_whose_folder_must_exist(ait: Ait, tmp_path: Path) -> None:
@@ -46,6 +64,70 @@ def test_the_versions_of_the_installed_packages_are_reported(
     assert values["associative-transformer"] == associative_transformer.__version__
     assert values["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert values["no-such-package"] == "not installed"
+
+
+def test_the_extras_are_those_of_the_package_with_their_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = {extra: tuple(each.partition(">")[0] for each in extras[extra]) for extra in EXTRAS}
+    assert names == EXTRAS
+    assert {*extras} - {*EXTRAS} == {"interop", "dev", "docs", "release"}
+
+
+def test_extras_show_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"some": ("pytest", "no-such-package")})
+    assert lines("extras") == {
+        "some": f"pytest {pytest.__version__}, no-such-package not installed"
+    }
+
+
+@pytest.mark.parametrize("instructions", [None, "AMX-BF16"])
+def test_the_precision_of_auto_on_a_cpu_follows_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, instructions: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(compute, "CPU_BFLOAT16", ("amx_bf16",) if instructions else ())
+    values = lines("devices")
+    assert values["precision auto"] == ("bfloat16" if instructions else "float32")
+    assert (instructions or "no instructions for bfloat16") in values["CPU"]
+
+
+def test_the_self_test_finds_no_problem_and_leaves_the_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    assert find_problems(CPU) == []
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_failed_self_test_ends_the_command_with_an_error_after_the_report(
+    ait: Ait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "find_problems", lambda device: ["RuntimeError: no driver"])
+    done = ait("doctor")
+    assert done.code == 2
+    assert "- cpu: RuntimeError: no driver" in done.out
+    assert "does not work on cpu" in done.err
+
+
+def test_the_self_test_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object, **rules: object) -> Selection:
+        selection = functional.pooled_attention(*args, **rules)
+        return selection._replace(value=selection.value + 0.1)
+
+    monkeypatch.setattr(self_test.FASTEST["cpu"], "pooled_attention", wrong)
+    assert "the fast write" in "".join(find_problems(CPU))
+
+
+def test_the_self_test_finds_a_memory_that_does_not_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GlobalWorkspace, "remember", lambda self, *_: self.priors)
+    assert "does not change the memory" in "".join(find_problems(CPU))
+
+
+def test_the_self_test_reports_an_error_of_torch_as_a_problem() -> None:
+    (problem,) = find_problems(torch.device("meta"))
+    assert "Error: " in problem
 
 
 def test_gpus_are_listed_with_memory_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,12 +40,13 @@ def test_help_lists_every_command_with_its_summary(ait: Ait) -> None:
     assert lines == [list(command) for command in COMMANDS.items()]
 
 
-def test_each_file_except_those_about_options_is_a_command() -> None:
+def test_each_file_except_those_behind_commands_is_a_command() -> None:
     files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert files == {name.replace("-", "_") for name in COMMANDS} | {
         "__init__",
         "mistakes",
         "options",
+        "self_test",
     }
 
 
@@ -117,7 +118,7 @@ def test_every_bad_command_line_is_answered_by_one_sentence_that_names_the_optio
     assert not list(tmp_path.iterdir())
     assert len({mistake.line for mistake in MISTAKES}) == len(MISTAKES) >= 187
     assert {mistake.line.partition(" ")[0] for mistake in MISTAKES} >= {*COMMANDS}
-    docs = Path(__file__).parents[2] / "docs" / "reliability.md"
+    docs = Path(__file__).parents[2] / "docs" / "explanation" / "reliability.md"
     row = f"| bad command lines of all commands | {len(MISTAKES)} |"
     assert row in docs.read_text(encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """`ait run-table`: what it trains, prints and refuses."""
 
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_each_run_is_announced_and_the_next_command_is_printed(ait: Ait, child: 
     first, *lines = [line for line in done.out.splitlines() if line]
     assert first == "2 runs, 0 of them complete"
     assert lines[0] == f"[1/2] {A}, seed 0"
-    assert lines[1] == f"[2/2] {B}, seed 0"
+    assert re.fullmatch(rf"\[2/2\] {B}, seed 0, 0:00:\d\d left for all", lines[1])
     assert lines[2].split() == ["next", "ait", "table", "classification", "--runs", "runs"]
     assert len(log.read_text().splitlines()) == 2
 

@@ -199,7 +199,7 @@ def test_a_seed_of_several_is_the_same_run_as_one_alone(ait: Ait) -> None:
 
 # --- documentation ---
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "sweeps.md").read_text()
 DOCUMENTED = [
     line
     for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

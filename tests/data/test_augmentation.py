@@ -33,7 +33,7 @@ def test_strong_pads_small_images_and_zooms_into_large_ones() -> None:
 
 
 def test_the_table_of_presets_in_the_docs_is_right() -> None:
-    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/reference/data.md").read_text()
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
     shown = {row[0].strip(" `").replace("-", "_"): row[1:] for row in rows}
     for name in ("flip", "color_jitter", "policy", "erase", "mixup", "cutmix"):

@@ -1,8 +1,8 @@
 """What the tests with several processes run in each process, and how to start the processes.
 
-`python tests/drivers/ranks.py` prints the figures of docs/scaling.md: how far the results differ
-from those of one process, and how much each rank sends. The processes are forks of a server that
-has already imported everything.
+`python tests/drivers/ranks.py` prints the figures of docs/how-to/scaling.md: how far the results
+differ from those of one process, and how much each rank sends. The processes are forks of a server
+that has already imported everything.
 
 Dims     S heads   M priors
 """
@@ -454,7 +454,7 @@ def counting() -> Iterator[list[Tensor]]:
 
 
 def formula(config: AiTConfig, num_tokens: int) -> tuple[int, int]:
-    """Return how many numbers docs/scaling.md says all layers send, forward and backward."""
+    """Return how many numbers all layers send, by docs/how-to/scaling.md, forward and backward."""
     c = config.workspace
     if c.pool == "local":  # the mean of what the pools write
         return (config.depth * c.num_priors * c.prior_dim,) * 2

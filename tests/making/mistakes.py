@@ -40,11 +40,11 @@ OPTIONS = {  # words before the options: names of options by what they take
     "predict RUN IMAGE": {
         COUNT: "top batch-size",
         CHOICE: "on-error",
-        OTHER: "question output device",
+        OTHER: "question output sheet device",
     },
     "export RUN": {NUMBER: "opset", CHOICE: "format", SWITCH: "speed", OTHER: "output"},
     "analyze RUN": {COUNT: "images batch-size", OTHER: "source device"},
-    "report RUN": {COUNT: "images", SWITCH: "again", OTHER: "output source device"},
+    "report RUN": {COUNT: "images", SWITCH: "again open", OTHER: "output source device"},
     "bench step": {
         COUNT: "rounds batch-size",
         CHOICE: "precision device format",
@@ -57,6 +57,7 @@ OPTIONS = {  # words before the options: names of options by what they take
     "check-data PATH": {NUMBER: "data.test-fraction", OTHER: "output"},
     "show triangle": {COUNT: "num-images data.num-test", SWITCH: "data.raw", OTHER: "pictures"},
     "run-table relational": {CHOICE: "budget", OTHER: "runs sources rows seeds"},
+    "runs": {CHOICE: "sort", OTHER: "runs output"},
     "table relational": {CHOICE: "format", OTHER: "runs output"},
     "doctor": {OTHER: "runs output"},
 }
@@ -157,6 +158,7 @@ OTHERS = {  # command line: words of its error
     "run-table relational --sources cifar10": "--sources 'cifar10'",
     "run-table relational --sources mnist x": "--sources 'mnist'",
     "table": "TABLE",
+    "runs --runs gone": "--runs gone",
     "table ablation": "TABLE 'ablation' ablations",
     "table relational extra": "'extra'",
     "table relational --runs gone": "--runs gone",

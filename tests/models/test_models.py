@@ -753,10 +753,11 @@ def test_an_unknown_option_of_loading_is_a_type_error(saved: Path) -> None:
 
 
 def test_weights_may_be_missing_on_request(saved: Path) -> None:
-    weights = load_file(saved / "model.safetensors")
-    save_file({"head.2.bias": weights["head.2.bias"]}, saved / "model.safetensors")
+    path = saved / "model.safetensors"
+    bias = load_file(path)["head.2.bias"].clone()  # safetensors 0.6 maps the file, soon replaced
+    save_file({"head.2.bias": bias}, path)
     loaded = AiT.from_pretrained(saved, strict=False)
-    assert torch.equal(loaded.state_dict()["head.2.bias"], weights["head.2.bias"])
+    assert torch.equal(loaded.state_dict()["head.2.bias"], bias)
 
 
 @every_model

@@ -55,7 +55,7 @@ from associative_transformer.report.facts import read_facts, run_section
 from associative_transformer.report.gallery import encode_image, load_gallery
 from associative_transformer.report.images import images_section, list_takers, trace_retrieval
 from associative_transformer.report.memory import memory_section
-from associative_transformer.report.page import render, to_json
+from associative_transformer.report.page import render
 from associative_transformer.report.priors import list_cards, priors_section, winning_items
 from associative_transformer.report.retrieval import retrieval_section
 from associative_transformer.report.training import training_section
@@ -63,6 +63,7 @@ from associative_transformer.runs.result import RunResult
 from associative_transformer.runs.saved import load_run
 from associative_transformer.runs.training_command import format_train_command
 from associative_transformer.training.loop import train
+from associative_transformer.webpage import to_json
 from making.commands import Ait, assert_refused
 from making.plant import answers_of, kind_of, put_result, result_of
 from making.reports import (
@@ -638,6 +639,23 @@ def test_the_table_of_priors_marks_the_dead_and_the_duplicates() -> None:
     assert "Number of dead priors: 1 of 4; number of duplicates: 1." in section.note
 
 
+def test_heads_in_which_priors_never_win_are_named_and_a_collapsed_one_too() -> None:
+    wins = np.array([[[0.3, 0.3, 0.2, 0.2], [0.99, 0.01, 0.0, 0.0]]])
+    selection = replace(planted_selection(), wins=wins)
+    section = priors_section(selection, None, "images")
+    assert [row[5] for row in section.tables[0].rows] == ["", "head 2", "head 2", "head 2"]
+    assert "Priors that never win: layer 1, head 2: 3 of 4." in section.note
+    assert "Head 2 of layer 1 has collapsed: prior 1 wins 99 % of its tokens." in section.note
+    (layer,) = list_cards(selection, None)
+    assert [head["loser"].tolist() for head in layer["heads"]] == [
+        [False] * 4,
+        [False, True, True, True],
+    ]
+    even = replace(selection, wins=np.full((1, 2, 4), 0.25))
+    assert "Every prior wins tokens." in priors_section(even, None, "images").note
+    assert "--again" in priors_section(planted_selection(), None, "images").note
+
+
 def test_a_card_has_the_winners_of_its_head_with_their_scores() -> None:
     selection = planted_selection()
     (layer,) = list_cards(selection, None)
@@ -782,7 +800,8 @@ def test_the_page_refers_to_no_other_file_and_allows_no_other_script(root: Path)
 def test_every_section_is_present_and_has_a_link(root: Path) -> None:
     page = Page(root / "ait" / "report.html")
     assert page.all("section", "id") == [*SECTIONS, "cost"]
-    assert page.all("a", "href") == [f"#{name}" for name in page.all("section", "id")]
+    names = ["content", *page.all("section", "id")]
+    assert page.all("a", "href") == [f"#{name}" for name in names]
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert set(page.all("label", "for")) <= set(ids)
@@ -1081,6 +1100,20 @@ def test_results_of_two_runs_alternate_by_kind_of_question(tmp_path: Path) -> No
 
 
 # --- commands ---
+
+
+@pytest.mark.parametrize("has_browser", [True, False])
+def test_the_page_is_opened_in_a_browser_on_request(
+    has_browser: bool, ait: Ait, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "webbrowser.open_new_tab", lambda address: opened.append(address) or has_browser
+    )
+    assert ait("report", runs / "ait").code == 0 and opened == []
+    done = ait("report", runs / "ait", "--open", "--output", "page.html")
+    assert done.code == 0 and opened == [Path("page.html").resolve().as_uri()]
+    assert ("no web browser was found: open page.html yourself" in done.err) != has_browser
 
 
 def test_the_command_prints_the_path_of_the_page(ait: Ait, runs: Path) -> None:

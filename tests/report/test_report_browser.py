@@ -3,9 +3,11 @@
 Screenshots are saved in tests/artifacts for inspection.
 """
 
+import csv
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +250,7 @@ def test_small_pictures_show_what_each_prior_of_a_layer_and_head_takes(
 def test_the_page_works_without_a_mouse(visit: Visit) -> None:
     page = visit("report")
     outlines = []
-    for _ in range(60):
+    for _ in range(200):
         page.keyboard.press("Tab")
         style = "getComputedStyle(document.activeElement)"
         outlines.append(page.evaluate(f"{style}.outlineStyle + {style}.opacity"))
@@ -300,6 +302,99 @@ def test_both_color_schemes_have_contrast(scheme: str, visit: Visit) -> None:
         paper, contrast = page.evaluate(CONTRAST, selector)
         assert (paper < 0.05) == (scheme == "dark")
         assert contrast >= (3.5 if selector == ".badge" else 4.5), selector
+
+
+def test_each_figure_saves_its_numbers_as_csv(visit: Visit) -> None:
+    page = visit("report")
+    title = page.locator("#training figcaption").first.inner_text()
+    assert title == "Loss"
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=f"CSV: {title}", exact=True).click()
+    assert waiting.value.suggested_filename == "loss.csv"
+    header, *rows = csv.reader(Path(waiting.value.path()).read_text().splitlines())
+    assert header == ["line", "epoch", "cross-entropy, nats"]
+    assert [row[:2] for row in rows] == [["training", "1"], ["training", "2"]]
+    shown = page.locator("#training figure").first.locator("tbody tr")
+    table = [row.locator("td").first.text_content().strip() for row in shown.all()]
+    assert [float(row[2]) for row in rows] == [float(cell) for cell in table]
+    visible = page.locator("figure:not([hidden])")
+    assert page.locator("figure:not([hidden]) [data-csv]").count() == visible.count() - 1
+    # the figure without a button is the energy of the image view
+
+
+def test_names_in_csv_are_quoted_and_never_formulas(visit: Visit) -> None:
+    page = visit("report")
+    spec = {"kind": "bars", "labels": ['=1+1, "x"', "-3", "plain"], "parts": {"a": [1, 2, None]}}
+    spec |= {"low": [], "high": [], "marks": {}}
+    text = page.evaluate("(spec) => charts.csv(spec)", spec)
+    rows = list(csv.reader(text.splitlines()))
+    assert rows == [["", "a"], ['\'=1+1, "x"', "1"], ["-3", "2"], ["plain", ""]]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_labels_of_many_points_cover_neither_each_other_nor_a_dot(
+    width: int, visit: Visit
+) -> None:
+    page = visit("report", {"width": width, "height": 900})
+    draw = np.random.default_rng(0)
+    x = np.concatenate([draw.normal(0, 0.02, 30), draw.uniform(-1, 1, 10)])
+    y = np.concatenate([draw.normal(0, 0.02, 30), draw.uniform(-1, 1, 10)])
+    spec = {
+        **{"kind": "points", "title": "t", "x_label": "a", "y_label": "b", "note": ""},
+        **{"x": x.tolist(), "y": y.tolist(), "groups": [], "shades": []},
+        "labels": [str(i + 1) for i in range(40)],
+    }
+    page.evaluate(
+        "(spec) => {const plot = document.createElement('div'); plot.className = 'plot crowd';"
+        " document.querySelector('#run').prepend(plot); charts.draw(plot, spec);}",
+        spec,
+    )
+    boxes = page.locator(".crowd text:not(.soft)").evaluate_all(
+        "(all) => all.filter((e) => !['a', 'b'].includes(e.textContent))"
+        ".map((e) => e.getBoundingClientRect())"
+        ".map((b) => [b.left, b.top + 3, b.right, b.bottom - 3])"
+    )
+    dots = page.locator(".crowd circle").evaluate_all(
+        "(all) => all.map((e) => e.getBoundingClientRect())"
+        ".map((b) => [b.left + 1, b.top + 1, b.right - 1, b.bottom - 1])"
+    )
+    assert len(dots) == 40 and len(boxes) >= 10
+
+    def cover(one: list[float], other: list[float]) -> bool:
+        return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+    assert not [pair for pair in combinations(boxes, 2) if cover(*pair)]
+    assert not [(box, dot) for box in boxes for dot in dots if cover(box, dot)]
+    assert "would overlap and are left out" in page.locator(".crowd .note").inner_text()
+
+
+def test_the_keyboard_reaches_what_scrolls_and_skips_the_list_of_sections(visit: Visit) -> None:
+    page = visit("report", PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    page.wait_for_timeout(100)
+    frames = page.locator(".wide:visible").evaluate_all(
+        "(all) => all.map((e) => ["
+        "e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight,"
+        " e.tabIndex === 0, Boolean(e.ariaLabel)])"
+    )
+    assert frames and all(scrolls == reachable for scrolls, reachable, _ in frames)
+    assert all(label for *_, label in frames)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+
+
+def test_pictures_and_charts_have_text_alternatives(visit: Visit) -> None:
+    page = visit("report")
+    texts = page.locator(".pictures img").evaluate_all("(all) => all.map((e) => e.alt)")
+    assert texts and all("predicted: " in text for text in texts)
+    about = page.locator("figure:not([hidden]) svg[aria-describedby]").evaluate_all(
+        "(all) => all.map((e) => document.getElementById(e.getAttribute('aria-describedby')))"
+        ".map((e) => e.textContent)"
+    )
+    assert len(about) >= 6 and all(len(text) > 30 for text in about)
+    assert any(text.startswith("Line chart: accuracy, % by epoch.") for text in about)
 
 
 def test_print_opens_all_tables_and_omits_the_controls(visit: Visit) -> None:

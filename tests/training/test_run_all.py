@@ -19,7 +19,12 @@ from associative_transformer.experiment import fingerprint
 from associative_transformer.recipes import RECIPES
 from associative_transformer.runs.plan import PlannedRun, plan_runs
 from associative_transformer.training.loop import train
-from associative_transformer.training.run_all import FailedRun, train_runs
+from associative_transformer.training.run_all import (
+    FailedRun,
+    announce_run,
+    estimate_seconds,
+    train_runs,
+)
 from associative_transformer.training.signals import Interrupted
 from associative_transformer.workspace_config import WorkspaceConfig
 from making.commands import Child
@@ -68,6 +73,24 @@ def test_runs_are_trained_one_after_another_and_announced_before_they_start(
         for seed in ("", " --train.seed 1")
         for name in (A, B)
     ]
+
+
+def test_the_time_left_follows_from_complete_runs_of_the_experiment_or_of_all(
+    tmp_path: Path,
+) -> None:
+    runs = plan(A, B, seeds=(0, 1), root=tmp_path)
+    assert estimate_seconds(runs) is None
+    assert announce_run(1, runs) == f"[1/4] {A}, seed 0"
+    a, b = runs[0].experiment, runs[1].experiment
+    timing = {"timing": {"seconds": 100.0, "samples_per_second": 5.0}}
+    put_run(tmp_path / "runs", a, 0, result_of(a, **timing))
+    per_epoch = 100 / a.train.epochs
+    expected = 2 * per_epoch * b.train.epochs + 100  # both of B, and the other seed of A
+    assert estimate_seconds(runs) == pytest.approx(expected)
+    timing = {"timing": {"seconds": 7_000.0, "samples_per_second": 5.0}}
+    put_run(tmp_path / "runs", b, 0, result_of(b, **timing))
+    assert estimate_seconds(runs) == pytest.approx(7_100)
+    assert announce_run(3, runs) == f"[3/4] {A}, seed 1, 1:58:20 left for all"
 
 
 def test_complete_runs_are_skipped_and_unfinished_runs_are_resumed(

@@ -33,6 +33,7 @@ from associative_transformer.interface import Batch, UserError
 from associative_transformer.models.ait import AiT
 from associative_transformer.models.layers import SelfAttention
 from associative_transformer.models.pretrained import PretrainedModel
+from associative_transformer.progress import WorkProgress
 from associative_transformer.runs.reading import MAX_ARRAYS
 from associative_transformer.runs.saved import SavedRun
 
@@ -56,6 +57,7 @@ class Measured(NamedTuple):
 
     measure: Callable[[Subject], Any]
     applies_to: Callable[[PretrainedModel], bool]
+    cost: int = 1  # time relative to `answers`, which are one pass over the sample
 
 
 def _is_any(_: PretrainedModel) -> bool:
@@ -95,11 +97,11 @@ class Analysis(NamedTuple):
     ] = None
     competition: Annotated[
         Competition | None,
-        Measured(lambda s: measure_competition(s.model, s.pools()), _has_self_attention),
+        Measured(lambda s: measure_competition(s.model, s.pools()), _has_self_attention, 3),
     ] = None
     selection: Annotated[
         SelectionStatistics | None,
-        Measured(lambda s: measure_selection(s.model, s.pools()), _is_ait),
+        Measured(lambda s: measure_selection(s.model, s.pools()), _is_ait, 2),
     ] = None
     drift: Annotated[
         Drift | None,
@@ -107,27 +109,27 @@ class Analysis(NamedTuple):
     ] = None
     specialization: Annotated[
         Specialization | None,
-        Measured(lambda s: measure_specialization(s.model, s.pools(), s.classes), _is_ait),
+        Measured(lambda s: measure_specialization(s.model, s.pools(), s.classes), _is_ait, 2),
     ] = None
     roles: Annotated[
         Roles | None,
-        Measured(lambda s: measure_roles(s.model, s.pools(), s.classes), _has_memory_per_image),
+        Measured(lambda s: measure_roles(s.model, s.pools(), s.classes), _has_memory_per_image, 3),
     ] = None
     silencing: Annotated[
         Silencing | None,
-        Measured(lambda s: measure_silencing(s.model, s.pools(), s.classes), _reads),
+        Measured(lambda s: measure_silencing(s.model, s.pools(), s.classes), _reads, 7),
     ] = None
     basins: Annotated[
         Basins | None,
-        Measured(lambda s: measure_basins(s.model, s.pools()), _reads_by_hopfield),
+        Measured(lambda s: measure_basins(s.model, s.pools()), _reads_by_hopfield, 4),
     ] = None
     recall: Annotated[
         Recall | None,
-        Measured(lambda s: measure_recall(s.model, s.pools()), _reads_by_hopfield),
+        Measured(lambda s: measure_recall(s.model, s.pools()), _reads_by_hopfield, 4),
     ] = None
     capacity: Annotated[
         Capacity | None,
-        Measured(lambda s: measure_capacity(s.model, s.all_pools()), _is_ait),
+        Measured(lambda s: measure_capacity(s.model, s.all_pools()), _is_ait, 10),
     ] = None
     reconstruction: Annotated[
         Reconstruction | None,
@@ -188,13 +190,7 @@ def analyze(
         pools=partial(split.eval_batches, pool_size),
         all_pools=lambda: sample(data.test).eval_batches(pool_size),
     )
-    analysis = Analysis(
-        **{
-            name: measured.measure(subject)
-            for name, (_, measured) in _TABLE.items()
-            if measured.applies_to(run.model)
-        }
-    )
+    analysis = _measure_all(subject)
     try:
         save_analysis(analysis, folder, data.digest)
     except UserError as error:
@@ -202,6 +198,23 @@ def analyze(
             raise
         print(f"the analysis is not stored: {error}", file=sys.stderr)
     return analysis
+
+
+def _measure_all(subject: Subject) -> Analysis:
+    """Run all analyses that apply to the model, and show the progress on stderr."""
+    chosen = {
+        name: measured
+        for name, (_, measured) in _TABLE.items()
+        if measured.applies_to(subject.model)
+    }
+    done, total = 0, sum(measured.cost for measured in chosen.values())
+    results: dict[str, Any] = {}
+    with WorkProgress("analyzing") as progress:
+        for name, measured in chosen.items():
+            progress.show(done, total, name)
+            results[name] = measured.measure(subject)
+            done += measured.cost
+    return Analysis(**results)
 
 
 def save_analysis(analysis: Analysis, folder: Path, data: str) -> None:

@@ -59,6 +59,7 @@ class SelectionStatistics:
     winner_scores: Float[np.ndarray, "L S M W"]  # their similarity to the prior, descending
     taken: Int[np.ndarray, "L S M I P"]  # order in which a prior takes each patch, 0: not taken
     scope: str = "batch"  # "image": a pool is an image; similarity and rank are means over them
+    wins: Float[np.ndarray, "L S M"] | None = None  # share of the tokens taken; not in early runs
 
     @property
     def is_dead(self) -> Bool[np.ndarray, "L M"]:
@@ -70,6 +71,16 @@ class SelectionStatistics:
         """Whether an earlier prior takes the same tokens."""
         is_same = self.overlap.mean(axis=1) > DUPLICATE  # (L, M, M)
         return np.tril(is_same, k=-1).any(axis=-1)
+
+    @property
+    def never_wins(self) -> Bool[np.ndarray, "L S M"]:
+        """Whether other priors of a head attend more to nearly every token that a prior takes.
+
+        Of equal priors, the first one wins. All are False in early results, which lack the wins.
+        """
+        if self.wins is None:
+            return np.zeros(self.entropy.shape, bool)
+        return self.wins < DEAD / self.usage.shape[1]
 
     def describe(self) -> Iterator[str]:
         """Yield the main numbers as lines of text."""
@@ -83,9 +94,11 @@ class SelectionStatistics:
         for layer, overlap in enumerate(self.overlap):
             mean = f", mean overlap {overlap[:, *pairs].mean():.2f}" if num_priors > 1 else ""
             num_dead, num_duplicate = self.is_dead[layer].sum(), self.is_duplicate[layer].sum()
+            losers = self.never_wins[layer].sum(axis=-1)
+            never = f", never win (by head): {', '.join(map(str, losers))}" if losers.any() else ""
             yield (
                 f"  layer {layer + 1}: effective rank {self.effective_rank[layer]:.1f}, "
-                f"{num_dead} dead, {num_duplicate} duplicate{mean}"
+                f"{num_dead} dead, {num_duplicate} duplicate{never}{mean}"
             )
 
 
@@ -107,8 +120,7 @@ def measure_selection(
     The memory does not change. Raises UserError for other models, and ValueError without images.
     """
     if not isinstance(model, AiT):
-        name = type(model).__name__
-        raise UserError(f"{name} has no workspace whose priors select tokens: use a run of AiT")
+        raise UserError(f"{type(model).__name__} has no workspace with priors: use a run of AiT")
     blocks = cast(Iterable[Any], model.blocks)
     tallies = [
         _LayerTally(block.workspace, model.embed, num_winners, num_images) for block in blocks
@@ -134,6 +146,7 @@ def measure_selection(
         winner_scores=_stack(tally.scores for tally in tallies),
         taken=_stack(tally.taken.int() for tally in tallies),  # the largest array of all results
         scope=model.config.workspace.scope,
+        wins=_stack(tally.wins / tally.wins.sum(dim=-1, keepdim=True) for tally in tallies),
     )
 
 
@@ -170,6 +183,7 @@ class _LayerTally:
         empty = torch.zeros(workspace.config.num_heads, workspace.config.num_priors, 0)
         self.scores = empty  # (S, M, W), descending
         self.tokens = empty.long()  # (S, M, W), index in the split of the token with this score
+        self.wins = empty.new_zeros(empty.shape[:2], dtype=torch.double)  # (S, M), in tokens
         self.taken = empty.long()[..., None].expand(-1, -1, -1, self.num_patches)
 
     def add(self, u: Float[Tensor, "B N E"]) -> None:
@@ -180,6 +194,7 @@ class _LayerTally:
             self.pool_size, self.bottleneck = pools.shape[1], chosen.shape[-1]
         takes = torch.zeros(*chosen.shape[:3], pools.shape[1], dtype=torch.bool, device=u.device)
         takes.scatter_(-1, chosen, True)  # (Q, S, M, T)
+        self.wins += _count_wins(score, chosen, pools.shape[1]).cpu()
         means = _Means(
             usage=read_weights(self.workspace, u).mean(dim=(0, 1, 2)),
             entropy=(torch.special.entr(score).sum(dim=-1) / math.log(2)).mean(dim=0),
@@ -240,6 +255,18 @@ class _LayerTally:
         image, token = self.tokens // self.num_tokens, self.tokens % self.num_tokens
         patch = token - (self.num_tokens - self.num_patches)
         return torch.stack([image, patch], dim=-1)
+
+
+def _count_wins(
+    score: Float[Tensor, "Q S M K"], chosen: Int[Tensor, "Q S M K"], size: int
+) -> Float[Tensor, "S M"]:
+    """Count the tokens of pools of this size to which no prior of the head attends more."""
+    wins = []
+    for head in range(score.shape[1]):  # one by one, to save memory
+        gates = score.new_zeros(len(score), score.shape[2], size)
+        largest, winner = gates.scatter_(-1, chosen[:, head], score[:, head]).max(dim=1)
+        wins.append(winner[largest > 0].bincount(minlength=score.shape[2]))
+    return torch.stack(wins).double()
 
 
 def _jaccard(takes: Bool[Tensor, "Q G A T"]) -> Float[Tensor, "G A A"]:

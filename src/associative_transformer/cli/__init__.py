@@ -29,6 +29,7 @@ COMMANDS = {  # each has a file in this folder
     "bench": "compare the speed and memory of models and kernels",
     "check-data": "look at a data set: classes, sizes, copies, unreadable images",
     "show": "draw images of a data set with their classes, or with questions and answers",
+    "runs": "list your runs with recipe, data, accuracy, date and folder",
     "run-table": "train all missing runs of a table",
     "table": "compare finished runs with the published results",
     "doctor": "collect the information that a bug report needs",

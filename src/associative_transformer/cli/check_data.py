@@ -1,7 +1,6 @@
 """`ait check-data`: look at a data set of images before training on it."""
 
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import get_terminal_size
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from associative_transformer.data.summary import DataSummary
 
 HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
-SLOW = 2000  # images from which progress is shown
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,11 @@ def run(arguments: list[str]) -> None:
 
 def look_at(config: StoredImages, num_workers: int) -> "DataSummary":
     """Decode all images, with a progress bar, and print what was found."""
-    from rich.progress import Progress
-
     from associative_transformer.data.inspection import inspect_data
+    from associative_transformer.progress import WorkProgress
 
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("looking at the images")
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        summary = inspect_data(config, num_workers, show)
+    with WorkProgress("looking at the images", "images") as progress:
+        summary = inspect_data(config, num_workers, progress.show)
     say(summary.to_table().to_terminal(get_terminal_size().columns).rstrip())
     return summary
 

@@ -4,14 +4,17 @@ Of the environment variables, only those in `LAUNCHER` are shown, none of which 
 Paths in the home folder start with ~, and names of users and machines are never shown.
 """
 
+import json
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from associative_transformer.cli.options import check_output, open_output, parse
+from associative_transformer.interface import UserError
 
 PACKAGES = (
     "associative-transformer",
@@ -26,8 +29,17 @@ PACKAGES = (
     "pydantic",
     "tyro",
     "jaxtyping",
-    "timm",
 )
+EXTRAS = {
+    "timm": ("timm",),
+    "hf": ("transformers",),
+    "lightning": ("lightning",),
+    "peft": ("peft",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "optuna": ("optuna",),
+    "tracking": ("tensorboard", "wandb", "mlflow"),
+}
+"""The packages of each extra, as in `pyproject.toml`."""
 LAUNCHER = (  # set by torchrun, accelerate and Slurm, or by users to select devices and threads
     "RANK",
     "LOCAL_RANK",
@@ -44,27 +56,42 @@ LAUNCHER = (  # set by torchrun, accelerate and Slurm, or by users to select dev
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
 )
+PASSED = "passed"
 Line = tuple[str, str]
 """A name and its value."""
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Show versions, devices, kernels, data sets, disk and launcher, for a bug report."""
+    """Show versions, devices, data sets and disk, and test the installation, for a bug report."""
 
     runs: Path = Path("runs")
     """Folder of all runs, whose free disk space is reported."""
     output: Path | None = None
     """File to write; None: print to the terminal."""
+    format: Literal["markdown", "json"] = "markdown"
+    """Output format."""
 
 
 def run(arguments: list[str]) -> None:
-    """Write a report on the installation and the machine as Markdown."""
+    """Write a report on the installation and the machine.
+
+    Raises UserError after the report is written if the installation does not pass its test.
+    """
     options = parse(DoctorOptions, arguments, "doctor")
     check_output(options.output)
-    text = format_report(examine(options.runs))
+    sections = examine(options.runs)
+    if options.format == "json":
+        text = json.dumps({title: dict(section) for title, section in sections.items()}, indent=2)
+    else:
+        text = format_report(sections)
     with open_output(options.output) as file:
-        file.write(text)
+        file.write(text.rstrip() + "\n")
+    if failed := [name for name, outcome in sections["self-test"] if outcome != PASSED]:
+        raise UserError(
+            f"this installation does not work on {' and '.join(failed)}: install torch again for "
+            "this machine, or open an issue with this report"
+        )
 
 
 def examine(runs: Path) -> dict[str, list[Line]]:
@@ -74,11 +101,13 @@ def examine(runs: Path) -> dict[str, list[Line]]:
     """
     return {
         "versions": _versions(),
+        "extras": _extras(),
         "devices": _devices(),
         "kernels": _kernels(),
         "data sets": _data_sets(),
         "disk": _disk(runs),
         "launcher": _launcher(),
+        "self-test": _self_test(),
     }
 
 
@@ -104,12 +133,25 @@ def _versions() -> list[Line]:
     ]
 
 
+def _extras() -> list[Line]:
+    from associative_transformer.runs.environment import find_version
+
+    return [
+        (extra, ", ".join(f"{name} {find_version(name) or 'not installed'}" for name in packages))
+        for extra, packages in EXTRAS.items()
+    ]
+
+
 def _devices() -> list[Line]:
     import torch
 
+    from associative_transformer.compute import count_cores, find_bfloat16
+
     cpu = torch.backends.cpu.get_cpu_capability()
+    threads = f"{torch.get_num_threads()} threads, {count_cores()} usable cores"
+    bfloat16 = find_bfloat16(torch.device("cpu")) or "no instructions for bfloat16"
     lines = [
-        ("CPU", f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads"),
+        ("CPU", f"{platform.machine()}, {cpu}, {bfloat16}, {threads}"),
         ("CUDA version of torch", str(torch.version.cuda or "none")),
     ]
     for i in range(torch.cuda.device_count()):
@@ -121,9 +163,8 @@ def _devices() -> list[Line]:
         lines.append(("GPU", "none that torch can use"))
     if torch.backends.mps.is_available():
         lines.append(("Apple GPU", "available, but not used by `ait train`"))
-    has_gpu = torch.cuda.is_available()
-    is_fast = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return [*lines, ("precision auto", "bfloat16" if is_fast else "float32")]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [*lines, ("precision auto", "bfloat16" if find_bfloat16(device) else "float32")]
 
 
 def _kernels() -> list[Line]:
@@ -190,6 +231,16 @@ def _is_folder(path: Path) -> bool:
 def _launcher() -> list[Line]:
     lines = [(name, os.environ[name]) for name in LAUNCHER if name in os.environ]
     return lines or [("processes", "one, started without a launcher")]
+
+
+def _self_test() -> list[Line]:
+    import torch
+
+    from associative_transformer.cli.self_test import find_problems
+
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    problems = {name: find_problems(torch.device(name)) for name in names}
+    return [(name, "; ".join(found) or PASSED) for name, found in problems.items()]
 
 
 def _data_cache() -> Path:

@@ -1,6 +1,7 @@
 """`ait export`: export a trained model to one file: ONNX, torch.export or safetensors."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from associative_transformer.cli.options import check_output, choose_device, parse, say
 from associative_transformer.interface import UserError, format_count
+from associative_transformer.progress import WorkProgress
 
 if TYPE_CHECKING:
     from associative_transformer.export import ExportReport
@@ -17,6 +19,8 @@ ROUNDS = 10
 """Timed rounds, of which the median is printed."""
 TIMED_IMAGES = 8
 """Images per batch in each round."""
+COSTS = {"exporting": 3, "compiling": 6, "timing": 1}
+"""Time that each stage takes, relative to the others."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,23 @@ def run(arguments: list[str]) -> None:
     file_format = check_format(options.output, options.format, options.opset)
     choose_device("cpu")
     model = _load(options.run)
-    say(f"exporting {type(model).__name__} and comparing the logits", sys.stderr)
-    report = export_model(model, options.output, file_format, options.opset)
+    is_timed = options.speed and file_format != "safetensors"
+    stages = ["exporting", *["compiling"] * (is_timed and file_format == "onnx")]
+    stages += ["timing"] * is_timed
+    total = sum(COSTS[stage] for stage in stages)
+    with WorkProgress("export") as progress:
+
+        def start(stage: str) -> None:
+            before = stages[: stages.index(stage)]
+            progress.show(sum(COSTS[each] for each in before), total, stage)
+
+        start("exporting")
+        say(f"exporting {type(model).__name__} and comparing the logits", sys.stderr)
+        report = export_model(model, options.output, file_format, options.opset)
+        times = _measure_speed(report, model, start) if is_timed else ""
     _print_report(report, model)
-    if options.speed and file_format != "safetensors":
-        _print_speed(report, model)
+    if times:
+        say(times)
 
 
 def _load(folder: Path) -> "PretrainedModel":
@@ -84,8 +100,13 @@ def _print_report(report: "ExportReport", model: "PretrainedModel") -> None:
         say(f"ait: the file contains no {missing}: the model was saved without them", sys.stderr)
 
 
-def _print_speed(report: "ExportReport", model: "PretrainedModel") -> None:
-    """Print the times of the file and of the model on a CPU."""
+def _measure_speed(
+    report: "ExportReport", model: "PretrainedModel", start: Callable[[str], None]
+) -> str:
+    """Return a line with the times of the file and of the model on a CPU.
+
+    `start` is called with the name of each stage when it begins.
+    """
     import torch
 
     from associative_transformer.bench.timing import Run, time_in_turn
@@ -102,6 +123,7 @@ def _print_speed(report: "ExportReport", model: "PretrainedModel") -> None:
     runs: dict[str, Run] = {name: lambda: exported.run(*inputs), "eager": lambda: eager(*inputs)}
     with torch.no_grad(), quietly():
         if report.format == "onnx":
+            start("compiling")
             compiled = Evaluation(model)
             compiled.model.compile()
             say("compiling the model to compare the speed", sys.stderr)
@@ -110,7 +132,8 @@ def _print_speed(report: "ExportReport", model: "PretrainedModel") -> None:
                 runs["compiled"] = lambda: compiled(*inputs)
             except torch._dynamo.exc.BackendCompilerFailed:
                 say("ait: torch cannot compile here: see `ait doctor`", sys.stderr)
+        start("timing")
         seconds = time_in_turn(runs, ROUNDS, torch.device("cpu"))
     times = ", ".join(f"{name} {1e3 * median(each):,.1f} ms" for name, each in seconds.items())
     threads = format_count(torch.get_num_threads(), "thread")
-    say(f"speed        {times} for {format_count(TIMED_IMAGES, 'image')} (CPU, {threads})")
+    return f"speed        {times} for {format_count(TIMED_IMAGES, 'image')} (CPU, {threads})"

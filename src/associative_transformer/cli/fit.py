@@ -27,7 +27,7 @@ class FitOptions:
     """Train a classifier on a data set of images in the given time.
 
     Looks at the images, chooses image size, model and training settings, measures a few steps,
-    trains, scores the test images and writes a report. docs/own-images.md lists the rules.
+    trains, scores the test images and writes a report. docs/how-to/own-images.md lists the rules.
     """
 
     path: str

@@ -1,9 +1,10 @@
 """`ait predict`: classify image files with a trained model, or ask a question about them."""
 
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -24,7 +25,14 @@ from associative_transformer.data.questions import (
     parse_question,
 )
 from associative_transformer.decoding import UnreadableImage
-from associative_transformer.interface import UserError
+from associative_transformer.files import write_file
+from associative_transformer.interface import SHOWN, UserError
+from associative_transformer.progress import WorkProgress
+
+if TYPE_CHECKING:
+    from associative_transformer.predict import Prediction
+    from associative_transformer.report.contact_sheet import ContactSheet
+    from associative_transformer.runs.saved import SavedModel
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ class PredictOptions:
     """CSV, a JSON array, or one JSON object per line; None: by the extension of OUTPUT, or CSV."""
     output: Path | None = None
     """File to write, not a link; None: print to the terminal."""
+    sheet: Path | None = None
+    """HTML page to write, too, with picture, answer and confidence of each image; images in
+    folders named after classes can be filtered by wrong answers."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with an unreadable image; skip: leave it out and list it, with the reason, in
     OUTPUT.skipped.jsonl."""
@@ -81,7 +92,7 @@ class PredictOptions:
 def run(arguments: list[str]) -> None:
     """Write the most probable classes, or answers, for each image."""
     options = parse(PredictOptions, arguments, "predict")
-    from associative_transformer.predict import predict_files, write_predictions
+    from associative_transformer.predict import write_predictions
     from associative_transformer.runs.saved import load_saved
 
     if not options.paths:
@@ -89,36 +100,77 @@ def run(arguments: list[str]) -> None:
             "there are no image files or folders to classify: pass IMAGES after the run folder"
         )
     check_output(options.output, *options.paths)
+    check_output(options.sheet, *options.paths, flag="--sheet")
     if options.skip_list is not None:
         check_output(options.skip_list, *options.paths)
     device = choose_device(options.device)
-    model, preprocessing, classes, precision = load_saved(options.run)
-    question = _parse_question(options.question, preprocessing.question_types)
-    sentence = None
+    saved = load_saved(options.run)
+    question = _parse_question(options.question, saved.preprocessing.question_types)
+    classes, sentence = saved.classes, None
     if question is not None:
         (sentence,), classes = describe_questions(question), answer_words(int(question.kind[0]))
-    if model.temperature is not None:
+    if saved.model.temperature is not None:
         say(
-            f"ait: probabilities are calibrated at temperature {model.temperature:.3f}, which was "
-            "fitted on the validation split",
+            f"ait: probabilities are calibrated at temperature {saved.model.temperature:.3f}, "
+            "which was fitted on the validation split",
             file=sys.stderr,
         )
+    saved.model.to(device)
+    sheet = _open_sheet(options, classes, sentence)
     skipped: list[UnreadableImage] = []
-    predictions = predict_files(
-        model.to(device),
+    with _show_progress(options) as progress:
+        predictions = _predict(options, saved, question, skipped, progress)
+        if sheet is not None:
+            predictions = sheet.collect(predictions)
+        with open_output(options.output) as file:
+            kind = options.file_format
+            write_predictions(predictions, classes, options.top, kind, file, sentence)
+    if sheet is not None and options.sheet is not None:
+        names = ", ".join(path.absolute().name for path in options.paths)
+        write_file(options.sheet, sheet.render(f"Predictions for {names}").encode(errors=SHOWN))
+        say(f"written: {options.sheet}", file=sys.stderr)
+    if options.skip_list is not None:
+        write_skipped(skipped, options.skip_list)
+
+
+def _open_sheet(
+    options: PredictOptions, classes: Sequence[str], question: str | None
+) -> "ContactSheet | None":
+    """Return an empty contact sheet if one is wanted; its file is slow to import."""
+    if options.sheet is None:
+        return None
+    from associative_transformer.report.contact_sheet import ContactSheet
+
+    return ContactSheet(classes, question)
+
+
+def _show_progress(options: PredictOptions) -> WorkProgress:
+    """Return a progress bar, unless it would get in the way of predictions on the terminal."""
+    is_free = options.output is not None or not sys.stdout.isatty()
+    return WorkProgress("predicting", "images", is_shown=is_free)
+
+
+def _predict(
+    options: PredictOptions,
+    saved: "SavedModel",
+    question: Questions | None,
+    skipped: list[UnreadableImage],
+    progress: WorkProgress,
+) -> "Iterable[Prediction]":
+    from associative_transformer.predict import predict_files
+
+    return predict_files(
+        saved.model,
         options.paths,
-        preprocessing,
+        saved.preprocessing,
         options.batch_size,
         options.on_error,
         question,
         skipped,
-        precision,
+        saved.precision,
         options.num_workers,
+        progress.show,
     )
-    with open_output(options.output) as file:
-        write_predictions(predictions, classes, options.top, options.file_format, file, sentence)
-    if options.skip_list is not None:
-        write_skipped(skipped, options.skip_list)
 
 
 def _parse_question(sentence: str | None, types: tuple[str, ...]) -> Questions | None:

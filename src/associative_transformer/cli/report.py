@@ -1,5 +1,7 @@
 """`ait report`: write a page about what a run has learned, or about two runs side by side."""
 
+import sys
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +38,8 @@ class ReportOptions:
     """Folder of the images, if they have moved since training."""
     device: str = "auto"
     """cpu, cuda, or another device that torch knows; auto: a GPU if there is one."""
+    open: bool = False
+    """Show the page in a web browser when it is written."""
 
     def __post_init__(self) -> None:
         check_counts(images=self.images)
@@ -61,3 +65,5 @@ def run(arguments: list[str]) -> None:
         first, second = options.runs
         path = write_comparison(first, second, options.output, analysis)
     say(f"written: {path}")
+    if options.open and not webbrowser.open_new_tab(path.resolve().as_uri()):
+        say(f"ait: no web browser was found: open {path} yourself", sys.stderr)

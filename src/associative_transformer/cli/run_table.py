@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     """Train the missing runs of a table."""
     options = parse(RunTableOptions, arguments, "run-table")
     from associative_transformer.runs.plan import PlannedRun, plan_runs
-    from associative_transformer.training.run_all import train_runs
+    from associative_transformer.training.run_all import announce_run, train_runs
 
     stored = (recipe.data for recipe in RECIPES.values() if not recipe.data.is_generated)
     known = {data.display_name for data in stored}
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
     say(f"{format_count(len(runs), 'run')}, {num_complete} of them complete")
 
     def announce(position: int, run: PlannedRun) -> None:
-        say(f"\n[{position}/{len(runs)}] {run.title}")
+        say(f"\n{announce_run(position, runs)}")
 
     check_trained(runs, train_runs(runs, announce))
     words = ["table", options.table, "--runs", str(options.runs)]

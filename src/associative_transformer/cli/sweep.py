@@ -104,7 +104,7 @@ def _run_grid(options: SweepOptions, recipe: Experiment) -> None:
         parse_grid,
         vary,
     )
-    from associative_transformer.training.run_all import train_runs
+    from associative_transformer.training.run_all import announce_run, train_runs
 
     experiment = options.experiment
     values = {describe(each): each for each in combinations(parse_grid(options.grid, experiment))}
@@ -118,7 +118,7 @@ def _run_grid(options: SweepOptions, recipe: Experiment) -> None:
     say(f"{count} of {format_count(len(values), 'combination')}, {num_complete} of them complete")
 
     def announce(position: int, run: PlannedRun) -> None:
-        say(f"\n[{position}/{len(planned)}] {run.title}")
+        say(f"\n{announce_run(position, planned)}")
 
     with hold_folder(folder):
         failed = train_runs(planned, announce)

@@ -160,14 +160,14 @@ def _train_seeds(planned: list[PlannedRun], options: TrainOptions) -> None:
     """Train several seeds, each in a process of its own, and print a table of their results."""
     from associative_transformer.runs.result import read_result
     from associative_transformer.runs.spread import tabulate_seeds
-    from associative_transformer.training.run_all import train_runs
+    from associative_transformer.training.run_all import announce_run, train_runs
 
     if distributed.is_launched():
         raise UserError("--seeds starts its own processes: start it without a launcher")
     _check_folders(planned, options)
 
     def announce(position: int, run: PlannedRun) -> None:
-        say(f"\n[{position}/{len(planned)}] {run.title}")
+        say(f"\n{announce_run(position, planned)}")
 
     check_trained(planned, train_runs(planned, announce))
     results = {run.folder: read_result(run.folder) for run in planned}

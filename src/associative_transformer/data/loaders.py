@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from associative_transformer.data.augment import Preparation
 from associative_transformer.decoding import UnreadableImage
+from associative_transformer.distributed import is_first
 from associative_transformer.interface import UserError
+from associative_transformer.progress import WorkProgress
 
 Read = Callable[[int, int | None], Tensor]
 """Decodes the image of a row to (C, H, W) in uint8; a seed, if given, selects its random crop."""
@@ -125,18 +127,21 @@ def read_once(
 ) -> ReadableRows:
     """Decode a whole data set, into `images` if given, and return the rows that can be read.
 
-    An unreadable image raises UserError, or is left out if `on_error` is "skip".
+    An unreadable image raises UserError, or is left out if `on_error` is "skip". The progress is
+    shown on stderr.
     """
     starts = range(0, num_images, DECODE_CHUNK)
     rows = [list(range(start, min(start + DECODE_CHUNK, num_images))) for start in starts]
     readable, skipped = [torch.arange(0)], []
     chunks = _read(_Rows(read), rows, num_workers, on_error)
-    for row, chunk in zip(rows, chunks, strict=True):
-        is_readable = torch.tensor([error is None for error in chunk.errors])
-        skipped += [error for error in chunk.errors if error is not None]
-        readable.append(torch.tensor(row)[is_readable])
-        if images is not None and len(readable[-1]):
-            images[readable[-1]] = chunk.images
+    with WorkProgress("decoding", "images", is_shown=is_first()) as progress:
+        for row, chunk in zip(rows, chunks, strict=True):
+            is_readable = torch.tensor([error is None for error in chunk.errors])
+            skipped += [error for error in chunk.errors if error is not None]
+            readable.append(torch.tensor(row)[is_readable])
+            if images is not None and len(readable[-1]):
+                images[readable[-1]] = chunk.images
+            progress.show(row[-1] + 1, num_images)
     return ReadableRows(torch.cat(readable), tuple(skipped))
 
 

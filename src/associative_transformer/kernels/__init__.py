@@ -19,8 +19,8 @@ from associative_transformer.kernels import over_ranks, sparse
 from associative_transformer.kernels.over_ranks import Pool
 
 FASTEST = {"cpu": sparse}
-"""The module with the fastest implementation on each type of device (`docs/performance.md`);
-`functional` is used on all others."""
+"""The module with the fastest implementation on each type of device; `functional` is used on all
+others. See `docs/explanation/performance.md`."""
 
 Attend = Callable[..., AttendOutput]
 """A bottleneck attention: `attend(q, tokens, w_k, w_v, bottleneck, pool)` returns the selection

@@ -29,7 +29,7 @@ from associative_transformer.models.pretrained import PretrainedModel
 
 NUM_SHADES = 256  # values that one channel of a pixel can take
 VALUE_RATIO = 4  # value width of the input attention, as a multiple of the width of a module
-CHUNK = 4  # U: steps compiled or recomputed together; see `docs/performance.md` for the times
+CHUNK = 4  # U: steps compiled or recomputed together; docs/explanation/performance.md has times
 
 
 @with_config(ConfigDict(extra="forbid"))

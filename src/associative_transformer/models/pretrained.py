@@ -110,7 +110,8 @@ class PretrainedModel(
         try:
             cls._check_file(path, options["config"], options["strict"])
             with contextlib.redirect_stdout(None):  # the mixin prints its progress
-                return super().from_pretrained(path, **options)
+                # eval: huggingface_hub 1.0 leaves models from a folder in training mode
+                return super().from_pretrained(path, **options).eval()
         except (UserError, torch.OutOfMemoryError, MemoryError):
             raise
         except SafetensorError as error:

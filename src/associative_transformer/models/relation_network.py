@@ -27,7 +27,7 @@ from associative_transformer.models.pretrained import PretrainedModel
 
 CPU_RELATIONS = 5_000
 """Relations that a CPU computes at once. The activations of more relations would not fit into its
-cache and would need newly allocated memory; `docs/reproduce.md` has the times.
+cache and would need newly allocated memory; `docs/explanation/reproduce.md` has the times.
 """
 GPU_RELATIONS = 2_000_000
 """Relations that any other device computes at once: 2 GB for each layer of width 256."""

@@ -1,10 +1,10 @@
 """Table 1 of the paper, image classification, and small recipes for a machine without a GPU.
 
 `ait train cifar10-ait-small`, `ait run-table classification`, `ait table classification`; times
-and devices are in `docs/reproduce.md`. The paper trains AiT and ViT in the same way, with
-AdamW for 100 epochs, and does not say how it trained the other models; here all rows are trained
-like that. On Triangle, AiT and ViT see 4 patches of 32 pixels and the others 256 patches of 4
-pixels, as in their sources; the recipes `-p4` and `-p32` swap the two. Recipes that end in
+and devices are in `docs/explanation/reproduce.md`. The paper trains AiT and ViT in the same way,
+with AdamW for 100 epochs, and does not say how it trained the other models; here all rows are
+trained like that. On Triangle, AiT and ViT see 4 patches of 32 pixels and the others 256 patches
+of 4 pixels, as in their sources; the recipes `-p4` and `-p32` swap the two. Recipes that end in
 `-source` train a model as its own source does, and those that end in `-192` train AiT-Small and
 ViT-Small with tokens of that width.
 """

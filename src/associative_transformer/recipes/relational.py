@@ -1,12 +1,12 @@
 """Table 2 of the paper, relational reasoning on Sort-of-CLEVR, and small recipes without a GPU.
 
 `ait train sort-of-clevr-ait-small`, then `ait table relational`, which shows the accuracies next
-to those of `PUBLISHED`; times and devices are in `docs/reproduce.md`. All rows share one training,
-on binary and non-relational questions together: AdamW, 100 epochs, batches of 64 questions (as in
-the paper; its code uses 512). Recipes that end in `-p5` have patches of 5 pixels instead of 15.
-Coordination and Set Transformer have the sizes of their source on this data set; their `-source`
-recipes also train like the source, except that it makes three updates at once, one for each type
-of question.
+to those of `PUBLISHED`; times and devices are in `docs/explanation/reproduce.md`. All rows share
+one training, on binary and non-relational questions together: AdamW, 100 epochs, batches of 64
+questions (as in the paper; its code uses 512). Recipes that end in `-p5` have patches of 5 pixels
+instead of 15. Coordination and Set Transformer have the sizes of their source on this data set;
+their `-source` recipes also train like the source, except that it makes three updates at once, one
+for each type of question.
 """
 
 from dataclasses import replace

@@ -20,6 +20,7 @@ from associative_transformer.report.answers import answers_section
 from associative_transformer.report.attention import competition_section
 from associative_transformer.report.charts import Section
 from associative_transformer.report.comparison import differences_section, results_section
+from associative_transformer.report.difference import compare_numbers
 from associative_transformer.report.facts import (
     Facts,
     cost_section,
@@ -98,7 +99,7 @@ def write_comparison(
     pairs = {pair[0].name: list(pair) for pair in zip(*map(list_sections, both), strict=True)}
     rows = [
         pairs.pop("run"),
-        [results_section({"A": a.result, "B": b.result})],
+        [replace(results_section({"A": a.result, "B": b.result}), tables=[compare_numbers(a, b)])],
         [differences_section(a.experiment, b.experiment)],
         [_training_section({"A ": a, "B ": b})],
         *(pair for name, pair in pairs.items() if name not in {"training", *NOT_COMPARED}),

@@ -48,9 +48,10 @@ const charts = (() => {
 
   function truncate(words, size) {
     if (measure(words) <= size) return words;
-    let length = words.length - 1;
-    while (length > 1 && measure(words.slice(0, length) + "…") > size) length--;
-    return words.slice(0, length) + "…";
+    let length = words.length - 1; // the middle is left out: names often differ only at the end
+    const shortened = () => `${words.slice(0, Math.ceil(length / 2))}…${words.slice(words.length - Math.floor(length / 2))}`;
+    while (length > 2 && measure(shortened()) > size) length--;
+    return shortened();
   }
 
   function viridis(share) {
@@ -183,8 +184,8 @@ const charts = (() => {
   }
 
   /** Returns the width for labels on the left, and a function that shortens a label to fit. */
-  function labels(names, width) {
-    const left = Math.min(Math.max(...names.map(measure), 6) + 12, width * 0.4);
+  function labels(names, width, least = 0) {
+    const left = Math.max(Math.min(Math.max(...names.map(measure), 6) + 12, width * 0.4), least);
     return { left, fit: (name) => truncate(name, left - 10) };
   }
 
@@ -255,8 +256,8 @@ const charts = (() => {
   }
 
   function heat(spec, width) {
-    const { left, fit } = labels(spec.rows, width * 0.8);
     const count = spec.columns.length, isLong = spec.columns.some((name) => name.length > 3);
+    const { left, fit } = labels(spec.rows, width * 0.8, isLong ? 58 : 0); // room for slanted names
     const cell = Math.min((width - left - 6) / count, count > 10 ? 22 : 46), bottom = cell * spec.rows.length;
     const paint = spec.colors === "diverging" ? diverging : viridis;
     const share = (value) => (value - spec.low) / (spec.high - spec.low);
@@ -292,6 +293,28 @@ const charts = (() => {
     return [node("p", { class: "note" }, `Rows: ${spec.y_label}. Columns: ${spec.x_label}.`), plot];
   }
 
+  /** Writes a label at each group of points, on the first side where it covers nothing. */
+  function placeLabels(groups, spots, names, right, bottom) {
+    const covered = spots.map(([x, y]) => [x - 3, y - 3, x + 3, y + 3]), written = [];
+    let omitted = 0;
+    const overlaps = ([a, b, c, d]) => a < 0 || b < 0 || c > right || d > bottom + 4
+      || covered.some(([e, f, g, h]) => a < g && e < c && b < h && f < d);
+    for (const near of groups) { // points at the same spot share a label
+      const more = near.length > 3 ? ` and ${near.length - 3} more` : "";
+      const words = near.slice(0, 3).map((i) => names[i]).join(", ") + more;
+      const [x, y] = spots[near[0]], size = measure(words);
+      const found = [[6, -5], [6, 12], [-6 - size, -5], [-6 - size, 12], [-size / 2, -8], [-size / 2, 16]]
+        .map(([dx, dy]) => [x + dx, y + dy])
+        .find(([left, base]) => !overlaps([left, base - 9, left + size, base + 2]));
+      if (!found) omitted += near.length;
+      else {
+        written.push(text(found[0], found[1], words));
+        covered.push([found[0], found[1] - 9, found[0] + size, found[1] + 2]);
+      }
+    }
+    return { written, omitted };
+  }
+
   function points(spec, width) {
     const side = Math.min(width, 430), bottom = side - 60, top = 28;
     const center = (values) => (Math.min(...values) + Math.max(...values)) / 2;
@@ -303,33 +326,72 @@ const charts = (() => {
     const yTicks = ticks(yRange, 5), area = { left: labelWidth(yTicks), right: side - 16, top, bottom };
     const x = scale(xRange, [area.left, area.right]), y = scale(yRange, [area.bottom, area.top]);
     const parts = axes(area, x, y, ticks(xRange, side / 90), yTicks, spec), bySpot = new Map();
-    spec.x.forEach((value, i) => {
+    const spots = spec.x.map((value, i) => [x(value), y(spec.y[i])]);
+    spots.forEach(([cx, cy], i) => {
       const base = spec.groups.length ? `var(--c${spec.groups[i] % 8})` : "var(--c0)";
       const fill = spec.shades.length
         ? `color-mix(in oklab, ${base} ${Math.round(35 + 65 * spec.shades[i])}%, var(--paper))` : base;
-      parts.push(shape("circle", { cx: x(value), cy: y(spec.y[i]), r: 3.6, fill, stroke: base, "stroke-width": 0.7 }));
+      const words = spec.labels.length ? [hint(`${spec.x_label}: ${write(spec.x[i])}, ${spec.y_label}: ${write(spec.y[i])}, ${spec.labels[i]}`)] : [];
+      parts.push(shape("circle", { cx, cy, r: 3.6, fill, stroke: base, "stroke-width": 0.7 }, ...words));
       if (!spec.labels.length) return;
-      const spot = `${Math.round(x(value) / 12)} ${Math.round(y(spec.y[i]) / 12)}`;
+      const spot = `${Math.round(cx / 12)} ${Math.round(cy / 12)}`;
       bySpot.set(spot, [...(bySpot.get(spot) || []), i]);
     });
-    for (const near of bySpot.values()) { // points at the same spot share a label
-      const names = near.slice(0, 3).map((i) => spec.labels[i]).join(", ");
-      const more = near.length > 3 ? ` and ${near.length - 3} more` : "";
-      parts.push(text(x(spec.x[near[0]]) + 6, y(spec.y[near[0]]) - 5, names + more));
-    }
+    const { written, omitted } = placeLabels([...bySpot.values()], spots, spec.labels, side, bottom);
+    parts.push(...written);
+    const note = omitted ? [node("p", { class: "note" }, `${omitted} of ${spec.labels.length} labels would overlap and are left out; point at a dot, or see the table.`)] : [];
     const plot = drawing(side, side - 20, `${spec.title}. ${spec.note}`, ...parts);
     plot.style.maxWidth = `${side}px`;
-    return [plot];
+    return [plot, ...note];
   }
+
+  // --- numbers for other programs ---
+
+  /** Returns the header and the rows of a chart, with all its numbers. */
+  function cells(spec) {
+    if (spec.kind === "lines") {
+      const spread = spec.series.some((line) => line.spread.length);
+      const rows = spec.series.flatMap((line) => line.x.map((x, i) =>
+        [line.name, x, line.y[i], ...(spread ? [line.spread[i]] : [])]));
+      return [["line", spec.x_label, spec.y_label, ...(spread ? ["spread"] : [])], ...rows];
+    }
+    if (spec.kind === "bars") {
+      const columns = { ...spec.parts, ...(spec.low.length ? { from: spec.low, to: spec.high } : {}), ...spec.marks };
+      const rows = spec.labels.map((label, i) => [label, ...Object.values(columns).map((values) => values[i])]);
+      return [["", ...Object.keys(columns)], ...rows];
+    }
+    if (spec.kind === "boxes") {
+      const rows = spec.labels.map((label, i) => [label, ...spec.quantiles[i]]);
+      const bounds = Object.entries(spec.bounds).map(([name, value]) => [name, "", "", value, "", ""]);
+      return [["", "5 %", "25 %", "median", "75 %", "95 %"], ...rows, ...bounds];
+    }
+    if (spec.kind === "heat") {
+      return [[`${spec.y_label} \\ ${spec.x_label}`, ...spec.columns], ...spec.values.map((row, i) => [spec.rows[i], ...row])];
+    }
+    const names = spec.labels.length ? ["label"] : spec.groups.length ? ["group"] : [];
+    const rows = spec.x.map((x, i) => [...(names.length ? [(spec.labels.length ? spec.labels : spec.groups)[i]] : []), x, spec.y[i]]);
+    return [[...names, spec.x_label, spec.y_label], ...rows];
+  }
+
+  /** Returns a cell of CSV that no spreadsheet takes for a formula. */
+  function quote(value) {
+    if (isNumber(value)) return `${value}`;
+    const words = `${value ?? ""}`, isFormula = /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(words) && Number.isNaN(Number(words));
+    const safe = isFormula ? `'${words}` : words;
+    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  }
+
+  const csv = (spec) => cells(spec).map((row) => `${row.map(quote).join(",")}\n`).join("");
 
   const KINDS = { lines, bars, boxes, heat, points };
 
-  function draw(plot, spec) {
+  function draw(plot, spec, about) {
     const width = Math.min(Math.floor(plot.clientWidth), 720);
     if (!width || plot.dataset.width === `${width}`) return;
     plot.dataset.width = width;
     plot.replaceChildren(...KINDS[spec.kind](spec, width));
+    if (about) plot.querySelector("svg[role=img]").setAttribute("aria-describedby", about);
   }
 
-  return { draw, drawing, fill, hint, node, shape, text, viridis, write };
+  return { csv, draw, drawing, fill, hint, node, shape, text, viridis, write };
 })();

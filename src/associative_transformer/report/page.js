@@ -1,6 +1,6 @@
 /** Draws the cards and the image view, and updates the page when a control changes. */
 (() => {
-  const { draw, drawing, fill, hint, node, shape, text, viridis, write } = charts;
+  const { csv, draw, drawing, fill, hint, node, shape, text, viridis, write } = charts;
   const data = JSON.parse(document.getElementById("data").textContent);
 
   // --- test images ---
@@ -51,7 +51,7 @@
   }
 
   function card(layer, head, prior) {
-    const badges = ["dead", "duplicate"].filter((name) => layer[name][prior]);
+    const badges = [...["dead", "duplicate"].filter((name) => layer[name][prior]), ...(head.loser[prior] ? ["never wins"] : [])];
     const shown = head.winners[prior].filter(([winner]) => winner in data.items);
     const element = node("li", { class: "card", "data-prior": prior },
       node("h3", {}, `Prior ${prior + 1}`, ...badges.map((name) => node("span", { class: "badge" }, name))),
@@ -71,7 +71,7 @@
     const layer = data.priors[choice.layer], head = layer.heads[choice.head];
     const order = { number: (i) => i, usage: (i) => -layer.usage[i], entropy: (i) => head.entropy[i] }[choice.order];
     const kept = layer.usage.map((_, i) => i).filter((i) => ({
-      all: true, dead: layer.dead[i], duplicate: layer.duplicate[i], plain: !layer.dead[i] && !layer.duplicate[i],
+      all: true, dead: layer.dead[i], duplicate: layer.duplicate[i], plain: !layer.dead[i] && !layer.duplicate[i] && !head.loser[i], loser: head.loser[i],
     })[choice.show] && 100 * layer.usage[i] >= Number(choice.usage)
       && (choice.entropy === "" || head.entropy[i] <= Number(choice.entropy)));
     kept.sort((i, j) => order(i) - order(j) || i - j);
@@ -142,7 +142,7 @@
       return words;
     });
     const head = ["token", "taken by priors", ...(energy ? ["reads most from prior", "energy before", "energy after"] : [])];
-    right.append(node("details", {}, node("summary", { "aria-label": "Table: tokens" }, "Table"), node("div", { class: "wide" }, table(head, rows))));
+    right.append(node("details", {}, node("summary", { "aria-label": "Table: tokens" }, "Table"), node("div", { class: "wide", role: "group", "aria-label": "tokens" }, table(head, rows))));
   }
 
   const WIDGETS = { priors, images };
@@ -160,21 +160,43 @@
     for (const figure of side.querySelectorAll("[data-chart]")) {
       const needed = Object.entries(JSON.parse(figure.dataset.shownIf));
       figure.hidden = needed.some(([name, option]) => choice[name] !== `${option}`);
-      if (!figure.hidden) draw(figure.querySelector(".plot"), data.charts[figure.dataset.chart]);
+      if (!figure.hidden) draw(figure.querySelector(".plot"), data.charts[figure.dataset.chart], `about-${figure.dataset.chart}`);
     }
     const widget = side.querySelector("[data-widget]");
     if (widget && data[widget.dataset.widget]) WIDGETS[widget.dataset.widget](widget, choice);
   }
 
+  /** Lets the keyboard scroll what is wider or higher than its frame. */
+  function reachScrolled() {
+    for (const frame of document.querySelectorAll(".wide")) {
+      const scrolls = frame.scrollWidth > frame.clientWidth || frame.scrollHeight > frame.clientHeight;
+      if (scrolls) frame.tabIndex = 0;
+      else frame.removeAttribute("tabindex");
+    }
+  }
+
+  function save(chart) {
+    const link = node("a", { href: URL.createObjectURL(new Blob([csv(chart)], { type: "text/csv" })) });
+    link.download = `${chart.title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "")}.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
   document.documentElement.classList.add("js");
+  for (const button of document.querySelectorAll("[data-csv]")) {
+    button.addEventListener("click", () => save(data.charts[button.dataset.csv]));
+  }
+  document.addEventListener("toggle", reachScrolled, true);
   const sides = [...document.querySelectorAll(".side")];
   for (const side of sides) side.addEventListener("input", () => show(side));
-  sides.forEach(show);
+  const showAll = () => { sides.forEach(show); reachScrolled(); };
+  for (const side of sides) side.addEventListener("change", reachScrolled);
+  showAll();
 
   let waiting;
   addEventListener("resize", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => sides.forEach(show), 150);
+    waiting = setTimeout(showAll, 150);
   });
   let folded = [];
   addEventListener("beforeprint", () => {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool
 
 from associative_transformer.analysis.information import VARIABLES
 from associative_transformer.analysis.selection import DUPLICATE, SelectionStatistics
@@ -17,6 +18,7 @@ from associative_transformer.report.charts import Choice, Grid, Section
 
 TITLE = "Priors and the patches they take"
 MAX_WINNERS = 8  # on a card
+COLLAPSED = 0.9  # share of the tokens of a head that one prior wins if the head has collapsed
 
 
 def priors_section(
@@ -43,12 +45,13 @@ def priors_section(
         f"with those of an earlier prior by more than {DUPLICATE:g}. Number of dead priors: "
         f"{num_dead} of {selection.is_dead.size}; number of duplicates: {num_duplicates}."
     )
+    note = " ".join([note, *_name_losers(selection)])
     if per_image:
         note += (
             " Every prior takes the same number of tokens from every image, so that its choice of "
             "patches says nothing about the class."
         )
-    columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate"]
+    columns = ["layer and prior", "usage, %", "entropy, bits", "dead", "duplicate", "never wins"]
     if specialization is not None:
         columns += [f"information about {name}, bits" for name in VARIABLES]
     rows = [
@@ -76,6 +79,7 @@ def list_cards(
             "duplicate": selection.is_duplicate[layer],
             "heads": [
                 {
+                    "loser": selection.never_wins[layer, head],
                     "entropy": selection.entropy[layer, head],
                     "winners": _list_winners(selection, layer, head),
                     "special": (
@@ -131,9 +135,45 @@ def _row(
         f"{selection.entropy[layer, :, prior].mean():.2f}",
         "dead" if selection.is_dead[layer, prior] else "",
         "duplicate" if selection.is_duplicate[layer, prior] else "",
+        _name_heads(selection.never_wins[layer, :, prior]),
     ]
     if specialization is not None:
         means = specialization.information[:, layer, :, prior].mean(axis=-1)
         chance = specialization.baseline[:, layer, :, prior].mean(axis=-1)
         row += [f"{x:.4f} (chance: {y:.4f})" for x, y in zip(means, chance, strict=True)]
     return row
+
+
+def _name_losers(selection: SelectionStatistics) -> Iterator[str]:
+    """Yield sentences about the heads in which priors never win a token."""
+    if selection.wins is None:
+        yield "This analysis is of an earlier version, which did not count wins: pass --again."
+        return
+    num_priors = selection.usage.shape[1]
+    yield (
+        "A prior wins a token if no other prior of the head attends more to it; it never wins if "
+        f"its share of the tokens is below {DEAD:g} times an equal share."
+    )
+    losers = selection.never_wins
+    parts = [
+        f"layer {layer + 1}, head {head + 1}: {losers[layer, head].sum()} of {num_priors}"
+        for layer, head in np.ndindex(*losers.shape[:2])
+        if losers[layer, head].any()
+    ]
+    yield f"Priors that never win: {'; '.join(parts)}." if parts else "Every prior wins tokens."
+    for layer, head in np.ndindex(*losers.shape[:2]):
+        best = float(selection.wins[layer, head].max())
+        if num_priors > 1 and best > COLLAPSED:
+            prior = int(selection.wins[layer, head].argmax()) + 1
+            yield (
+                f"Head {head + 1} of layer {layer + 1} has collapsed: prior {prior} wins "
+                f"{100 * best:.0f} % of its tokens."
+            )
+
+
+def _name_heads(is_loser: Bool[np.ndarray, " S"]) -> str:
+    """Return the heads in which a prior never wins, counted from 1."""
+    heads = (np.flatnonzero(is_loser) + 1).tolist()
+    if not heads:
+        return ""
+    return f"head{'s' * (len(heads) > 1)} {', '.join(map(str, heads))}"

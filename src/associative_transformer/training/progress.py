@@ -7,8 +7,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN_LINES = 30.0
-"""Minimum time between two lines within an epoch if there is no terminal."""
+from associative_transformer.progress import SECONDS_BETWEEN_LINES, format_time
 
 
 class RunningMetrics(NamedTuple):
@@ -87,5 +86,4 @@ class TrainingProgress:
 
     def _time_left(self, done: int, now: float) -> str:
         seconds_per_step = (now - self.started) / max(done - self.first_step, 1)
-        seconds = round(seconds_per_step * (self.epochs * self.steps_per_epoch - done))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return format_time(seconds_per_step * (self.epochs * self.steps_per_epoch - done))

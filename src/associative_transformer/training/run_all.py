@@ -13,8 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
+from associative_transformer.progress import format_time
 from associative_transformer.runs.plan import PlannedRun
+from associative_transformer.runs.result import read_result
 from associative_transformer.training.signals import Interrupted, StopSignals
 
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
@@ -31,6 +34,38 @@ class FailedRun:
     def __str__(self) -> str:
         reason = f"exit code {self.code}" if self.code > 0 else f"killed by signal {-self.code}"
         return f"{self.run.title} ({reason})"
+
+
+def announce_run(position: int, runs: list[PlannedRun]) -> str:
+    """Return a line about the run that starts now: its position, its title and the time left."""
+    line = f"[{position}/{len(runs)}] {runs[position - 1].title}"
+    seconds = estimate_seconds(runs)
+    return line if seconds is None else f"{line}, {format_time(seconds)} left for all"
+
+
+def estimate_seconds(runs: list[PlannedRun]) -> float | None:
+    """Return how long the runs that are not complete will take; None before any is.
+
+    A run takes as long as complete runs of the same experiment with other seeds or, if there are
+    none, as long per epoch as all complete runs, on average.
+    """
+    seconds: dict[str, list[float]] = {}  # of complete runs, by experiment
+    per_epoch: list[float] = []
+    missing: list[PlannedRun] = []
+    for run in runs:
+        if not run.is_complete:
+            missing.append(run)
+        elif (result := read_result(run.folder)) is not None and result.timing is not None:
+            seconds.setdefault(run.experiment.name, []).append(result.timing.seconds)
+            per_epoch.append(result.timing.seconds / result.epochs)
+    if not per_epoch:
+        return None
+    return sum(
+        fmean(seconds[run.experiment.name])
+        if run.experiment.name in seconds
+        else fmean(per_epoch) * run.experiment.train.epochs
+        for run in missing
+    )
 
 
 def train_runs(

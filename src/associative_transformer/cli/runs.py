@@ -1,0 +1,66 @@
+"""`ait runs`: list the runs in a folder."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from associative_transformer.cli.options import (
+    check_output,
+    open_output,
+    parse,
+    say,
+    table_width,
+)
+from associative_transformer.interface import UserError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunsOptions:
+    """List runs with recipe, data, accuracy, date and folder, complete or not."""
+
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[WORD ...]", help_behavior_hint="(default: list all runs)"),
+    ] = ()
+    """List only runs whose recipe, data or folder contains all these words."""
+    runs: Path = RUNS
+    """Folder of all runs."""
+    sort: Literal["recipe", "data", "accuracy", "date", "folder"] = "recipe"
+    """Order: the highest accuracy and the latest date come first, everything else by name."""
+    format: Literal["terminal", "markdown", "html", "json"] = "terminal"
+    """Output format."""
+    output: Path | None = None
+    """File to write; None: print to the terminal."""
+
+
+def run(arguments: list[str]) -> None:
+    """Write the list of runs."""
+    options = parse(RunsOptions, arguments, "runs")
+    check_output(options.output)
+    if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
+        raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
+    from associative_transformer.tables.overview import list_runs, sort_runs, tabulate_runs
+
+    found, left_out = list_runs(options.runs)
+    chosen = [each for each in found if all(word in each.text for word in options.words)]
+    chosen = sort_runs(chosen, options.sort)
+    if options.format == "json":
+        for sentence in left_out:
+            say(sentence, file=sys.stderr)
+        text = json.dumps([each.as_dict() for each in chosen], indent=2) + "\n"
+    else:
+        table = tabulate_runs(chosen, options.runs, left_out)
+        if options.format == "terminal":
+            text = table.to_terminal(table_width())
+        else:
+            text = table.to_html() if options.format == "html" else table.to_markdown()
+    with open_output(options.output) as file:
+        file.write(text)
+    if options.output is not None:
+        say(f"written: {options.output}")
