@@ -33,7 +33,7 @@ SCORES: dict[Metric, Callable[[Evaluation], float]] = {  # a higher score is bet
 
 
 def check(stopping: Stopping, data: DataSet, num_classes: int) -> None:
-    """Raise UserError if the data does not allow to choose the best epoch as requested."""
+    """Raise UserError if the data cannot provide the requested metric."""
     if stopping != Stopping() and data.validation is None:
         raise UserError(
             "--train.stopping needs validation images, but this data has none: set "
