@@ -143,7 +143,7 @@ def train_in_process(run: Run, options: argparse.Namespace) -> bool:
     return True
 
 
-def parse_options(words: list[str] | None) -> argparse.Namespace:
+def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Record how a memory changes in training.")
     parser.add_argument("action", choices=["run", "table", "figure", "train"])
