@@ -7,6 +7,7 @@ Dims     N images of the data set   M readable ones   S steps   B batch   C chan
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Literal, NamedTuple
@@ -27,6 +28,7 @@ Read = Callable[[int, int | None], Tensor]
 """Decodes the image of a row to (C, H, W) in uint8; a seed, if given, selects its random crop."""
 
 DECODE_CHUNK = 256  # images that a worker returns at once
+SIGNAL_SECONDS = 0.5  # until the signal of a dead worker arrives, after its connection is reset
 NO_WORKERS = "--data.num-workers 0 (--num-workers 0 to `ait predict`)"
 _DEAD = re.compile(r"DataLoader worker \(pid")  # how torch starts its messages about dead workers
 
@@ -207,6 +209,7 @@ def _from_workers(loader: "DataLoader[Tensor | UnreadableImage]") -> Iterator[_S
             was_sent = loader.num_workers > 0 and "Caught" not in str(error)
             if (isinstance(error, RuntimeError) and not _DEAD.search(str(error))) or not was_sent:
                 raise
+            time.sleep(SIGNAL_SECONDS)  # torch's signal handler raises here, not later
             raise UserError(_why_dead(error)) from error
         if chunk is None:
             return
