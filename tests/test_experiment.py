@@ -171,6 +171,26 @@ def test_a_wrong_value_is_refused_with_its_field(
     assert field.split(".")[-1] in message or str(value) in message
 
 
+@pytest.mark.parametrize("experiment", [TRIANGLE, IMAGES, QUESTIONS], ids=label)
+def test_a_file_that_was_cut_off_is_never_read_as_another_experiment(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    # no field that version 0.1 had keeps its default, so that none can be restored by chance
+    other = changed(experiment, {"train.seed": 3, "train.log_every": 7, "train.lr": 0.5})
+    path = tmp_path / "experiment.yaml"
+    save_experiment(other, path)
+    lines = path.read_text().splitlines(keepends=True)
+    num_read = 0
+    for count in range(len(lines)):
+        path.write_text("".join(lines[:count]))
+        try:
+            assert load_experiment(path) == other
+            num_read += 1
+        except UserError as error:
+            assert str(path) in str(error)
+    assert num_read <= 1  # without the last line, `init: null`, which version 0.1 did not have
+
+
 @pytest.mark.parametrize("part", ["name", "data", "model", "train"])
 def test_a_missing_part_is_refused_by_name(part: str, tmp_path: Path) -> None:
     path = write_yaml(tmp_path / "experiment.yaml", TRIANGLE, {})

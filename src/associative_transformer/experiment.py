@@ -199,15 +199,28 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment from YAML; missing fields get their default values.
+    """Read an experiment that `save_experiment` has written.
 
-    Raises UserError if the file is missing or not valid YAML, or has an unknown field, an invalid
-    value, or no value for a field without a default.
+    Fields that version 0.1 did not have get their default values. Raises UserError if the file is
+    missing, not valid YAML or cut off, or has an unknown field or an invalid value.
     """
     try:
-        return parse_experiment(read_yaml(path), str(path))
+        saved = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {path.parent} is not a run folder") from None
+    experiment = parse_experiment(saved, str(path))
+    for name, _ in _flatten(experiment, nested_fields(experiment), omit_added=True):
+        if not _has_field(saved, name):
+            raise UserError(f"{path} was cut off: it has no {name}; copy it again from the source")
+    return experiment
+
+
+def _has_field(saved: object, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(saved, dict) or part not in saved:
+            return False
+        saved = saved[part]
+    return True
 
 
 def read_yaml(path: Path) -> object:

@@ -23,7 +23,7 @@ HUGE = 3 * 2**30
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def replace_by_a_folder(path: Path) -> None:
