@@ -12,12 +12,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from associative_transformer import cli
 from associative_transformer.recipes import RECIPES
+from making.commands import make_documented_images
 from making.plant import put_result, result_of
 
 ROOT = Path(__file__).parents[1]
@@ -43,15 +42,6 @@ def commands(page: Path, program: str) -> list[str]:
     lines = "\n".join(blocks(page, "sh")).splitlines()
     without_comments = [line.partition("#")[0].strip() for line in lines]
     return [line for line in without_comments if line.split()[:1] == [program]]
-
-
-def write_images(folder: Path, names: list[str], each: int) -> None:
-    random = np.random.default_rng(0)
-    for name in names:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(each):
-            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 RUN_BLOCKS = """
@@ -120,11 +110,7 @@ def test_the_quick_start_of_the_readme_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = [f"class {i}" for i in range(10)]
-    write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
-    write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
-    write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
-    write_images(tmp_path / "PATH/TO/FOLDER", ["cat", "dog"], 8)
+    make_documented_images(tmp_path)
     lines = commands(PAGES[0], "ait")
     for line in sorted(lines, key=lambda line: not line.startswith("ait train")):
         if line.startswith("ait fit"):

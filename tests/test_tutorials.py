@@ -5,11 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from associative_transformer import cli
+from making.commands import make_documented_images
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -21,15 +20,6 @@ SMALL = shlex.split(
 FEW = shlex.split("--data.num-train 16 --data.num-test 8")
 
 pytestmark = pytest.mark.docs
-
-
-def write_images(folder: Path, names: list[str], each: int) -> None:
-    random = np.random.default_rng(0)
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        for i in range(each):
-            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
 def make_small(words: list[str]) -> list[str]:
@@ -60,11 +50,7 @@ def test_the_blocks_of_a_tutorial_run_one_after_another(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = [f"class {i}" for i in range(10)]
-    write_images(tmp_path / "PATH/TO/cifar10/train", names, 2)
-    write_images(tmp_path / "PATH/TO/cifar10/test", names, 1)
-    write_images(tmp_path / "PATH/TO/IMAGES", ["a"], 3)
-    write_images(tmp_path / "PATH/TO/FOLDER", ["cat", "dog"], 10)
+    make_documented_images(tmp_path)
     blocks = BLOCK.findall(page.read_text())
     assert blocks
     for language, block in blocks:

@@ -2,10 +2,12 @@
 
 import time
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+Shown = TypeVar("Shown", bound="ShownProgress")
 SECONDS_BETWEEN_LINES = 30.0
 """Minimum time between two lines if there is no terminal; shorter work prints nothing."""
 SECONDS_BETWEEN_DRAWINGS = 0.1
@@ -17,7 +19,29 @@ def format_time(seconds: int | float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-class WorkProgress:
+class ShownProgress:
+    """A bar that is drawn while its object is entered, and lines above it or instead of it."""
+
+    bar: Progress
+
+    def __enter__(self: Shown) -> Shown:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.__exit__(kind, error, trace)
+
+    def write(self, line: str) -> None:
+        """Write one line, above the bar if there is one."""
+        self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class WorkProgress(ShownProgress):
     """The progress of one piece of work, shown on stderr while it is entered.
 
     >>> with WorkProgress("decoding", "images") as progress:
@@ -41,18 +65,6 @@ class WorkProgress:
         self.task = self.bar.add_task(title, total=None, numbers="")
         self.started = self.last = time.monotonic()
 
-    def __enter__(self) -> "WorkProgress":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.__exit__(kind, error, trace)
-
     def show(self, done: int | float, total: int | float, detail: str = "") -> None:
         """Update the bar or, without a terminal, write a line at most every 30 seconds.
 
@@ -72,8 +84,7 @@ class WorkProgress:
             seconds = (now - self.started) / done * (total - done)
             numbers += f", {format_time(seconds)} left"
         if self.bar.disable:
-            line = f"{title}  {numbers}"
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.write(f"{title}  {numbers}")
         else:
             self.bar.update(self.task, total=total, completed=done, description=title)
             self.bar.update(self.task, numbers=numbers, refresh=True)

@@ -74,6 +74,24 @@ def make_images(
     return root
 
 
+def make_documented_images(root: Path) -> None:
+    """Write images to the paths that commands in the docs name, such as PATH/TO/cifar10."""
+    ten = [f"class {i}" for i in range(10)]
+    _write_noise(root / "PATH/TO/cifar10/train", ten, 2)
+    _write_noise(root / "PATH/TO/cifar10/test", ten, 1)
+    _write_noise(root / "PATH/TO/IMAGES", ["a"], 3)
+    _write_noise(root / "PATH/TO/FOLDER", ["cat", "dog"], 10)
+
+
+def _write_noise(folder: Path, names: list[str], each: int) -> None:
+    random = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
 def scores_of_kinds(text: str) -> dict[str, str]:
     """Return the line of the output with the score of each kind of question, by kind."""
     kind = re.compile(r"(?:.* )?((?:non-relational|binary|ternary)(?:/\w+)?|all)")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from associative_transformer.cli.options import check_output, open_output, parse
+from associative_transformer.cli.options import RUNS, check_output, open_output, parse
 from associative_transformer.interface import UserError
 
 PACKAGES = (
@@ -65,7 +65,7 @@ Line = tuple[str, str]
 class DoctorOptions:
     """Show versions, devices, data sets and disk, and test the installation, for a bug report."""
 
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs, whose free disk space is reported."""
     output: Path | None = None
     """File to write; None: print to the terminal."""

@@ -10,7 +10,7 @@ from typing import Literal
 from associative_transformer import distributed
 from associative_transformer.cli import eval as evaluation
 from associative_transformer.cli.check_data import DataOptions, locate, look_at
-from associative_transformer.cli.options import choose_device, format_command, parse, say
+from associative_transformer.cli.options import RUNS, choose_device, format_command, parse, say
 from associative_transformer.data import ImagesConfig
 from associative_transformer.experiment import Experiment, is_folder_name, load_experiment
 from associative_transformer.interface import UserError, format_count
@@ -38,7 +38,7 @@ class FitOptions:
     """Seed for weights, batch order and augmentation."""
     name: str | None = None
     """Name of the run; None: fit-FOLDER."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs; this run is written to RUNS/NAME/SEED."""
     resume: bool = False
     """Continue a run that was stopped, with the settings and the epochs that it has."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import tyro
 
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     import torch
 
     from associative_transformer.experiment import Experiment
+    from associative_transformer.tabular import Table
     from associative_transformer.training.run_all import FailedRun
 
 Options = TypeVar("Options")
 Edition = TypeVar("Edition")
 
+RUNS = Path("runs")
+"""The default folder of all runs."""
 OWN_FILES = {"", "experiment", "environment", "metrics", "memory", "config", "model", "result"}
 OWN_FILES |= {"evaluation", "confusion", "skipped", "report", "comparison", "readme"}
 OWN_FILES |= {"initialization", "priors", "data"}
@@ -146,6 +149,23 @@ def find_edition(tables: Mapping[str, Edition], table: str) -> Edition:
             f"{' or '.join(tables)}"
         )
     return tables[table]
+
+
+def check_runs(folder: Path) -> None:
+    """Raise UserError if the folder of all runs is missing; the default need not exist yet."""
+    if not folder.is_dir() and folder != RUNS:
+        raise UserError(f"there is no folder {folder}: pass the folder of runs with --runs")
+
+
+def format_table(table: "Table", file_format: Literal["terminal", "markdown", "html"]) -> str:
+    """Return a table as text."""
+    match file_format:
+        case "terminal":
+            return table.to_terminal(table_width())
+        case "markdown":
+            return table.to_markdown()
+        case "html":
+            return table.to_html()
 
 
 def check_counts(**counts: int) -> None:

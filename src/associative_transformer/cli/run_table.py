@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from associative_transformer.cli.options import (
+    RUNS,
     check_trained,
     find_edition,
     format_command,
@@ -32,7 +33,7 @@ class RunTableOptions:
     laptop: small models, each trained in minutes without a GPU."""
     sources: dict[str, Path] = field(default_factory=dict)
     """Local copies of image sets, as in: --sources cifar10 PATH cifar100 PATH."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs."""
 
     def __post_init__(self) -> None:

@@ -9,15 +9,14 @@ from typing import Annotated, Literal
 import tyro
 
 from associative_transformer.cli.options import (
+    RUNS,
     check_output,
+    check_runs,
+    format_table,
     open_output,
     parse,
     say,
-    table_width,
 )
-from associative_transformer.interface import UserError
-
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ def run(arguments: list[str]) -> None:
     """Write the list of runs."""
     options = parse(RunsOptions, arguments, "runs")
     check_output(options.output)
-    if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
-        raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
+    check_runs(options.runs)
     from associative_transformer.tables.overview import list_runs, sort_runs, tabulate_runs
 
     found, left_out = list_runs(options.runs)
@@ -55,11 +53,7 @@ def run(arguments: list[str]) -> None:
             say(sentence, file=sys.stderr)
         text = json.dumps([each.as_dict() for each in chosen], indent=2) + "\n"
     else:
-        table = tabulate_runs(chosen, options.runs, left_out)
-        if options.format == "terminal":
-            text = table.to_terminal(table_width())
-        else:
-            text = table.to_html() if options.format == "html" else table.to_markdown()
+        text = format_table(tabulate_runs(chosen, options.runs, left_out), options.format)
     with open_output(options.output) as file:
         file.write(text)
     if options.output is not None:

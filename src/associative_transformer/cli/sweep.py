@@ -10,6 +10,7 @@ import tyro
 
 from associative_transformer import distributed
 from associative_transformer.cli.options import (
+    RUNS,
     check_counts,
     check_seeds,
     check_trained,
@@ -56,7 +57,7 @@ class SweepOptions:
     """Train each combination of --grid with each of these seeds; None: only with --train.seed."""
     config: Path | None = None
     """YAML file with overrides, nested as in experiment.yaml; options take precedence."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs."""
 
     def __post_init__(self) -> None:

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from associative_transformer.cli.options import (
+    RUNS,
     check_output,
+    check_runs,
     find_edition,
+    format_table,
     open_output,
     parse,
-    table_width,
 )
-from associative_transformer.interface import UserError
-
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,12 @@ def run(arguments: list[str]) -> None:
     """Write the table, with a dash for each missing result."""
     options = parse(TableOptions, arguments, "table")
     check_output(options.output)
-    if not options.runs.is_dir() and options.runs != RUNS:  # the default need not exist yet
-        raise UserError(f"there is no folder {options.runs}: pass the folder of runs with --runs")
+    check_runs(options.runs)
     from associative_transformer.tables import LAPTOP_TABLES, TABLES
 
     build = TABLES[options.table]
     if options.budget == "laptop":
         build = find_edition(LAPTOP_TABLES, options.table)
     table = build(options.runs)
-    if options.format == "terminal":
-        text = table.to_terminal(table_width())
-    else:
-        text = table.to_html() if options.format == "html" else table.to_markdown()
     with open_output(options.output) as file:
-        file.write(text)
+        file.write(format_table(table, options.format))

@@ -10,6 +10,7 @@ import tyro
 
 from associative_transformer import distributed
 from associative_transformer.cli.options import (
+    RUNS,
     check_counts,
     check_seeds,
     check_trained,
@@ -51,7 +52,7 @@ class TrainOptions:
     """Continue from the last checkpoint; with --seeds, train what is missing."""
     overwrite: bool = False
     """Delete the existing run and start again."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Folder of all runs; this run is written to RUNS/NAME/SEED."""
     report_every: int | None = None
     """Epochs between updates of report.html, which is also written at the end; None: no report."""

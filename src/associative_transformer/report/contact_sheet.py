@@ -3,8 +3,6 @@
 If the images are in folders named after classes, wrong answers are marked and can be filtered.
 """
 
-import io
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +16,12 @@ from associative_transformer.decoding import UnreadableImage, open_image
 from associative_transformer.interface import format_count
 from associative_transformer.predict import Prediction
 from associative_transformer.progress import WorkProgress
+from associative_transformer.report.gallery import encode_picture
 from associative_transformer.scores import wilson_interval
 from associative_transformer.webpage import frame, open_templates
 
 FOLDER = Path(__file__).parent  # of the template, the script and the style sheet
 SIDE = 192  # pixels; larger images are scaled down
-LOSSLESS_SIDE = 80  # pixels; smaller images are enlarged by the browser and kept as they are
 NUM_ANSWERS = 3  # on the page, for each image
 MAX_PICTURES = 2_000  # on a page, about 15 MB
 
@@ -125,12 +123,4 @@ def _thumbnail(path: Path) -> str | None:
         picture = open_image(path, "RGB")
     except UnreadableImage:
         return None
-    is_small = max(picture.size) <= LOSSLESS_SIDE
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    if is_small:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.save(buffer, "JPEG", quality=80)
-    kind = "png" if is_small else "jpeg"
-    return f"data:image/{kind};base64,{b64encode(buffer.getvalue()).decode()}"
+    return encode_picture(picture, SIDE)

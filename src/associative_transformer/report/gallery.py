@@ -49,9 +49,15 @@ def load_gallery(
 def encode_image(image: Float[Tensor, "C H W"]) -> str:
     """Return an image with values in [0, 1] as a data URL."""
     pixels = (255 * image.clamp(0, 1)).round().byte().movedim(0, -1).cpu().numpy()
-    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    return encode_picture(
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), SIDE
+    )
+
+
+def encode_picture(picture: Image.Image, side: int) -> str:
+    """Return a picture as a data URL; its larger side is reduced to `side` pixels."""
     is_small = max(picture.size) <= LOSSLESS_SIDE
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     if is_small:
         picture.save(buffer, "PNG", optimize=True)

@@ -1,13 +1,16 @@
 """The progress of a training run: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from associative_transformer.progress import SECONDS_BETWEEN_LINES, format_time
+from associative_transformer.progress import (
+    SECONDS_BETWEEN_LINES,
+    ShownProgress,
+    format_time,
+)
 
 
 class RunningMetrics(NamedTuple):
@@ -34,7 +37,7 @@ class RunningMetrics(NamedTuple):
         )
 
 
-class TrainingProgress:
+class TrainingProgress(ShownProgress):
     """Epoch, loss, balance loss, accuracy, images per second and time left, shown on stderr."""
 
     def __init__(
@@ -56,18 +59,6 @@ class TrainingProgress:
         self.started, self.first_step = time.monotonic(), steps_done
         self.last_line = self.started
 
-    def __enter__(self) -> "TrainingProgress":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.__exit__(kind, error, trace)
-
     def show(self, metrics: RunningMetrics) -> None:
         """Update the bar or, without a terminal, write a line at most every 30 seconds."""
         done = (metrics.epoch - 1) * self.steps_per_epoch + metrics.step
@@ -79,10 +70,6 @@ class TrainingProgress:
             self.last_line = now
             step = f"step {metrics.step}/{self.steps_per_epoch}"
             self.write(f"{epoch}  {metrics}  {step}  {self._time_left(done, now)} left")
-
-    def write(self, line: str) -> None:
-        """Write one line, above the bar if there is one."""
-        self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self, done: int, now: float) -> str:
         seconds_per_step = (now - self.started) / max(done - self.first_step, 1)
